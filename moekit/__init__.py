@@ -1,0 +1,54 @@
+"""Mixture-of-Experts and fusion layers for PyTorch, as small parts that you compose.
+
+A sparse layer is four parts: a router says who goes where (:class:`Routing`), a plan turns ids into an
+order (:class:`DispatchPlan`), experts compute, combine brings the slots home.
+"""
+
+from moekit.__about__ import __version__
+from moekit.distributed import all_reduce_stats
+from moekit.experts import FFN, Experts, FFNExperts, ModuleExperts, ZeroExpert
+from moekit.layer import MoEOutput, SparseMoE
+from moekit.losses import (
+    importance_loss,
+    load_balancing_loss,
+    load_loss,
+    mutual_information_loss,
+    router_entropy,
+    router_z_loss,
+)
+from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
+from moekit.routers import ExpertChoiceRouter, HardRouter, HashRouter, Router, TopKRouter
+from moekit.routing import RouterStats, Routing, router_stats
+from moekit.soft import SoftMoE
+
+__all__ = [
+    "FFN",
+    "DispatchPlan",
+    "ExpertChoiceRouter",
+    "Experts",
+    "FFNExperts",
+    "HardRouter",
+    "HashRouter",
+    "MoEOutput",
+    "ModuleExperts",
+    "Router",
+    "RouterStats",
+    "Routing",
+    "SoftMoE",
+    "SparseMoE",
+    "TopKRouter",
+    "ZeroExpert",
+    "__version__",
+    "all_reduce_stats",
+    "combine",
+    "dispatch",
+    "importance_loss",
+    "load_balancing_loss",
+    "load_loss",
+    "mutual_information_loss",
+    "plan_dispatch",
+    "plan_expert_choice",
+    "router_entropy",
+    "router_stats",
+    "router_z_loss",
+]

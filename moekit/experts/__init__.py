@@ -1,0 +1,8 @@
+"""Experts: what is computed once it is known who goes where."""
+
+from moekit.experts.base import Experts
+from moekit.experts.dense import FFN
+from moekit.experts.ffn import FFNExperts
+from moekit.experts.modules import ModuleExperts, ZeroExpert
+
+__all__ = ["FFN", "Experts", "FFNExperts", "ModuleExperts", "ZeroExpert"]

@@ -1,0 +1,36 @@
+"""Activations by name or as a function, and how a hidden width becomes rows of the first matrix."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from moekit_kernels.activations import ACTIVATIONS
+
+ActivationName = Literal["gelu", "relu", "silu", "swiglu", "geglu"]
+ActivationLike = ActivationName | Callable[[Tensor], Tensor]
+
+
+def is_gated(activation: ActivationLike) -> bool:
+    """Whether the activation halves its input (a GLU). A function counts as not gated.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if callable(activation):
+        return False
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {', '.join(map(repr, ACTIVATIONS))} or a function, got {activation!r}."
+        )
+    return ACTIVATIONS[activation].gated
+
+
+def activation_function(activation: ActivationLike) -> Callable[[Tensor], Tensor]:
+    """The activation as a function ``(..., F or 2F) -> (..., F)``."""
+    return activation if callable(activation) else ACTIVATIONS[activation].forward
+
+
+def activation_label(activation: ActivationLike) -> str:
+    """How the activation is shown in a module's ``repr``."""
+    return repr(activation) if isinstance(activation, str) else getattr(activation, "__name__", repr(activation))

@@ -1,0 +1,147 @@
+"""Feed-forward experts with stacked weights."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moekit.checks import (
+    check_choice,
+    check_positive,
+    check_rank,
+    check_same_device,
+    check_same_dtype,
+    check_width,
+)
+from moekit.experts.activation import (
+    ActivationLike,
+    activation_function,
+    activation_label,
+    is_gated,
+)
+from moekit.experts.base import Experts, check_plan
+from moekit.plan import DispatchPlan, combine, dispatch
+from moekit.routers.gate import scaled_normal_
+from moekit_kernels.grouped_gemm import grouped_linear
+from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference, serves
+
+Impl = Literal["auto", "reference", "torch"]
+IMPLS = ("auto", "reference", "torch")
+
+
+def resolve_impl(impl: Impl, device: torch.device) -> Literal["reference", "torch"]:
+    """What ``impl="auto"`` means: ``"torch"`` on every device. An explicit choice is never changed.
+
+    ``"torch"`` itself computes, by measurement on CPU (``benchmarks/README.md``): on CPU the fused loop
+    over experts (:func:`moekit_kernels.moe_ffn.moe_ffn`) for named activations; elsewhere, and for an
+    activation given as a function, gather, two grouped GEMMs and combine. The second way reads nothing
+    on the host on a GPU, except in float64.
+    """
+    return "torch" if impl == "auto" else impl
+
+
+class FFNExperts(Experts):
+    """``E`` two-layer feed-forward networks of equal shape, their weights stacked as ``(E, out, in)``.
+
+    ``y = W_down act(W_up x + b_up) + b_down``; for a gated activation the rows of ``W_up`` are ``F`` gate
+    rows, then ``F`` value rows (``transformers``' ``gate_up_proj``). Weights start from a truncated normal of
+    variance ``init_scale / fan_in``, biases at zero: Switch Transformers, section 2.4,
+    https://arxiv.org/abs/2101.03961, with 0.1 there against instability.
+
+    Args:
+        dim: Width of the tokens, ``D``.
+        hidden_dim: Hidden width, ``F``.
+        num_experts: ``E``.
+        activation: ``"gelu"``, ``"relu"``, ``"silu"``, ``"swiglu"``, ``"geglu"``, or a function
+            ``(N, F) -> (N, F)``.
+        bias: Whether both layers have biases.
+        out_dim: Width of the output; ``dim`` by default.
+        impl: ``"reference"`` is the readable oracle (every expert on every row), ``"torch"`` the fast
+            way, ``"auto"`` picks by :func:`resolve_impl`.
+        init_scale: See above.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If a width is below 1, or ``activation`` or ``impl`` is unknown.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        num_experts: int,
+        *,
+        activation: ActivationLike = "swiglu",
+        bias: bool = False,
+        out_dim: int | None = None,
+        impl: Impl = "auto",
+        init_scale: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        out_dim = dim if out_dim is None else out_dim
+        for name, value in (
+            ("dim", dim),
+            ("hidden_dim", hidden_dim),
+            ("num_experts", num_experts),
+            ("out_dim", out_dim),
+        ):
+            check_positive(name, value)
+        check_choice("impl", impl, IMPLS)
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.num_experts = num_experts
+        self.out_dim = out_dim
+        self.activation: ActivationLike = activation
+        self.impl: Impl = impl
+        self.init_scale = init_scale
+        up_rows = 2 * hidden_dim if is_gated(activation) else hidden_dim
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
+
+        self.up_proj = empty(num_experts, up_rows, dim)
+        self.down_proj = empty(num_experts, out_dim, hidden_dim)
+        self.up_bias = empty(num_experts, up_rows) if bias else None
+        self.down_bias = empty(num_experts, out_dim) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew and sets the biases to zero."""
+        scaled_normal_(self.up_proj, self.dim, self.init_scale)
+        scaled_normal_(self.down_proj, self.hidden_dim, self.init_scale)
+        for bias in (self.up_bias, self.down_bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+
+    def forward(
+        self, x: Float[Tensor, "T D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]
+    ) -> Float[Tensor, "T D2"]:
+        """Computes the gate-weighted sum of every token's experts.
+
+        Raises:
+            ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other or the weights.
+        """
+        check_rank("x", x, 2, "T, D")
+        check_width("x", x, self.dim)
+        check_same_device("x", x, "the experts' weights", self.up_proj)
+        check_same_dtype("x", x, "the experts' weights", self.up_proj)
+        check_plan(x, plan, gates, self.num_experts)
+        weights = (self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+        function = activation_function(self.activation)
+        if resolve_impl(self.impl, x.device) == "reference":
+            return moe_ffn_reference(x, gates, plan.token, plan.slot, plan.offsets, *weights, function)
+        if isinstance(self.activation, str) and serves(x.device):
+            return moe_ffn(x, gates, plan.token, plan.slot, plan.offsets, *weights, self.activation)
+        hidden = function(grouped_linear(dispatch(x, plan), self.up_proj, plan.offsets, self.up_bias))
+        return combine(grouped_linear(hidden, self.down_proj, plan.offsets, self.down_bias), plan, gates)
+
+    def extra_repr(self) -> str:
+        """Names the settings."""
+        return (
+            f"dim={self.dim}, hidden_dim={self.hidden_dim}, num_experts={self.num_experts}, "
+            f"activation={activation_label(self.activation)}, bias={self.up_bias is not None}, impl={self.impl!r}"
+        )

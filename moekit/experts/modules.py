@@ -1,0 +1,106 @@
+"""Experts that are any modules: of different size or kind, doing nothing, or working on whole samples."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moekit.checks import check_positive
+from moekit.experts.base import Experts, check_plan
+from moekit.plan import DispatchPlan, combine, dispatch
+
+
+class ZeroExpert(nn.Module):
+    """A *null* expert: gives zeros, so a token can choose to skip (its sibling is ``nn.Identity``).
+
+    MoE++, https://arxiv.org/abs/2410.07348.
+    """
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Returns zeros like ``x``."""
+        return torch.zeros_like(x)
+
+
+class ModuleExperts(Experts):
+    """A bank of experts from a list of modules, each ``(n, *token) -> (n, *out)`` with the same ``out``.
+
+    A module sees the rows of its own tokens only, once per call, and does not run without any (its
+    parameters then have no gradient: with DDP set ``find_unused_parameters``). The number of rows is
+    read on the host. Under ``torch.compile`` and ``torch.export``, where it cannot be, every module
+    runs on all rows and its own are selected: right for modules that treat rows independently, at
+    ``E`` times the cost.
+
+    Args:
+        modules: The experts.
+        token_ndim: Trailing dimensions of the input that make one token: 1 for feature vectors
+            ``(D,)``, 3 for convolutions over samples ``(C, H, W)``.
+
+    Raises:
+        ValueError: If the list is empty or ``token_ndim`` is below 1.
+
+    Example:
+        >>> experts = ModuleExperts([nn.Linear(8, 8), nn.Identity(), ZeroExpert()])
+        >>> experts.num_experts
+        3
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], *, token_ndim: int = 1) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(modules)
+        if not len(self.experts):
+            raise ValueError("modules must hold at least one expert, got none.")
+        check_positive("token_ndim", token_ndim)
+        self.num_experts = len(self.experts)
+        self.token_ndim = token_ndim
+
+    def forward(
+        self, x: Float[Tensor, "T *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]
+    ) -> Float[Tensor, "T *D2"]:
+        """Computes the gate-weighted sum of every token's experts.
+
+        Raises:
+            ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other, or two experts give
+                outputs of different shapes.
+        """
+        if x.ndim != 1 + self.token_ndim:
+            raise ValueError(f"x must have {1 + self.token_ndim} dimensions, got shape {tuple(x.shape)}.")
+        check_plan(x, plan, gates, self.num_experts)
+        rows = dispatch(x, plan)
+        if torch.compiler.is_compiling():
+            return combine(self._all_rows(rows, plan), plan, gates)
+        return combine(self._own_rows(rows, plan), plan, gates)
+
+    def _own_rows(self, rows: Tensor, plan: DispatchPlan) -> Tensor:
+        bounds = cast(list[int], plan.offsets.tolist())
+        parts: list[Tensor] = []
+        for expert, (start, end) in zip(self.experts, pairwise(bounds), strict=True):
+            if end > start:
+                parts.append(expert(rows[start:end]))
+                _check_output(parts, end - start)
+        out_shape = parts[0].shape[1:] if parts else rows.shape[1:]
+        dtype = parts[0].dtype if parts else rows.dtype
+        parts.append(rows.new_zeros(rows.shape[0] - bounds[-1], *out_shape, dtype=dtype))
+        return torch.cat(parts)
+
+    def _all_rows(self, rows: Tensor, plan: DispatchPlan) -> Tensor:
+        index = torch.arange(rows.shape[0], device=rows.device)
+        out: Tensor | None = None
+        for number, expert in enumerate(self.experts):
+            mine = (index >= plan.offsets[number]) & (index < plan.offsets[number + 1])
+            y = expert(torch.where(mine.view(-1, *(1,) * self.token_ndim), rows, 0))
+            y = torch.where(mine.view(-1, *(1,) * (y.ndim - 1)), y, 0)
+            out = y if out is None else out + y
+        assert out is not None
+        return out
+
+
+def _check_output(parts: list[Tensor], rows: int) -> None:
+    new, first = parts[-1], parts[0]
+    if new.shape[0] != rows or new.shape[1:] != first.shape[1:]:
+        raise ValueError(
+            f"all experts must give outputs of one shape: expected ({rows}, {', '.join(map(str, first.shape[1:]))}), "
+            f"got {tuple(new.shape)}."
+        )

@@ -1,0 +1,121 @@
+"""A sigmoid gate on fused features.
+
+Shape letters: D sum of the modalities' widths, G gates: D of them, or one for each modality.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moekit.checks import check_choice, check_positive, check_same_device, check_width
+from moekit.fusion.checks import check_compute_dtype
+
+
+class GateOutput(NamedTuple):
+    """Result of `ModalityGate`."""
+
+    output: Float[Tensor, "... D"]
+    """The gated features."""
+    gate: Float[Tensor, "... G"]
+    """The gate itself, in (0, 1)."""
+
+
+class ModalityGate(nn.Module):
+    r"""Weight concatenated features by a sigmoid gate computed from all of them.
+
+    $$G(F) = \sigma(W_g F + b), \qquad \text{output} = F \odot G(F)$$
+
+    The gate starts at one constant, ``initial_gate``, whatever the input: W_g starts at zero and b at the
+    constant's logit. From 0.5, the default and the value of a gate without bias, the sigmoid learns fastest;
+    near 1 the gate starts open and the layer close to the identity.
+
+    Args:
+        widths: Widths of the concatenated modalities in order, e.g. ``(512, 512)``; D is their sum.
+        per: ``"feature"`` for D gates, one for each feature; ``"modality"`` for one gate per modality.
+        bias: Whether to add b.
+        initial_gate: Value of every gate at the start, in (0, 1).
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If ``widths`` is empty or holds a width below 1, ``per`` is neither value,
+            ``initial_gate`` lies outside (0, 1), or is not 0.5 without a bias to hold it.
+
+    Reference:
+        MedVLMoE, section 3.3: G(F) = σ(W_g F), without saying what the gate multiplies or how many values
+        it has. Here it multiplies F; D values by default, one per modality as an option. Deviations: the
+        bias, which ``bias=False`` removes, and the start at a constant.
+
+    Example:
+        >>> gate = ModalityGate((4, 2), per="modality")
+        >>> gated = gate(torch.ones(3, 6))
+        >>> gated.output[0].tolist()
+        [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+        >>> gated.gate.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        per: Literal["feature", "modality"] = "feature",
+        bias: bool = True,
+        initial_gate: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.per = per
+        self.initial_gate = initial_gate
+        if not self.widths:
+            raise ValueError("widths must name at least one modality's width, got none.")
+        for index, width in enumerate(self.widths):
+            check_positive(f"widths[{index}]", width)
+        check_choice("per", per, ("feature", "modality"))
+        if not 0.0 < initial_gate < 1.0:
+            raise ValueError(f"initial_gate must lie in (0, 1), got {initial_gate}.")
+        if not bias and initial_gate != 0.5:
+            raise ValueError(f"initial_gate must be 0.5 with bias=False, got {initial_gate}; pass bias=True.")
+        dim = sum(self.widths)
+        num_gates = dim if per == "feature" else len(self.widths)
+        self.projection = nn.Linear(dim, num_gates, bias=bias, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Put every gate back to ``initial_gate``."""
+        nn.init.zeros_(self.projection.weight)
+        # torch's stubs say a bias is always there.
+        if self.projection.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            nn.init.constant_(self.projection.bias, math.log(self.initial_gate / (1.0 - self.initial_gate)))
+
+    def forward(self, features: Float[Tensor, "... D"]) -> GateOutput:
+        """Gate the features.
+
+        Args:
+            features: Concatenated features of the modalities, shape (..., D).
+
+        Returns:
+            The gated features, shape (..., D), and the gate, shape (..., D) or (..., number of modalities).
+
+        Raises:
+            ValueError: If the width, dtype or device of ``features`` does not fit.
+        """
+        check_width("features", features, sum(self.widths))
+        check_same_device("features", features, "the parameters", self.projection.weight)
+        check_compute_dtype("features", features, "the parameters", self.projection.weight)
+        gate = torch.sigmoid(self.projection(features))
+        if self.per == "feature":
+            return GateOutput(features * gate, gate)
+        parts: tuple[Tensor, ...] = torch.split(features, list(self.widths), dim=-1)
+        weighted = [part * gate[..., i : i + 1] for i, part in enumerate(parts)]
+        return GateOutput(torch.cat(weighted, dim=-1), gate)
+
+    def extra_repr(self) -> str:
+        """Show the widths and the options."""
+        return f"widths={self.widths}, per={self.per!r}, initial_gate={self.initial_gate}"

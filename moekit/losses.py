@@ -1,0 +1,135 @@
+"""Auxiliary losses: pure functions of router statistics, in nats, without coefficients.
+
+Each says what it is at *balance* (every expert equally likely, every token undecided) and at *collapse*
+(every token certain of one and the same expert). Statistics add up, so give the sum over micro-batches
+and ranks, never a mean of losses.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moekit.routing import RouterStats, entropy
+
+
+def load_balancing_loss(stats: RouterStats, *, tokens_per_expert: Int[Tensor, "E"] | None = None) -> Float[Tensor, ""]:
+    """``E * sum_e f_e P_e``: share of slots times mean probability.
+
+    1 at balance, ``E`` at collapse, 0 without tokens. ``f`` sums to 1 whatever ``K`` is, so the value is
+    that of ``transformers``' ``load_balancing_loss_func`` divided by ``K``. Only ``P`` has a gradient.
+
+    Args:
+        stats: Statistics of one layer.
+        tokens_per_expert: Counts to take ``f`` from instead, such as those of all micro-batches so far:
+            balance then is asked of the global batch (https://arxiv.org/abs/2501.11873).
+
+    Reference:
+        Switch Transformers, equations 4 to 6, https://arxiv.org/abs/2101.03961; GShard,
+        https://arxiv.org/abs/2006.16668.
+
+    Example:
+        >>> from moekit import SparseMoE
+        >>> stats = SparseMoE.ffn(8, 8, num_experts=4, top_k=2)(torch.randn(32, 8)).stats
+        >>> bool(1e-6 < load_balancing_loss(stats) <= 4)
+        True
+    """
+    counts = stats.tokens_per_expert if tokens_per_expert is None else tokens_per_expert
+    counts = counts.to(stats.prob_sum.dtype)
+    share = counts / counts.sum().clamp(min=1)
+    mean_prob = stats.prob_sum / stats.num_tokens.clamp(min=1)
+    return counts.shape[0] * (share * mean_prob).sum()
+
+
+def importance_loss(stats: RouterStats) -> Float[Tensor, ""]:
+    """``CV(importance)**2``, importance being the sum of an expert's gates over the batch.
+
+    0 at balance, ``E - 1`` at collapse. The variance is that of the population.
+
+    Reference:
+        Shazeer et al. 2017, equations 6 and 7, https://arxiv.org/abs/1701.06538.
+    """
+    return _squared_cv(stats.gate_sum)
+
+
+def load_loss(stats: RouterStats) -> Float[Tensor, ""]:
+    """``CV(load)**2``, load being the expected number of an expert's tokens under the router's noise.
+
+    0 at balance, ``E - 1`` at collapse. Has a gradient only where noise was drawn, that is with
+    ``TopKRouter(noisy=True)`` in training; otherwise load is the plain count.
+
+    Reference:
+        Shazeer et al. 2017, equations 8 to 11, https://arxiv.org/abs/1701.06538.
+    """
+    return _squared_cv(stats.load)
+
+
+def router_z_loss(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor, ""]:
+    """Mean over tokens of ``logsumexp(logits)**2``, which keeps router logits small.
+
+    ``(ln E)**2`` for zero logits; grows with the square of the logits at collapse.
+
+    Args:
+        stats: Statistics of one layer, or router logits.
+
+    Reference:
+        ST-MoE, equation 5, https://arxiv.org/abs/2202.08906.
+    """
+    if isinstance(stats, RouterStats):
+        return stats.logsumexp_sq_sum / stats.num_tokens.clamp(min=1)
+    return stats.logsumexp(-1).square().mean()
+
+
+def router_entropy(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor, ""]:
+    """Mean over tokens of the entropy of the router's probabilities, in nats.
+
+    ``ln E`` at balance (undecided), 0 at collapse (certain). Also 0 when every token is certain of its own
+    expert: it says how decided the router is, not how balanced.
+
+    Args:
+        stats: Statistics of one layer, or router logits.
+    """
+    if isinstance(stats, RouterStats):
+        return stats.entropy_sum / stats.num_tokens.clamp(min=1)
+    return entropy(F.softmax(stats, dim=-1)).mean()
+
+
+def mutual_information_loss(
+    stats: RouterStats | Sequence[RouterStats] | Float[Tensor, "... E"],
+) -> Float[Tensor, ""]:
+    """Minus the mutual information of experts and tokens (or groups), in nats.
+
+    ``-I = H(expert | token) - H(expert)``: 0 at balance as well as at collapse, ``-ln E`` when every token
+    is certain and the experts are used equally, which is the minimum. Given one statistic per group (task,
+    modality), ``-I = H(expert | group) - H(expert)``, groups weighted by their tokens.
+
+    Args:
+        stats: Statistics of one layer; or a sequence, one per group; or router logits.
+
+    Raises:
+        ValueError: If the sequence is empty.
+
+    Reference:
+        Mod-Squad, equation 5, https://arxiv.org/abs/2212.08066 (there with groups as tasks).
+    """
+    if isinstance(stats, Tensor):
+        probs = F.softmax(stats, dim=-1).flatten(0, -2)
+        return entropy(probs).mean() - entropy(probs.mean(0))
+    if isinstance(stats, RouterStats):
+        marginal = stats.prob_sum / stats.num_tokens.clamp(min=1)
+        return router_entropy(stats) - entropy(marginal)
+    if not stats:
+        raise ValueError("stats must hold the statistics of at least one group, got an empty sequence.")
+    sums = torch.stack([group.prob_sum for group in stats])
+    tokens = torch.stack([group.num_tokens for group in stats]).to(sums.dtype)
+    total = tokens.sum().clamp(min=1)
+    conditional = (tokens * entropy(sums / tokens.clamp(min=1).unsqueeze(-1))).sum() / total
+    return conditional - entropy(sums.sum(0) / total)
+
+
+def _squared_cv(x: Tensor) -> Tensor:
+    """Population variance over squared mean; 0 where the mean is."""
+    mean = x.mean()
+    return x.var(correction=0) / mean.square().clamp(min=torch.finfo(x.dtype).tiny)

@@ -1,0 +1,176 @@
+"""The order in which routed slots meet their experts: plan, dispatch, combine.
+
+A *slot* is one (token, expert) pair of a routing; its index is its place in the flattened gates. A *row*
+is a slot's place after sorting by expert. All three functions are shape-static and read nothing on the
+host. Letters: T tokens, D width, E experts, K experts per token, N slots and rows.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moekit.checks import check_choice, check_positive, check_rank
+
+DROP_POLICIES = ("position", "gate")
+
+
+class DispatchPlan(NamedTuple):
+    """Slots in the order of their experts.
+
+    Attributes:
+        token: ``(N,)``, the token of each row.
+        slot: ``(N,)``, the slot of each row: its flat index into the gates.
+        offsets: ``(E + 1,)``: expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``. Rows from
+            ``offsets[E]`` on belong to no expert (padding, dropped, non-finite).
+        row: ``(T, K)``, the row of each slot: the inverse of ``slot``. ``None`` for expert choice, where
+            a token has no fixed number of slots.
+        tokens_per_expert: ``(E,)``, slots routed to each expert before any was dropped.
+        dropped_per_expert: ``(E,)``, those of them that were over capacity.
+        num_tokens: ``T``.
+    """
+
+    token: Int[Tensor, "N"]
+    slot: Int[Tensor, "N"]
+    offsets: Int[Tensor, "E+1"]
+    row: Int[Tensor, "T K"] | None
+    tokens_per_expert: Int[Tensor, "E"]
+    dropped_per_expert: Int[Tensor, "E"]
+    num_tokens: int
+
+
+def plan_dispatch(
+    expert_ids: Int[Tensor, "T K"],
+    num_experts: int,
+    *,
+    kept: Bool[Tensor, "T K"] | Bool[Tensor, "T 1"] | None = None,
+    capacity: int | Int[Tensor, ""] | None = None,
+    gates: Float[Tensor, "T K"] | None = None,
+    drop_policy: str = "position",
+) -> DispatchPlan:
+    """Sorts the slots of a token-choice routing by expert, stably.
+
+    Args:
+        expert_ids: Chosen experts, each in ``[0, num_experts)``.
+        num_experts: ``E``.
+        kept: False for slots that go nowhere (padding). All are kept by default.
+        capacity: Most rows of one expert; the rest is dropped. No limit by default (dropless).
+        gates: Needed by ``drop_policy="gate"`` only.
+        drop_policy: Who keeps a place in a full expert. ``"position"``: all first choices before all
+            second choices, earlier tokens first (GShard, https://arxiv.org/abs/2006.16668).
+            ``"gate"``: the larger gate, then the earlier slot (batch prioritised routing of V-MoE,
+            https://arxiv.org/abs/2106.05974, by slot).
+
+    Returns:
+        The plan; the same input gives the same plan on every device.
+
+    Raises:
+        ValueError: If ``expert_ids`` is not ``(T, K)``, ``drop_policy`` is unknown or lacks its gates.
+
+    Example:
+        >>> plan = plan_dispatch(torch.tensor([[2], [0], [2]]), num_experts=3)
+        >>> plan.token.tolist(), plan.offsets.tolist()
+        ([1, 0, 2], [0, 1, 1, 3])
+    """
+    check_rank("expert_ids", expert_ids, 2, "T, K")
+    check_positive("num_experts", num_experts)
+    check_choice("drop_policy", drop_policy, DROP_POLICIES)
+    key = expert_ids if kept is None else torch.where(kept, expert_ids, num_experts)
+    num_tokens, top_k = expert_ids.shape
+    bounds = torch.arange(num_experts + 1, device=key.device)
+    dropped = torch.zeros(num_experts, dtype=torch.int64, device=key.device)
+    if capacity is None:
+        tokens_per_expert = None
+    else:
+        over = _over_capacity(key, num_experts, capacity, gates, drop_policy)
+        tokens_per_expert = _offsets(key.flatten().sort().values, bounds).diff()
+        key = torch.where(over, num_experts, key)
+    sorted_key, slot = key.flatten().sort(stable=True)
+    offsets = _offsets(sorted_key, bounds)
+    if tokens_per_expert is None:
+        tokens_per_expert = offsets.diff()
+    else:
+        dropped = tokens_per_expert - offsets.diff()
+    row = torch.empty_like(slot).scatter_(0, slot, torch.arange(slot.shape[0], device=slot.device))
+    token = slot if top_k == 1 else slot // top_k
+    return DispatchPlan(token, slot, offsets, row.view(num_tokens, top_k), tokens_per_expert, dropped, num_tokens)
+
+
+def plan_expert_choice(
+    token_ids: Int[Tensor, "E C"], num_tokens: int, *, kept: Bool[Tensor, "E C"] | None = None
+) -> DispatchPlan:
+    """The plan of an expert-choice routing, in which expert ``e`` takes the tokens ``token_ids[e]``.
+
+    Args:
+        token_ids: Chosen tokens, each in ``[0, num_tokens)``.
+        num_tokens: ``T``.
+        kept: False for places that an expert could not fill. All are filled by default.
+
+    Returns:
+        The plan, with ``row`` None.
+    """
+    num_experts, capacity = token_ids.shape
+    bounds = torch.arange(num_experts + 1, device=token_ids.device)
+    if kept is None:
+        slot = torch.arange(num_experts * capacity, device=token_ids.device)
+        offsets = bounds * capacity
+    else:
+        key = torch.where(kept, bounds[:-1, None], num_experts)
+        sorted_key, slot = key.flatten().sort(stable=True)
+        offsets = _offsets(sorted_key, bounds)
+    nothing_dropped = torch.zeros_like(bounds[:-1])
+    return DispatchPlan(token_ids.flatten()[slot], slot, offsets, None, offsets.diff(), nothing_dropped, num_tokens)
+
+
+def dispatch(x: Float[Tensor, "T *D"], plan: DispatchPlan) -> Float[Tensor, "N *D"]:
+    """Copies tokens into rows: ``rows[r] = x[plan.token[r]]``."""
+    return x.index_select(0, plan.token)
+
+
+def combine(rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]) -> Float[Tensor, "T *D"]:
+    """Brings rows home: ``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``.
+
+    Products and sums are taken in the wider dtype of ``rows`` and ``gates`` and returned in that of
+    ``rows``. Deterministic: a gather and a sum over ``K``. For expert choice rows are added up in
+    their order, by ``index_put(accumulate=True)`` on GPUs, which sorts.
+
+    Args:
+        rows: What the experts made of each row; zero where a row belongs to no expert.
+        plan: The plan that dispatched.
+        gates: Weights, whose flat index is the slot.
+
+    Returns:
+        One output per token; zero for a token without slots.
+    """
+    trailing = (1,) * (rows.ndim - 1)
+    if plan.row is not None:
+        slots = rows.index_select(0, plan.row.flatten()).reshape(*plan.row.shape, *rows.shape[1:])
+        return (gates.view(*gates.shape, *trailing) * slots).sum(1).to(rows.dtype)
+    weighted = gates.flatten()[plan.slot].view(-1, *trailing) * rows
+    out = weighted.new_zeros(plan.num_tokens, *rows.shape[1:])
+    if rows.device.type == "cpu":
+        return out.index_add(0, plan.token, weighted).to(rows.dtype)
+    return out.index_put((plan.token,), weighted, accumulate=True).to(rows.dtype)
+
+
+def _offsets(sorted_key: Tensor, bounds: Tensor) -> Tensor:
+    return torch.searchsorted(sorted_key, bounds)
+
+
+def _over_capacity(
+    key: Tensor, num_experts: int, capacity: int | Tensor, gates: Tensor | None, drop_policy: str
+) -> Tensor:
+    """``(T, K)``, True for slots whose place in the queue of their expert is ``capacity`` or later."""
+    num_tokens, top_k = key.shape
+    if drop_policy == "position":
+        queue = torch.arange(key.numel(), device=key.device).view(num_tokens, top_k).T.flatten()
+    elif gates is None:
+        raise ValueError('drop_policy="gate" needs the gates, got gates=None.')
+    else:
+        queue = gates.detach().nan_to_num().flatten().sort(descending=True, stable=True).indices
+    sorted_key, order = key.flatten()[queue].sort(stable=True)
+    starts = _offsets(sorted_key, torch.arange(num_experts + 1, device=key.device))
+    place = torch.arange(key.numel(), device=key.device) - starts[sorted_key]
+    over = (place >= capacity) & (sorted_key < num_experts)
+    return torch.empty_like(over).scatter_(0, queue[order], over).view(num_tokens, top_k)

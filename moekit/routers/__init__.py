@@ -1,0 +1,9 @@
+"""Routers: who goes where."""
+
+from moekit.routers.base import Router
+from moekit.routers.expert_choice import ExpertChoiceRouter
+from moekit.routers.hard import HardRouter
+from moekit.routers.hash import HashRouter
+from moekit.routers.top_k import TopKRouter
+
+__all__ = ["ExpertChoiceRouter", "HardRouter", "HashRouter", "Router", "TopKRouter"]

@@ -1,0 +1,104 @@
+"""Expert choice: every expert takes its best tokens."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from moekit.checks import check_positive
+from moekit.routers.base import Router, finite_logits
+from moekit.routers.gate import Gate
+from moekit.routing import Routing
+
+
+class ExpertChoiceRouter(Router):
+    """Lets every expert take the ``C = ceil(capacity_factor * T / E)`` tokens that score highest for it.
+
+    Scores are ``softmax(logits)`` over experts, gates are the scores of the chosen tokens; load is
+    balanced by construction, while a token may get any number of experts, also none. Zhou et al. 2022,
+    https://arxiv.org/abs/2202.09368. A token's route depends on the other tokens of the call, later ones
+    too: not for autoregressive decoding.
+
+    Args:
+        dim: Width of the router input, ``D``.
+        num_experts: ``E``.
+        capacity_factor: Experts per token on average.
+        gate_hidden_dim: Makes the gate a two-layer MLP of this hidden width.
+        gate_bias: Whether the gate has biases.
+        init_scale: Variance of the gate's weights times their fan-in.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> router = ExpertChoiceRouter(16, num_experts=4, capacity_factor=2.0)
+        >>> router(torch.randn(10, 16)).token_ids.shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        capacity_factor: float = 2.0,
+        gate_hidden_dim: int | None = None,
+        gate_bias: bool = False,
+        init_scale: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("num_experts", num_experts)
+        if not 0 < capacity_factor <= num_experts:
+            raise ValueError(f"capacity_factor must be in (0, num_experts={num_experts}], got {capacity_factor}.")
+        self.num_experts = num_experts
+        self.top_k = 0
+        self.capacity_factor = capacity_factor
+        self.gate = Gate(
+            dim,
+            num_experts,
+            hidden_dim=gate_hidden_dim,
+            bias=gate_bias,
+            init_scale=init_scale,
+            device=device,
+            dtype=dtype,
+        )
+
+    def reset_parameters(self) -> None:
+        """Draws the gate's weights anew."""
+        self.gate.reset_parameters()
+
+    def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
+        """Routes ``T`` tokens, of which those outside ``mask`` are never taken.
+
+        Raises:
+            ValueError: If ``x`` has the wrong width, dtype or device.
+        """
+        logits, valid = finite_logits(self.gate(x))
+        eligible = valid if mask is None else valid & mask
+        probs = F.softmax(logits, dim=-1)
+        capacity = expert_capacity(x.shape[0], 1, self.num_experts, self.capacity_factor)
+        ranked = torch.where(eligible.unsqueeze(-1), probs.detach(), -1.0).T
+        token_ids = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :capacity]
+        kept = eligible[token_ids]
+        gates = torch.where(kept, probs.T.gather(-1, token_ids), 0)
+        expert_ids = torch.arange(self.num_experts, device=x.device).unsqueeze(-1).expand_as(token_ids)
+        probs = torch.where(valid.unsqueeze(-1), probs, 0)
+        return Routing(gates, expert_ids, logits, probs, valid, token_ids=token_ids, kept=kept)
+
+    def extra_repr(self) -> str:
+        """Names the settings."""
+        return f"num_experts={self.num_experts}, capacity_factor={self.capacity_factor}"
+
+
+def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
+    """``ceil(capacity_factor * num_tokens * top_k / num_experts)``, at most ``num_tokens``.
+
+    In whole numbers of thousandths, so that it also works on the symbolic sizes of ``torch.export``.
+    """
+    per_mille = round(capacity_factor * 1000)
+    wanted = (per_mille * num_tokens * top_k + 1000 * num_experts - 1) // (1000 * num_experts)
+    return torch.sym_min(wanted, num_tokens)  # pyright: ignore[reportUnknownVariableType, reportReturnType]

@@ -1,0 +1,96 @@
+"""Gates: the small networks that turn a router input into router logits."""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moekit.checks import check_floating, check_positive, check_same_device, check_width
+
+
+class Gate(nn.Module):
+    """Router logits of a linear layer, or of a two-layer MLP, computed in float32 or wider.
+
+    ``logits = W x`` or ``logits = W_2 relu(W_1 x)``. The product is taken in float32 also under
+    autocast and in half-precision models: Switch Transformers, section 2.4 (selective precision,
+    https://arxiv.org/abs/2101.03961). Weights start from a truncated normal of variance
+    ``init_scale / fan_in`` (there: 0.1), biases at zero.
+
+    Args:
+        dim: Width of the router input, ``D``.
+        num_experts: ``E``.
+        hidden_dim: Width of the hidden layer; no hidden layer by default.
+        bias: Whether the layers have biases.
+        init_scale: See above; 0 starts from uniform probabilities, as in Shazeer 2017.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ValueError: If a width is below 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        hidden_dim: int | None = None,
+        bias: bool = False,
+        init_scale: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive("dim", dim)
+        check_positive("num_experts", num_experts)
+        self.dim = dim
+        self.has_bias = bias
+        self.init_scale = init_scale
+        widths = [dim, num_experts]
+        if hidden_dim is not None:
+            check_positive("hidden_dim", hidden_dim)
+            widths.insert(1, hidden_dim)
+        self.layers = nn.ModuleList(
+            nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype) for fan_in, fan_out in pairwise(widths)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights anew and sets the biases to zero."""
+        for layer in self._linears():
+            scaled_normal_(layer.weight, layer.in_features, self.init_scale)
+            if self.has_bias:
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        """Returns the router logits, float32 or wider.
+
+        Raises:
+            ValueError: If ``x`` is not floating, not ``dim`` wide, or on another device.
+        """
+        weight = self._linears()[0].weight
+        check_floating("router_input", x)
+        check_width("router_input", x, self.dim)
+        check_same_device("router_input", x, "the router's weights", weight)
+        dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(dtype)
+            for index, layer in enumerate(self._linears()):
+                bias = layer.bias.to(dtype) if self.has_bias else None
+                x = F.linear(x if index == 0 else F.relu(x), layer.weight.to(dtype), bias)
+        return x
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+
+def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
+    """Fills ``weight`` from a normal of variance ``scale / fan_in``, truncated at two standard deviations."""
+    std = math.sqrt(scale / max(fan_in, 1))
+    if std == 0:
+        nn.init.zeros_(weight)
+    else:
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,0 +1,100 @@
+"""Hash routing: experts by the token's id, without anything to learn."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from moekit.checks import check_positive, check_top_k
+from moekit.routers.base import Router
+from moekit.routing import Routing
+
+
+class HashRouter(Router):
+    """Sends a token to experts that its integer id alone decides: Hash Layers, Roller et al. 2021.
+
+    https://arxiv.org/abs/2106.04426. A table from id to ``K`` different experts is drawn once from
+    ``seed``: the ids are dealt to the experts like cards, so every expert gets the same number of ids
+    (*random hash*), or, given ``frequencies``, each id in order of frequency goes to the expert with the
+    least so far (*balanced hash*). Gates are ``1 / K``. The router input is a tensor of ids,
+    ``moe(x, router_input=token_ids)``; ids beyond the table wrap around.
+
+    Args:
+        num_experts: ``E``.
+        vocab_size: Number of ids, ``V``.
+        top_k: ``K``.
+        frequencies: ``(V,)``, how often each id occurs, for balanced hash.
+        seed: Of the table.
+        device: Device of the table.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> router = HashRouter(num_experts=4, vocab_size=100)
+        >>> router(torch.arange(100)).expert_ids.flatten().bincount().tolist()
+        [25, 25, 25, 25]
+    """
+
+    input_ndim = 0
+    table: Int[Tensor, "V K"]
+
+    def __init__(
+        self,
+        num_experts: int,
+        vocab_size: int,
+        top_k: int = 1,
+        *,
+        frequencies: Tensor | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        check_top_k(top_k, num_experts)
+        check_positive("vocab_size", vocab_size)
+        if frequencies is not None and frequencies.shape != (vocab_size,):
+            raise ValueError(f"frequencies must have shape ({vocab_size},), got {tuple(frequencies.shape)}.")
+        self.num_experts = num_experts
+        self.top_k = top_k
+        generator = torch.Generator().manual_seed(seed)
+        if frequencies is None:
+            first = torch.randperm(vocab_size, generator=generator) % num_experts
+        else:
+            first = _balanced(frequencies, num_experts)
+        # Further experts follow the first at random distances, all different.
+        steps = torch.rand(vocab_size, num_experts - 1, generator=generator).argsort(-1)[:, : top_k - 1] + 1
+        table = torch.cat([first.unsqueeze(-1), (first.unsqueeze(-1) + steps) % num_experts], dim=-1)
+        self.register_buffer("table", table.to(device))
+
+    def forward(self, x: Int[Tensor, "T"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
+        """Routes ``T`` ids; ``mask`` changes nothing.
+
+        Raises:
+            ValueError: If ``x`` is not integer or not one-dimensional.
+        """
+        if x.ndim != 1 or x.is_floating_point() or x.dtype == torch.bool:
+            raise ValueError(
+                f"router_input must hold integer token ids, one per token, got {x.dtype} of shape {tuple(x.shape)}. "
+                "Pass them as moe(x, router_input=token_ids)."
+            )
+        ids = self.table[x.long() % self.table.shape[0]]
+        gates = torch.full(ids.shape, 1 / self.top_k, device=ids.device)
+        probs = torch.zeros(ids.shape[0], self.num_experts, device=ids.device).scatter(-1, ids, gates)
+        valid = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
+        return Routing(gates, ids, None, probs, valid)
+
+    def extra_repr(self) -> str:
+        """Names the settings."""
+        return f"num_experts={self.num_experts}, vocab_size={self.table.shape[0]}, top_k={self.top_k}"
+
+
+def _balanced(frequencies: Tensor, num_experts: int) -> Tensor:
+    load = [0.0] * num_experts
+    table = torch.empty(len(frequencies), dtype=torch.int64)
+    values = cast(list[float], frequencies.tolist())
+    for token in sorted(range(len(values)), key=values.__getitem__, reverse=True):
+        expert = min(range(num_experts), key=load.__getitem__)
+        table[token] = expert
+        load[expert] += values[token]
+    return table

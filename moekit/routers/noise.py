@@ -1,0 +1,39 @@
+"""The trainable noise of noisy top-k gating, and the smooth load that it makes differentiable.
+
+Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, equations 4, 9 and 10.
+"""
+
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+class NoisyLogits(NamedTuple):
+    """Logits with noise on them, and the standard deviation of that noise."""
+
+    noisy: Float[Tensor, "T E"]
+    std: Float[Tensor, "T E"]
+
+
+def add_noise(logits: Float[Tensor, "T E"], raw_std: Float[Tensor, "T E"]) -> NoisyLogits:
+    """``H = logits + normal * softplus(raw_std)`` (equation 4)."""
+    std = F.softplus(raw_std) + 1e-2
+    return NoisyLogits(logits + torch.randn_like(logits) * std, std)
+
+
+def smooth_load(logits: Float[Tensor, "T E"], noise: NoisyLogits, top_k: int) -> Float[Tensor, "T E"]:
+    """``P(expert e is among the top k)`` if only the noise of ``e`` were drawn anew (equation 9).
+
+    ``Phi((logits_e - k-th largest noisy logit of the others) / std_e)``; 1 where ``K = E``.
+    """
+    num_experts = logits.shape[-1]
+    if top_k == num_experts:
+        return torch.ones_like(logits)
+    largest = noise.noisy.topk(top_k + 1, dim=-1).values
+    kth, next_one = largest[:, top_k - 1 : top_k], largest[:, top_k:]
+    # Without e, the k-th largest is the (k+1)-th of all if e itself is among the k largest.
+    threshold = torch.where(noise.noisy >= kth, next_one, kth)
+    return cast(Tensor, torch.special.ndtr((logits - threshold) / noise.std))

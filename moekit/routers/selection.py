@@ -1,0 +1,40 @@
+"""Which experts a token gets: the k largest scores, ties to the lowest id, within groups if asked."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# Above this k a sort is cheaper than k passes over the scores.
+_PASSES = 16
+
+
+def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
+    """Indices of the ``k`` largest scores of each row, largest first, ties to the lowest index.
+
+    ``torch.topk`` leaves ties open, so two devices may choose differently; this does not. Scores of
+    ``-inf`` are chosen last. No gradient.
+    """
+    scores = scores.detach()
+    if k > _PASSES:
+        return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    column = torch.arange(scores.shape[-1], device=scores.device)
+    chosen: list[Tensor] = []
+    for _ in range(k):
+        best = scores.argmax(-1, keepdim=True)
+        chosen.append(best)
+        if len(chosen) < k:
+            scores = torch.where(column == best, -torch.inf, scores)
+    return torch.cat(chosen, dim=-1)
+
+
+def limit_to_groups(scores: Float[Tensor, "T E"], num_groups: int, topk_groups: int) -> Float[Tensor, "T E"]:
+    """Keeps the scores of the best ``topk_groups`` of ``num_groups`` equal groups, others become ``-inf``.
+
+    A group's score is the sum of its two largest (of its only one in a group of one): DeepSeek-V3,
+    https://arxiv.org/abs/2412.19437, section 2.1.2, as in the authors' public code.
+    """
+    groups = scores.detach().reshape(scores.shape[0], num_groups, scores.shape[1] // num_groups)
+    group_scores = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
+    best = top_k_ids(group_scores, topk_groups)
+    open_group = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, best, True)
+    return torch.where(open_group.unsqueeze(-1), groups, -torch.inf).flatten(-2)

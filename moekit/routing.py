@@ -1,0 +1,129 @@
+"""What a router decides (``Routing``) and what is counted about it (``RouterStats``).
+
+Letters: T tokens, E experts, K experts per token, C tokens per expert (expert choice).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moekit.plan import DispatchPlan
+
+
+class Routing(NamedTuple):
+    """One routing decision per token (or, for expert choice, ``C`` tokens per expert).
+
+    A token whose router logits are not all finite is routed nowhere: it takes no capacity and enters no
+    statistic but ``nonfinite_tokens``; its gates are NaN, so its own output is NaN and no other changes.
+
+    Attributes:
+        gates: ``(T, K)`` weights of the chosen experts, float32 or wider; ``(E, C)`` for expert choice.
+        expert_ids: Chosen experts, of the shape of ``gates``, each in ``[0, E)``.
+        logits: ``(T, E)`` router logits before noise, or ``None`` for a router without any.
+        probs: ``(T, E)`` probabilities over experts, each row summing to 1 (zero for a non-finite token).
+        valid: ``(T,)``, False for a token with non-finite logits.
+        load_probs: ``(T, E)`` probability that noise would choose the expert (Shazeer 2017, eq. 9), or
+            ``None`` where no noise was drawn.
+        token_ids: ``None`` for token choice. For expert choice the chosen tokens, ``(E, C)``.
+        kept: ``None``, or for expert choice ``(E, C)``, False where an expert ran out of real tokens.
+    """
+
+    gates: Float[Tensor, "A B"]
+    expert_ids: Int[Tensor, "A B"]
+    logits: Float[Tensor, "T E"] | None
+    probs: Float[Tensor, "T E"]
+    valid: Bool[Tensor, "T"]
+    load_probs: Float[Tensor, "T E"] | None = None
+    token_ids: Int[Tensor, "E C"] | None = None
+    kept: Bool[Tensor, "E C"] | None = None
+
+
+class RouterStats(NamedTuple):
+    """Counts and sums of one layer call. ``a + b`` and ``sum(list_of_stats)`` add them up.
+
+    They are sums, never ratios: add them over micro-batches and ranks, then turn the total into a loss
+    or a figure. Padding tokens and tokens with non-finite logits are in none of the sums.
+
+    Attributes:
+        tokens_per_expert: ``(E,)`` int64, slots routed to each expert before any is dropped.
+        dropped_per_expert: ``(E,)`` int64, those of them that were over capacity.
+        prob_sum: ``(E,)``, sum over tokens of the router's probabilities. Has a gradient.
+        gate_sum: ``(E,)``, sum over slots of the gates: Shazeer's *importance*. Has a gradient.
+        load: ``(E,)``, Shazeer's smooth load where noise was drawn (has a gradient), else the count.
+        logsumexp_sq_sum: ``()``, sum over tokens of ``logsumexp(logits)**2``. Has a gradient.
+        entropy_sum: ``()``, sum over tokens of the entropy of ``probs``, in nats. Has a gradient.
+        num_tokens: ``()`` int64, tokens that were routed.
+        nonfinite_tokens: ``()`` int64, tokens left out because their router logits were not finite.
+    """
+
+    tokens_per_expert: Int[Tensor, "E"]
+    dropped_per_expert: Int[Tensor, "E"]
+    prob_sum: Float[Tensor, "E"]
+    gate_sum: Float[Tensor, "E"]
+    load: Float[Tensor, "E"]
+    logsumexp_sq_sum: Float[Tensor, ""]
+    entropy_sum: Float[Tensor, ""]
+    num_tokens: Int[Tensor, ""]
+    nonfinite_tokens: Int[Tensor, ""]
+
+    def __add__(self, other: "RouterStats") -> "RouterStats":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Adds field by field (a plain tuple would concatenate)."""
+        if not isinstance(other, RouterStats):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return NotImplemented
+        return RouterStats(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def __radd__(self, other: object) -> "RouterStats":
+        """Lets ``sum(list_of_stats)`` start from 0."""
+        return self if other == 0 else NotImplemented
+
+    def detach(self) -> "RouterStats":
+        """The same figures without their gradients."""
+        return RouterStats(*(field.detach() for field in self))
+
+
+def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
+    """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
+    positive = probs > 0
+    return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
+
+
+def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] | None = None) -> RouterStats:
+    """Counts one layer call. The plan has counted the slots already; this adds the sums.
+
+    Args:
+        routing: What the router decided, one row per token.
+        plan: The plan made from it.
+        mask: True for the tokens that count; all by default.
+
+    Returns:
+        The statistics, on the device of ``routing``.
+    """
+    counted = routing.valid if mask is None else routing.valid & mask
+    column = counted.unsqueeze(-1)
+    probs = torch.where(column, routing.probs, 0)
+    num_experts = probs.shape[-1]
+    gates = routing.gates if routing.token_ids is not None else torch.where(column, routing.gates, 0)
+    gate_sum = probs.new_zeros(num_experts).index_add(0, routing.expert_ids.flatten(), gates.flatten().to(probs.dtype))
+    if routing.load_probs is None:
+        load = plan.tokens_per_expert.to(probs.dtype)
+    else:
+        load = torch.where(column, routing.load_probs, 0).sum(0)
+    if routing.logits is None:
+        logsumexp_sq_sum = probs.new_zeros(())
+    else:
+        logsumexp_sq_sum = torch.where(column, routing.logits, 0).logsumexp(-1).square()
+        logsumexp_sq_sum = torch.where(counted, logsumexp_sq_sum, 0).sum()
+    left_out = ~routing.valid if mask is None else ~routing.valid & mask
+    return RouterStats(
+        tokens_per_expert=plan.tokens_per_expert,
+        dropped_per_expert=plan.dropped_per_expert,
+        prob_sum=probs.sum(0),
+        gate_sum=gate_sum,
+        load=load,
+        logsumexp_sq_sum=logsumexp_sq_sum,
+        entropy_sum=entropy(probs).sum(),
+        num_tokens=counted.sum(),
+        nonfinite_tokens=left_out.sum(),
+    )

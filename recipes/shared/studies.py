@@ -1,0 +1,112 @@
+"""What a data set gives the recipes: studies, splits of studies, and a source of splits.
+
+A *study* is one image with the text that came with it and its labels. Readers (phantom, manifest,
+MedMNIST) differ in where studies come from; everything behind them sees only these types.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Task = Literal["multi-label", "multi-class", "binary-class", "ordinal-regression"]
+"""MedMNIST's names of the four kinds of target."""
+
+SPLITS = ("train", "val", "test")
+
+
+class Box(NamedTuple):
+    """Where a finding lies: half-open pixel ranges of the study's image, x to the right, y down."""
+
+    finding: str
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """One image, its text and its labels.
+
+    Attributes:
+        id: Unique within the source.
+        group: The patient (or clip) the study belongs to; no group crosses a split.
+        image: ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``.
+        text: Report or clinical note, or ``None`` where there is none.
+        labels: ``float32`` of shape ``(C,)``: 1 present, 0 absent, NaN unknown; one-hot for
+            single-label tasks.
+        boxes: Known places of findings, if any.
+    """
+
+    id: str
+    group: str
+    image: NDArray[np.uint8]
+    text: str | None
+    labels: NDArray[np.float32]
+    boxes: tuple[Box, ...] = ()
+
+
+@runtime_checkable
+class StudySplit(Protocol):
+    """A read-only sequence of studies whose labels, groups and texts are known without reading images."""
+
+    labels: NDArray[np.float32]
+    """Shape ``(N, C)``, NaN where unknown."""
+    groups: Sequence[str]
+    texts: Sequence[str | None]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Study: ...
+
+
+@dataclass(frozen=True)
+class StudySource:
+    """A data set: its classes, its task and its three splits.
+
+    Attributes:
+        name: Short name, used in reports.
+        task: What kind of target the labels are.
+        classes: Names of the ``C`` classes, in the order of ``Study.labels``.
+        train: Training split.
+        val: Validation split.
+        test: Test split.
+        notes: What a reader of a report should know (files skipped, splits drawn, ...).
+    """
+
+    name: str
+    task: Task
+    classes: tuple[str, ...]
+    train: StudySplit
+    val: StudySplit
+    test: StudySplit
+    notes: tuple[str, ...] = ()
+
+    def splits(self) -> Iterator[tuple[str, StudySplit]]:
+        """Yields ``(name, split)`` for train, val and test."""
+        yield from (("train", self.train), ("val", self.val), ("test", self.test))
+
+
+def check_groups_apart(source: StudySource) -> None:
+    """Refuses a source in which a group (a patient) lies in more than one split.
+
+    Raises:
+        ValueError: Naming the source, the splits and up to five of the groups.
+    """
+    seen: dict[str, str] = {}
+    crossing: dict[str, tuple[str, str]] = {}
+    for name, split in source.splits():
+        for group in dict.fromkeys(split.groups):
+            if seen.setdefault(group, name) != name:
+                crossing[group] = (seen[group], name)
+    if crossing:
+        shown = ", ".join(
+            f"{group!r} ({first} and {second})" for group, (first, second) in list(crossing.items())[:5]
+        )
+        raise ValueError(
+            f"{source.name}: groups must not cross splits, but {len(crossing)} do: {shown}. "
+            "Split by patient, or name the column that identifies one."
+        )
