@@ -7,6 +7,18 @@ order (:class:`DispatchPlan`), experts compute, combine brings the slots home.
 from moekit.__about__ import __version__
 from moekit.distributed import all_reduce_stats
 from moekit.experts import FFN, Experts, FFNExperts, ModuleExperts, ZeroExpert
+from moekit.fusion import (
+    BidirectionalCrossAttention,
+    CrossAttentionOutput,
+    GateOutput,
+    ModalityGate,
+    first_token,
+    last_token,
+    masked_max,
+    masked_mean,
+    sdpa_attention,
+    xformers_attention,
+)
 from moekit.layer import MoEOutput, SparseMoE
 from moekit.losses import (
     importance_loss,
@@ -23,13 +35,17 @@ from moekit.soft import SoftMoE
 
 __all__ = [
     "FFN",
+    "BidirectionalCrossAttention",
+    "CrossAttentionOutput",
     "DispatchPlan",
     "ExpertChoiceRouter",
     "Experts",
     "FFNExperts",
+    "GateOutput",
     "HardRouter",
     "HashRouter",
     "MoEOutput",
+    "ModalityGate",
     "ModuleExperts",
     "Router",
     "RouterStats",
@@ -42,13 +58,19 @@ __all__ = [
     "all_reduce_stats",
     "combine",
     "dispatch",
+    "first_token",
     "importance_loss",
+    "last_token",
     "load_balancing_loss",
     "load_loss",
+    "masked_max",
+    "masked_mean",
     "mutual_information_loss",
     "plan_dispatch",
     "plan_expert_choice",
     "router_entropy",
     "router_stats",
     "router_z_loss",
+    "sdpa_attention",
+    "xformers_attention",
 ]

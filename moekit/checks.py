@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moekit_kernels.autocast import autocast_is_on
+
 
 def check_positive(name: str, value: int) -> None:
     """Raises ``ValueError`` unless ``value`` is at least 1."""
@@ -53,7 +55,7 @@ def check_same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> N
 
 def check_same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises ``ValueError`` unless the dtypes agree, or autocast will make them agree."""
-    autocast = torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, other.dtype)
+    autocast = torch.float64 not in (x.dtype, other.dtype) and autocast_is_on(x.device.type)
     if x.dtype != other.dtype and not autocast:
         raise ValueError(
             f"{name} must have the dtype of {other_name}, {other.dtype}, got {x.dtype}. "

@@ -11,6 +11,7 @@ from moekit.layer import MoEOutput
 from moekit.plan import DispatchPlan
 from moekit.routers.gate import scaled_normal_
 from moekit.routing import RouterStats, entropy
+from moekit_kernels.autocast import no_autocast
 
 
 class SoftMoE(nn.Module):
@@ -120,7 +121,7 @@ class SoftMoE(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         """``(B, S, D) -> (B, S, E, P)``, in float32 or wider."""
         dtype = torch.promote_types(torch.promote_types(x.dtype, self.phi.dtype), torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             x, phi = x.to(dtype), self.phi.to(dtype)
             if self.scale is not None:
                 x = F.normalize(x, dim=-1)

@@ -1,9 +1,20 @@
 """What ``torch.autocast`` does for built-in GEMMs, for ours."""
 
-from typing import overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+
+def autocast_is_on(device_type: str) -> bool:
+    """Whether autocast is enabled for a type of device; False for one that has none, such as ``"meta"``."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Turns autocast off for a block that must compute in the precision that it says."""
+    return torch.autocast(device_type, enabled=False) if autocast_is_on(device_type) else nullcontext()
 
 
 @overload
@@ -12,6 +23,6 @@ def autocast(x: Tensor) -> Tensor: ...
 def autocast(x: None) -> None: ...
 def autocast(x: Tensor | None) -> Tensor | None:
     """Casts ``x`` to the autocast dtype of its device where autocast is on; float64 and None stay."""
-    if x is None or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+    if x is None or x.dtype == torch.float64 or not autocast_is_on(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))

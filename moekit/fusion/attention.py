@@ -3,7 +3,6 @@
 Shape letters: B batch, H heads, M queries, N keys, d width of one head.
 """
 
-from contextlib import nullcontext
 from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moekit.fusion.checks import autocast_is_on
+from moekit_kernels.autocast import no_autocast
 
 # xFormers loads an additive bias in 16-byte pieces: 8 elements of its narrowest dtype.
 XFORMERS_BIAS_ALIGNMENT = 8
@@ -23,7 +22,7 @@ class AttentionFunction(Protocol):
 
     The function computes ``softmax(scale * q kᵀ) v`` for each sample and head, over the keys that the mask
     marks True, with dropout of probability ``dropout_p`` on the attention weights. Callers promise
-    at least one True per sample, N >= 1 and finite keys and values at the masked positions.
+    at least one True per sample, M >= 1, N >= 1 and finite keys and values at the masked positions.
     """
 
     def __call__(
@@ -107,8 +106,7 @@ def weighted_attention(
         The attended values and the weights.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    device_type = q.device.type
-    with torch.autocast(device_type, enabled=False) if autocast_is_on(device_type) else nullcontext():
+    with no_autocast(q.device.type):
         scores = scale * (q.to(dtype) @ k.to(dtype).mT)
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from moekit.checks import check_mask, check_positive, check_same_device
+from moekit.checks import check_mask, check_positive, check_same_device, check_same_dtype
 from moekit.fusion.attention import AttentionFunction, sdpa_attention, weighted_attention
-from moekit.fusion.checks import check_compute_dtype, check_tokens
+from moekit.fusion.checks import check_tokens
 from moekit.fusion.projections import ProjectedTokens, TokenProjections, reset_linear
 
 
@@ -207,8 +207,8 @@ class BidirectionalCrossAttention(nn.Module):
         weight = self.left_projections.query.weight
         check_same_device("left", left, "the parameters", weight)
         check_same_device("right", right, "left", left)
-        check_compute_dtype("left", left, "the parameters", weight)
-        check_compute_dtype("right", right, "left", left)
+        check_same_dtype("left", left, "the parameters", weight)
+        check_same_dtype("right", right, "left", left)
         for name, mask, tokens in (("left", left_mask, left), ("right", right_mask, right)):
             if mask is not None:
                 check_mask(f"{name}_mask", mask, tokens.shape[:2])

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moekit.checks import check_choice, check_positive, check_same_device, check_width
-from moekit.fusion.checks import check_compute_dtype
+from moekit.checks import check_choice, check_positive, check_same_device, check_same_dtype, check_width
 
 
 class GateOutput(NamedTuple):
@@ -108,7 +107,7 @@ class ModalityGate(nn.Module):
         """
         check_width("features", features, sum(self.widths))
         check_same_device("features", features, "the parameters", self.projection.weight)
-        check_compute_dtype("features", features, "the parameters", self.projection.weight)
+        check_same_dtype("features", features, "the parameters", self.projection.weight)
         gate = torch.sigmoid(self.projection(features))
         if self.per == "feature":
             return GateOutput(features * gate, gate)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moekit.checks import check_floating, check_positive, check_same_device, check_width
+from moekit_kernels.autocast import no_autocast
 
 
 class Gate(nn.Module):
@@ -76,7 +77,7 @@ class Gate(nn.Module):
         check_width("router_input", x, self.dim)
         check_same_device("router_input", x, "the router's weights", weight)
         dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             x = x.to(dtype)
             for index, layer in enumerate(self._linears()):
                 bias = layer.bias.to(dtype) if self.has_bias else None

@@ -19,7 +19,10 @@ class NoisyLogits(NamedTuple):
 
 
 def add_noise(logits: Float[Tensor, "T E"], raw_std: Float[Tensor, "T E"]) -> NoisyLogits:
-    """``H = logits + normal * softplus(raw_std)`` (equation 4)."""
+    """``H = logits + normal * (softplus(raw_std) + 0.01)``: equation 4, with a least deviation of 0.01.
+
+    The least deviation is not in the paper; without it, equation 9 would divide by a vanishing number.
+    """
     std = F.softplus(raw_std) + 1e-2
     return NoisyLogits(logits + torch.randn_like(logits) * std, std)
 

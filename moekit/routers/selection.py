@@ -18,6 +18,8 @@ def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
     if k > _PASSES:
         return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     column = torch.arange(scores.shape[-1], device=scores.device)
+    # A score of -inf must stay above what has been chosen already, which becomes -inf below.
+    scores = scores.clamp(min=torch.finfo(scores.dtype).min)
     chosen: list[Tensor] = []
     for _ in range(k):
         best = scores.argmax(-1, keepdim=True)

@@ -140,7 +140,9 @@ class TopKRouter(Router):
                 of logits.
         """
         if self.training and self.jitter > 0:
-            x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            # In bfloat16 the bounds would be rounded and the noise would not average to 1.
+            jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+            x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
         logits, valid = self._logits(x)
         clean, noise, load_probs = logits, None, None
         if self.training and self.noise_gate is not None:
@@ -151,7 +153,7 @@ class TopKRouter(Router):
         if noise is not None:
             load_probs = smooth_load(clean, noise, self.top_k)
         gates = mark_invalid(self._gates(logits, scores, ids), valid)
-        probs = scores / scores.sum(-1, keepdim=True) if self.scoring == "sigmoid" else scores
+        probs = _normalised_sigmoid(logits) if self.scoring == "sigmoid" else scores
         return Routing(gates, ids, clean, torch.where(valid.unsqueeze(-1), probs, 0), valid, load_probs)
 
     @torch.no_grad()
@@ -209,13 +211,19 @@ class TopKRouter(Router):
         return top_k_ids(scores, self.top_k)
 
     def _gates(self, logits: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
-        if self.scoring == "topk_softmax":
-            gates = F.softmax(logits.gather(-1, ids), dim=-1)
+        chosen = logits.gather(-1, ids)
+        if self.scoring == "sigmoid" and self.renormalize:
+            gates = _normalised_sigmoid(chosen)
+        elif self.scoring == "topk_softmax" or self.renormalize:
+            gates = F.softmax(chosen, dim=-1)  # also the softmax over all, renormalised, but never 0/0
         else:
             gates = scores.gather(-1, ids)
-            if self.renormalize:
-                gates = gates / gates.sum(-1, keepdim=True).clamp(min=torch.finfo(gates.dtype).tiny)
         return gates if self.scaling_factor == 1.0 else gates * self.scaling_factor
+
+
+def _normalised_sigmoid(logits: Tensor) -> Tensor:
+    """``sigmoid(logits)`` over its sum, without the 0/0 of logits so low that every sigmoid is zero."""
+    return F.softmax(F.logsigmoid(logits), dim=-1)
 
 
 def _check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None) -> None:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from moekit_kernels.autocast import autocast
+
 
 def grouped_linear_reference(
     x: Float[Tensor, "N D"],
@@ -24,8 +26,9 @@ def grouped_linear_reference(
         bias: One vector per expert.
 
     Returns:
-        Shape ``(N, F)``, dtype of ``x``.
+        Shape ``(N, F)``, dtype of ``x``; under ``torch.autocast`` the autocast dtype, as in ``F.linear``.
     """
+    x, weight, bias = autocast(x), autocast(weight), autocast(bias)
     row = torch.arange(x.shape[0], device=x.device)
     out = x.new_zeros(x.shape[0], weight.shape[1])
     for expert in range(weight.shape[0]):

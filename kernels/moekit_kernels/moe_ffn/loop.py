@@ -84,9 +84,10 @@ def backward(
     gate = gates.reshape(-1)[slot].unsqueeze(-1)
     grad_x = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, gates.dtype))
     grad_gate = gates.new_zeros(len(token))
-    grad_up, grad_down = torch.empty_like(up_proj), torch.empty_like(down_proj)
-    grad_up_bias = None if up_bias is None else torch.zeros_like(up_bias)
-    grad_down_bias = None if down_bias is None else torch.zeros_like(down_bias)
+    # Contiguous whatever the weights are, as the fake promises the compiler.
+    grad_up, grad_down = up_proj.new_empty(up_proj.shape), down_proj.new_empty(down_proj.shape)
+    grad_up_bias = None if up_bias is None else up_bias.new_zeros(up_bias.shape)
+    grad_down_bias = None if down_bias is None else down_bias.new_zeros(down_bias.shape)
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
             grad_up[expert], grad_down[expert] = 0, 0
@@ -108,5 +109,5 @@ def backward(
             grad_down_bias[expert] = g.sum(0)
         if grad_up_bias is not None:
             grad_up_bias[expert] = grad_pre.sum(0)
-    grad_gates = torch.zeros_like(gates).reshape(-1).index_put((slot,), grad_gate).view(gates.shape)
+    grad_gates = gates.new_zeros(gates.numel()).index_put((slot,), grad_gate).view(gates.shape)
     return Gradients(grad_x.to(x.dtype), grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)

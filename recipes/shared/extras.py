@@ -1,0 +1,26 @@
+"""Imports packages that only the recipes need, with one error that says how to install them."""
+
+import importlib
+from types import ModuleType
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Imports ``module`` or says how to get it.
+
+    Args:
+        module: Dotted name of the module.
+        purpose: What needs it, as the beginning of a sentence: ``"reading a DICOM file"``.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: Naming the purpose, the package and the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f'{purpose} needs {package}, which cannot be imported ({error}): pip install "moekit[recipes]"'
+        ) from error

@@ -1,0 +1,30 @@
+"""One clear error where pretrained weights cannot be had."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def loading(what: str, remedy: str) -> Iterator[None]:
+    """Turns whatever a hub client raises into one error that says what to do.
+
+    Args:
+        what: What is being loaded, such as ``"image encoder 'vit_base_patch16_224'"``.
+        remedy: The options that avoid the hub.
+
+    Raises:
+        RuntimeError: If the block raised an ``OSError`` (no network, no such repository, no such file), a
+            network error, or a hub client's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_loading_error(error):
+            raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RuntimeError(f"{what} could not be loaded: {first_line} {remedy}") from error
+
+
+def _is_loading_error(error: Exception) -> bool:
+    module = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or module in ("huggingface_hub", "httpx", "requests", "safetensors")

@@ -1,0 +1,106 @@
+"""Pictures inside a page: images, attention laid over them, boxes around findings."""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from recipes.shared.report.html import Markup, html, join, tag
+
+LONGEST_SIDE = 448
+"""Larger images are scaled down to this many pixels before they enter a page."""
+OVERLAY_SIDE = 192
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """Encodes an image as PNG inside a ``data:`` address.
+
+    Args:
+        pixels: ``uint8`` of shape ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+
+    Raises:
+        ValueError: If the dtype or the shape is another.
+    """
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise ValueError(
+            f"pixels must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {pixels.dtype} of shape "
+            f"{pixels.shape}."
+        )
+    image = Image.fromarray(pixels)
+    scale = LONGEST_SIDE / max(image.size)
+    if scale < 1:
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode("ascii")
+
+
+def attention_overlay(attention: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Colours a patch attention map, transparent where it is low.
+
+    The map is stretched from its lowest to its highest patch, so colours compare patches of one image,
+    not images; a map without any spread becomes fully transparent. Patches are joined by bicubic
+    interpolation.
+
+    Args:
+        attention: Weights of the patches, shape ``(h, w)``, finite and not negative.
+
+    Returns:
+        RGBA ``uint8`` with ``OVERLAY_SIDE`` pixels on the longer side.
+
+    Raises:
+        ValueError: If the map is not 2-D or holds a negative or not finite weight.
+    """
+    weights = np.asarray(attention, np.float32)
+    if weights.ndim != 2 or weights.size == 0:
+        raise ValueError(f"attention must have shape (h, w), got {weights.shape}.")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("attention must be finite and not negative, but a patch's weight is not.")
+    low, high = float(weights.min()), float(weights.max())
+    spread = high - low
+    strength = (weights - low) / spread if spread > 1e-6 * high else np.zeros_like(weights)
+    rows, columns = weights.shape
+    scale = OVERLAY_SIDE / max(rows, columns)
+    size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
+    smooth = np.asarray(Image.fromarray(strength).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    rgba = matplotlib.colormaps["inferno"](0.25 + 0.7 * smooth)
+    rgba[..., 3] = 0.72 * smooth**0.8
+    return (rgba * 255).round().astype(np.uint8)
+
+
+def frame(
+    pixels: NDArray[np.uint8],
+    caption: object,
+    *,
+    alt: str,
+    overlay: NDArray[np.uint8] | None = None,
+    boxes: Sequence[Mapping[str, object]] = (),
+) -> Markup:
+    """An image with what is drawn over it.
+
+    Args:
+        pixels: The image, see `data_uri`.
+        caption: Text below it.
+        alt: What the image is, for readers who do not see it.
+        overlay: RGBA image stretched over the whole image.
+        boxes: Findings with ``finding``, ``x0``, ``y0``, ``x1`` and ``y1`` in pixels of ``pixels``.
+    """
+    layers = [Markup(f'<img src="{data_uri(pixels)}" alt="{html(alt)}">')]
+    if overlay is not None:
+        layers.append(Markup(f'<img src="{data_uri(overlay)}" alt="">'))
+    if boxes:
+        layers.append(_boxes(boxes, pixels.shape[0], pixels.shape[1]))
+    return tag("figure", tag("div", *layers, class_="frame"), tag("figcaption", caption))
+
+
+def _boxes(boxes: Sequence[Mapping[str, object]], height: int, width: int) -> Markup:
+    drawn = []
+    for box in boxes:
+        x0, y0, x1, y1 = (float(str(box[key])) for key in ("x0", "y0", "x1", "y1"))
+        place = {"x": x0, "y": y0, "width": max(x1 - x0, 0), "height": max(y1 - y0, 0)}
+        drawn += [tag("rect", class_="under", **place), tag("rect", tag("title", box["finding"]), **place)]
+    return tag("svg", join(drawn), viewBox=f"0 0 {width} {height}", preserveAspectRatio="none")

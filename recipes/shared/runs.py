@@ -1,0 +1,72 @@
+"""A run is a folder: what is in it, and how it is written."""
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes strict json (no NaN) in one step, so a killed process leaves the old file or the new one."""
+    text = json.dumps(value, indent=2, allow_nan=False, default=_plain) + "\n"
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a json file of a run.
+
+    Raises:
+        ValueError: If the file is missing; the message names it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: is {path.parent} the folder of a finished run?")
+    return json.loads(path.read_text())
+
+
+def write_history(path: Path, epochs: Iterable[dict[str, Any]]) -> None:
+    """Writes one json object per epoch and line."""
+    path.write_text("".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))
+
+
+def peak_memory_bytes() -> int:
+    """The most memory used so far: of the GPU where one is used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def environment() -> dict[str, Any]:
+    """Device and versions, for the record."""
+    import timm
+    import transformers
+
+    from moekit import __version__
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
+    return {
+        "device": device,
+        "versions": {
+            "moekit": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no place in json")

@@ -1,0 +1,75 @@
+"""What a task means to a classifier: how many outputs, which loss, which probabilities."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipes.shared.studies import Task
+
+
+class TaskHead(nn.Module):
+    """A linear classifier for one of MedMNIST's four kinds of task.
+
+    | task | outputs | loss | probabilities |
+    |---|---|---|---|
+    | multi-label | C | binary cross entropy, unknown labels left out | sigmoid |
+    | multi-class, binary-class | C | cross entropy | softmax |
+    | ordinal-regression | 1 | binary cross entropy of every "above grade k" | differences of those sigmoids |
+
+    Ordinal regression is the proportional odds model: ``P(y > k) = sigmoid(s - theta_k)`` with ordered
+    thresholds (McCullagh 1980).
+
+    Args:
+        dim: Width of the features.
+        num_classes: ``C``.
+        task: Which of the four.
+
+    Raises:
+        ValueError: If ``num_classes`` is too small for the task.
+    """
+
+    def __init__(self, dim: int, num_classes: int, task: Task) -> None:
+        super().__init__()
+        if num_classes < (1 if task == "multi-label" else 2):
+            raise ValueError(f"a {task} task needs more classes, got num_classes={num_classes}.")
+        self.task: Task = task
+        self.ordinal = task == "ordinal-regression"
+        self.linear = nn.Linear(dim, 1 if self.ordinal else num_classes)
+        if self.ordinal:
+            self.first_threshold = nn.Parameter(torch.tensor(-1.0))
+            self.raw_steps = nn.Parameter(torch.zeros(num_classes - 2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, dim)`` to ``(B, C)`` logits, or to the ``(B, C - 1)`` logits of "above grade k"."""
+        logits = self.linear(features)
+        if not self.ordinal:
+            return logits
+        steps = torch.cat([self.first_threshold.view(1), F.softplus(self.raw_steps)])
+        return logits - steps.cumsum(0).to(logits.dtype)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over the known labels.
+
+        Args:
+            logits: What :meth:`forward` gave.
+            labels: ``(B, C)``: 0, 1 or NaN (unknown); one-hot for single-label tasks.
+        """
+        logits = logits.float()
+        if self.task == "multi-label":
+            known = ~labels.isnan()
+            each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+            return (each * known).sum() / known.sum().clamp(min=1)
+        if self.ordinal:
+            above = labels.flip(-1).cumsum(-1).flip(-1)[:, 1:]
+            return F.binary_cross_entropy_with_logits(logits, above)
+        return F.cross_entropy(logits, labels.argmax(-1))
+
+    def probs(self, logits: Tensor) -> Tensor:
+        """``(B, C)`` probabilities, in float32."""
+        logits = logits.float()
+        if self.task == "multi-label":
+            return logits.sigmoid()
+        if self.ordinal:
+            above = F.pad(logits.sigmoid(), (1, 0), value=1.0)
+            return above - F.pad(above[:, 1:], (0, 1), value=0.0)
+        return logits.softmax(-1)
