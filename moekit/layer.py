@@ -1,6 +1,7 @@
 """The sparse layer: router, plan, experts and combine, put together."""
 
-from typing import NamedTuple, Self
+import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -96,7 +97,7 @@ class SparseMoE(nn.Module):
         impl: Impl = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Self:
+    ) -> "SparseMoE":
         """Builds the common layer: softmax top-k routing to feed-forward experts.
 
         For any other router, expert or option, build the parts and pass them to the class.
@@ -168,6 +169,8 @@ class SparseMoE(nn.Module):
             routing = self.route(x, router_input=router_input, mask=mask)
         elif router_input is not None:
             raise ValueError("router_input and routing exclude each other; give one of them.")
+        elif routing.valid.shape[0] != math.prod(lead):
+            raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
         tokens = x.reshape(-1, *x.shape[len(lead) :])
         plan = self.plan(routing, flat_mask)
         gates = routing.gates
@@ -203,7 +206,7 @@ class SparseMoE(nn.Module):
                 raise ValueError(
                     "router_input must be given: experts over samples and routers by id cannot route on x itself."
                 )
-            return self.router(x.reshape(-1, x.shape[-1]), flat_mask)
+            return self.router(_hide(x.reshape(-1, x.shape[-1]), flat_mask), flat_mask)
         return self._route_on(router_input, x, lead, flat_mask)
 
     def plan(self, routing: Routing, mask: Bool[Tensor, "T"] | None = None) -> DispatchPlan:
@@ -219,11 +222,8 @@ class SparseMoE(nn.Module):
         kept = routing.valid if mask is None else routing.valid & mask
         capacity = None
         if self.capacity_factor is not None:
-            count = (kept.shape[0], self.router.top_k, self.router.num_experts, self.capacity_factor)
-            capacity = expert_capacity(*count)
-            if mask is not None:
-                wanted = mask.sum() * (self.capacity_factor * count[1] / count[2])
-                capacity = wanted.mul(1000).round().div(1000).ceil().long()
+            count = kept.shape[0] if mask is None else mask.sum()
+            capacity = expert_capacity(count, self.router.top_k, self.router.num_experts, self.capacity_factor)
         return plan_dispatch(
             routing.expert_ids,
             self.router.num_experts,
@@ -261,13 +261,20 @@ class SparseMoE(nn.Module):
         check_same_device("router_input", router_input, "x", x)
         flat = router_input.reshape(-1, *router_input.shape[len(given) :])
         if given == lead:
-            return self.router(flat, mask)
+            return self.router(_hide(flat, mask), mask)
         if self.router.top_k == 0:
             raise ValueError(
                 f"router_input must have one row per token of x, {tuple(lead)}, for expert choice, "
                 f"got shape {tuple(router_input.shape)}."
             )
-        return _repeat(self.router(flat), lead[len(given) :].numel())
+        return _repeat(self.router(flat), math.prod(lead[len(given) :]))  # .numel() would fix it in torch.export
+
+
+def _hide(router_input: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros for padding: what it holds, NaN included, would reach the router's gradient as ``0 * NaN``."""
+    if mask is None or not router_input.is_floating_point():
+        return router_input
+    return torch.where(mask.view(-1, *(1,) * (router_input.ndim - 1)), router_input, 0)
 
 
 def _repeat(routing: Routing, times: int) -> Routing:

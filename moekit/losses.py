@@ -79,7 +79,7 @@ def router_z_loss(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor, 
     """
     if isinstance(stats, RouterStats):
         return stats.logsumexp_sq_sum / stats.num_tokens.clamp(min=1)
-    return stats.logsumexp(-1).square().mean()
+    return _mean(stats.logsumexp(-1).square())
 
 
 def router_entropy(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor, ""]:
@@ -93,7 +93,7 @@ def router_entropy(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor,
     """
     if isinstance(stats, RouterStats):
         return stats.entropy_sum / stats.num_tokens.clamp(min=1)
-    return entropy(F.softmax(stats, dim=-1)).mean()
+    return _mean(entropy(F.softmax(stats, dim=-1)))
 
 
 def mutual_information_loss(
@@ -115,8 +115,8 @@ def mutual_information_loss(
         Mod-Squad, equation 5, https://arxiv.org/abs/2212.08066 (there with groups as tasks).
     """
     if isinstance(stats, Tensor):
-        probs = F.softmax(stats, dim=-1).flatten(0, -2)
-        return entropy(probs).mean() - entropy(probs.mean(0))
+        probs = F.softmax(stats, dim=-1).reshape(-1, stats.shape[-1])
+        return _mean(entropy(probs)) - entropy(probs.sum(0) / max(probs.shape[0], 1))
     if isinstance(stats, RouterStats):
         marginal = stats.prob_sum / stats.num_tokens.clamp(min=1)
         return router_entropy(stats) - entropy(marginal)
@@ -127,6 +127,11 @@ def mutual_information_loss(
     total = tokens.sum().clamp(min=1)
     conditional = (tokens * entropy(sums / tokens.clamp(min=1).unsqueeze(-1))).sum() / total
     return conditional - entropy(sums.sum(0) / total)
+
+
+def _mean(per_token: Tensor) -> Tensor:
+    """The mean, 0 without tokens."""
+    return per_token.sum() / max(per_token.numel(), 1)
 
 
 def _squared_cv(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Soft MoE: experts see mixtures of tokens, tokens get mixtures of what experts made of them."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -7,9 +9,9 @@ from torch import Tensor, nn
 
 from moekit.checks import check_floating, check_mask, check_positive, check_same_device, check_width
 from moekit.experts.base import Experts
+from moekit.init import scaled_normal_
 from moekit.layer import MoEOutput
 from moekit.plan import DispatchPlan
-from moekit.routers.gate import scaled_normal_
 from moekit.routing import RouterStats, entropy
 from moekit_kernels.autocast import no_autocast
 
@@ -93,12 +95,14 @@ class SoftMoE(nn.Module):
         check_width("x", x, self.dim)
         check_same_device("x", x, "the layer's parameters", self.phi)
         lead = x.shape[:-2]
-        sequences = x.reshape(lead.numel(), *x.shape[-2:])
+        sequences = x.reshape(math.prod(lead), *x.shape[-2:])  # lead.numel() would fix the batch in torch.export
         if mask is None:
             real = torch.ones(sequences.shape[:2], dtype=torch.bool, device=x.device)
         else:
             check_mask("mask", mask, x.shape[:-1])
             real = mask.reshape(sequences.shape[:2])
+            # What padding holds, NaN included, would reach the gradient of phi as 0 * NaN.
+            sequences = torch.where(real.unsqueeze(-1), sequences, 0)
         logits = self._logits(sequences)
         finite = logits.isfinite().all(-1).all(-1)
         part = real & finite

@@ -21,8 +21,8 @@ from moekit.experts.activation import (
     is_gated,
 )
 from moekit.experts.base import Experts, check_plan
+from moekit.init import scaled_normal_
 from moekit.plan import DispatchPlan, combine, dispatch
-from moekit.routers.gate import scaled_normal_
 from moekit_kernels.grouped_gemm import grouped_linear
 from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference, serves
 

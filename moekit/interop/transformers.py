@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from moekit.experts.ffn import FFNExperts, Impl
 from moekit.layer import SparseMoE
 from moekit.routers.gate import Gate
+from moekit.routers.hard import HardRouter
 from moekit.routers.top_k import TopKRouter
 
 
@@ -46,17 +47,20 @@ def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
         raise ValueError(f"block must use SiLU in its experts, got {hidden_act!r}.")
     router = getattr(block, "gate")  # noqa: B009 (its type is unknown here)
     top_k = int(router.top_k)
-    renormalize = bool(getattr(router, "norm_topk_prob", True)) and top_k > 1
+    renormalize = bool(getattr(router, "norm_topk_prob", True))
     options: dict[str, torch.device | torch.dtype] = {"device": down.device, "dtype": down.dtype}
+    if renormalize and top_k == 1:  # a single gate divided by itself: 1, without a gradient
+        new_router = HardRouter(dim, num_experts, gradient="none", **options)  # pyright: ignore[reportArgumentType]
+    else:
+        new_router = TopKRouter(dim, num_experts, top_k, renormalize=renormalize, **options)  # pyright: ignore[reportArgumentType]
     moe = SparseMoE(
-        TopKRouter(dim, num_experts, top_k, renormalize=renormalize, **options),  # pyright: ignore[reportArgumentType]
+        new_router,
         FFNExperts(dim, hidden_dim, num_experts, activation="swiglu", impl=impl, **options),  # pyright: ignore[reportArgumentType]
     )
-    assert isinstance(moe.router, TopKRouter)
-    assert isinstance(moe.router.gate, Gate)
+    assert isinstance(new_router.gate, Gate)
     with torch.no_grad():
         for mine, theirs in (
-            (moe.router.gate.layers[0].weight, gate),
+            (new_router.gate.layers[0].weight, gate),
             (moe.experts.up_proj, up),
             (moe.experts.down_proj, down),
         ):

@@ -1,5 +1,7 @@
 """Expert choice: every expert takes its best tokens."""
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -82,7 +84,8 @@ class ExpertChoiceRouter(Router):
         probs = F.softmax(logits, dim=-1)
         capacity = expert_capacity(x.shape[0], 1, self.num_experts, self.capacity_factor)
         ranked = torch.where(eligible.unsqueeze(-1), probs.detach(), -1.0).T
-        token_ids = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :capacity]
+        # Contiguous, because the compiler is told other strides than indexing by a transposed tensor gives.
+        token_ids = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :capacity].contiguous()
         kept = eligible[token_ids]
         gates = torch.where(kept, probs.T.gather(-1, token_ids), 0)
         expert_ids = torch.arange(self.num_experts, device=x.device).unsqueeze(-1).expand_as(token_ids)
@@ -94,11 +97,18 @@ class ExpertChoiceRouter(Router):
         return f"num_experts={self.num_experts}, capacity_factor={self.capacity_factor}"
 
 
-def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
+@overload
+def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int: ...
+@overload
+def expert_capacity(num_tokens: Tensor, top_k: int, num_experts: int, capacity_factor: float) -> Tensor: ...
+def expert_capacity(num_tokens: int | Tensor, top_k: int, num_experts: int, capacity_factor: float) -> int | Tensor:
     """``ceil(capacity_factor * num_tokens * top_k / num_experts)``, at most ``num_tokens``.
 
-    In whole numbers of thousandths, so that it also works on the symbolic sizes of ``torch.export``.
+    In whole numbers of thousandths, so that it is exact and also works on the symbolic sizes of
+    ``torch.export`` and on a count that is known on the device only, a tensor ``()``.
     """
-    per_mille = round(capacity_factor * 1000)
-    wanted = (per_mille * num_tokens * top_k + 1000 * num_experts - 1) // (1000 * num_experts)
+    thousandths, share = round(capacity_factor * 1000) * top_k, 1000 * num_experts
+    if isinstance(num_tokens, Tensor):
+        return torch.minimum((thousandths * num_tokens + share - 1) // share, num_tokens)
+    wanted = (thousandths * num_tokens + share - 1) // share
     return torch.sym_min(wanted, num_tokens)  # pyright: ignore[reportUnknownVariableType, reportReturnType]

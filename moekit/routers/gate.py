@@ -1,6 +1,5 @@
 """Gates: the small networks that turn a router input into router logits."""
 
-import math
 from itertools import pairwise
 
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moekit.checks import check_floating, check_positive, check_same_device, check_width
+from moekit.init import scaled_normal_
 from moekit_kernels.autocast import no_autocast
 
 
@@ -86,12 +86,3 @@ class Gate(nn.Module):
 
     def _linears(self) -> list[nn.Linear]:
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-
-
-def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
-    """Fills ``weight`` from a normal of variance ``scale / fan_in``, truncated at two standard deviations."""
-    std = math.sqrt(scale / max(fan_in, 1))
-    if std == 0:
-        nn.init.zeros_(weight)
-    else:
-        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

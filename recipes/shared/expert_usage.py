@@ -8,91 +8,83 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def expert_usage(
-    expert_ids: ArrayLike,
+    usage: ArrayLike,
     gates: ArrayLike,
     labels: ArrayLike,
     classes: Sequence[str],
-    num_experts: int,
+    *,
+    top_k: int,
     entropies: ArrayLike,
 ) -> dict[str, Any]:
-    """Counts routed slots by expert and by class (the MedVLMoE paper's Figure 3).
+    """Averages the routing of studies, over all of them and by class (the MedVLMoE paper's Figure 3).
 
-    A study routed to ``K`` experts fills ``K`` slots. As its experts differ, no expert can hold more
-    than ``1 / K`` of the slots.
+    Every study counts the same, whether it was routed by one decision or by one per token.
 
     Args:
-        expert_ids: Experts of each study, shape ``(N, K)``, integers in ``[0, E)``.
-        gates: Their weights, shape ``(N, K)``, not negative.
+        usage: Share of each study's routed slots at each expert, shape ``(N, E)``, rows summing to 1. As
+            the ``K`` experts of a decision differ, no share is above ``1 / K``.
+        gates: Share of each study's gates at each expert, shape ``(N, E)``, rows summing to 1.
         labels: Shape ``(N, C)``: 1, 0 or NaN for unknown.
         classes: Names of the ``C`` classes.
-        num_experts: ``E``.
+        top_k: ``K``.
         entropies: Entropy of the router's distribution for each study in nats, shape ``(N,)``.
 
     Returns:
-        ``load`` (share of the slots, ``E`` numbers summing to 1), ``gate_share`` (share of the gates'
-        sum, likewise; ``None`` when all gates are 0), ``entropy`` (mean, nats), ``num_experts``,
-        ``top_k`` and ``activation``: ``classes``, ``positives`` and ``matrix``, whose row ``c`` is the
-        load among the studies positive for class ``c`` (``None`` without any).
+        ``load`` (mean usage, ``E`` numbers summing to 1), ``gate_share`` (likewise of the gates),
+        ``entropy`` (mean, nats), ``num_experts``, ``top_k`` and ``activation``: ``classes``,
+        ``positives`` and ``matrix``, whose row ``c`` is the load among the studies positive for class
+        ``c`` (``None`` without any).
 
     Raises:
-        ValueError: If shapes disagree, there is no study, an expert is outside ``[0, E)``, or a gate or
-            an entropy is negative or not finite.
+        ValueError: If shapes disagree, there is no study, a row of ``usage`` or ``gates`` is no
+            distribution, or an entropy is negative or not finite.
     """
-    ids, weights = np.asarray(expert_ids), np.asarray(gates, np.float64)
+    shares, weights = np.asarray(usage, np.float64), np.asarray(gates, np.float64)
     truth, nats = np.asarray(labels, np.float64), np.asarray(entropies, np.float64)
-    _check_shapes(ids, weights, truth, nats, classes)
-    _check_values(ids, weights, nats, num_experts)
-    mass = np.bincount(ids.ravel(), weights.ravel(), minlength=num_experts)
-    rows = [ids[truth[:, c] == 1] for c in range(len(classes))]
+    _check_shapes(shares, weights, truth, nats, classes)
+    _check_values(shares, weights, nats)
+    rows = [shares[truth[:, c] == 1] for c in range(len(classes))]
     return {
-        "load": _shares(ids, num_experts),
-        "gate_share": (mass / mass.sum()).tolist() if mass.sum() > 0 else None,
+        "load": shares.mean(0).tolist(),
+        "gate_share": weights.mean(0).tolist(),
         "entropy": float(nats.mean()),
-        "num_experts": int(num_experts),
-        "top_k": int(ids.shape[1]),
+        "num_experts": int(shares.shape[1]),
+        "top_k": top_k,
         "activation": {
             "classes": list(classes),
-            "matrix": [_shares(row, num_experts) if len(row) else None for row in rows],
+            "matrix": [row.mean(0).tolist() if len(row) else None for row in rows],
             "positives": [len(row) for row in rows],
         },
     }
 
 
-def _shares(ids: NDArray[np.integer], num_experts: int) -> list[float]:
-    return (np.bincount(ids.ravel(), minlength=num_experts) / ids.size).tolist()
-
-
 def _check_shapes(
-    ids: NDArray[np.integer],
+    usage: NDArray[np.float64],
     gates: NDArray[np.float64],
     labels: NDArray[np.float64],
     entropies: NDArray[np.float64],
     classes: Sequence[str],
 ) -> None:
-    if ids.ndim != 2 or 0 in ids.shape or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(
-            f"expert_ids must be integers of shape (studies, top_k) with at least one study, got "
-            f"{ids.dtype} of shape {ids.shape}."
-        )
-    studies = len(ids)
+    if usage.ndim != 2 or 0 in usage.shape:
+        raise ValueError(f"usage must have shape (studies, experts) with at least one study, got {usage.shape}.")
+    studies = len(usage)
     for name, array, expected in (
-        ("gates", gates, ids.shape),
+        ("gates", gates, usage.shape),
         ("labels", labels, (studies, len(classes))),
         ("entropies", entropies, (studies,)),
     ):
         if array.shape != expected:
-            raise ValueError(f"{name} must have shape {expected} to match expert_ids, got {array.shape}.")
+            raise ValueError(f"{name} must have shape {expected} to match usage, got {array.shape}.")
 
 
-def _check_values(
-    ids: NDArray[np.integer], gates: NDArray[np.float64], entropies: NDArray[np.float64], num_experts: int
-) -> None:
-    outside = (ids < 0) | (ids >= num_experts)
-    if outside.any():
-        raise ValueError(
-            f"expert_ids must lie in [0, num_experts) = [0, {num_experts}), got {int(ids[outside][0])}."
-        )
-    for name, array in (("gates", gates), ("entropies", entropies)):
-        wrong = ~(np.isfinite(array) & (array >= 0))
+def _check_values(usage: NDArray[np.float64], gates: NDArray[np.float64], entropies: NDArray[np.float64]) -> None:
+    for name, array in (("usage", usage), ("gates", gates)):
+        wrong = ~(np.isclose(array.sum(1), 1, atol=1e-4) & (array >= 0).all(1))
         if wrong.any():
-            raise ValueError(f"{name} must be finite and not negative, got {float(array[wrong][0])!r}.")
+            raise ValueError(
+                f"the rows of {name} must be shares that sum to 1, got {array[wrong][0].tolist()} in row "
+                f"{int(wrong.argmax())}."
+            )
+    wrong = ~(np.isfinite(entropies) & (entropies >= 0))
+    if wrong.any():
+        raise ValueError(f"entropies must be finite and not negative, got {float(entropies[wrong][0])!r}.")

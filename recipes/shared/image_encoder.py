@@ -91,9 +91,7 @@ class ImageEncoder(nn.Module):
         return ImageTokens(patches, summary, (side, patches.shape[1] // side))
 
 
-def load_image_encoder(
-    name: str, size: int, *, weights: str = HUB, output_stride: int | None = None
-) -> ImageEncoder:
+def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_stride: int | None = None) -> ImageEncoder:
     """Loads an encoder by timm name, from a local folder, or from a hub repository.
 
     Args:
@@ -119,7 +117,7 @@ def load_image_encoder(
         )
     remedy = (
         "Give --image-encoder a local folder (timm.models.save_for_hf writes one), or --image-weights a file with "
-        'the weights, or --image-weights random to train from scratch.'
+        "the weights, or --image-weights random to train from scratch."
     )
     file = weights if weights not in (HUB, RANDOM) else ""
     with loading(f"image encoder {name!r}", remedy):

@@ -186,9 +186,7 @@ def _check_predictions(
             f"{probs.shape} and {labels.shape}."
         )
     if len(classes) != probs.shape[1]:
-        raise ValueError(
-            f"classes must name the {probs.shape[1]} columns of probs, got {len(classes)} names."
-        )
+        raise ValueError(f"classes must name the {probs.shape[1]} columns of probs, got {len(classes)} names.")
     twice = sorted({name for name in classes if list(classes).count(name) > 1})
     if twice:
         raise ValueError(f"classes must differ from one another, got {twice} more than once.")

@@ -26,9 +26,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     """
     numbers = np.asarray(values, np.float64)
     if numbers.ndim != 1 or numbers.size < 2:
-        raise ValueError(
-            f"values must hold at least two numbers to have a spread, got {numbers.size}. Run more seeds."
-        )
+        raise ValueError(f"values must hold at least two numbers to have a spread, got {numbers.size}. Run more seeds.")
     if not np.isfinite(numbers).all():
         raise ValueError(f"values must be finite, got {numbers.tolist()}.")
     if not 0 < confidence < 1:
@@ -68,8 +66,7 @@ def aggregate_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": seeds,
         "macro_auroc": _summary([test["macro_auroc"] for test in tests]),
         "per_class": {
-            name: _summary([test["per_class"][name]["auroc"] for test in tests])
-            for name in tests[0]["per_class"]
+            name: _summary([test["per_class"][name]["auroc"] for test in tests]) for name in tests[0]["per_class"]
         },
     }
 

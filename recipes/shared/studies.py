@@ -103,9 +103,7 @@ def check_groups_apart(source: StudySource) -> None:
             if seen.setdefault(group, name) != name:
                 crossing[group] = (seen[group], name)
     if crossing:
-        shown = ", ".join(
-            f"{group!r} ({first} and {second})" for group, (first, second) in list(crossing.items())[:5]
-        )
+        shown = ", ".join(f"{group!r} ({first} and {second})" for group, (first, second) in list(crossing.items())[:5])
         raise ValueError(
             f"{source.name}: groups must not cross splits, but {len(crossing)} do: {shown}. "
             "Split by patient, or name the column that identifies one."

@@ -132,7 +132,7 @@ def moe_ffn(
     gates: Float[Tensor, "*slots"],
     token: Int[Tensor, "N"],
     slot: Int[Tensor, "N"],
-    offsets: Int[Tensor, "E+1"],
+    offsets: Int[Tensor, "bounds"],
     up_proj: Float[Tensor, "E F1 D"],
     down_proj: Float[Tensor, "E D2 F"],
     up_bias: Float[Tensor, "E F1"] | None,

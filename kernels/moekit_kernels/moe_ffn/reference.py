@@ -15,7 +15,7 @@ def moe_ffn_reference(
     gates: Float[Tensor, "*slots"],
     token: Int[Tensor, "N"],
     slot: Int[Tensor, "N"],
-    offsets: Int[Tensor, "E+1"],
+    offsets: Int[Tensor, "bounds"],
     up_proj: Float[Tensor, "E F1 D"],
     down_proj: Float[Tensor, "E D2 F"],
     up_bias: Float[Tensor, "E F1"] | None,
@@ -30,7 +30,7 @@ def moe_ffn_reference(
         gates: One weight per routed slot, any shape of ``N`` elements.
         token: Token of each row; rows are sorted by expert.
         slot: Flat index into ``gates`` of each row.
-        offsets: Expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``.
+        offsets: ``(E + 1,)``: expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``.
         up_proj: First matrices; ``F1`` is ``F``, or ``2F`` for a gated activation.
         down_proj: Second matrices.
         up_bias: Bias of the first.

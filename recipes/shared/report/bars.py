@@ -54,9 +54,7 @@ def heat_map(
     """
     highest = max(load)
     bars = [
-        tag(
-            "td", _percent(share), tag("span", style=f"height:{40 * share / highest if highest else 0:.1f}px")
-        )
+        tag("td", _percent(share), tag("span", style=f"height:{40 * share / highest if highest else 0:.1f}px"))
         for share in load
     ]
     head = tag("tr", tag("th"), *[tag("th", name) for name in columns])
@@ -104,9 +102,7 @@ def gauge(share: float, left: object, right: object) -> Markup:
         right: Text at the right.
     """
     filled = tag("div", tag("span", style=f"width:{100 * min(max(share, 0), 1):.1f}%"))
-    return tag(
-        "div", tag("span", tag("span", left), tag("span", right), class_="ends"), filled, class_="gauge"
-    )
+    return tag("div", tag("span", tag("span", left), tag("span", right), class_="ends"), filled, class_="gauge")
 
 
 def _rule(x: str, colour: str, *, dashed: bool = False, reach: int = 11) -> Markup:

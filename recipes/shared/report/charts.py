@@ -115,15 +115,13 @@ def line_chart(
         legend.append((mark[2], 1, "solid"))
     axes.margins(x=0.03, y=0.12)
     axes.set_xlabel(x_label, color=MUTED)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     return tag("figure", tag("figcaption", title, _legend(legend)), svg(figure))
 
 
-def roc_chart(
-    title: str, note: str, false_positives: Sequence[float], true_positives: Sequence[float]
-) -> Markup:
+def roc_chart(title: str, note: str, false_positives: Sequence[float], true_positives: Sequence[float]) -> Markup:
     """One class' ROC curve with the diagonal of a coin toss.
 
     Args:

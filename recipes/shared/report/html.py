@@ -66,9 +66,7 @@ def section(title: str, *children: object, caption: object = "") -> Markup:
     return tag("section", tag("h2", title), intro, *children)
 
 
-def table(
-    head: Sequence[object], rows: Iterable[Sequence[object]], *, align: str, total: bool = False
-) -> Markup:
+def table(head: Sequence[object], rows: Iterable[Sequence[object]], *, align: str, total: bool = False) -> Markup:
     """A table whose first column names the row.
 
     Args:
@@ -84,19 +82,12 @@ def table(
 
     def row(cells: Sequence[object], first: str, other: str, class_: str | None = None) -> Markup:
         if len(cells) != len(align):
-            raise ValueError(
-                f"every row must have {len(align)} cells, one per letter of align, got {len(cells)}."
-            )
+            raise ValueError(f"every row must have {len(align)} cells, one per letter of align, got {len(cells)}.")
         kinds = [first] + [other] * (len(cells) - 1)
-        made = [
-            tag(kind, cell, class_=classes[letter])
-            for kind, cell, letter in zip(kinds, cells, align, strict=True)
-        ]
+        made = [tag(kind, cell, class_=classes[letter]) for kind, cell, letter in zip(kinds, cells, align, strict=True)]
         return tag("tr", *made, class_=class_)
 
-    body = [
-        row(cells, "th", "td", "total" if total and index == 0 else None) for index, cells in enumerate(rows)
-    ]
+    body = [row(cells, "th", "td", "total" if total and index == 0 else None) for index, cells in enumerate(rows)]
     inner = tag("table", tag("thead", row(head, "th", "th")), tag("tbody", *body))
     return tag("div", inner, class_="scroll")
 

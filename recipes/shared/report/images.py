@@ -27,8 +27,7 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     """
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise ValueError(
-            f"pixels must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {pixels.dtype} of shape "
-            f"{pixels.shape}."
+            f"pixels must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4), got {pixels.dtype} of shape {pixels.shape}."
         )
     image = Image.fromarray(pixels)
     scale = LONGEST_SIDE / max(image.size)

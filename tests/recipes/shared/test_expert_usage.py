@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.shared.metrics import expert_usage
+from recipes.shared.expert_usage import expert_usage
 
 
 def test_usage_of_four_studies_counted_by_hand():
     usage = expert_usage(
-        expert_ids=[[0, 1], [0, 2], [0, 1], [2, 1]],
-        gates=[[0.9, 0.1], [0.5, 0.5], [0.6, 0.4], [1.0, 0.0]],
+        usage=[[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0], [0, 0.5, 0.5, 0]],
+        gates=[[0.9, 0.1, 0, 0], [0.5, 0, 0.5, 0], [0.6, 0.4, 0, 0], [0, 0, 1.0, 0]],
         labels=[[1, 0, 0], [1, 0, np.nan], [0, 1, 0], [np.nan, 1, 0]],
         classes=["a", "b", "c"],
-        num_experts=4,
+        top_k=2,
         entropies=[1.0, 1.2, 0.8, 1.0],
     )
     assert usage["load"] == [3 / 8, 3 / 8, 2 / 8, 0.0]
@@ -34,9 +34,11 @@ def test_usage_of_four_studies_counted_by_hand():
 def test_shares_sum_to_one_and_no_expert_holds_more_than_one_slot_in_k(studies, num_experts, seed):
     rng = np.random.default_rng(seed)
     top_k = min(2, num_experts)
-    ids = np.stack([rng.permutation(num_experts)[:top_k] for _ in range(studies)])
+    chosen = np.zeros((studies, num_experts))
+    for row in chosen:
+        row[rng.permutation(num_experts)[:top_k]] = 1 / top_k
     labels = rng.integers(2, size=(studies, 3)).astype(float)
-    usage = expert_usage(ids, rng.random(ids.shape), labels, "abc", num_experts, rng.random(studies))
+    usage = expert_usage(chosen, chosen, labels, "abc", top_k=top_k, entropies=rng.random(studies))
     rows = [row for row in usage["activation"]["matrix"] if row is not None]
     for shares in [usage["load"], *rows]:
         assert sum(shares) == pytest.approx(1)
@@ -45,32 +47,25 @@ def test_shares_sum_to_one_and_no_expert_holds_more_than_one_slot_in_k(studies, 
         assert (row is None) == (positives == 0)
 
 
-def test_gates_that_are_all_zero_have_no_shares():
-    usage = expert_usage([[1]], [[0.0]], [[1.0]], ["a"], 2, [0.0])
-    assert usage["gate_share"] is None
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"expert_ids": [[0.5, 1.0]]}, "expert_ids must be integers of shape"),
-        ({"expert_ids": np.zeros((0, 2), int)}, "at least one study"),
-        ({"gates": [[1.0]]}, r"gates must have shape \(1, 2\) to match expert_ids, got \(1, 1\)"),
+        ({"usage": np.zeros((0, 2))}, "at least one study"),
+        ({"gates": [[1.0]]}, r"gates must have shape \(1, 2\) to match usage, got \(1, 1\)"),
         ({"labels": [[1.0, 0.0]]}, r"labels must have shape \(1, 1\)"),
         ({"entropies": [0.1, 0.2]}, r"entropies must have shape \(1,\)"),
-        ({"expert_ids": [[0, 3]]}, r"expert_ids must lie in \[0, num_experts\) = \[0, 3\), got 3"),
-        ({"expert_ids": [[-1, 0]]}, "got -1"),
-        ({"gates": [[-0.5, 0.5]]}, "gates must be finite and not negative, got -0.5"),
+        ({"usage": [[0.5, 0.4]]}, r"the rows of usage must be shares that sum to 1, got \[0.5, 0.4\] in row 0"),
+        ({"gates": [[-0.5, 1.5]]}, "the rows of gates must be shares"),
         ({"entropies": [np.nan]}, "entropies must be finite and not negative, got nan"),
     ],
 )
 def test_usage_refuses(change, message):
     arguments = {
-        "expert_ids": [[0, 1]],
+        "usage": [[0.5, 0.5]],
         "gates": [[0.5, 0.5]],
         "labels": [[1.0]],
         "classes": ["a"],
-        "num_experts": 3,
+        "top_k": 2,
         "entropies": [0.5],
     }
     with pytest.raises(ValueError, match=message):

@@ -80,9 +80,7 @@ def test_evaluation_reports_what_the_definitions_say():
     known = ~np.isnan(labels[:, 0])
     one = result["per_class"]["Effusion"]
     assert one["auroc"] == pytest.approx(roc_auc_score(labels[known, 0], probs[known, 0]))
-    assert one["average_precision"] == pytest.approx(
-        average_precision_score(labels[known, 0], probs[known, 0])
-    )
+    assert one["average_precision"] == pytest.approx(average_precision_score(labels[known, 0], probs[known, 0]))
     assert (one["positives"], one["negatives"]) == ((labels[:, 0] == 1).sum(), (labels[:, 0] == 0).sum())
     assert one["prevalence"] == one["positives"] / known.sum()
     assert (result["studies"], result["groups"]) == (60, 30)
@@ -98,9 +96,7 @@ def test_undefined_classes_are_named_and_left_out_of_the_macro_mean():
     assert per_class["Hernia"]["auroc"] is per_class["Hernia"]["auroc_ci95"] is None
     assert per_class["Hernia"]["average_precision"] is None
     assert per_class["Hernia"]["prevalence"] == 0.0
-    assert result["macro_auroc"] == pytest.approx(
-        (per_class["Effusion"]["auroc"] + per_class["Nodule"]["auroc"]) / 2
-    )
+    assert result["macro_auroc"] == pytest.approx((per_class["Effusion"]["auroc"] + per_class["Nodule"]["auroc"]) / 2)
 
 
 def test_with_no_defined_class_everything_is_none():
@@ -122,9 +118,7 @@ def test_bootstrap_agrees_with_a_loop_over_the_same_resamples():
     rng = np.random.default_rng(3)
     macros, per_class, skipped = [], {0: [], 1: []}, 0
     for _ in range(150):
-        rows = [
-            i for g in rng.integers(len(names), size=len(names)) for i in range(24) if groups[i] == names[g]
-        ]
+        rows = [i for g in rng.integers(len(names), size=len(names)) for i in range(24) if groups[i] == names[g]]
         values = [naive_auroc(probs[rows, c], labels[rows, c]) for c in (0, 1)]
         skipped += values.count(None)
         for c in (0, 1):
@@ -177,9 +171,7 @@ def test_no_bootstrap_gives_no_interval_and_another_confidence_another_key():
     assert none["macro_auroc"] is not None
     assert none["macro_auroc_ci95"] is None
     wide = evaluate_predictions(probs, labels, groups, CLASSES, task="multi-label", bootstrap=99)
-    narrow = evaluate_predictions(
-        probs, labels, groups, CLASSES, task="multi-label", bootstrap=99, confidence=0.5
-    )
+    narrow = evaluate_predictions(probs, labels, groups, CLASSES, task="multi-label", bootstrap=99, confidence=0.5)
     assert "macro_auroc_ci95" not in narrow
     assert np.ptp(narrow["macro_auroc_ci50"]) < np.ptp(wide["macro_auroc_ci95"])
 

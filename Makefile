@@ -1,0 +1,38 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint docs bench clean
+
+demo: $(VENV)/recipes
+	rm -rf runs/demo
+	$(BIN)/python -m recipes.medvlmoe train --preset tiny --out runs/demo
+	$(BIN)/python -m recipes.medvlmoe evaluate runs/demo
+	$(BIN)/python -m recipes.medvlmoe report runs/demo
+	@echo "The demo is done. Open runs/demo/report.html in a browser."
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+docs: $(VENV)/dev
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/bench
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks.json
+	$(BIN)/python -m benchmarks.table .benchmarks.json
+
+clean:
+	rm -rf $(VENV) site runs build dist
+
+# One stamp per set of extras; a change of pyproject.toml installs again.
+$(VENV)/recipes $(VENV)/dev $(VENV)/bench: $(VENV)/%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	touch $@

@@ -1,0 +1,138 @@
+"""The command line: ``python -m recipes.medvlmoe train|evaluate|predict|report``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from recipes.medvlmoe.config import PRESETS, Config
+
+_ABOUT = {
+    "train": "Train a run (or one per seed) into a folder.",
+    "evaluate": "Evaluate a trained run: metrics.json, predictions.csv, examples.npz.",
+    "predict": "Diagnose images of your own with a trained run.",
+    "report": "Draw report.html from an evaluated run.",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one stage."""
+    stage, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    stages = {"train": _train, "evaluate": _evaluate, "predict": _predict, "report": _report}
+    if stage not in stages:
+        print("usage: python -m recipes.medvlmoe STAGE [options]\n\nStages (each has --help):")
+        print("\n".join(f"  {name:9} {about}" for name, about in _ABOUT.items()))
+        sys.exit(0 if stage in ("-h", "--help") else 2)
+    try:
+        stages[stage](rest)
+    except (ValueError, RuntimeError, ImportError) as error:
+        if "--traceback" in rest:
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def parse_train(arguments: list[str]) -> Config:
+    """Settings of ``train``: the preset's, with what the arguments change."""
+    name = "tiny"
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--preset"):
+            name = argument.partition("=")[2] or (arguments[place + 1] if place + 1 < len(arguments) else "")
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
+    return tyro.cli(
+        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(Config),
+        default=PRESETS[name](),
+        args=arguments,
+        prog="python -m recipes.medvlmoe train",
+        description=f"{_ABOUT['train']} Defaults below are those of the preset {name!r}; --preset chooses another.",
+    )
+
+
+def _train(arguments: list[str]) -> None:
+    config = parse_train(arguments)
+    from recipes.medvlmoe import train
+
+    for run in train.main(config):
+        print(f"trained: {run}\nnext: python -m recipes.medvlmoe evaluate {run}")
+
+
+def _evaluate(arguments: list[str]) -> None:
+    def evaluate(
+        run: tyro.conf.Positional[Path], bootstrap: int = 1000, checkpoint: Literal["best", "last"] = "best"
+    ) -> None:
+        """Evaluate a trained run on its validation and test splits.
+
+        Args:
+            run: Folder of the run, or of one run per seed.
+            bootstrap: Resamples of patients for the confidence intervals.
+            checkpoint: Which weights.
+        """
+        from recipes.medvlmoe import evaluate as stage
+
+        metrics = stage.main(run, bootstrap=bootstrap, checkpoint=checkpoint)
+        print(_summary(metrics))
+        print(f"metrics: {run / 'metrics.json'}\nnext: python -m recipes.medvlmoe report {run}")
+
+    tyro.cli(evaluate, args=arguments, prog="python -m recipes.medvlmoe evaluate")
+
+
+def _predict(arguments: list[str]) -> None:
+    def predict(
+        run: tyro.conf.Positional[Path],
+        image: tuple[Path, ...] = (),
+        text: str | None = None,
+        csv: Path | None = None,
+        out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("predictions.csv"),
+        checkpoint: Literal["best", "last"] = "best",
+    ) -> None:
+        """Diagnose images with a trained run.
+
+        Args:
+            run: Folder of the run.
+            image: Image files; or give --csv.
+            text: Report or note that belongs to the image.
+            csv: Table with the columns of the run's manifest settings (image and text; labels are not read).
+            out: Table to write, one row per image.
+            checkpoint: Which weights.
+        """
+        from recipes.medvlmoe import predict as stage
+
+        table = stage.main(run, images=image, text=text, csv=csv, checkpoint=checkpoint)
+        table.to_csv(out, index=False)
+        print(table.to_string(index=False, max_rows=10, float_format="{:.3f}".format))
+        print(f"written: {out} ({len(table)} rows)")
+
+    tyro.cli(predict, args=arguments, prog="python -m recipes.medvlmoe predict")
+
+
+def _report(arguments: list[str]) -> None:
+    def report(run: tyro.conf.Positional[Path]) -> None:
+        """Draw report.html from an evaluated run; one per seed where there are several.
+
+        Args:
+            run: Folder of the run.
+        """
+        from recipes.medvlmoe.evaluate import seed_runs
+        from recipes.medvlmoe.report import write_report
+
+        for folder in seed_runs(run) or [run]:
+            print(f"open {write_report(folder)}")
+
+    tyro.cli(report, args=arguments, prog="python -m recipes.medvlmoe report")
+
+
+def _summary(metrics: dict) -> str:
+    test = metrics["test"]
+    value = test["macro_auroc"]
+    if isinstance(value, dict):
+        low, high = value["ci95"] or (float("nan"), float("nan"))
+        return f"test macro AUROC {value['mean']:.4f} over {value['n']} seeds (95% t-interval {low:.4f} to {high:.4f})"
+    if value is None:
+        return "test macro AUROC: undefined (no class has positives and negatives)"
+    low, high = test["macro_auroc_ci95"] or (float("nan"), float("nan"))
+    return f"test macro AUROC {value:.4f} (95% CI {low:.4f} to {high:.4f}, {test['groups']} patients resampled)"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

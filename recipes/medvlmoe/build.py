@@ -1,0 +1,76 @@
+"""From settings to a model, and from a run's folder back to one without asking any hub."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.medvlmoe.config import Config
+from recipes.medvlmoe.model import MedVLMoE, reads_text
+from recipes.shared.image_encoder import ImageEncoder, ImageEncoderSpec, load_image_encoder
+from recipes.shared.runs import read_json, write_json
+from recipes.shared.studies import Task
+from recipes.shared.text_encoder import TextEncoder, load_text_encoder
+
+
+def new_model(config: Config, texts: list[str], classes: tuple[str, ...], task: Task) -> MedVLMoE:
+    """Builds the model of a new run, with the encoders' pretrained weights where the settings ask for them.
+
+    Args:
+        config: The settings.
+        texts: The training texts; none means no text encoder.
+        classes: Names of the classes.
+        task: Kind of the target.
+
+    Raises:
+        RuntimeError: If pretrained weights cannot be had.
+        ValueError: If an encoder's name or weights are not valid.
+    """
+    model = config.model
+    image_encoder = load_image_encoder(
+        model.image_encoder, model.image_size, weights=model.image_weights, output_stride=model.image_stride
+    )
+    text_encoder = None
+    if texts and reads_text(model):
+        text_encoder = load_text_encoder(model.text_encoder, weights=model.text_weights, texts=texts)
+    return MedVLMoE(model, image_encoder, text_encoder, len(classes), task, config.train.balance)
+
+
+def save_architecture(model: MedVLMoE, classes: tuple[str, ...], task: Task, out: Path) -> None:
+    """Writes what :func:`load_model` needs beside the weights."""
+    folder = out / "encoders"
+    folder.mkdir(parents=True, exist_ok=True)
+    has_text = model.text_encoder is not None
+    write_json(
+        folder / "model.json",
+        {"image": model.image_encoder.spec.to_json(), "text": has_text, "classes": classes, "task": task},
+    )
+    if model.text_encoder is not None:
+        model.text_encoder.save(folder / "text")
+
+
+def load_model(run: Path, checkpoint: str = "best") -> tuple[MedVLMoE, Config, tuple[str, ...], Task]:
+    """Builds the model of a run and loads its weights.
+
+    Args:
+        run: Folder of the run.
+        checkpoint: ``"best"`` or ``"last"``.
+
+    Returns:
+        The model in eval mode, its settings, classes and task.
+
+    Raises:
+        ValueError: If the folder is not that of a trained run.
+    """
+    config = Config.from_json(read_json(run / "config.json"))
+    about = read_json(run / "encoders" / "model.json")
+    path = run / "checkpoints" / f"{checkpoint}.ckpt"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: train the run first.")
+    text_encoder = TextEncoder.from_saved(run / "encoders" / "text") if about["text"] else None
+    classes, task = tuple(about["classes"]), about["task"]
+    image_encoder = ImageEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
+    model = MedVLMoE(config.model, image_encoder, text_encoder, len(classes), task, config.train.balance)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    return model.eval(), config, classes, task

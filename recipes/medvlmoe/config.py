@@ -1,0 +1,233 @@
+"""The settings of a run, and the presets ``paper`` and ``tiny``."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+Variant = Literal["full", "no-moe", "no-fusion", "no-text", "vision-only"]
+Balance = Literal["switch", "cv2", "bias", "printed"]
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """Sizes of the drawn data set; used with --data phantom only."""
+
+    train_studies: int = 1600
+    """Studies drawn for training."""
+    val_studies: int = 400
+    """Studies drawn for validation."""
+    test_studies: int = 600
+    """Studies drawn for testing."""
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """How to read a csv of your own images and texts; used with --data FILE.csv only."""
+
+    image_column: str = "image"
+    """Column with the image's path, relative to the csv."""
+    text_column: str | None = None
+    """Column with the report or note; none by default."""
+    text_section: str | None = None
+    """Keep only this section of each report, such as indication; sections as MIMIC-CXR marks them."""
+    label_columns: tuple[str, ...] = ()
+    """One column of 1, 0, -1 or blank per class."""
+    label_column: str | None = None
+    """Or one column with the class's name (several joined by |)."""
+    split_column: str | None = "split"
+    """Column of train, val and test; None draws a split by group."""
+    group_column: str | None = None
+    """Column that identifies the patient."""
+    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
+    """What a label of -1 means."""
+    blank: Literal["ignore", "zeros"] = "ignore"
+    """What a blank label means."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """Whether an unreadable image stops the run, or is skipped and counted."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where studies come from."""
+
+    data: str = "phantom"
+    """phantom (drawn on the fly), a .csv, a MedMNIST-style .npz, or a MedMNIST name such as
+    breastmnist."""
+    data_root: Path | None = None
+    """Folder of the MedMNIST files; the medmnist package's own by default."""
+    data_size: int = 28
+    """Edition of a MedMNIST set given by name, in pixels: 28, 64, 128 or 224."""
+    download: bool = False
+    """Let the medmnist package download a set given by name."""
+    use_text: bool = True
+    """Whether texts are used where there are any."""
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    manifest: ManifestConfig = field(default_factory=ManifestConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture."""
+
+    image_encoder: str = "vit_large_patch14_clip_224"
+    """Any timm name, a local folder (timm's save_for_hf), or hf-hub:owner/name."""
+    image_weights: str = "hub"
+    """hub (pretrained), random, or a file with a state dict."""
+    image_size: int = 224
+    """Side of the square input, in pixels."""
+    image_stride: int | None = None
+    """Pixels per patch of convolutional encoders that allow a choice."""
+    text_encoder: str = "microsoft/biogpt"
+    """A transformers hub id, a local folder, or tiny."""
+    text_weights: Literal["hub", "random"] = "hub"
+    """Pretrained weights, or the architecture alone."""
+    text_tokens: int = 256
+    """Longest text, in tokens; the rest is cut off."""
+    text_pooling: Literal["mean", "last", "first"] = "mean"
+    """How fused text tokens become one vector; the paper prints first, which a causal encoder lacks."""
+    variant: Variant = "full"
+    """The full model, or one of the ablations of the paper's Table 2."""
+    dim: int = 512
+    """Width of the common space, d."""
+    num_heads: int = 8
+    """Heads of the cross-attention."""
+    cross_attention: Literal["tokens", "summary"] = "tokens"
+    """All patches and text tokens, or one summary token each as printed."""
+    tie_projections: bool = False
+    """One W_Q, W_K, W_V for both directions, as printed."""
+    residual: bool = True
+    """Pre-norm residual connections around fusion and experts; the paper prints none."""
+    gate: bool = True
+    """The sigmoid gate G(F)."""
+    num_experts: int = 8
+    """Number of experts, E."""
+    top_k: int = 2
+    """Experts per decision, K."""
+    expert_hidden_dim: int = 4096
+    """Hidden width of each expert; the paper gives none, this is four times 2d."""
+    route_on: Literal["study", "token"] = "study"
+    """One routing decision per study, or one per patch and text token."""
+    dropout: float = 0.1
+    """In fusion and before the classifier."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained."""
+
+    epochs: int = 100
+    """Passes over the training split."""
+    warmup_epochs: float = 10
+    """Linear warm-up; then a cosine to zero."""
+    batch_size: int = 32
+    """Studies per step, device and micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step."""
+    lr_encoder: float = 3e-5
+    """AdamW's learning rate for the encoders."""
+    lr_head: float = 1e-4
+    """AdamW's learning rate for everything else."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay, on matrices only."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 for no limit."""
+    balance: Balance = "switch"
+    """Switch loss; CV² of importance and load (with noisy routing); loss-free by selection bias; or the printed
+    Σ(f-p), which is identically zero."""
+    balance_weight: float = 0.01
+    """Coefficient α of the balancing loss; with bias the step of the selection bias."""
+    z_weight: float = 1e-3
+    """Coefficient of the router z-loss."""
+    augment: bool = True
+    """Small shifts, rotations, scalings and changes of exposure."""
+    patience: int = 15
+    """Stop after so many epochs without a better validation AUROC."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
+    """Lightning's name of the precision."""
+    accelerator: str = "auto"
+    """Lightning's name of the accelerator."""
+    devices: int = 1
+    """How many of them."""
+    workers: int = 4
+    """Processes that load data; 0 loads in the main process."""
+    cache_images: bool = False
+    """Keep decoded images in memory."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    preset: Literal["paper", "tiny"] = "paper"
+    """Where the defaults come from."""
+    out: Path = Path("runs/medvlmoe")
+    """Folder of the run."""
+    seeds: tuple[int, ...] = (0,)
+    """One run per seed; several go to OUT/seed-N and are aggregated."""
+    resume: bool = False
+    """Go on from OUT/checkpoints/last.ckpt."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """From what :meth:`to_json` gave, once written and read."""
+        data = dict(values["data"])
+        data["phantom"] = PhantomConfig(**data["phantom"])
+        data["manifest"] = ManifestConfig(**_tuples(ManifestConfig, data["manifest"]))
+        data["data_root"] = None if data["data_root"] is None else Path(data["data_root"])
+        return cls(
+            preset=values["preset"],
+            out=Path(values["out"]),
+            seeds=tuple(values["seeds"]),
+            resume=values["resume"],
+            data=DataConfig(**data),
+            model=ModelConfig(**values["model"]),
+            train=TrainConfig(**values["train"]),
+        )
+
+
+def paper() -> Config:
+    """What the paper prints: ViT-L/14 and BioGPT, d=512, 8 experts, top 2, 100 epochs, three seeds."""
+    return Config(preset="paper", seeds=(0, 1, 2))
+
+
+def tiny() -> Config:
+    """Small encoders from scratch, for a laptop CPU; the demo."""
+    model = ModelConfig(
+        image_encoder="test_resnet",
+        image_weights="random",
+        image_size=96,
+        image_stride=16,
+        text_encoder="tiny",
+        text_weights="random",
+        text_tokens=96,
+        dim=128,
+        num_heads=4,
+        expert_hidden_dim=256,
+    )
+    train = TrainConfig(
+        epochs=8,
+        warmup_epochs=1,
+        lr_encoder=2e-3,
+        lr_head=2e-3,
+        weight_decay=0.05,
+        precision="32-true",
+        workers=0,
+        cache_images=True,
+    )
+    return replace(Config(preset="tiny"), model=model, train=train)
+
+
+PRESETS = {"paper": paper, "tiny": tiny}
+
+
+def _tuples(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which json made of tuples, back to tuples."""
+    names = {f.name for f in fields(kind)}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names}

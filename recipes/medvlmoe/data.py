@@ -1,0 +1,210 @@
+"""Studies as batches of tensors."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from recipes.medvlmoe.config import DataConfig, TrainConfig
+from recipes.shared.image_encoder import ImageEncoderSpec
+from recipes.shared.manifest import manifest_source
+from recipes.shared.medmnist_npz import medmnist_source
+from recipes.shared.phantom import phantom_source
+from recipes.shared.sections import section_of
+from recipes.shared.studies import StudySource, StudySplit
+from recipes.shared.transforms import augment, fit_square, to_tensor
+
+
+class Batch(NamedTuple):
+    """A batch of studies.
+
+    Attributes:
+        images: ``(B, 3, size, size)``, normalised.
+        input_ids: ``(B, N)`` token ids.
+        text_mask: ``(B, N)``, True for tokens of the text; a row without any has no text.
+        labels: ``(B, C)``: 0, 1 or NaN.
+        index: ``(B,)``, place in the split.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    text_mask: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(*(field.to(device, non_blocking=True) for field in self))
+
+
+def build_source(config: DataConfig, image_size: int) -> StudySource:
+    """Opens the data set that ``config.data`` names.
+
+    Args:
+        config: What and how to read.
+        image_size: Side at which phantoms are drawn, in pixels.
+
+    Raises:
+        ValueError: If there is no such data set; the message lists the kinds there are.
+    """
+    if config.data == "phantom":
+        sizes = config.phantom
+        return phantom_source(
+            train=sizes.train_studies, val=sizes.val_studies, test=sizes.test_studies, size=image_size
+        )
+    name = config.data.lower()
+    if name.endswith((".csv", ".csv.gz")):
+        m = config.manifest
+        return manifest_source(
+            config.data,
+            image_column=m.image_column,
+            text_column=m.text_column if config.use_text else None,
+            label_columns=m.label_columns or None,
+            label_column=m.label_column,
+            split_column=m.split_column,
+            group_column=m.group_column,
+            uncertain=m.uncertain,
+            blank=m.blank,
+            on_bad_image=m.on_bad_image,
+        )
+    if name.endswith(".npz") or (name.isidentifier() and not Path(config.data).exists()):
+        return medmnist_source(config.data, size=config.data_size, root=config.data_root, download=config.download)
+    raise ValueError(f"data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, got {config.data!r}.")
+
+
+def texts_of(split: StudySplit, config: DataConfig) -> list[str | None]:
+    """The texts that the model may read: the chosen section of each, or nothing."""
+    section = config.manifest.text_section
+    if not config.use_text:
+        return [None] * len(split)
+    return [text if section is None else section_of(text, section) for text in split.texts]
+
+
+class StudyDataset(Dataset[Batch]):
+    """A split as items of one study each, addressed by ``(epoch, index)``.
+
+    The epoch is part of the address so that augmentation depends on ``(seed, epoch, index)`` alone: the
+    same whatever the order, the worker, or a resume in between.
+
+    Args:
+        split: The studies.
+        texts: Their texts.
+        tokenizer: Of the text encoder, or ``None`` without one.
+        spec: Of the image encoder.
+        text_tokens: Longest text.
+        augment_seed: Seed of the augmentation; ``None`` for none.
+        cache: Whether decoded images stay in memory.
+    """
+
+    def __init__(
+        self,
+        split: StudySplit,
+        texts: Sequence[str | None],
+        tokenizer: Any,
+        spec: ImageEncoderSpec,
+        *,
+        text_tokens: int,
+        augment_seed: int | None = None,
+        cache: bool = False,
+    ) -> None:
+        self.split = split
+        self.spec = spec
+        self.augment_seed = augment_seed
+        self.tokens = _tokenize(texts, tokenizer, text_tokens)
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def image(self, index: int) -> np.ndarray:
+        """The study's image at the encoder's size, ``uint8``."""
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        image = fit_square(self.split[index].image, self.spec.size)
+        if self.cache is not None:
+            self.cache[index] = image
+        return image
+
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, list[int], np.ndarray, int]:
+        epoch, index = address
+        image = self.image(index)
+        if self.augment_seed is not None:
+            image = augment(image, np.random.default_rng((self.augment_seed, epoch, index)))
+        return to_tensor(image, self.spec), self.tokens[index], self.split.labels[index], index
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(epoch, index)``, in an order that ``(seed, epoch)`` decides, dealt to the ranks.
+
+    Args:
+        size: Number of studies.
+        batch_size: Studies per batch and rank.
+        seed: Seed of the order; ``None`` keeps the studies in theirs.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._mine(range(self._padded()))) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.seed is None:
+            mine = self._mine(range(self.size))
+        else:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
+            mine = self._mine(order + order[: self._padded() - self.size])
+        for start in range(0, len(mine), self.batch_size):
+            yield [(self.epoch, index) for index in mine[start : start + self.batch_size]]
+
+    def _padded(self) -> int:
+        """In training all ranks must take as many steps, so the first studies fill the last round up."""
+        return self.size + (0 if self.seed is None else -self.size % self.world_size)
+
+    def _mine(self, order: Sequence[int]) -> Sequence[int]:
+        return order[self.rank :: self.world_size]
+
+
+def make_loader(
+    dataset: StudyDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """A loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
+    sampler = EpochSampler(len(dataset), config.batch_size, seed=seed, rank=rank, world_size=world_size)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def collate(items: Sequence[tuple[Tensor, list[int], np.ndarray, int]]) -> Batch:
+    """Stacks studies; texts are padded on the right to the longest."""
+    images, tokens, labels, index = zip(*items, strict=True)
+    longest = max(1, *(len(ids) for ids in tokens))
+    input_ids = torch.zeros(len(items), longest, dtype=torch.int64)
+    text_mask = torch.zeros(len(items), longest, dtype=torch.bool)
+    for row, ids in enumerate(tokens):
+        input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        text_mask[row, : len(ids)] = True
+    return Batch(torch.stack(images), input_ids, text_mask, torch.from_numpy(np.stack(labels)), torch.tensor(index))
+
+
+def _tokenize(texts: Sequence[str | None], tokenizer: Any, limit: int) -> list[list[int]]:
+    if tokenizer is None:
+        return [[] for _ in texts]
+    return [
+        [] if text is None or not text.strip() else tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+        for text in texts
+    ]

@@ -1,0 +1,101 @@
+"""Running a trained model over studies."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from moekit.routing import entropy
+from recipes.medvlmoe.data import Batch
+from recipes.medvlmoe.model import Diagnosis, MedVLMoE
+
+
+class Predictions(NamedTuple):
+    """What the model says of ``N`` studies, in the order of ``index``.
+
+    Attributes:
+        index: ``(N,)``, place in the split.
+        probs: ``(N, C)``.
+        labels: ``(N, C)``, NaN where unknown.
+        loss: ``(N,)``, weights times losses per study: the task's loss of its batch.
+        usage: ``(N, E)``, share of the study's routed slots at each expert; ``None`` without experts.
+        gates: ``(N, E)``, share of the study's gates at each expert.
+        entropy: ``(N,)``, entropy of the router in nats, mean over the study's decisions.
+        attention: ``(N, M)``, on request.
+    """
+
+    index: NDArray[np.int64]
+    probs: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    loss: NDArray[np.float32]
+    usage: NDArray[np.float32] | None
+    gates: NDArray[np.float32] | None
+    entropy: NDArray[np.float32] | None
+    attention: NDArray[np.float32] | None
+
+
+@torch.no_grad()
+def predict_batches(
+    model: MedVLMoE,
+    batches: Any,
+    *,
+    device: torch.device,
+    need_attention: bool = False,
+    title: str | None = None,
+) -> Predictions:
+    """Runs the model over batches; leaves it in the mode that it was in.
+
+    Args:
+        model: The model.
+        batches: Of :class:`~recipes.medvlmoe.data.Batch`.
+        device: Where to compute.
+        need_attention: Whether to return attention maps.
+        title: Of a progress bar; none by default.
+    """
+    training = model.training
+    model.eval()
+    rows: list[dict[str, Tensor]] = []
+    for batch in tqdm(batches, desc=title, disable=title is None, leave=False):
+        rows.append(_run_batch(model, batch.to(device), need_attention))
+    model.train(training)
+    joined = {key: torch.cat([row[key] for row in rows]).cpu().numpy() for key in rows[0]}
+    return Predictions(**{name: joined.get(name) for name in Predictions._fields})
+
+
+def _run_batch(model: MedVLMoE, batch: Batch, need_attention: bool) -> dict[str, Tensor]:
+    said: Diagnosis = model(batch.images, batch.input_ids, batch.text_mask, need_attention=need_attention)
+    out = {
+        "index": batch.index,
+        "probs": model.head.probs(said.logits),
+        "labels": batch.labels,
+        "loss": model.head.loss(said.logits, batch.labels).expand(len(batch.index)),
+    }
+    if said.routing is not None:
+        out |= _usage(said, len(batch.index))
+    if said.attention is not None:
+        out["attention"] = said.attention.float()
+    return out
+
+
+def _usage(said: Diagnosis, studies: int) -> dict[str, Tensor]:
+    """Adds the decisions of each study up: one, or one per real token."""
+    routing = said.routing
+    assert routing is not None
+    real = torch.ones(studies, 1, device=routing.probs.device) if said.routed is None else said.routed.float()
+    chosen = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, 1.0)
+    gates = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, routing.gates)
+    weight = real.reshape(-1, 1)
+
+    def per_study(values: Tensor) -> Tensor:
+        return (values * weight).view(studies, -1, values.shape[-1]).sum(1)
+
+    usage, gate_sum = per_study(chosen), per_study(gates.nan_to_num())
+    decided = real.sum(1).clamp(min=1)
+    return {
+        "usage": usage / usage.sum(-1, keepdim=True).clamp(min=1e-9),
+        "gates": gate_sum / gate_sum.sum(-1, keepdim=True).clamp(min=1e-9),
+        "entropy": per_study(entropy(routing.probs).unsqueeze(-1)).squeeze(-1) / decided,
+    }

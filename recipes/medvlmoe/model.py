@@ -1,0 +1,241 @@
+"""The model: two encoders, cross-attention both ways, a sigmoid gate, sparse experts, a classifier.
+
+Shape letters: B studies, M image patches, N text tokens, D the common width d, C classes, E experts.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moekit import (
+    FFN,
+    BidirectionalCrossAttention,
+    FFNExperts,
+    ModalityGate,
+    RouterStats,
+    Routing,
+    SparseMoE,
+    TopKRouter,
+    first_token,
+    last_token,
+    masked_mean,
+)
+from recipes.medvlmoe.config import Balance, ModelConfig
+from recipes.shared.image_encoder import ImageEncoder
+from recipes.shared.studies import Task
+from recipes.shared.tasks import TaskHead
+from recipes.shared.text_encoder import TextEncoder
+
+_POOLINGS = {"mean": masked_mean, "last": last_token, "first": first_token}
+
+
+class Diagnosis(NamedTuple):
+    """What the model says of a batch.
+
+    Attributes:
+        logits: ``(B, C)``, or ``(B, C - 1)`` for ordinal tasks.
+        stats: Of the router; ``None`` without experts.
+        routing: The router's decisions, one per study or per token; ``None`` without experts.
+        routed: ``(B, S)``, True where a decision is of a real token, rows of ``routing`` in order.
+        attention: ``(B, M)``, how much the text tokens look at each patch, summing to 1; on request.
+    """
+
+    logits: Tensor
+    stats: RouterStats | None = None
+    routing: Routing | None = None
+    routed: Tensor | None = None
+    attention: Tensor | None = None
+
+
+class Fused(NamedTuple):
+    """Both streams after fusion, with what is real in each."""
+
+    image: Tensor
+    text: Tensor
+    image_mask: Tensor
+    text_mask: Tensor
+    attention: Tensor | None
+
+
+class MedVLMoE(nn.Module):
+    """MedVLMoE, section 3, with the deviations of ``docs/papers.md``.
+
+    Args:
+        config: The architecture.
+        image_encoder: Its image encoder.
+        text_encoder: Its text encoder; ``None`` where no study has a text, or the variant reads none.
+        num_classes: ``C``.
+        task: Kind of the target.
+        balance: ``"cv2"`` makes the router noisy, ``"bias"`` gives it a selection bias.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder | None,
+        num_classes: int,
+        task: Task,
+        balance: Balance = "switch",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder if reads_text(config) else None
+        dim = config.dim
+        if config.variant == "vision-only":
+            self.head = TaskHead(image_encoder.dim, num_classes, task)
+            return
+        self.image_projection = nn.Linear(image_encoder.dim, dim)
+        self.image_position = nn.Parameter(torch.zeros(1, _num_patches(image_encoder), dim))
+        self.null_text = nn.Parameter(torch.zeros(1, 1, dim))
+        if self.text_encoder is not None:
+            self.text_projection = nn.Linear(self.text_encoder.dim, dim)
+            self.text_position = nn.Parameter(torch.zeros(1, config.text_tokens, dim))
+        for position in (self.image_position, self.null_text, getattr(self, "text_position", None)):
+            if position is not None:
+                nn.init.trunc_normal_(position, std=0.02)
+        if config.variant != "no-fusion":
+            self.image_norm, self.text_norm = _norm(config, dim), _norm(config, dim)
+            self.fusion = BidirectionalCrossAttention(
+                dim, num_heads=config.num_heads, tie_projections=config.tie_projections, dropout=config.dropout
+            )
+        self.gate = ModalityGate((dim, dim)) if config.gate else None
+        width = dim if config.route_on == "token" else 2 * dim
+        self.expert_norm = _norm(config, width)
+        self.experts = _experts(config, width, balance)
+        self.head_norm = nn.LayerNorm(2 * dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = TaskHead(2 * dim, num_classes, task)
+
+    def forward(
+        self, images: Tensor, input_ids: Tensor, text_mask: Tensor, *, need_attention: bool = False
+    ) -> Diagnosis:
+        """Diagnoses a batch.
+
+        Args:
+            images: ``(B, 3, size, size)``, normalised.
+            input_ids: ``(B, N)`` token ids.
+            text_mask: ``(B, N)``, True for tokens of a text; a row without any is a study without text.
+            need_attention: Whether to return the attention over patches.
+        """
+        encoded = self.image_encoder(images)
+        if self.config.variant == "vision-only":
+            return Diagnosis(self.head(encoded.summary))
+        if self.config.cross_attention == "summary":
+            image = self.image_projection(encoded.summary).unsqueeze(1) + self.image_position.mean(1, keepdim=True)
+        else:
+            image = self.image_projection(encoded.patches) + self.image_position
+        text, text_mask = self._text(input_ids, text_mask, image)
+        fused = self._fuse(image, text, text_mask, need_attention)
+        stats = routing = routed = None
+        if self.config.route_on == "token":
+            fused, stats, routing, routed = self._route_tokens(fused)
+        features = self._pool(fused)
+        if self.config.route_on == "study":
+            features, stats, routing = self._route_studies(features)
+        return Diagnosis(self.head(self.dropout(self.head_norm(features))), stats, routing, routed, fused.attention)
+
+    def _text(self, input_ids: Tensor, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Text tokens in the common space after the null token, which is real where nothing else is."""
+        batch = image.shape[0]
+        null = self.null_text.expand(batch, 1, -1).to(image.dtype)
+        if self.text_encoder is None:
+            return null, torch.ones(batch, 1, dtype=torch.bool, device=image.device)
+        # A study without text still goes through the encoder with one token, unread: causal attention over
+        # nothing at all is not defined.
+        seen = mask.clone()
+        seen[:, 0] |= ~mask.any(1)
+        states = self.text_projection(self.text_encoder(input_ids, seen.long()))
+        states = states + self.text_position[:, : states.shape[1]]
+        if self.config.cross_attention == "summary":
+            states = _POOLINGS[self.config.text_pooling](states, seen).unsqueeze(1)
+            mask = mask.any(1, keepdim=True)
+        no_text = ~mask.any(1, keepdim=True)
+        return torch.cat([null, states.to(null.dtype)], dim=1), torch.cat([no_text, mask], dim=1)
+
+    def _fuse(self, image: Tensor, text: Tensor, text_mask: Tensor, need_attention: bool) -> Fused:
+        image_mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
+        if self.config.variant == "no-fusion":
+            return Fused(image, text, image_mask, text_mask, None)
+        crossed = self.fusion(
+            self.image_norm(image), self.text_norm(text), right_mask=text_mask, need_weights=need_attention
+        )
+        if self.config.residual:
+            image, text = image + crossed.left, text + crossed.right
+        else:
+            image, text = crossed.left, crossed.right
+        attention = None
+        if crossed.right_weights is not None:
+            attention = masked_mean(crossed.right_weights.mean(1), text_mask)
+        return Fused(image, text, image_mask, text_mask, attention)
+
+    def _pool(self, fused: Fused) -> Tensor:
+        text = _POOLINGS[self.config.text_pooling](fused.text, fused.text_mask)
+        features = torch.cat([masked_mean(fused.image, fused.image_mask), text.to(fused.image.dtype)], dim=-1)
+        return features if self.gate is None else self.gate(features).output
+
+    def _route_studies(self, features: Tensor) -> tuple[Tensor, RouterStats | None, Routing | None]:
+        normed = self.expert_norm(features)
+        if not isinstance(self.experts, SparseMoE):
+            made, stats, routing = self.experts(normed), None, None
+        else:
+            routing = self.experts.route(normed)
+            made, stats = self.experts(normed, routing=routing)
+        return (features + made if self.config.residual else made), stats, routing
+
+    def _route_tokens(self, fused: Fused) -> tuple[Fused, RouterStats | None, Routing | None, Tensor]:
+        tokens = torch.cat([fused.image, fused.text], dim=1)
+        mask = torch.cat([fused.image_mask, fused.text_mask], dim=1)
+        normed = self.expert_norm(tokens)
+        if not isinstance(self.experts, SparseMoE):
+            made, stats, routing = self.experts(normed), None, None
+        else:
+            routing = self.experts.route(normed, mask=mask)
+            made, stats = self.experts(normed, mask=mask, routing=routing)
+        tokens = tokens + made if self.config.residual else made
+        image, text = tokens.split([fused.image.shape[1], fused.text.shape[1]], dim=1)
+        return fused._replace(image=image, text=text), stats, routing, mask
+
+
+def reads_text(config: ModelConfig) -> bool:
+    """Whether the variant has a text encoder at all."""
+    return config.variant not in ("no-text", "vision-only")
+
+
+def has_experts(config: ModelConfig) -> bool:
+    """Whether the variant has a sparse layer."""
+    return config.variant not in ("no-moe", "vision-only")
+
+
+def _norm(config: ModelConfig, dim: int) -> nn.Module:
+    return nn.LayerNorm(dim) if config.residual else nn.Identity()
+
+
+def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:
+    """Two-layer MLPs behind a router, or, without experts, one of them for all."""
+    if not has_experts(config):
+        return FFN(width, config.expert_hidden_dim, activation="gelu", bias=True)
+    router = TopKRouter(
+        width,
+        config.num_experts,
+        config.top_k,
+        noisy=balance == "cv2",
+        selection_bias=balance == "bias",
+    )
+    experts = FFNExperts(
+        width, config.expert_hidden_dim, config.num_experts, activation="gelu", bias=True, init_scale=1.0
+    )
+    return SparseMoE(router, experts)
+
+
+def _num_patches(encoder: ImageEncoder) -> int:
+    """Counted by running the encoder once on the CPU, on one blank image."""
+    training = encoder.training
+    parameter = next(encoder.parameters())
+    with torch.no_grad():
+        blank = torch.zeros(1, 3, encoder.spec.size, encoder.spec.size, device=parameter.device, dtype=parameter.dtype)
+        count = encoder.eval()(blank).patches.shape[1]
+    encoder.train(training)
+    return count

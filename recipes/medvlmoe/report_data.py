@@ -1,0 +1,139 @@
+"""Reads what a run left in its folder, and says which file is at fault when something is wrong."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+HISTORY_KEYS = ("epoch", "train_loss")
+TEST_KEYS = ("macro_auroc", "per_class", "undefined_classes", "studies", "groups", "bootstrap")
+EXAMPLE_KEYS = ("images", "probs", "labels", "ids", "texts", "boxes")
+"""Always there; ``attention`` needs cross-modal fusion, ``experts`` and ``gates`` a mixture."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content.
+
+    Attributes:
+        config: The frozen configuration.
+        metrics: ``metrics.json``.
+        history: One record per epoch, in order.
+        labels: Test labels, shape ``(N, C)``, NaN where unknown.
+        probs: Test probabilities, shape ``(N, C)``.
+        examples: Arrays of ``examples.npz``, or ``None`` where there is no such file or it holds no study.
+    """
+
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    labels: NDArray[np.float64]
+    probs: NDArray[np.float64]
+    examples: dict[str, NDArray[Any]] | None
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the columns of every array."""
+        return self.metrics["run"]["classes"]
+
+
+def read_run(run_dir: Path) -> Run:
+    """Reads ``config.json``, ``metrics.json``, ``history.jsonl``, ``predictions.csv`` and ``examples.npz``.
+
+    Args:
+        run_dir: The run's folder.
+
+    Raises:
+        ValueError: Naming the file that is missing, cannot be read, lacks a field or contradicts another.
+            Only ``examples.npz`` may be missing.
+    """
+    config = _json_object(run_dir / "config.json", ())
+    metrics = _json_object(run_dir / "metrics.json", ("run", "test"))
+    for key in TEST_KEYS:
+        if key not in metrics["test"]:
+            raise ValueError(f'{run_dir / "metrics.json"}: "test" lacks the field "{key}".')
+    classes = metrics["run"].get("classes")
+    if not isinstance(classes, list) or set(classes) != set(metrics["test"]["per_class"]):
+        raise ValueError(f'{run_dir / "metrics.json"}: "run" and "test" must name the same classes.')
+    labels, probs = _predictions(run_dir / "predictions.csv", classes)
+    if len(labels) != metrics["test"]["studies"]:
+        raise ValueError(
+            f"{run_dir / 'predictions.csv'}: expected the {metrics['test']['studies']} test studies of "
+            f"metrics.json, got {len(labels)}. The two files are of different runs."
+        )
+    history = _history(run_dir / "history.jsonl")
+    return Run(config, metrics, history, labels, probs, _examples(run_dir / "examples.npz", labels.shape[1]))
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path}: the file is missing. A report needs the whole folder of a finished run.")
+    return path.read_text(encoding="utf-8")
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON, got something else ({error}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _json_object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    value = _parse(path, _text(path))
+    for key in keys:
+        if key not in value:
+            raise ValueError(f'{path}: the field "{key}" is missing.')
+    return value
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    records = [_parse(path, line) for line in _text(path).splitlines() if line.strip()]
+    if not records:
+        raise ValueError(f"{path}: expected one line per epoch, got none.")
+    for record in records:
+        for key in HISTORY_KEYS:
+            if key not in record:
+                raise ValueError(f'{path}: a line lacks the field "{key}".')
+    return records
+
+
+def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: the file is missing. A report needs the whole folder of a finished run.")
+    labels, probs = [f"label:{name}" for name in classes], [f"prob:{name}" for name in classes]
+    try:
+        frame = pd.read_csv(path)
+        frame = frame[frame["split"] == "test"]
+        return frame[labels].to_numpy(np.float64), frame[probs].to_numpy(np.float64)
+    except KeyError as error:
+        raise ValueError(f"{path}: a column is missing: {error.args[0]}.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        raise ValueError(f"{path}: expected a table of numbers ({error}).") from error
+
+
+def _examples(path: Path, num_classes: int) -> dict[str, NDArray[Any]] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected arrays saved by numpy.savez ({error}).") from error
+    missing = [key for key in EXAMPLE_KEYS if key not in arrays]
+    if missing:
+        raise ValueError(f"{path}: the arrays {missing} are missing.")
+    count = len(arrays["images"])
+    for key, array in arrays.items():
+        if len(array) != count:
+            raise ValueError(f"{path}: expected {count} studies in every array, got {len(array)} in {key!r}.")
+    for key in ("probs", "labels"):
+        if arrays[key].shape != (count, num_classes):
+            raise ValueError(f"{path}: {key!r} must have shape {(count, num_classes)}, got {arrays[key].shape}.")
+    return arrays if count else None

@@ -1,0 +1,222 @@
+"""Every code block of the documentation runs, and every public name has a place in it."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+
+import moekit
+import moekit.fusion
+import moekit.interop
+import moekit_kernels.grouped_gemm
+import moekit_kernels.moe_ffn
+from recipes.medvlmoe import __main__ as cli
+from recipes.medvlmoe import evaluate, predict, report, train
+from recipes.medvlmoe.config import paper, tiny
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+    + [path for folder in ("docs", "kernels", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.md")]
+)
+# Whatever stands in a block of another language would go unchecked without anybody noticing.
+LANGUAGES = {"python", "bash", "text", "json"}
+_FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
+_SHAPE = re.compile(r'(?:Float|Int|Bool|Shaped)\[Tensor, "([^"]*)"\]')
+
+
+class Block(NamedTuple):
+    """A fenced block and the line on which it begins."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = _FENCE.finditer(text)
+    return [
+        Block(m[2], re.sub(f"^{m[1]}", "", m[3], flags=re.MULTILINE), text[: m.start()].count("\n") + 1) for m in found
+    ]
+
+
+def commands_of(page: Path) -> Iterator[list[str]]:
+    for block in blocks_of(page):
+        if block.language == "bash":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield words
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def test_there_are_blocks_to_run() -> None:
+    assert sum(block.language == "python" for page in PAGES for block in blocks_of(page)) > 20
+    assert sum(1 for page in PAGES for _ in commands_of(page)) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_is_of_a_language_that_is_checked(page: Path) -> None:
+    unknown = [(block.line, block.language) for block in blocks_of(page) if block.language not in LANGUAGES]
+    assert not unknown, f"{name_of(page)}: give these blocks one of the languages {sorted(LANGUAGES)}: {unknown}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__docs__"}
+    for block in blocks_of(page):
+        if block.language == "python":
+            # Blank lines in front make a traceback show the page's own line numbers.
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_json_blocks_are_json(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.language == "json":
+            json.loads(block.text)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[Any]]:
+    """Replaces what the stages do by a record of what they were asked to do."""
+    asked: dict[str, list[Any]] = {"train": [], "evaluate": [], "predict": [], "report": []}
+
+    def record(stage: str, result: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            asked[stage].append((args, kwargs))
+            return result
+
+        return run
+
+    monkeypatch.setattr(train, "main", record("train", []))
+    monkeypatch.setattr(evaluate, "main", record("evaluate", {"test": {"macro_auroc": None}}))
+    monkeypatch.setattr(predict, "main", record("predict", pd.DataFrame({"image": ["a.png"]})))
+    monkeypatch.setattr(report, "write_report", record("report", tmp_path / "report.html"))
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(commands_of(page))], ids=name_of)
+def test_commands_exist(page: Path, stages: dict[str, list[Any]]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for words in commands_of(page):
+        match words:
+            case ["python", "-m", "recipes.medvlmoe", stage, *options]:
+                cli.main([stage, *options])
+                assert len(stages[stage]) > 0, f"{shlex.join(words)} did not reach its stage"
+            case ["make", target]:
+                assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
+            case ["pip", "install", "-e", what]:
+                for extra in re.findall(r"\[(.*)\]", what):
+                    assert extra in extras, f"pyproject.toml has no extra {extra}"
+            case [".venv/bin/python" | "python", "-m", "pytest", *arguments]:
+                for argument in arguments:
+                    assert argument.startswith("-") or (ROOT / argument).exists(), f"there is no {argument}"
+            case [".venv/bin/python" | "python", script, *_] if script.endswith(".py"):
+                assert (ROOT / script).is_file(), f"there is no {script}"
+            case _:
+                pytest.fail(f"{name_of(page)}: nothing checks the command {shlex.join(words)}")
+
+
+def test_an_option_that_does_not_exist_is_noticed(stages: dict[str, list[Any]]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--no-such-option", "1"])
+    assert stages["train"] == []
+
+
+def test_options_named_in_the_text_exist() -> None:
+    known = set(re.findall(r"--[\w-]+", _help_texts()))
+    for page in ("docs/recipes.md", "docs/papers.md"):
+        named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
+        assert named <= known | {"--help"}, f"{page} names options that do not exist: {sorted(named - known)}"
+
+
+def _help_texts() -> str:
+    said = io.StringIO()
+    for stage in ("train", "evaluate", "predict", "report"):
+        with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+            cli.main([stage, "--help"])
+    return said.getvalue()
+
+
+def test_the_table_of_presets_is_that_of_the_code() -> None:
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/recipes.md").read_text().splitlines()]
+    cells = {row[0]: row[1:] for row in rows if len(row) == 3}
+    for column, preset in enumerate((tiny(), paper())):
+        model, settings = preset.model, preset.train
+        said = [cells[name][column] for name in ("common width d", "experts, top k, hidden width", "epochs, warm-up")]
+        assert said == [
+            f"{model.dim}",
+            f"{model.num_experts}, {model.top_k}, {model.expert_hidden_dim}",
+            f"{settings.epochs}, {settings.warmup_epochs}",
+        ]
+        rates = [float(rate) for rate in cells["learning rates: encoders, rest"][column].split(", ")]
+        assert rates == [settings.lr_encoder, settings.lr_head]
+        assert float(cells["weight decay"][column]) == settings.weight_decay
+        assert cells["seeds"][column] == ", ".join(map(str, preset.seeds))
+        assert f"`{model.image_encoder}`" in cells["image encoder"][column]
+        assert f"{model.image_size} px" in cells["image encoder"][column]
+
+
+def documented() -> set[str]:
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    return {name for page in pages for name in re.findall(r"^::: ([\w.]+)", page.read_text(), re.MULTILINE)}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [moekit, moekit.fusion, moekit.interop, moekit_kernels.grouped_gemm, moekit_kernels.moe_ffn],
+    ids=lambda module: module.__name__,
+)
+def test_every_public_name_has_a_place_on_an_api_page(module: Any) -> None:
+    # A name of moekit.fusion may be documented as one of moekit's.
+    places = (module.__name__, "moekit")
+    missing = [
+        name
+        for name in module.__all__
+        if not name.startswith("__") and not any(f"{place}.{name}" in documented() for place in places)
+    ]
+    assert not missing, f"no page in docs/api has '::: {module.__name__}.NAME' for {missing}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert page.relative_to(ROOT / "docs").as_posix() in nav
+
+
+def test_conventions_name_every_letter_of_the_shapes() -> None:
+    table = (ROOT / "docs" / "conventions.md").read_text()
+    letters = set()
+    for folder in ("moekit", "kernels/moekit_kernels"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for shape in _SHAPE.findall(file.read_text()):
+                # A name in words, such as *slots, explains itself; +1 is a sum, and a lone digit a size.
+                letters |= {m[1] for m in re.finditer(r"(?<!\w)\*?([A-Za-z]\d?)(?!\w)", shape)}
+    assert {"T", "D", "E", "K"} <= letters
+    missing = sorted(letter for letter in letters if not re.search(rf"`\"?[A-Z ]*\b{letter}\b", table))
+    assert not missing, f"docs/conventions.md does not explain {missing}"
+
+
+def test_the_picture_is_the_same_for_readers_of_the_source_and_of_the_pages() -> None:
+    assert 'src="docs/assets/layer.svg"' in (ROOT / "README.md").read_text()
+    picture = (ROOT / "docs" / "assets" / "layer.svg").read_text()
+    assert "<title" in picture
+    assert "<desc" in picture
+    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")

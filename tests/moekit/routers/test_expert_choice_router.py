@@ -1,0 +1,124 @@
+"""Expert choice: every expert's best tokens, against a loop; capacity, masks and non-finite tokens."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from moekit import ExpertChoiceRouter
+from moekit.routers.expert_choice import expert_capacity
+
+DIM, EXPERTS = 6, 4
+
+
+def make_router(capacity_factor: float = 2.0, num_experts: int = EXPERTS) -> ExpertChoiceRouter:
+    torch.manual_seed(0)
+    router = ExpertChoiceRouter(DIM, num_experts, capacity_factor=capacity_factor, dtype=torch.float64)
+    nn.init.normal_(router.gate.layers[0].weight)
+    return router
+
+
+def make_input(tokens: int) -> Tensor:
+    return torch.randn(tokens, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@given(tokens=st.integers(0, 50), num_experts=st.integers(1, 9), quarters=st.integers(1, 36))
+@settings(deadline=None, max_examples=100)
+def test_capacity_is_rounded_up_and_at_most_all_tokens(tokens: int, num_experts: int, quarters: int) -> None:
+    factor = min(quarters, 4 * num_experts) / 4
+    expected = min(math.ceil(factor * tokens / num_experts), tokens)
+    assert expert_capacity(tokens, 1, num_experts, factor) == expected
+
+
+def test_capacity_counts_the_slots_of_all_experts_per_token() -> None:
+    assert expert_capacity(10, 2, 4, 1.0) == 5
+    assert expert_capacity(10, 2, 4, 1.1) == 6
+    assert expert_capacity(3, 3, 4, 4.0) == 3
+
+
+def by_loop(probs: list[list[float]], eligible: list[bool], capacity: int) -> list[list[int]]:
+    """For each expert its tokens, best first, ties to the earliest, none that may not be taken."""
+    chosen = []
+    for e in range(EXPERTS):
+        candidates = [t for t in range(len(probs)) if eligible[t]]
+        chosen.append(sorted(candidates, key=lambda t, e=e: (-probs[t][e], t))[:capacity])
+    return chosen
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capacity_factor", [0.5, 1.0, 2.0, 4.0])
+@pytest.mark.parametrize("tokens", [1, 3, 11, 12])
+def test_every_expert_takes_its_best_tokens(tokens: int, capacity_factor: float, masked: bool) -> None:
+    router, x = make_router(capacity_factor), make_input(tokens)
+    mask = torch.arange(tokens) % 3 != 1 if masked else torch.ones(tokens, dtype=torch.bool)
+    routing = router(x, mask if masked else None)
+    logits = x @ router.gate.layers[0].weight.T
+    probs = torch.softmax(logits, -1)
+    capacity = min(math.ceil(capacity_factor * tokens / EXPERTS), tokens)
+    torch.testing.assert_close(routing.probs, probs)
+    expected = by_loop(probs.tolist(), mask.tolist(), capacity)
+    for e in range(EXPERTS):
+        places = len(expected[e])
+        assert routing.token_ids[e].tolist()[:places] == expected[e]
+        assert routing.kept[e].tolist() == [True] * places + [False] * (capacity - places)
+        assert routing.gates[e].tolist()[:places] == pytest.approx([probs[t, e].item() for t in expected[e]])
+        assert routing.gates[e, places:].eq(0).all()
+        assert routing.expert_ids[e].eq(e).all()
+
+
+def test_ties_go_to_the_earliest_token() -> None:
+    routing = ExpertChoiceRouter(DIM, EXPERTS, init_scale=0.0)(torch.randn(8, DIM))
+    assert routing.token_ids.tolist() == [[0, 1, 2, 3]] * EXPERTS
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_tokens_are_never_taken(value: float) -> None:
+    router, x = make_router(4.0), make_input(6)
+    x[[1, 4], 0] = value
+    routing = router(x)
+    assert routing.valid.tolist() == [True, False, True, True, False, True]
+    assert routing.kept.sum(-1).tolist() == [4] * EXPERTS
+    for e in range(EXPERTS):
+        assert set(routing.token_ids[e][routing.kept[e]].tolist()) == {0, 2, 3, 5}
+    assert routing.gates.isfinite().all()
+    assert routing.probs[[1, 4]].eq(0).all()
+    assert routing.token_ids.max() < 6
+
+
+def test_all_tokens_masked_or_none_given() -> None:
+    router = make_router()
+    routing = router(make_input(5), torch.zeros(5, dtype=torch.bool))
+    assert not routing.kept.any()
+    assert routing.gates.eq(0).all()
+    empty = router(make_input(0))
+    assert empty.token_ids.tolist() == [[], [], [], []]
+
+
+def test_fewer_tokens_than_experts() -> None:
+    routing = make_router(1.0)(make_input(2))
+    assert routing.token_ids.shape == (EXPERTS, 1)
+    assert routing.kept.all()
+
+
+def test_gates_carry_a_gradient_to_the_router() -> None:
+    router, x = make_router(), make_input(5).requires_grad_()
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(router, {"gate.layers.0.weight": weight}, (x,)).gates
+
+    assert torch.autograd.gradcheck(call, (x, router.gate.layers[0].weight))
+    router(x).gates.square().sum().backward()
+    assert router.gate.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
+        ExpertChoiceRouter(DIM, 0)
+    for factor in (0, -1.0, 4.5):
+        with pytest.raises(ValueError, match=r"capacity_factor must be in \(0, num_experts=4\], got"):
+            ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=factor)
+    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 6, got shape \(2, 3\)"):
+        make_router()(torch.zeros(2, 3))

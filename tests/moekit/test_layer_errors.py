@@ -1,0 +1,139 @@
+"""What a layer refuses, and what it says."""
+
+import pytest
+import torch
+from torch import nn
+
+from moekit import ExpertChoiceRouter, FFNExperts, HashRouter, ModuleExperts, SoftMoE, SparseMoE, TopKRouter
+
+
+@pytest.fixture
+def moe():
+    return SparseMoE.ffn(4, 6, 3, 2)
+
+
+def test_parts_that_do_not_fit():
+    with pytest.raises(ValueError, match="agree on the number of experts, got 3 and 4"):
+        SparseMoE(TopKRouter(4, 3, 2), FFNExperts(4, 6, 4))
+    with pytest.raises(ValueError, match="top_k must be between 1 and num_experts=3, got 4"):
+        SparseMoE.ffn(4, 6, 3, 4)
+    with pytest.raises(ValueError, match="top_k must be between 1 and num_experts=3, got 0"):
+        SparseMoE.ffn(4, 6, 3, 0)
+    with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
+        SparseMoE.ffn(4, 6, 0, 1)
+
+
+@pytest.mark.parametrize("factor", [0, -1.5])
+def test_capacity_out_of_range(factor):
+    with pytest.raises(ValueError, match=f"capacity_factor must be positive, or None for no limit, got {factor}"):
+        SparseMoE.ffn(4, 6, 3, 2, capacity_factor=factor)
+
+
+def test_capacity_of_expert_choice():
+    with pytest.raises(ValueError, match="capacity_factor of an expert-choice layer belongs to its router"):
+        SparseMoE(ExpertChoiceRouter(4, 3), FFNExperts(4, 6, 3), capacity_factor=1.0)
+
+
+def test_unknown_drop_policy():
+    with pytest.raises(ValueError, match="drop_policy must be one of 'position', 'gate', got 'oldest'"):
+        SparseMoE(TopKRouter(4, 3, 2), FFNExperts(4, 6, 3), drop_policy="oldest")
+
+
+def test_inputs_that_do_not_fit(moe):
+    with pytest.raises(ValueError, match=r"x must be of a floating dtype, got torch.int64"):
+        moe(torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"x must have at least 1 dimensions, got shape \(\)"):
+        moe(torch.zeros(()))
+    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 4, got shape \(2, 5\)"):
+        moe(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"x must have a last dimension of 4, got shape \(2, 5\)"):
+        moe(torch.zeros(2, 5), router_input=torch.zeros(2, 4))
+    with pytest.raises(
+        ValueError, match=r"x must have the dtype of the experts' weights, torch.float32, got .*float64"
+    ):
+        moe(torch.zeros(2, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"router_input must be on the device of the router's weights, cpu, got meta"):
+        moe(torch.zeros(2, 4, device="meta"))
+
+
+def test_masks_that_do_not_fit(moe):
+    x = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 3\) .*got torch.float32 of shape"):
+        moe(x, mask=torch.ones(2, 3))
+    with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 3\) .*bool of shape \(3,\)"):
+        moe(x, mask=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 3\)"):
+        moe.route(x, mask=torch.ones(6, dtype=torch.bool))
+
+
+def test_router_inputs_that_do_not_fit(moe):
+    x = torch.zeros(2, 3, 4)
+    with pytest.raises(
+        ValueError, match=r"leading dimensions of x, \(2, 3\), or the first of them before its features"
+    ):
+        moe(x, router_input=torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"router_input must have the leading dimensions.*got shape \(2, 3, 1, 4\)"):
+        moe(x, router_input=torch.zeros(2, 3, 1, 4))
+    with pytest.raises(ValueError, match=r"router_input must have the leading dimensions.*got shape \(\)"):
+        moe(x, router_input=torch.zeros(()))
+    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 4, got shape \(2, 5\)"):
+        moe(x, router_input=torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"router_input must be of a floating dtype, got torch.int64"):
+        moe(x, router_input=torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="router_input must be on the device of x, cpu, got meta"):
+        moe(x, router_input=torch.zeros(2, 4, device="meta"))
+
+
+def test_routers_by_id():
+    moe = SparseMoE(HashRouter(3, vocab_size=9), FFNExperts(4, 6, 3))
+    x = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match=r"router_input must be given: .* routers by id cannot route on x itself"):
+        moe(x)
+    with pytest.raises(ValueError, match=r"or the first of them, got shape \(2, 2\)"):
+        moe(x, router_input=torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"router_input must hold integer token ids, one per token, got torch.float32"):
+        moe(x, router_input=torch.zeros(2, 3))
+
+
+def test_experts_over_samples_need_a_router_input():
+    moe = SparseMoE(TopKRouter(4, 2, 1), ModuleExperts([nn.Conv2d(3, 3, 1)] * 2, token_ndim=3))
+    with pytest.raises(ValueError, match="router_input must be given: experts over samples"):
+        moe(torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"x must have at least 3 dimensions, got shape \(8, 8\)"):
+        moe(torch.zeros(8, 8))
+
+
+def test_expert_choice_needs_a_row_per_token():
+    moe = SparseMoE(ExpertChoiceRouter(4, 3), FFNExperts(4, 6, 3))
+    with pytest.raises(ValueError, match=r"one row per token of x, \(2, 3\), for expert choice, got shape \(2, 4\)"):
+        moe(torch.zeros(2, 3, 4), router_input=torch.zeros(2, 4))
+
+
+def test_routings_that_do_not_fit(moe):
+    x = torch.zeros(5, 4)
+    routing = moe.route(x)
+    with pytest.raises(ValueError, match="router_input and routing exclude each other"):
+        moe(x, router_input=x, routing=routing)
+    with pytest.raises(ValueError, match="routing must be for the 6 tokens of x, got 5 rows"):
+        moe(torch.zeros(2, 3, 4), routing=routing, mask=torch.ones(2, 3, dtype=torch.bool))
+    other = SparseMoE.ffn(4, 6, 5, 2)
+    with pytest.raises(ValueError, match="plan must be for 3 experts, got one for 5"):
+        moe.experts(x, other.plan(other.route(x)), routing.gates)
+
+
+def test_soft_moe():
+    moe = SoftMoE(4, FFNExperts(4, 6, 3))
+    with pytest.raises(ValueError, match=r"experts must take feature vectors \(token_ndim 1\), got token_ndim 3"):
+        SoftMoE(4, ModuleExperts([nn.Conv2d(3, 3, 1)], token_ndim=3))
+    with pytest.raises(ValueError, match="slots_per_expert must be at least 1, got 0"):
+        SoftMoE(4, FFNExperts(4, 6, 3), slots_per_expert=0)
+    with pytest.raises(ValueError, match=r"x must have shape \(..., S, D\), got shape \(4,\)"):
+        moe(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"x must have a last dimension of 4, got shape \(2, 5\)"):
+        moe(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="x must be of a floating dtype"):
+        moe(torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"x must be on the device of the layer's parameters, cpu, got meta"):
+        moe(torch.zeros(2, 4, device="meta"))
+    with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 3\)"):
+        moe(torch.zeros(2, 3, 4), mask=torch.ones(2, 3))

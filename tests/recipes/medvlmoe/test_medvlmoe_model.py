@@ -1,0 +1,196 @@
+"""The model: what each option changes, and what must not matter."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moekit import FFN, SparseMoE
+from recipes.medvlmoe.balance import BalanceLosses, balance_loss
+from recipes.medvlmoe.config import ModelConfig, TrainConfig, tiny
+from recipes.medvlmoe.model import MedVLMoE
+from recipes.shared.image_encoder import load_image_encoder
+from recipes.shared.text_encoder import load_text_encoder
+
+TEXTS = ["fever and cough for three days", "chronic smoker with weight loss", "fever after surgery and chest pain"]
+SIZE = 64
+BATCH = 3
+
+
+def build(text=True, task="multi-label", balance="switch", **options):
+    config = replace(
+        tiny().model,
+        image_encoder="test_efficientnet",
+        image_size=SIZE,
+        dim=32,
+        num_heads=2,
+        num_experts=4,
+        expert_hidden_dim=16,
+        text_tokens=12,
+        **options,
+    )
+    torch.manual_seed(0)
+    image = load_image_encoder(config.image_encoder, SIZE, weights="random", output_stride=config.image_stride)
+    encoder = load_text_encoder("tiny", texts=TEXTS * 2) if text else None
+    return MedVLMoE(config, image, encoder, 5, task, balance).eval()
+
+
+def inputs(model):
+    torch.manual_seed(1)
+    images = torch.randn(BATCH, 3, SIZE, SIZE)
+    if model.text_encoder is None:
+        return images, torch.zeros(BATCH, 1, dtype=torch.int64), torch.zeros(BATCH, 1, dtype=torch.bool)
+    tokens = [model.text_encoder.tokenizer(text)["input_ids"] for text in TEXTS]
+    longest = max(map(len, tokens))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in tokens])
+    mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in tokens])
+    return images, ids, mask
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"variant": "no-moe"},
+        {"variant": "no-fusion"},
+        {"variant": "no-text"},
+        {"variant": "vision-only"},
+        {"route_on": "token"},
+        {"cross_attention": "summary"},
+        {"tie_projections": True},
+        {"residual": False},
+        {"gate": False},
+        {"text_pooling": "last"},
+        {"text_pooling": "first"},
+        {"balance": "cv2"},
+        {"balance": "bias"},
+    ],
+    ids=str,
+)
+def test_every_option_trains_all_its_parameters(options):
+    model = build(**options).train()
+    said = model(*inputs(model))
+    assert said.logits.shape == (BATCH, 5)
+    loss = model.head.loss(said.logits, torch.ones(BATCH, 5))
+    if said.stats is not None:
+        loss = loss + balance_loss(options.get("balance", "switch"), said.stats, said.stats.tokens_per_expert)
+    loss.backward()
+    # The null text learns only from studies without text; a noisy router's scale only through cv2's load.
+    silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    allowed = {"null_text"} if model.text_encoder is not None else {"image_norm.weight", "image_norm.bias"}
+    unexpected = {n for n in silent if n not in allowed and "text_encoder" not in n and "image_encoder" not in n}
+    unexpected -= _silent_by_design(model, options)
+    assert not unexpected
+
+
+def _silent_by_design(model, options):
+    """Parameters that a setting leaves without gradient, each for its reason."""
+    silent = set()
+    names = dict(model.named_parameters())
+    one_key = options.get("variant") == "no-text" or options.get("cross_attention") == "summary"
+    if one_key:  # a softmax over one key is 1: queries and keys do not matter (PAPERS: the printed form)
+        silent |= {n for n in names if "fusion" in n and ("query" in n or "key" in n)}
+    silent |= {n for n in names if n.endswith("key.bias")}  # a softmax does not see what all keys share
+    silent |= {n for n in names if n.startswith("experts.experts")}  # experts that no study chose
+    if options.get("text_pooling") in ("last", "first"):
+        silent |= {n for n in names if n == "text_position"}
+    return silent
+
+
+def test_padding_of_the_text_does_not_matter():
+    model = build()
+    images, ids, mask = inputs(model)
+    before = model(images, ids, mask)
+    ids = torch.nn.functional.pad(ids, (0, 3), value=7)
+    mask = torch.nn.functional.pad(mask, (0, 3), value=False)
+    after = model(images, ids, mask)
+    assert torch.allclose(before.logits, after.logits, atol=1e-5)
+
+
+def test_a_study_without_text_takes_the_null_text_and_disturbs_nobody():
+    model = build()
+    images, ids, mask = inputs(model)
+    before = model(images, ids, mask).logits
+    mask[1] = False
+    after = model(images, ids, mask).logits
+    assert torch.allclose(before[[0, 2]], after[[0, 2]], atol=1e-5)
+    assert not torch.allclose(before[1], after[1], atol=1e-3)
+    ids[1] = 9
+    assert torch.allclose(after, model(images, ids, mask).logits, atol=1e-6)
+    model.zero_grad()
+    model(images, ids, mask).logits.sum().backward()
+    assert model.null_text.grad.abs().max() > 0
+
+
+def test_image_and_text_both_matter():
+    model = build()
+    images, ids, mask = inputs(model)
+    said = model(images, ids, mask).logits
+    assert not torch.allclose(said, model(images.flip(0), ids, mask).logits, atol=1e-3)
+    assert not torch.allclose(said, model(images, ids.roll(1, 0), mask.roll(1, 0)).logits, atol=1e-3)
+
+
+def test_vision_only_ignores_the_text():
+    model = build(variant="vision-only")
+    images, ids, mask = inputs(build())
+    assert torch.equal(model(images, ids, mask).logits, model(images, ids * 0, ~mask).logits)
+
+
+def test_attention_is_a_distribution_over_patches():
+    model = build()
+    said = model(*inputs(model), need_attention=True)
+    patches = model.image_encoder(inputs(model)[0]).patches.shape[1]
+    assert said.attention.shape == (BATCH, patches)
+    assert torch.allclose(said.attention.sum(-1), torch.ones(BATCH), atol=1e-5)
+    quiet = model(*inputs(model))
+    assert quiet.attention is None
+    assert torch.allclose(quiet.logits, said.logits, atol=1e-5)
+
+
+def test_study_routing_makes_one_decision_per_study_and_token_routing_one_per_real_token():
+    model = build()
+    images, ids, mask = inputs(model)
+    assert model(images, ids, mask).stats.num_tokens == BATCH
+    tokens = build(route_on="token")
+    patches = tokens.image_encoder(images).patches.shape[1]
+    said = tokens(images, ids, mask)
+    assert said.stats.num_tokens == BATCH * patches + mask.sum()
+    assert said.routed.sum() == said.stats.num_tokens
+
+
+def test_without_experts_there_is_one_ffn_of_an_experts_size():
+    dense, sparse = build(variant="no-moe").experts, build().experts
+    assert isinstance(dense, FFN)
+    assert isinstance(sparse, SparseMoE)
+    one_expert = sum(p[0].numel() for p in sparse.experts.parameters())
+    assert sum(p.numel() for p in dense.parameters()) == one_expert
+
+
+def test_the_printed_balancing_loss_is_zero_whatever_the_router_does():
+    stats = build()(*inputs(build())).stats
+    assert balance_loss("printed", stats, stats.tokens_per_expert).item() == pytest.approx(0, abs=1e-6)
+    assert balance_loss("switch", stats, stats.tokens_per_expert).item() > 0.5
+
+
+def test_balancing_takes_its_shares_from_all_micro_batches_of_the_step():
+    model = build()
+    stats = model(*inputs(model)).stats
+    losses = BalanceLosses(TrainConfig())
+    losses(stats)
+    value, _ = losses(stats)
+    assert torch.equal(losses.counts, 2 * stats.tokens_per_expert)
+    assert torch.allclose(value, balance_loss("switch", stats, stats.tokens_per_expert))
+    assert losses.step_done().sum() == 4 * BATCH
+    assert losses.counts is None
+
+
+@pytest.mark.parametrize("task", ["multi-class", "ordinal-regression", "binary-class"])
+def test_single_label_tasks_give_probabilities_that_sum_to_one(task):
+    model = build(task=task, text=False)
+    said = model(*inputs(model))
+    assert torch.allclose(model.head.probs(said.logits).sum(-1), torch.ones(BATCH), atol=1e-5)
+
+
+def test_defaults_are_the_papers_widths():
+    config = ModelConfig()
+    assert (config.dim, config.num_experts, config.top_k, config.expert_hidden_dim) == (512, 8, 2, 4 * 2 * 512)

@@ -1,0 +1,163 @@
+"""Training: exact resume, early stopping, accumulation, balancing, the learning rate."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from recipes.medvlmoe import train
+from recipes.medvlmoe.config import TrainConfig
+from recipes.medvlmoe.train import lr_factor
+from tests.recipes.medvlmoe.conftest import small_config
+
+CURVES = ("train_loss", "task_loss", "balance_loss", "z_loss", "val_loss", "val_macro_auroc", "router_entropy")
+
+
+def history(run):
+    return [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+
+
+def curves(run):
+    return [{name: epoch[name] for name in CURVES} for epoch in history(run)]
+
+
+class KilledError(Exception):
+    pass
+
+
+def train_killed(config, monkeypatch, *, epoch, step):
+    """Trains until the given step, then dies in the middle of the epoch."""
+    original = train.BalanceLosses.__call__
+    calls = 0
+
+    def dying(self, stats):
+        nonlocal calls
+        calls += 1
+        if calls == epoch * 3 + step:  # 48 studies, 16 a batch
+            raise KilledError
+        return original(self, stats)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.BalanceLosses, "__call__", dying)
+        with pytest.raises(KilledError):
+            train.main(config)
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_run_has_the_same_losses(tmp_path, monkeypatch):
+    whole = small_config(tmp_path / "whole")
+    train.main(whole)
+    killed = replace(whole, out=tmp_path / "killed")
+    train_killed(killed, monkeypatch, epoch=1, step=2)
+    assert len(history(killed.out)) == 1
+    torch.manual_seed(99)  # whatever the process did before must not matter
+    train.main(replace(killed, resume=True))
+    assert curves(killed.out) == curves(whole.out)
+    ours, theirs = (
+        torch.load(c.out / "checkpoints" / "last.ckpt", weights_only=True)["model"] for c in (whole, killed)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_training_learns_and_saves_the_best_epoch(trained_run):
+    epochs = history(trained_run)
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    summary = json.loads((trained_run / "training.json").read_text())
+    scores = [epoch["val_macro_auroc"] for epoch in epochs]
+    assert summary["best_epoch"] == scores.index(max(scores))
+    best = torch.load(trained_run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == summary["best_epoch"] + 1
+
+
+@pytest.mark.slow
+def test_a_second_run_into_the_same_folder_is_refused(trained_run):
+    with pytest.raises(ValueError, match="holds a run already: give --resume"):
+        train.main(small_config(trained_run))
+
+
+@pytest.mark.slow
+def test_training_stops_early_without_a_better_epoch(tmp_path):
+    config = small_config(tmp_path / "run", epochs=6, patience=1, lr_encoder=0.0, lr_head=0.0)
+    train.main(config)
+    assert len(history(config.out)) == 2  # the first is the best of equals, and one more is waited for
+
+
+@pytest.mark.slow
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tmp_path):
+    """Without BatchNorm, dropout and balancing, two halves make one step of the whole."""
+    models = []
+    for name, batch_size, accumulate in (("whole", 16, 1), ("halves", 8, 2)):
+        config = small_config(
+            tmp_path / name,
+            epochs=1,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            augment=False,
+            balance_weight=0.0,
+            z_weight=0.0,
+        )
+        model = replace(config.model, image_encoder="test_vit", image_stride=None, dropout=0.0)
+        config = replace(config, model=model)
+        torch.manual_seed(0)
+        train.main(config)
+        models.append(torch.load(config.out / "checkpoints" / "last.ckpt", weights_only=True)["model"])
+    whole, halves = models
+    # The text encoder has dropout of its own, so only what the image side decides is compared closely.
+    moved = [name for name in whole if "image_encoder" in name and whole[name].is_floating_point()]
+    assert moved
+    steps = torch.cat([(whole[n] - halves[n]).flatten() for n in moved])
+    assert steps.abs().max() < 5e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", ["cv2", "bias", "printed"])
+def test_every_balancing_method_trains(tmp_path, balance):
+    config = small_config(tmp_path / balance, epochs=1, balance=balance)
+    train.main(config)
+    (record,) = history(config.out)
+    if balance == "printed":
+        assert record["balance_loss"] == pytest.approx(0, abs=1e-6)
+    else:
+        assert record["balance_loss"] > 0
+    weights = torch.load(config.out / "checkpoints" / "last.ckpt", weights_only=True)["model"]
+    if balance == "bias":
+        assert weights["experts.router.selection_bias"].abs().max() >= 0.01 - 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["no-moe", "no-fusion", "no-text", "vision-only"])
+def test_every_ablation_of_table_2_trains(tmp_path, variant):
+    config = small_config(tmp_path / variant, epochs=1)
+    config = replace(config, model=replace(config.model, variant=variant))
+    train.main(config)
+    (record,) = history(config.out)
+    assert record["val_macro_auroc"] is not None
+    assert (record["balance_loss"] is None) == (variant in ("no-moe", "vision-only"))
+    names = torch.load(config.out / "checkpoints" / "last.ckpt", weights_only=True)["model"].keys()
+    assert any("text_encoder" in name for name in names) == (variant in ("no-moe", "no-fusion"))
+
+
+@pytest.mark.slow
+def test_several_seeds_go_to_their_own_folders(tmp_path):
+    config = replace(small_config(tmp_path / "run", epochs=1), seeds=(3, 4))
+    assert train.main(config) == [tmp_path / "run" / "seed-3", tmp_path / "run" / "seed-4"]
+    first, second = (history(tmp_path / "run" / f"seed-{seed}") for seed in (3, 4))
+    assert first[0]["train_loss"] != second[0]["train_loss"]
+
+
+def test_no_seed_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="seeds must name at least one seed"):
+        train.main(replace(small_config(tmp_path), seeds=()))
+
+
+def test_the_learning_rate_warms_up_and_decays_to_zero():
+    settings = TrainConfig(epochs=10, warmup_epochs=2)
+    factors = [lr_factor(step, 5, settings) for step in range(50)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert all(a < b for a, b in pairwise(factors[:10]))
+    assert all(a > b for a, b in pairwise(factors[10:]))
+    assert factors[-1] < 0.01

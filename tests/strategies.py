@@ -1,0 +1,105 @@
+"""Random routings and expert weights for property tests."""
+
+from typing import NamedTuple
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.oracles import GATED, NAIVE_ACTIVATIONS, Rows, naive_rows
+
+few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+
+SKEWS = ("even", "one expert", "some experts")
+
+
+class Routed(NamedTuple):
+    """Who goes where."""
+
+    expert_ids: Tensor
+    kept: Tensor
+    num_experts: int
+    seed: int
+
+    @property
+    def rows(self) -> Rows:
+        return naive_rows(self.expert_ids, self.num_experts, self.kept)
+
+
+@st.composite
+def routed(draw: st.DrawFn, max_tokens: int = 13) -> Routed:
+    """Ids ``(T, K)`` without repetition in a token, even or skewed, with or without dead slots."""
+    num_tokens = draw(st.sampled_from([0, 1, 2, 3, 7, max_tokens]))
+    num_experts = draw(st.sampled_from([1, 2, 3, 5, 7]))
+    top_k = draw(st.integers(1, num_experts))
+    skew = draw(st.sampled_from(SKEWS))
+    dead = draw(st.sampled_from([0.0, 0.3, 1.0]))
+    seed = draw(st.integers(0, 2**31))
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(num_tokens, num_experts, generator=generator)
+    if skew == "one expert":
+        scores[:, num_experts // 2] += 1
+    elif skew == "some experts":
+        scores[:, ::2] += 1
+    ids = scores.argsort(-1, descending=True)[:, :top_k]
+    kept = torch.rand(num_tokens, top_k, generator=generator) >= dead
+    return Routed(ids, kept, num_experts, seed)
+
+
+class FFNCase(NamedTuple):
+    """Arguments of the expert FFN in float64; every floating one is a leaf that requires grad."""
+
+    routed: Routed
+    x: Tensor
+    gates: Tensor
+    up_proj: Tensor
+    down_proj: Tensor
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    activation: str
+
+    def leaves(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Fresh leaves of ``dtype`` by name; gates are at least float32, as routers make them."""
+        found: dict[str, Tensor] = {}
+        for name in ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias"):
+            value = getattr(self, name)
+            if value is not None:
+                wanted = torch.promote_types(dtype, torch.float32) if name == "gates" else dtype
+                found[name] = value.to(wanted).clone().requires_grad_()
+        return found
+
+
+def ffn_case(routed: Routed, dim: int, hidden: int, out_dim: int, activation: str, bias: bool) -> FFNCase:
+    """Draws the numbers of a case; products of weights and tokens are of order 1."""
+    generator = torch.Generator().manual_seed(routed.seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    experts = routed.num_experts
+    up_rows = 2 * hidden if activation in GATED else hidden
+    return FFNCase(
+        routed,
+        normal(routed.expert_ids.shape[0], dim),
+        normal(*routed.expert_ids.shape),
+        normal(experts, up_rows, dim) / dim**0.5,
+        normal(experts, out_dim, hidden) / hidden**0.5,
+        normal(experts, up_rows) if bias else None,
+        normal(experts, out_dim) if bias else None,
+        activation,
+    )
+
+
+@st.composite
+def ffn_cases(draw: st.DrawFn) -> FFNCase:
+    """Expert FFNs of every activation, odd widths included."""
+    widths = st.sampled_from([1, 2, 5, 8])
+    return ffn_case(
+        draw(routed()),
+        dim=draw(widths),
+        hidden=draw(widths),
+        out_dim=draw(widths),
+        activation=draw(st.sampled_from(sorted(NAIVE_ACTIVATIONS))),
+        bias=draw(st.booleans()),
+    )
