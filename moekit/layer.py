@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
+from moekit.capacity import Capacity
 from moekit.checks import check_choice, check_floating, check_mask, check_same_device
 from moekit.experts.activation import ActivationLike
 from moekit.experts.base import Experts
@@ -14,7 +15,6 @@ from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts, Impl
 from moekit.plan import DROP_POLICIES, DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routers.base import Router
-from moekit.routers.expert_choice import expert_capacity
 from moekit.routers.top_k import TopKRouter
 from moekit.routing import RouterStats, Routing, router_stats
 
@@ -72,14 +72,13 @@ class SparseMoE(nn.Module):
                 f"and {experts.num_experts}."
             )
         check_choice("drop_policy", drop_policy, DROP_POLICIES)
-        if capacity_factor is not None and capacity_factor <= 0:
-            raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}.")
         if capacity_factor is not None and router.top_k == 0:
             raise ValueError("capacity_factor of an expert-choice layer belongs to its router: set it there.")
         self.router = router
         self.experts = experts
         self.shared = shared
         self.capacity_factor = capacity_factor
+        self.capacity = None if capacity_factor is None else Capacity(capacity_factor, router.num_experts, router.top_k)
         self.drop_policy = drop_policy
 
     @classmethod
@@ -221,9 +220,9 @@ class SparseMoE(nn.Module):
             return plan_expert_choice(routing.token_ids, num_tokens, kept=routing.kept)
         kept = routing.valid if mask is None else routing.valid & mask
         capacity = None
-        if self.capacity_factor is not None:
+        if self.capacity is not None:
             count = kept.shape[0] if mask is None else mask.sum()
-            capacity = expert_capacity(count, self.router.top_k, self.router.num_experts, self.capacity_factor)
+            capacity = self.capacity(count)
         return plan_dispatch(
             routing.expert_ids,
             self.router.num_experts,

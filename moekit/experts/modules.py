@@ -1,6 +1,6 @@
 """Experts that are any modules: of different size or kind, doing nothing, or working on whole samples."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -37,6 +37,8 @@ class ModuleExperts(Experts):
         modules: The experts.
         token_ndim: Trailing dimensions of the input that make one token: 1 for feature vectors
             ``(D,)``, 3 for convolutions over samples ``(C, H, W)``.
+        out_shape: Shape of the output for one token; that of a token by default. Needed only where it
+            differs, for calls in which no expert has a token.
 
     Raises:
         ValueError: If the list is empty or ``token_ndim`` is below 1.
@@ -47,7 +49,9 @@ class ModuleExperts(Experts):
         3
     """
 
-    def __init__(self, modules: Iterable[nn.Module], *, token_ndim: int = 1) -> None:
+    def __init__(
+        self, modules: Iterable[nn.Module], *, token_ndim: int = 1, out_shape: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.experts = nn.ModuleList(modules)
         if not len(self.experts):
@@ -55,6 +59,7 @@ class ModuleExperts(Experts):
         check_positive("token_ndim", token_ndim)
         self.num_experts = len(self.experts)
         self.token_ndim = token_ndim
+        self.out_shape = None if out_shape is None else tuple(out_shape)
 
     def forward(
         self, x: Float[Tensor, "T *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]
@@ -80,7 +85,8 @@ class ModuleExperts(Experts):
             if end > start:
                 parts.append(expert(rows[start:end]))
                 _check_output(parts, end - start)
-        out_shape = parts[0].shape[1:] if parts else rows.shape[1:]
+        default = rows.shape[1:] if self.out_shape is None else self.out_shape
+        out_shape = parts[0].shape[1:] if parts else default
         dtype = parts[0].dtype if parts else rows.dtype
         parts.append(rows.new_zeros(rows.shape[0] - bounds[-1], *out_shape, dtype=dtype))
         return torch.cat(parts)

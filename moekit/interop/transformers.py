@@ -22,7 +22,7 @@ def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
         impl: See :class:`~moekit.experts.ffn.FFNExperts`.
 
     Raises:
-        ValueError: If the block is not laid out like this.
+        ValueError: If the block is not laid out like this, or has ``router_jitter_noise``.
 
     Example:
         >>> from transformers import MixtralConfig
@@ -45,6 +45,11 @@ def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
     hidden_act = getattr(getattr(block, "experts", None), "act_fn", None)
     if type(hidden_act).__name__ not in ("SiLUActivation", "SiLU"):
         raise ValueError(f"block must use SiLU in its experts, got {hidden_act!r}.")
+    if float(getattr(block, "jitter_noise", 0.0) or 0.0) > 0:
+        raise ValueError(
+            "block must have router_jitter_noise=0, got "
+            f"{block.jitter_noise}: in transformers it also perturbs what the experts see, in moekit only the router."
+        )
     router = getattr(block, "gate")  # noqa: B009 (its type is unknown here)
     top_k = int(router.top_k)
     renormalize = bool(getattr(router, "norm_topk_prob", True))

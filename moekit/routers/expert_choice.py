@@ -1,12 +1,11 @@
 """Expert choice: every expert takes its best tokens."""
 
-from typing import overload
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from moekit.capacity import Capacity
 from moekit.checks import check_positive
 from moekit.routers.base import Router, finite_logits
 from moekit.routers.gate import Gate
@@ -59,6 +58,7 @@ class ExpertChoiceRouter(Router):
         self.num_experts = num_experts
         self.top_k = 0
         self.capacity_factor = capacity_factor
+        self.capacity = Capacity(capacity_factor, num_experts)
         self.gate = Gate(
             dim,
             num_experts,
@@ -82,7 +82,7 @@ class ExpertChoiceRouter(Router):
         logits, valid = finite_logits(self.gate(x))
         eligible = valid if mask is None else valid & mask
         probs = F.softmax(logits, dim=-1)
-        capacity = expert_capacity(x.shape[0], 1, self.num_experts, self.capacity_factor)
+        capacity = self.capacity(x.shape[0])
         ranked = torch.where(eligible.unsqueeze(-1), probs.detach(), -1.0).T
         # Contiguous, because the compiler is told other strides than indexing by a transposed tensor gives.
         token_ids = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :capacity].contiguous()
@@ -95,20 +95,3 @@ class ExpertChoiceRouter(Router):
     def extra_repr(self) -> str:
         """Names the settings."""
         return f"num_experts={self.num_experts}, capacity_factor={self.capacity_factor}"
-
-
-@overload
-def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int: ...
-@overload
-def expert_capacity(num_tokens: Tensor, top_k: int, num_experts: int, capacity_factor: float) -> Tensor: ...
-def expert_capacity(num_tokens: int | Tensor, top_k: int, num_experts: int, capacity_factor: float) -> int | Tensor:
-    """``ceil(capacity_factor * num_tokens * top_k / num_experts)``, at most ``num_tokens``.
-
-    In whole numbers of thousandths, so that it is exact and also works on the symbolic sizes of
-    ``torch.export`` and on a count that is known on the device only, a tensor ``()``.
-    """
-    thousandths, share = round(capacity_factor * 1000) * top_k, 1000 * num_experts
-    if isinstance(num_tokens, Tensor):
-        return torch.minimum((thousandths * num_tokens + share - 1) // share, num_tokens)
-    wanted = (thousandths * num_tokens + share - 1) // share
-    return torch.sym_min(wanted, num_tokens)  # pyright: ignore[reportUnknownVariableType, reportReturnType]

@@ -48,23 +48,18 @@ class Gate(nn.Module):
         check_positive("dim", dim)
         check_positive("num_experts", num_experts)
         self.dim = dim
-        self.has_bias = bias
-        self.init_scale = init_scale
         widths = [dim, num_experts]
         if hidden_dim is not None:
             check_positive("hidden_dim", hidden_dim)
             widths.insert(1, hidden_dim)
         self.layers = nn.ModuleList(
-            nn.Linear(fan_in, fan_out, bias=bias, device=device, dtype=dtype) for fan_in, fan_out in pairwise(widths)
+            _Linear(fan_in, fan_out, bias, init_scale, device, dtype) for fan_in, fan_out in pairwise(widths)
         )
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws the weights anew and sets the biases to zero."""
         for layer in self._linears():
-            scaled_normal_(layer.weight, layer.in_features, self.init_scale)
-            if self.has_bias:
-                nn.init.zeros_(layer.bias)
+            layer.reset_parameters()
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         """Returns the router logits, float32 or wider.
@@ -72,17 +67,44 @@ class Gate(nn.Module):
         Raises:
             ValueError: If ``x`` is not floating, not ``dim`` wide, or on another device.
         """
-        weight = self._linears()[0].weight
-        check_floating("router_input", x)
-        check_width("router_input", x, self.dim)
-        check_same_device("router_input", x, "the router's weights", weight)
-        dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
+        name = "router_input (x unless given)"
+        check_floating(name, x)
+        check_width(name, x, self.dim)
+        check_same_device(name, x, "the router's weights", self._linears()[0].weight)
         with no_autocast(x.device.type):
-            x = x.to(dtype)
             for index, layer in enumerate(self._linears()):
-                bias = layer.bias.to(dtype) if self.has_bias else None
-                x = F.linear(x if index == 0 else F.relu(x), layer.weight.to(dtype), bias)
+                x = layer(x if index == 0 else F.relu(x))
         return x
 
-    def _linears(self) -> list[nn.Linear]:
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+    def _linears(self) -> list["_Linear"]:
+        return [layer for layer in self.layers if isinstance(layer, _Linear)]
+
+
+class _Linear(nn.Linear):
+    """A linear layer computed in float32 or wider.
+
+    A subclass, so that whoever resets every module by itself gets the gate's initialisation here too.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        init_scale: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.init_scale = init_scale
+        self.has_bias = bias
+        super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        scaled_normal_(self.weight, self.in_features, self.init_scale)
+        if self.has_bias:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
+        bias = self.bias.to(dtype) if self.has_bias else None
+        return F.linear(input.to(dtype), self.weight.to(dtype), bias)

@@ -57,7 +57,16 @@ class HashRouter(Router):
             raise ValueError(f"frequencies must have shape ({vocab_size},), got {tuple(frequencies.shape)}.")
         self.num_experts = num_experts
         self.top_k = top_k
-        generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.frequencies = None if frequencies is None else frequencies.detach().cpu()
+        self.register_buffer("table", torch.empty(vocab_size, top_k, dtype=torch.int64, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills the table again, from the seed and the frequencies."""
+        vocab_size, num_experts, top_k = self.table.shape[0], self.num_experts, self.top_k
+        frequencies = self.frequencies
+        generator = torch.Generator().manual_seed(self.seed)
         if frequencies is None:
             first = torch.randperm(vocab_size, generator=generator) % num_experts
         else:
@@ -65,7 +74,7 @@ class HashRouter(Router):
         # Further experts follow the first at random distances, all different.
         steps = torch.rand(vocab_size, num_experts - 1, generator=generator).argsort(-1)[:, : top_k - 1] + 1
         table = torch.cat([first.unsqueeze(-1), (first.unsqueeze(-1) + steps) % num_experts], dim=-1)
-        self.register_buffer("table", table.to(device))
+        self.table.copy_(table)
 
     def forward(self, x: Int[Tensor, "T"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` ids; ``mask`` changes nothing.

@@ -1,6 +1,7 @@
 """Token choice: every token takes its ``top_k`` best experts."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class TopKRouter(Router):
         jitter: In training, multiplies the router input by uniform noise from ``[1 - jitter, 1 + jitter]``
             (Switch Transformers, section 2.2).
         noisy: In training, adds trainable normal noise to the logits (Shazeer 2017, equation 4);
-            weights of gate and noise then start at zero, as there.
+            weights of noise and (linear) gate then start at zero, as there. Not with ``num_groups`` or
+            ``selection_bias``.
         num_groups: Splits the experts into equal groups of neighbours (DeepSeek-V3).
         topk_groups: Chooses within the best ``topk_groups`` groups only.
         selection_bias: Keeps a buffer that is added to the scores for selection but not to the gates,
@@ -96,6 +98,13 @@ class TopKRouter(Router):
                 "top_k=1 with renormalised gates makes every gate 1, so no gradient reaches the router: "
                 'use scoring="softmax" or "sigmoid" with renormalize=False, '
                 'or HardRouter(gradient="straight_through").'
+            )
+        if scoring == "topk_softmax" and renormalize is False:
+            raise ValueError('scoring="topk_softmax" always renormalises: leave renormalize out, or use "softmax".')
+        if noisy and (selection_bias or num_groups is not None):
+            raise ValueError(
+                "noisy=True does not go with selection_bias or num_groups: the smooth load that balances a noisy "
+                "router would not be the probability of being selected."
             )
         _check_groups(num_experts, top_k, num_groups, topk_groups)
         self.num_experts = num_experts
@@ -179,6 +188,14 @@ class TopKRouter(Router):
             )
         counts = tokens_per_expert.to(self.selection_bias)
         self.selection_bias.add_((counts.mean() - counts).sign(), alpha=rate)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keeps the selection bias in float32: half precision would swallow its small steps."""
+        before = self.selection_bias
+        super()._apply(fn, recurse)
+        if before is not None and self.selection_bias is not None and self.selection_bias.dtype != before.dtype:
+            self.selection_bias = before.to(self.selection_bias.device)
+        return self
 
     def extra_repr(self) -> str:
         """Names the settings."""

@@ -120,3 +120,12 @@ def test_blocks_laid_out_otherwise_are_refused():
     del block.experts.gate_up_proj
     with pytest.raises(ValueError, match=r"block must hold the parameter 'experts.gate_up_proj'"):
         from_transformers(block)
+
+
+def test_jitter_that_would_also_reach_the_experts_is_refused():
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    block = MixtralSparseMoeBlock(MixtralConfig(hidden_size=8, intermediate_size=16, router_jitter_noise=0.1))
+    with pytest.raises(ValueError, match=r"block must have router_jitter_noise=0, got 0\.1"):
+        from_transformers(block)

@@ -31,6 +31,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None =
     return torch.addmm(bias, x, weight.mT) if out is None else torch.addmm(bias, x, weight.mT, out=out)
 
 
+def _weighted(rows: Tensor, gate: Tensor, dtype: torch.dtype) -> Tensor:
+    """``rows * gate``, in place where no dtype stands against it."""
+    return rows.mul_(gate) if rows.dtype == gate.dtype == dtype else (rows * gate).to(dtype)
+
+
 def forward(
     x: Tensor,
     gates: Tensor,
@@ -54,9 +59,9 @@ def forward(
             continue
         tokens = token[start:end]
         kept = pre[start:end] if keep_pre else None
-        up = _linear(x[tokens], up_proj[expert], None if up_bias is None else up_bias[expert], kept)
-        y = _linear(activation.forward(up), down_proj[expert], None if down_bias is None else down_bias[expert])
-        out.index_add_(0, tokens, (y * gate[start:end]).to(out.dtype))
+        up = _linear(x.index_select(0, tokens), up_proj[expert], None if up_bias is None else up_bias[expert], kept)
+        y = _linear(activation.compute(up), down_proj[expert], None if down_bias is None else down_bias[expert])
+        out.index_add_(0, tokens, _weighted(y, gate[start:end], out.dtype))
     if bounds[-1] < len(token):  # rows of no expert give nothing, but a NaN gate shows in its own token
         rest = slice(bounds[-1], None)
         out.index_add_(0, token[rest], (gate[rest] * 0).to(out.dtype).expand(-1, out.shape[1]))
@@ -93,17 +98,17 @@ def backward(
             grad_up[expert], grad_down[expert] = 0, 0
             continue
         tokens, weight = token[start:end], gate[start:end]
-        g = grad[tokens]
-        act = activation.forward(pre[start:end])
+        g = grad.index_select(0, tokens)
+        act = activation.compute(pre[start:end])
         grad_act = g @ down_proj[expert]
         per_gate = cast(Tensor, torch.linalg.vecdot(grad_act.to(gates.dtype), act.to(gates.dtype)))
         if down_bias is not None and grad_down_bias is not None:
             per_gate = per_gate + (g @ down_bias[expert]).to(gates.dtype)
         grad_gate[start:end] = per_gate
-        g = (g * weight).to(x.dtype)
+        g = _weighted(g, weight, x.dtype)
         torch.mm(g.mT, act, out=grad_down[expert])
-        grad_pre = activation.backward((grad_act * weight).to(x.dtype), pre[start:end])
-        torch.mm(grad_pre.mT, x[tokens], out=grad_up[expert])
+        grad_pre = activation.backward(_weighted(grad_act, weight, x.dtype), pre[start:end])
+        torch.mm(grad_pre.mT, x.index_select(0, tokens), out=grad_up[expert])
         grad_x.index_add_(0, tokens, (grad_pre @ up_proj[expert]).to(grad_x.dtype))
         if grad_down_bias is not None:
             grad_down_bias[expert] = g.sum(0)

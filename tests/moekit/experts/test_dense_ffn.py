@@ -9,7 +9,7 @@ from tests.oracles import NAIVE_ACTIVATIONS, assert_close
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", [*NAIVE_ACTIVATIONS, torch.tanh], ids=str)
+@pytest.mark.parametrize("activation", [*NAIVE_ACTIVATIONS, torch.tanh], ids=lambda act: getattr(act, "__name__", act))
 def test_output_is_the_formula(activation, bias, gated):
     ffn = FFN(4, 6, activation=activation, bias=bias, gated=gated, dtype=torch.float64)
     x = torch.randn(2, 3, 4, dtype=torch.float64)

@@ -136,3 +136,11 @@ class Pooling(nn.Module):
 
     def forward(self, x):
         return x.mean(0, keepdim=True)
+
+
+def test_the_shape_of_the_output_is_known_without_any_live_row():
+    experts = ModuleExperts([nn.Linear(8, 3), nn.Linear(8, 3)], out_shape=(3,))
+    moe = SparseMoE(TopKRouter(8, 2, 1), experts)
+    x = torch.randn(4, 8)
+    assert torch.equal(moe(x, mask=torch.zeros(4, dtype=torch.bool)).output, torch.zeros(4, 3))
+    assert moe(x[:0]).output.shape == (0, 3)

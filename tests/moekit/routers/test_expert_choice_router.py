@@ -4,12 +4,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moekit import ExpertChoiceRouter
-from moekit.routers.expert_choice import expert_capacity
 
 DIM, EXPERTS = 6, 4
 
@@ -23,20 +20,6 @@ def make_router(capacity_factor: float = 2.0, num_experts: int = EXPERTS) -> Exp
 
 def make_input(tokens: int) -> Tensor:
     return torch.randn(tokens, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-@given(tokens=st.integers(0, 50), num_experts=st.integers(1, 9), quarters=st.integers(1, 36))
-@settings(deadline=None, max_examples=100)
-def test_capacity_is_rounded_up_and_at_most_all_tokens(tokens: int, num_experts: int, quarters: int) -> None:
-    factor = min(quarters, 4 * num_experts) / 4
-    expected = min(math.ceil(factor * tokens / num_experts), tokens)
-    assert expert_capacity(tokens, 1, num_experts, factor) == expected
-
-
-def test_capacity_counts_the_slots_of_all_experts_per_token() -> None:
-    assert expert_capacity(10, 2, 4, 1.0) == 5
-    assert expert_capacity(10, 2, 4, 1.1) == 6
-    assert expert_capacity(3, 3, 4, 4.0) == 3
 
 
 def by_loop(probs: list[list[float]], eligible: list[bool], capacity: int) -> list[list[int]]:

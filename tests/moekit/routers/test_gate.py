@@ -127,3 +127,11 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         gate(torch.zeros(2, 7))
     with pytest.raises(ValueError, match=r"router_input must be on the device of the router's weights, cpu, got meta"):
         gate(torch.zeros(2, 8, device="meta"))
+
+
+def test_resetting_every_module_by_itself_keeps_the_gates_initialisation() -> None:
+    gate = Gate(8, 4, hidden_dim=8, init_scale=0.0, bias=True)
+    for module in gate.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(not parameter.any() for parameter in gate.parameters())

@@ -118,3 +118,10 @@ def test_bad_arguments_are_refused() -> None:
 def test_inputs_that_are_no_ids_are_refused(x: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"router_input must hold integer token ids, one per token, got torch\.\w+ of"):
         HashRouter(4, 10)(x)
+
+
+def test_the_table_comes_back_after_building_on_the_meta_device() -> None:
+    built = HashRouter(4, 30, 2, seed=5)
+    router = HashRouter(4, 30, 2, seed=5, device="meta").to_empty(device="cpu")
+    router.reset_parameters()
+    assert torch.equal(router.table, built.table)

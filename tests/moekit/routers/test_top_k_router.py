@@ -277,3 +277,25 @@ def test_bad_inputs_are_refused() -> None:
     narrow = TopKRouter(DIM, 8, 2, gate=nn.Linear(DIM, 7))
     with pytest.raises(ValueError, match=r"gate must give num_experts=8 logits, got shape \(2, 7\)"):
         narrow(torch.zeros(2, DIM))
+
+
+@pytest.mark.parametrize("options", [{"selection_bias": True}, {"num_groups": 2, "topk_groups": 1}])
+def test_noise_does_not_go_with_other_ways_of_selecting(options: dict) -> None:
+    with pytest.raises(ValueError, match="noisy=True does not go with selection_bias or num_groups"):
+        TopKRouter(DIM, 4, 2, noisy=True, **options)
+
+
+def test_gates_of_topk_softmax_cannot_be_left_unnormalised() -> None:
+    with pytest.raises(ValueError, match="always renormalises: leave renormalize out"):
+        TopKRouter(DIM, 4, 2, scoring="topk_softmax", renormalize=False)
+
+
+def test_the_selection_bias_stays_in_float32() -> None:
+    router = TopKRouter(DIM, 4, 2, selection_bias=True)
+    router.selection_bias.fill_(0.5)
+    router.update_bias_(torch.tensor([9, 9, 0, 0]))
+    router = router.to(torch.bfloat16)
+    assert router.gate.layers[0].weight.dtype == torch.bfloat16
+    assert router.selection_bias.tolist() == pytest.approx([0.499, 0.499, 0.501, 0.501], abs=1e-6)
+    router.update_bias_(torch.tensor([9, 9, 0, 0]))
+    assert router.selection_bias.tolist() == pytest.approx([0.498, 0.498, 0.502, 0.502], abs=1e-6)

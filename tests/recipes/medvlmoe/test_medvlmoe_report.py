@@ -257,6 +257,7 @@ def test_a_missing_file_is_named(run, name):
         ("history.jsonl", '{"epoch": 0}', 'history.jsonl: a line lacks the field "train_loss"'),
         ("predictions.csv", "id,split\n", "predictions.csv: a column is missing"),
         ("predictions.csv", "", "predictions.csv: expected a table of numbers"),
+        ("examples.npz", "PK\x03\x04 cut off", "examples.npz: expected arrays saved by numpy.savez"),
         ("examples.npz", "no archive", "examples.npz: expected arrays saved by numpy.savez"),
     ],
 )
@@ -268,7 +269,7 @@ def test_an_unusable_file_is_named(run, name, content, message):
 
 def test_files_that_contradict_each_other_are_refused(run):
     change_json(run / "metrics.json", lambda value: value["test"].update(studies=41))
-    with pytest.raises(ValueError, match="expected the 41 test studies of metrics.json, got 40"):
+    with pytest.raises(ValueError, match=r"expected the 41 test studies of metrics\.json, got 40"):
         write_report(run)
     change_json(run / "metrics.json", lambda value: value["run"].update(classes=["other"]))
     with pytest.raises(ValueError, match='"run" and "test" must name the same classes'):
