@@ -13,7 +13,7 @@ demo: $(VENV)/recipes
 	@echo "The demo is done. Open runs/demo/report.html in a browser."
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -25,7 +25,7 @@ docs: $(VENV)/dev
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/bench
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks.json
+	$(BIN)/python -m pytest benchmarks -W default --benchmark-only --benchmark-json=.benchmarks.json
 	$(BIN)/python -m benchmarks.table .benchmarks.json
 
 clean:

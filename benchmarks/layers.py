@@ -62,13 +62,20 @@ def contenders(shape: Shape) -> list[Contender]:
     grouped.load_state_dict(eager.state_dict())
     ours = from_transformers(eager)
     dense = FFN(shape.dim, shape.top_k * shape.hidden_dim)
-    st_moe = _st_moe(shape)
+    st_moe, st_moe_dropping = _st_moe(shape, 1.25 * shape.top_k), _st_moe(shape, 1.25)
     return [
         Contender("moekit", ours, lambda x: ours(x).output, True, "SparseMoE, impl auto"),
         Contender("dense FFN, same FLOPs", dense, dense, False, "SwiGLU of hidden width K F; no routing"),
         Contender("transformers eager", eager, eager, True, "MixtralSparseMoeBlock"),
         Contender("transformers grouped_mm", grouped, grouped, True, "MixtralSparseMoeBlock"),
-        Contender("st-moe-pytorch", st_moe, lambda x: st_moe(x)[0], False, "GEGLU with bias, capacity factor 1.25"),
+        Contender("st-moe-pytorch", st_moe, lambda x: st_moe(x)[0], False, _remark(st_moe, shape)),
+        Contender(
+            "st-moe-pytorch, dropping",
+            st_moe_dropping,
+            lambda x: st_moe_dropping(x)[0],
+            False,
+            _remark(st_moe_dropping, shape),
+        ),
     ]
 
 
@@ -89,7 +96,8 @@ def _mixtral(shape: Shape, implementation: str) -> nn.Module:
     return block
 
 
-def _st_moe(shape: Shape) -> nn.Module:
+def _st_moe(shape: Shape, capacity_factor: float) -> nn.Module:
+    """Its capacity is that factor times ``T / E``, not ``T K / E``."""
     from st_moe_pytorch import MoE
 
     return MoE(
@@ -99,9 +107,17 @@ def _st_moe(shape: Shape) -> nn.Module:
         gating_top_n=shape.top_k,
         threshold_train=0.0,
         threshold_eval=0.0,
-        capacity_factor_train=1.25,
-        capacity_factor_eval=1.25,
+        capacity_factor_train=capacity_factor,
+        capacity_factor_eval=capacity_factor,
     )
+
+
+def _remark(st_moe: nn.Module, shape: Shape) -> str:
+    """How much of the work it does on the input of the benchmark."""
+    with torch.no_grad():
+        dispatched = st_moe.gate(random_input(shape))[0].round().sum().item()
+    slots = shape.batch * shape.sequence * shape.top_k
+    return f"GEGLU with bias; computes {100 * dispatched / slots:.1f} % of the slots"
 
 
 def check_same_function(contender: Contender, ours: Contender, x: Tensor) -> float:

@@ -1,6 +1,6 @@
 """``python -m benchmarks.table BENCHMARK.json``: records and the table of ``benchmarks/README.md`` from one run.
 
-``BENCHMARK.json`` is what ``pytest benchmarks --benchmark-only --benchmark-json=BENCHMARK.json`` writes.
+``BENCHMARK.json`` is what ``pytest benchmarks --benchmark-only`` writes with ``--benchmark-json``.
 """
 
 import importlib.metadata
@@ -51,12 +51,12 @@ def table(found: list[dict[str, Any]]) -> str:
         ours = next(record["median_ms"] for record in rows if record["layer"] == "moekit")
         lines += [
             f"\n**{direction}**, {rows[0]['shape']}, float32\n",
-            "| layer | median ms | p20 | p80 | GFLOP/s | moekit is this many times as fast |",
-            "|---|---:|---:|---:|---:|---:|",
+            "| layer | median ms | p20 | p80 | GFLOP/s | moekit is this many times as fast | remark |",
+            "|---|---:|---:|---:|---:|---:|---|",
         ]
         lines += [
             f"| {r['layer']} | {r['median_ms']:.1f} | {r['p20_ms']:.1f} | {r['p80_ms']:.1f} "
-            f"| {r['gflops_per_second']:.0f} | {r['median_ms'] / ours:.2f} |"
+            f"| {r['gflops_per_second']:.0f} | {r['median_ms'] / ours:.2f} | {r['remark']} |"
             for r in rows
         ]
     first = found[0]

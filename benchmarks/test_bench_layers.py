@@ -1,4 +1,4 @@
-"""``pytest benchmarks --benchmark-only``: every layer, forward and forward with backward, on CPU in float32."""
+"""``make bench``: every layer, forward and forward with backward, on CPU in float32."""
 
 import pytest
 import torch
@@ -14,7 +14,14 @@ from benchmarks.layers import (
 
 SHAPE = Shape()
 ROUNDS = 21
-NAMES = ["moekit", "dense FFN, same FLOPs", "transformers eager", "transformers grouped_mm", "st-moe-pytorch"]
+NAMES = [
+    "moekit",
+    "dense FFN, same FLOPs",
+    "transformers eager",
+    "transformers grouped_mm",
+    "st-moe-pytorch",
+    "st-moe-pytorch, dropping",
+]
 
 
 @pytest.fixture(scope="module")

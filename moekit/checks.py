@@ -45,6 +45,12 @@ def check_floating(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be of a floating dtype, got {x.dtype}.")
 
 
+def check_integer(name: str, x: Tensor) -> None:
+    """Raises ``ValueError`` unless ``x`` is of an integer dtype."""
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{name} must be of an integer dtype, got {x.dtype}.")
+
+
 def check_same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises ``ValueError`` unless ``x`` and ``other`` live on one device."""
     if x.device != other.device:

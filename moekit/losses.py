@@ -26,6 +26,9 @@ def load_balancing_loss(stats: RouterStats, *, tokens_per_expert: Int[Tensor, "E
         tokens_per_expert: Counts to take ``f`` from instead, such as those of all micro-batches so far:
             balance then is asked of the global batch (https://arxiv.org/abs/2501.11873).
 
+    Raises:
+        ValueError: If ``tokens_per_expert`` is for another number of experts.
+
     Reference:
         Switch Transformers, equations 4 to 6, https://arxiv.org/abs/2101.03961; GShard,
         https://arxiv.org/abs/2006.16668.
@@ -37,6 +40,8 @@ def load_balancing_loss(stats: RouterStats, *, tokens_per_expert: Int[Tensor, "E
         True
     """
     counts = stats.tokens_per_expert if tokens_per_expert is None else tokens_per_expert
+    if counts.shape != stats.prob_sum.shape:
+        raise ValueError(f"tokens_per_expert must have shape {tuple(stats.prob_sum.shape)}, got {tuple(counts.shape)}.")
     counts = counts.to(stats.prob_sum.dtype)
     share = counts / counts.sum().clamp(min=1)
     mean_prob = stats.prob_sum / stats.num_tokens.clamp(min=1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit.checks import check_choice, check_positive, check_rank
+from moekit.checks import check_choice, check_integer, check_positive, check_rank
 
 DROP_POLICIES = ("position", "gate")
 
@@ -66,7 +66,8 @@ def plan_dispatch(
         The plan; the same input gives the same plan on every device.
 
     Raises:
-        ValueError: If ``expert_ids`` is not ``(T, K)``, ``drop_policy`` is unknown or lacks its gates.
+        ValueError: If ``expert_ids`` is not an integer ``(T, K)``, ``kept`` or ``gates`` has another shape, a
+            number is out of range, or ``drop_policy`` is unknown or lacks its gates.
 
     Example:
         >>> plan = plan_dispatch(torch.tensor([[2], [0], [2]]), num_experts=3)
@@ -74,10 +75,17 @@ def plan_dispatch(
         ([1, 0, 2], [0, 1, 1, 3])
     """
     check_rank("expert_ids", expert_ids, 2, "T, K")
+    check_integer("expert_ids", expert_ids)
     check_positive("num_experts", num_experts)
     check_choice("drop_policy", drop_policy, DROP_POLICIES)
-    key = expert_ids if kept is None else torch.where(kept, expert_ids, num_experts)
     num_tokens, top_k = expert_ids.shape
+    if kept is not None and (kept.ndim != 2 or kept.shape[0] != num_tokens or kept.shape[1] not in (1, top_k)):
+        raise ValueError(f"kept must have shape ({num_tokens}, {top_k}) or ({num_tokens}, 1), got {tuple(kept.shape)}.")
+    if gates is not None and gates.shape != expert_ids.shape:
+        raise ValueError(f"gates must have the shape of expert_ids, {(num_tokens, top_k)}, got {tuple(gates.shape)}.")
+    if isinstance(capacity, int) and capacity < 0:
+        raise ValueError(f"capacity must not be negative, got {capacity}.")
+    key = expert_ids if kept is None else torch.where(kept, expert_ids, num_experts)
     bounds = torch.arange(num_experts + 1, device=key.device)
     dropped = torch.zeros(num_experts, dtype=torch.int64, device=key.device)
     if capacity is None:
@@ -109,7 +117,14 @@ def plan_expert_choice(
 
     Returns:
         The plan, with ``row`` None.
+
+    Raises:
+        ValueError: If ``token_ids`` is not an integer ``(E, C)``, or ``kept`` has another shape.
     """
+    check_rank("token_ids", token_ids, 2, "E, C")
+    check_integer("token_ids", token_ids)
+    if kept is not None and kept.shape != token_ids.shape:
+        raise ValueError(f"kept must have the shape of token_ids, {tuple(token_ids.shape)}, got {tuple(kept.shape)}.")
     num_experts, capacity = token_ids.shape
     bounds = torch.arange(num_experts + 1, device=token_ids.device)
     if kept is None:
@@ -124,7 +139,24 @@ def plan_expert_choice(
 
 
 def dispatch(x: Float[Tensor, "T *D"], plan: DispatchPlan) -> Float[Tensor, "N *D"]:
-    """Copies tokens into rows: ``rows[r] = x[plan.token[r]]``."""
+    """Copies tokens into rows: ``rows[r] = x[plan.token[r]]``.
+
+    Args:
+        x: Tokens, of any trailing shape.
+        plan: The plan.
+
+    Returns:
+        One row per slot, in the order of the experts.
+
+    Raises:
+        ValueError: If ``x`` does not have the plan's number of tokens.
+
+    Example:
+        >>> plan = plan_dispatch(torch.tensor([[1], [0]]), num_experts=2)
+        >>> dispatch(torch.tensor([[10.0], [20.0]]), plan).flatten().tolist()
+        [20.0, 10.0]
+    """
+    check_tokens(x, plan)
     return x.index_select(0, plan.token)
 
 
@@ -142,7 +174,18 @@ def combine(rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor
 
     Returns:
         One output per token; zero for a token without slots.
+
+    Raises:
+        ValueError: If ``rows`` or ``gates`` does not fit the plan.
+
+    Example:
+        >>> plan = plan_dispatch(torch.tensor([[0, 1]]), num_experts=2)
+        >>> combine(torch.tensor([[1.0], [10.0]]), plan, torch.tensor([[0.25, 0.75]])).item()
+        7.75
     """
+    if rows.shape[0] != plan.slot.shape[0]:
+        raise ValueError(f"rows must be the plan's {plan.slot.shape[0]} rows, got shape {tuple(rows.shape)}.")
+    check_gates(gates, plan)
     trailing = (1,) * (rows.ndim - 1)
     if plan.row is not None:
         slots = rows.index_select(0, plan.row.flatten()).reshape(*plan.row.shape, *rows.shape[1:])
@@ -152,6 +195,20 @@ def combine(rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor
     if rows.device.type == "cpu":
         return out.index_add(0, plan.token, weighted).to(rows.dtype)
     return out.index_put((plan.token,), weighted, accumulate=True).to(rows.dtype)
+
+
+def check_tokens(x: Tensor, plan: DispatchPlan) -> None:
+    """Raises ``ValueError`` unless ``x`` has the plan's number of tokens."""
+    if x.shape[0] != plan.num_tokens:
+        raise ValueError(f"x must have the plan's {plan.num_tokens} tokens, got shape {tuple(x.shape)}.")
+
+
+def check_gates(gates: Tensor, plan: DispatchPlan) -> None:
+    """Raises ``ValueError`` unless ``gates`` has one value per slot, ``(T, K)`` where slots lie so."""
+    fits = gates.numel() == plan.slot.shape[0]
+    if not fits or (plan.row is not None and gates.shape != plan.row.shape):
+        shape = (plan.slot.shape[0],) if plan.row is None else tuple(plan.row.shape)
+        raise ValueError(f"gates must have one value per slot, {shape}, got shape {tuple(gates.shape)}.")
 
 
 def _offsets(sorted_key: Tensor, bounds: Tensor) -> Tensor:

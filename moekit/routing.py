@@ -16,7 +16,8 @@ class Routing(NamedTuple):
     """One routing decision per token (or, for expert choice, ``C`` tokens per expert).
 
     A token whose router logits are not all finite is routed nowhere: it takes no capacity and enters no
-    statistic but ``nonfinite_tokens``; its gates are NaN, so its own output is NaN and no other changes.
+    statistic but ``nonfinite_tokens``. Its gates are NaN, so its own output is NaN and no other token's
+    changes; under expert choice it is never taken, so its output is zero.
 
     Attributes:
         gates: ``(T, K)`` weights of the chosen experts, float32 or wider; ``(E, C)`` for expert choice.
@@ -72,6 +73,11 @@ class RouterStats(NamedTuple):
         """Adds field by field (a plain tuple would concatenate)."""
         if not isinstance(other, RouterStats):  # pyright: ignore[reportUnnecessaryIsInstance]
             return NotImplemented
+        if self.prob_sum.shape != other.prob_sum.shape:
+            raise ValueError(
+                "statistics add up only for one number of experts, got "
+                f"{self.prob_sum.shape[0]} and {other.prob_sum.shape[0]}."
+            )
         return RouterStats(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     def __radd__(self, other: object) -> "RouterStats":

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moekit.plan import DispatchPlan
+from moekit.plan import DispatchPlan, check_gates, check_tokens
 
 
 class Experts(nn.Module, ABC):
@@ -45,7 +45,5 @@ def check_plan(x: Tensor, plan: DispatchPlan, gates: Tensor, num_experts: int) -
     """
     if plan.offsets.shape[0] != num_experts + 1:
         raise ValueError(f"plan must be for {num_experts} experts, got one for {plan.offsets.shape[0] - 1}.")
-    if x.shape[0] != plan.num_tokens:
-        raise ValueError(f"x must have the plan's {plan.num_tokens} tokens, got shape {tuple(x.shape)}.")
-    if gates.numel() != plan.slot.shape[0]:
-        raise ValueError(f"gates must have one value per slot, {plan.slot.shape[0]}, got shape {tuple(gates.shape)}.")
+    check_tokens(x, plan)
+    check_gates(gates, plan)

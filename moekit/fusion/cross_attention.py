@@ -30,10 +30,10 @@ class CrossAttentionOutput(NamedTuple):
 
 
 class BidirectionalCrossAttention(nn.Module):
-    r"""Let left tokens attend over right tokens and right tokens over left ones.
+    """Let left tokens attend over right tokens and right tokens over left ones.
 
-    $$F_l = \mathrm{softmax}\big(z_l W_Q (z_r W_K)^\top / \sqrt{d}\big)\, z_r W_V, \qquad
-    F_r = \mathrm{softmax}\big(z_r W_Q (z_l W_K)^\top / \sqrt{d}\big)\, z_l W_V$$
+        F_l = softmax(z_l W_Q (z_r W_K)^T / sqrt(d)) z_r W_V
+        F_r = softmax(z_r W_Q (z_l W_K)^T / sqrt(d)) z_l W_V
 
     with d = D / H the width of one head. Residual connections and normalisation are the caller's: the
     paper has neither, and where they go differs from one model to the next.

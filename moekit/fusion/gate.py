@@ -24,9 +24,9 @@ class GateOutput(NamedTuple):
 
 
 class ModalityGate(nn.Module):
-    r"""Weight concatenated features by a sigmoid gate computed from all of them.
+    """Weight concatenated features by a sigmoid gate computed from all of them.
 
-    $$G(F) = \sigma(W_g F + b), \qquad \text{output} = F \odot G(F)$$
+        G(F) = sigmoid(W_g F + b),    output = F * G(F)
 
     The gate starts at one constant, ``initial_gate``, whatever the input: W_g starts at zero and b at the
     constant's logit. From 0.5, the default and the value of a gate without bias, the sigmoid learns fastest;

@@ -1,7 +1,7 @@
 """Token choice: every token takes its ``top_k`` best experts."""
 
 from collections.abc import Callable
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -189,7 +189,7 @@ class TopKRouter(Router):
         counts = tokens_per_expert.to(self.selection_bias)
         self.selection_bias.add_((counts.mean() - counts).sign(), alpha=rate)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TopKRouter":
         """Keeps the selection bias in float32: half precision would swallow its small steps."""
         before = self.selection_bias
         super()._apply(fn, recurse)

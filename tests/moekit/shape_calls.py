@@ -39,7 +39,8 @@ def check_fields(value: tuple) -> None:
 def call_routers(x: Tensor) -> list:
     mask = torch.arange(TOKENS) > 2
     routers = [
-        moekit.TopKRouter(DIM, EXPERTS, TOP_K, selection_bias=True, jitter=0.1, noisy=True),
+        moekit.TopKRouter(DIM, EXPERTS, TOP_K, selection_bias=True, jitter=0.1),
+        moekit.TopKRouter(DIM, EXPERTS, TOP_K, noisy=True),
         moekit.TopKRouter(DIM, EXPERTS, TOP_K, scoring="sigmoid", num_groups=2, topk_groups=1, gate_hidden_dim=3),
         moekit.HardRouter(DIM, EXPERTS, gradient="straight_through"),
         moekit.ExpertChoiceRouter(DIM, EXPERTS),

@@ -44,7 +44,7 @@ def test_inputs_that_do_not_fit(moe):
         moe(torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"x must have at least 1 dimensions, got shape \(\)"):
         moe(torch.zeros(()))
-    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 4, got shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"x unless given\) must have a last dimension of 4, got shape \(2, 5\)"):
         moe(torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"x must have a last dimension of 4, got shape \(2, 5\)"):
         moe(torch.zeros(2, 5), router_input=torch.zeros(2, 4))
@@ -52,7 +52,10 @@ def test_inputs_that_do_not_fit(moe):
         ValueError, match=r"x must have the dtype of the experts' weights, torch.float32, got .*float64"
     ):
         moe(torch.zeros(2, 4, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"router_input must be on the device of the router's weights, cpu, got meta"):
+    with pytest.raises(
+        ValueError,
+        match=r"x unless given\) must be on the device of the router's weights, cpu, got meta",
+    ):
         moe(torch.zeros(2, 4, device="meta"))
 
 
@@ -76,9 +79,9 @@ def test_router_inputs_that_do_not_fit(moe):
         moe(x, router_input=torch.zeros(2, 3, 1, 4))
     with pytest.raises(ValueError, match=r"router_input must have the leading dimensions.*got shape \(\)"):
         moe(x, router_input=torch.zeros(()))
-    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 4, got shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"x unless given\) must have a last dimension of 4, got shape \(2, 5\)"):
         moe(x, router_input=torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"router_input must be of a floating dtype, got torch.int64"):
+    with pytest.raises(ValueError, match=r"x unless given\) must be of a floating dtype, got torch.int64"):
         moe(x, router_input=torch.zeros(2, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="router_input must be on the device of x, cpu, got meta"):
         moe(x, router_input=torch.zeros(2, 4, device="meta"))

@@ -12,6 +12,7 @@ from moekit import (
     HardRouter,
     Router,
     RouterStats,
+    SparseMoE,
     TopKRouter,
     importance_loss,
     load_balancing_loss,
@@ -259,3 +260,17 @@ def test_a_step_down_the_z_loss_makes_logits_smaller() -> None:
     router_z_loss(logits).backward()
     after = logits.detach() - 10.0 * logits.grad
     assert router_z_loss(after) < router_z_loss(logits)
+
+
+def test_counts_of_another_number_of_experts_are_refused() -> None:
+    stats = SparseMoE.ffn(4, 4, 3, 1)(torch.randn(5, 4)).stats
+    with pytest.raises(ValueError, match=r"tokens_per_expert must have shape \(3,\), got \(4,\)"):
+        load_balancing_loss(stats, tokens_per_expert=torch.ones(4))
+
+
+def test_losses_of_no_logits_are_zero() -> None:
+    empty = torch.zeros(0, 4)
+    assert router_z_loss(empty) == 0
+    assert router_entropy(empty) == 0
+    assert mutual_information_loss(empty) == 0
+    assert mutual_information_loss(torch.zeros(4)).abs() < 1e-6

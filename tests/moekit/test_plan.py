@@ -197,3 +197,32 @@ def test_errors():
         plan_dispatch(ids, 2, drop_policy="random")
     with pytest.raises(ValueError, match='drop_policy="gate" needs the gates, got gates=None'):
         plan_dispatch(ids, 2, capacity=1, drop_policy="gate")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ids: plan_dispatch(ids.float(), 3), "expert_ids must be of an integer dtype, got torch.float32"),
+        (lambda ids: plan_dispatch(ids, 3, kept=torch.ones(2, 3, dtype=torch.bool)), r"kept must have shape \(2, 2\)"),
+        (lambda ids: plan_dispatch(ids, 3, gates=torch.ones(3, 2)), "gates must have the shape of expert_ids"),
+        (lambda ids: plan_dispatch(ids, 3, capacity=-1), "capacity must not be negative, got -1"),
+        (lambda ids: plan_expert_choice(ids[0], 3), r"token_ids must have shape \(E, C\), got shape \(2,\)"),
+        (lambda ids: plan_expert_choice(ids.double(), 3), "token_ids must be of an integer dtype"),
+        (
+            lambda ids: plan_expert_choice(ids, 3, kept=torch.ones(2, dtype=torch.bool)),
+            "kept must have the shape of token_ids",
+        ),
+        (lambda ids: dispatch(torch.ones(5, 1), plan_dispatch(ids, 3)), "x must have the plan's 2 tokens"),
+        (
+            lambda ids: combine(torch.ones(3, 1), plan_dispatch(ids, 3), torch.ones(2, 2)),
+            "rows must be the plan's 4 rows",
+        ),
+        (
+            lambda ids: combine(torch.ones(4, 1), plan_dispatch(ids, 3), torch.ones(4, 1)),
+            r"gates must have one value per slot, \(2, 2\), got shape \(4, 1\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.tensor([[0, 1], [2, 0]]))

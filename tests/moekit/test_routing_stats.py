@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from moekit import ExpertChoiceRouter, HashRouter, RouterStats, TopKRouter, plan_dispatch, plan_expert_choice
+from moekit import ExpertChoiceRouter, HashRouter, RouterStats, SparseMoE, TopKRouter, plan_dispatch, plan_expert_choice
 from moekit.routing import Routing, entropy, router_stats
 
 DIM, EXPERTS, TOP_K = 6, 5, 2
@@ -179,3 +179,9 @@ def test_entropy_is_in_nats_and_has_a_finite_gradient_at_zero() -> None:
     value.sum().backward()
     assert probs.grad.isfinite().all()
     torch.testing.assert_close(probs.grad[0, :2], torch.full((2,), math.log(2) - 1, dtype=torch.float64))
+
+
+def test_statistics_of_different_layers_do_not_add_up() -> None:
+    first, second = (SparseMoE.ffn(4, 4, e, 1)(torch.randn(3, 4)).stats for e in (4, 1))
+    with pytest.raises(ValueError, match="only for one number of experts, got 4 and 1"):
+        first + second

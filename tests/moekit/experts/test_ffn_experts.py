@@ -162,7 +162,7 @@ def test_inputs_that_do_not_fit_are_refused():
         experts(x, plan_dispatch(IDS, 5), gates)
     with pytest.raises(ValueError, match=r"x must have the plan's 5 tokens, got shape \(4, 4\)"):
         experts(x[:4], plan, gates)
-    with pytest.raises(ValueError, match=r"gates must have one value per slot, 10, got shape \(5, 1\)"):
+    with pytest.raises(ValueError, match=r"gates must have one value per slot, \(5, 2\), got shape \(5, 1\)"):
         experts(x, plan, gates[:, :1])
 
 

@@ -103,5 +103,5 @@ def test_bad_arguments_are_refused() -> None:
     for factor in (0, -1.0, 4.5):
         with pytest.raises(ValueError, match=r"capacity_factor must be in \(0, num_experts=4\], got"):
             ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=factor)
-    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 6, got shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"x unless given\) must have a last dimension of 6, got shape \(2, 3\)"):
         make_router()(torch.zeros(2, 3))

@@ -121,11 +121,14 @@ def test_widths_below_one_are_refused(widths: dict, message: str) -> None:
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
     gate = Gate(8, 4)
-    with pytest.raises(ValueError, match=r"router_input must be of a floating dtype, got torch\.int64"):
+    with pytest.raises(ValueError, match=r"x unless given\) must be of a floating dtype, got torch\.int64"):
         gate(torch.zeros(2, 8, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 8, got shape \(2, 7\)"):
+    with pytest.raises(ValueError, match=r"x unless given\) must have a last dimension of 8, got shape \(2, 7\)"):
         gate(torch.zeros(2, 7))
-    with pytest.raises(ValueError, match=r"router_input must be on the device of the router's weights, cpu, got meta"):
+    with pytest.raises(
+        ValueError,
+        match=r"x unless given\) must be on the device of the router's weights, cpu, got meta",
+    ):
         gate(torch.zeros(2, 8, device="meta"))
 
 

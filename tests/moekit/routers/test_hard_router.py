@@ -97,5 +97,5 @@ def test_bad_arguments_are_refused() -> None:
         HardRouter(DIM, EXPERTS, gradient="ste")
     with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
         HardRouter(DIM, 0)
-    with pytest.raises(ValueError, match=r"router_input must have a last dimension of 6, got shape \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"x unless given\) must have a last dimension of 6, got shape \(2, 3\)"):
         make_router()(torch.zeros(2, 3))
