@@ -7,10 +7,10 @@ import torch
 
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.model import MedVLMoE, reads_text
-from recipes.shared.image_encoder import ImageEncoder, ImageEncoderSpec, load_image_encoder
+from recipes.shared.data.studies import Task
+from recipes.shared.encoders.image import ImageEncoder, ImageEncoderSpec, load_image_encoder
+from recipes.shared.encoders.text import TextEncoder, load_text_encoder
 from recipes.shared.runs import read_json, write_json
-from recipes.shared.studies import Task
-from recipes.shared.text_encoder import TextEncoder, load_text_encoder
 
 
 def new_model(config: Config, texts: list[str], classes: tuple[str, ...], task: Task) -> MedVLMoE:

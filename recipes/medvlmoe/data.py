@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recipes.medvlmoe.config import DataConfig, TrainConfig
-from recipes.shared.image_encoder import ImageEncoderSpec
-from recipes.shared.manifest import manifest_source
-from recipes.shared.medmnist_npz import medmnist_source
-from recipes.shared.phantom import phantom_source
-from recipes.shared.sections import section_of
-from recipes.shared.studies import StudySource, StudySplit
-from recipes.shared.transforms import augment, fit_square, to_tensor
+from recipes.shared.data.manifest import manifest_source
+from recipes.shared.data.medmnist_npz import medmnist_source
+from recipes.shared.data.phantom import phantom_source
+from recipes.shared.data.sections import section_of
+from recipes.shared.data.studies import StudySource, StudySplit
+from recipes.shared.data.transforms import augment, fit_square, to_tensor
+from recipes.shared.encoders.image import ImageEncoderSpec
 
 
 class Batch(NamedTuple):
@@ -162,7 +162,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             mine = self._mine(range(self.size))
         else:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
-            mine = self._mine(order + order[: self._padded() - self.size])
+            mine = self._mine([order[place % self.size] for place in range(self._padded())])
         for start in range(0, len(mine), self.batch_size):
             yield [(self.epoch, index) for index in mine[start : start + self.batch_size]]
 

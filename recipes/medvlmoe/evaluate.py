@@ -16,11 +16,11 @@ from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
-from recipes.shared.expert_usage import expert_usage
-from recipes.shared.metrics import evaluate_predictions
+from recipes.shared.data.studies import StudySource, StudySplit
 from recipes.shared.runs import environment, peak_memory_bytes, read_json, write_json
-from recipes.shared.seeds import aggregate_seeds
-from recipes.shared.studies import StudySource, StudySplit
+from recipes.shared.scores.expert_usage import expert_usage
+from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.seeds import aggregate_seeds
 
 NUM_EXAMPLES = 8
 
@@ -108,18 +108,7 @@ def predictions_table(
         "split": name,
     }
     columns |= {f"label:{c}": found.labels[:, k] for k, c in enumerate(classes)}
-    columns |= {f"prob:{c}": found.probs[:, k] for k, c in enumerate(classes)}
-    if found.gates is not None:
-        experts, gates = main_experts(found.gates, config.model.top_k)
-        columns["experts"] = [";".join(map(str, row)) for row in experts]
-        columns["gates"] = [";".join(f"{value:.4f}" for value in row) for row in gates]
-    return pd.DataFrame(columns)
-
-
-def main_experts(gates: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The ``top_k`` experts of each study with the largest share of its gates, and those shares."""
-    order = np.argsort(-gates, axis=1, kind="stable")[:, :top_k]
-    return order, np.take_along_axis(gates, order, axis=1)
+    return pd.DataFrame(columns | found.columns(classes, config.model.top_k))
 
 
 def _about(run: Path, config: Config, source: StudySource, model: MedVLMoE) -> dict[str, Any]:
@@ -190,7 +179,8 @@ def _write_examples(
         height, width = _grid(model, seen.attention.shape[1])
         arrays["attention"] = seen.attention.reshape(-1, height, width)
     if found.gates is not None:
-        arrays["experts"], arrays["gates"] = main_experts(found.gates[rows], config.model.top_k)
+        experts, gates = found.main_experts(config.model.top_k)
+        arrays["experts"], arrays["gates"] = experts[rows], gates[rows]
     np.savez_compressed(run / "examples.npz", **arrays)
 
 

@@ -1,5 +1,6 @@
 """Running a trained model over studies."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ class Predictions(NamedTuple):
         index: ``(N,)``, place in the split.
         probs: ``(N, C)``.
         labels: ``(N, C)``, NaN where unknown.
-        loss: ``(N,)``, weights times losses per study: the task's loss of its batch.
+        loss: ``(N,)``, the task's loss of the study's batch.
         usage: ``(N, E)``, share of the study's routed slots at each expert; ``None`` without experts.
         gates: ``(N, E)``, share of the study's gates at each expert.
         entropy: ``(N,)``, entropy of the router in nats, mean over the study's decisions.
@@ -35,6 +36,21 @@ class Predictions(NamedTuple):
     gates: NDArray[np.float32] | None
     entropy: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
+
+    def main_experts(self, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The ``top_k`` experts of each study with the largest share of its gates, and those shares."""
+        assert self.gates is not None
+        order = np.argsort(-self.gates, axis=1, kind="stable")[:, :top_k]
+        return order, np.take_along_axis(self.gates, order, axis=1)
+
+    def columns(self, classes: Sequence[str], top_k: int) -> dict[str, Any]:
+        """Columns of a table of predictions: probabilities and, with experts, those chosen and their gates."""
+        found: dict[str, Any] = {f"prob:{name}": self.probs[:, k] for k, name in enumerate(classes)}
+        if self.gates is not None:
+            experts, gates = self.main_experts(top_k)
+            found["experts"] = [";".join(map(str, row)) for row in experts]
+            found["gates"] = [";".join(f"{value:.4f}" for value in row) for row in gates]
+        return found
 
 
 @torch.no_grad()

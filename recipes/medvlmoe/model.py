@@ -22,10 +22,10 @@ from moekit import (
     masked_mean,
 )
 from recipes.medvlmoe.config import Balance, ModelConfig
-from recipes.shared.image_encoder import ImageEncoder
-from recipes.shared.studies import Task
+from recipes.shared.data.studies import Task
+from recipes.shared.encoders.image import ImageEncoder
+from recipes.shared.encoders.text import TextEncoder
 from recipes.shared.tasks import TaskHead
-from recipes.shared.text_encoder import TextEncoder
 
 _POOLINGS = {"mean": masked_mean, "last": last_token, "first": first_token}
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
-from recipes.medvlmoe.evaluate import dataset_of, main_experts
+from recipes.medvlmoe.evaluate import dataset_of
 from recipes.medvlmoe.inference import predict_batches
-from recipes.shared.images import read_image
-from recipes.shared.studies import Study
+from recipes.shared.data.images import read_image
+from recipes.shared.data.studies import Study
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,7 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
     found = predict_batches(model.to(device), loader, device=device, title="predict")
     columns: dict[str, Any] = {"image": [str(path) for path in paths]}
-    columns |= {f"prob:{name}": found.probs[:, k] for k, name in enumerate(classes)}
-    if found.gates is not None:
-        experts, gates = main_experts(found.gates, config.model.top_k)
-        columns["experts"] = [";".join(map(str, row)) for row in experts]
-        columns["gates"] = [";".join(f"{value:.4f}" for value in row) for row in gates]
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns | found.columns(classes, config.model.top_k))
 
 
 def _from_csv(csv: Path, config: Config) -> tuple[tuple[Path, ...], tuple[str | None, ...]]:

@@ -19,9 +19,9 @@ from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE
-from recipes.shared.metrics import evaluate_predictions
+from recipes.shared.data.studies import StudySource
 from recipes.shared.runs import peak_memory_bytes, write_history, write_json
-from recipes.shared.studies import StudySource
+from recipes.shared.scores.metrics import evaluate_predictions
 
 
 def main(config: Config) -> list[Path]:

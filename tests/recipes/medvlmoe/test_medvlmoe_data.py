@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from recipes.medvlmoe.config import DataConfig, ManifestConfig, PhantomConfig, TrainConfig, tiny
 from recipes.medvlmoe.data import EpochSampler, StudyDataset, build_source, collate, make_loader, texts_of
-from recipes.shared.image_encoder import ImageEncoderSpec
-from recipes.shared.phantom import phantom_source
-from recipes.shared.text_encoder import load_text_encoder
+from recipes.shared.data.phantom import phantom_source
+from recipes.shared.encoders.image import ImageEncoderSpec
+from recipes.shared.encoders.text import load_text_encoder
 
 SPEC = ImageEncoderSpec("any", 64)
 

@@ -9,8 +9,8 @@ from moekit import FFN, SparseMoE
 from recipes.medvlmoe.balance import BalanceLosses, balance_loss
 from recipes.medvlmoe.config import ModelConfig, TrainConfig, tiny
 from recipes.medvlmoe.model import MedVLMoE
-from recipes.shared.image_encoder import load_image_encoder
-from recipes.shared.text_encoder import load_text_encoder
+from recipes.shared.encoders.image import load_image_encoder
+from recipes.shared.encoders.text import load_text_encoder
 
 TEXTS = ["fever and cough for three days", "chronic smoker with weight loss", "fever after surgery and chest pain"]
 SIZE = 64

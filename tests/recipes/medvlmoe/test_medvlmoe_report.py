@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recipes.medvlmoe.report import _duration, write_report
-from recipes.shared.metrics import evaluate_predictions, expert_usage
+from recipes.medvlmoe.report import write_report
+from recipes.medvlmoe.report.page import _duration
+from recipes.shared.scores.metrics import evaluate_predictions, expert_usage
 
 CLASSES = ["Effusion", "Mass <b>", "Hernia"]
 HOSTILE = "<script>alert(1)</script> & <img src=http://example.org/x.png>"

@@ -12,8 +12,8 @@ from PIL import Image
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.config import Config, paper, tiny
-from recipes.shared.metrics import auroc
-from recipes.shared.phantom import phantom_source
+from recipes.shared.data.phantom import phantom_source
+from recipes.shared.scores.metrics import auroc
 from tests.recipes.medvlmoe.conftest import small_config
 
 pytestmark = pytest.mark.slow
@@ -162,7 +162,8 @@ def test_errors_end_the_command_line_with_one_line(tmp_path):
 def test_help_names_the_stages_and_the_options(capsys):
     with pytest.raises(SystemExit):
         cli.main([])
-    assert all(stage in capsys.readouterr().out for stage in ("train", "evaluate", "predict", "report"))
+    listed = capsys.readouterr().out
+    assert all(stage in listed for stage in ("train", "evaluate", "predict", "report"))
     with pytest.raises(SystemExit):
         cli.main(["train", "--preset", "paper", "--help"])
     shown = capsys.readouterr().out

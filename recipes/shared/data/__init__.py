@@ -1,0 +1,1 @@
+"""Reading and drawing studies: images, texts and labels, from whatever source."""

@@ -1,0 +1,1 @@
+"""Image and text encoders, from a hub, a local folder or from scratch."""

@@ -1,0 +1,106 @@
+"""Text encoders: any transformers model, or a small BioGPT with a vocabulary of the training texts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BioGptConfig,
+    BioGptModel,
+    PreTrainedTokenizerFast,
+)
+
+from recipes.shared.encoders.hub import loading
+
+TINY = "tiny"
+_SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
+
+
+class TextEncoder(nn.Module):
+    """A transformers model without its head, and the tokenizer that belongs to it.
+
+    Args:
+        model: Gives ``last_hidden_state``.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.dim: int = model.config.hidden_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encodes ``(B, N)`` token ids into ``(B, N, D)`` states."""
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def save(self, folder: Path) -> None:
+        """Writes configuration and tokenizer (not the weights), enough for :meth:`from_saved`."""
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_saved(cls, folder: Path) -> "TextEncoder":
+        """Builds the architecture that :meth:`save` described, with random weights."""
+        return cls(AutoModel.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder))
+
+
+def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] = ()) -> TextEncoder:
+    """Loads an encoder by hub id or from a local folder, or makes the tiny one.
+
+    Args:
+        name: A hub id (``microsoft/biogpt``), a folder saved by ``save_pretrained`` (model and tokenizer), or
+            ``"tiny"``: two layers of BioGPT, width 128, random, with the words of ``texts`` as vocabulary.
+        weights: ``"hub"`` for pretrained weights, ``"random"`` for the architecture alone (its
+            configuration and tokenizer still come from ``name``).
+        texts: The training texts, for ``"tiny"`` only.
+
+    Raises:
+        ValueError: If ``weights`` is neither word.
+        RuntimeError: If model or tokenizer cannot be loaded; the message says what to do.
+    """
+    if weights not in ("hub", "random"):
+        raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r}.')
+    if name == TINY:
+        return _tiny(texts)
+    remedy = (
+        "Give --text-encoder a local folder that holds the model and its tokenizer (save_pretrained writes both), "
+        "or --text-encoder tiny for a small one trained from scratch."
+    )
+    with loading(f"text encoder {name!r}", remedy):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if weights == "random":
+            model = AutoModel.from_config(AutoConfig.from_pretrained(name))
+        else:
+            model = AutoModel.from_pretrained(name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return TextEncoder(model, tokenizer)
+
+
+def _tiny(texts: Sequence[str]) -> TextEncoder:
+    words = Tokenizer(models.WordLevel(unk_token=_SPECIAL["unk_token"]))
+    words.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=8192, min_frequency=2, special_tokens=list(_SPECIAL.values()), show_progress=False
+    )
+    words.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **_SPECIAL)
+    config = BioGptConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return TextEncoder(BioGptModel(config), tokenizer)

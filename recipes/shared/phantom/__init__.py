@@ -1,5 +1,0 @@
-"""Drawn chest radiographs with clinical notes: a data set whose best possible scores are known."""
-
-from recipes.shared.phantom.source import PhantomSplit, phantom_source
-
-__all__ = ["PhantomSplit", "phantom_source"]
