@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit import FFN
+from moekit import FFN, FFNExperts, SparseMoE, combine, dispatch
 from moekit.interop import from_transformers
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.grouped_gemm import grouped_linear
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ def contenders(shape: Shape) -> list[Contender]:
     st_moe, st_moe_dropping = _st_moe(shape, 1.25 * shape.top_k), _st_moe(shape, 1.25)
     return [
         Contender("moekit", ours, lambda x: ours(x).output, True, "SparseMoE, impl auto"),
+        Contender(
+            "moekit, grouped GEMMs", ours, lambda x: _by_grouped_gemms(ours, x), True, "the way without a fused FFN"
+        ),
         Contender("dense FFN, same FLOPs", dense, dense, False, "SwiGLU of hidden width K F; no routing"),
         Contender("transformers eager", eager, eager, True, "MixtralSparseMoeBlock"),
         Contender("transformers grouped_mm", grouped, grouped, True, "MixtralSparseMoeBlock"),
@@ -77,6 +82,18 @@ def contenders(shape: Shape) -> list[Contender]:
             _remark(st_moe_dropping, shape),
         ),
     ]
+
+
+def _by_grouped_gemms(moe: SparseMoE, x: Tensor) -> Tensor:
+    """The layer with gather, two grouped GEMMs and combine, as on devices without the fused operation."""
+    tokens = x.reshape(-1, x.shape[-1])
+    experts = moe.experts
+    assert isinstance(experts, FFNExperts)
+    routing = moe.route(tokens)
+    plan = moe.plan(routing)
+    hidden = grouped_linear(dispatch(tokens, plan), experts.up_proj, plan.offsets)
+    hidden = ACTIVATIONS["swiglu"].forward(hidden)
+    return combine(grouped_linear(hidden, experts.down_proj, plan.offsets), plan, routing.gates).view_as(x)
 
 
 def _mixtral(shape: Shape, implementation: str) -> nn.Module:

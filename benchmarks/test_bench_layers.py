@@ -16,6 +16,7 @@ SHAPE = Shape()
 ROUNDS = 21
 NAMES = [
     "moekit",
+    "moekit, grouped GEMMs",
     "dense FFN, same FLOPs",
     "transformers eager",
     "transformers grouped_mm",
