@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts
 from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE
 from recipes.shared.data.studies import StudySource
-from recipes.shared.runs import peak_memory_bytes, write_history, write_json
+from recipes.shared.runs import peak_memory_bytes, read_json, write_history, write_json
 from recipes.shared.scores.metrics import evaluate_predictions
+
+MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "download")
+"""Settings that a resumed run may change: how long it trains, and where."""
 
 
 def main(config: Config) -> list[Path]:
@@ -51,6 +54,8 @@ def train_one(config: Config) -> None:
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not config.resume:
         raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
+    if last.exists():
+        check_same_settings(Config.from_json(read_json(out / "config.json")), config)
     fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
     fabric.launch()
     torch.manual_seed(seed)
@@ -72,6 +77,11 @@ def train_one(config: Config) -> None:
         if epoch - state["best_epoch"] > settings.patience:
             break
         record = _train_epoch(fabric, wrapped, model, optimizer, train_loader, settings, seed, epoch)
+        if not math.isfinite(record["train_loss"]):
+            raise RuntimeError(
+                f"the training loss of epoch {epoch + 1} is {record['train_loss']}: lower --lr-encoder or --lr-head, "
+                "or use another --precision. The last checkpoint is that of the epoch before."
+            )
         record |= _validate(fabric, model, val_loader, source)
         score = record["val_macro_auroc"] if record["val_macro_auroc"] is not None else -record["val_loss"]
         better = score > state["best"]
@@ -84,6 +94,22 @@ def train_one(config: Config) -> None:
             _save(out, model, optimizer, fabric, state, better=better)
         fabric.barrier()
         _say(fabric, record, settings.epochs, better)
+
+
+def check_same_settings(old: Config, new: Config) -> None:
+    """Refuses to go on with a run under settings that would make it another one.
+
+    Raises:
+        ValueError: Naming the settings that differ; those of ``MAY_CHANGE`` may.
+    """
+    differing = [f"seeds ({old.seeds}, now {new.seeds})"] if old.seeds != new.seeds else []
+    for before, after in ((old.data, new.data), (old.model, new.model), (old.train, new.train)):
+        for field in fields(before):
+            values = getattr(before, field.name), getattr(after, field.name)
+            if values[0] != values[1] and field.name not in MAY_CHANGE:
+                differing.append(f"{field.name} ({values[0]!r}, now {values[1]!r})")
+    if differing:
+        raise ValueError(f"a run is resumed with the settings that it was started with, but {', '.join(differing)}.")
 
 
 def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabric) -> tuple[Any, Any]:

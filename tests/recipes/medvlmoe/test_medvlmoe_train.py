@@ -177,3 +177,21 @@ def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     for one, two in zip(*runs, strict=True):
         for name in ("train_loss", "balance_loss", "router_entropy", "val_loss", "val_macro_auroc"):
             assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_run_is_not_resumed_with_other_settings(trained_run):
+    config = replace(small_config(trained_run), resume=True)
+    changed = replace(config, model=replace(config.model, top_k=1), train=replace(config.train, batch_size=8, epochs=9))
+    with pytest.raises(
+        ValueError, match=r"resumed with the settings .* top_k \(2, now 1\), batch_size \(16, now 8\)\."
+    ):
+        train.main(changed)
+    with pytest.raises(ValueError, match=r"seeds \(\(0,\), now \(1,\)\)"):
+        train.main(replace(config, seeds=(1,)))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(RuntimeError, match=r"the training loss of epoch 1 is (nan|inf): lower --lr-encoder"):
+        train.main(small_config(tmp_path / "run", epochs=1, lr_head=1e30, clip_norm=0.0, warmup_epochs=0.0))

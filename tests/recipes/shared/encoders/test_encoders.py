@@ -1,5 +1,7 @@
 """Encoders from local folders, and one clear error where a hub cannot be reached."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -122,3 +124,29 @@ def test_a_saved_architecture_takes_the_weights_again(tmp_path):
     again.load_state_dict(tiny.state_dict())
     ids = torch.tensor([tiny.tokenizer("fever")["input_ids"]])
     assert torch.equal(tiny(ids, torch.ones_like(ids)), again(ids, torch.ones_like(ids)))
+
+
+def test_biogpt_and_its_own_tokenizer_load_from_a_local_folder(tmp_path):
+    """The paper's text encoder, as small as it can be: same classes, same files."""
+    from transformers import BioGptConfig, BioGptModel, BioGptTokenizer
+
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "c", "o", "u", "g", "h</w>", "f", "e", "v", "r</w>", "cough</w>"]
+    merges = ["c o", "co u", "cou g", "coug h</w>"]
+    pieces += ["co", "cou", "coug"]
+    (tmp_path / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{merge} 1\n" for merge in merges))
+    tokenizer = BioGptTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    folder = tmp_path / "biogpt"
+    tokenizer.save_pretrained(folder)
+    config = BioGptConfig(
+        vocab_size=len(pieces), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    saved = BioGptModel(config).eval()
+    saved.save_pretrained(folder)
+    encoder = load_text_encoder(str(folder)).eval()
+    ids = torch.tensor([encoder.tokenizer("cough fever")["input_ids"]])
+    assert pieces.index("cough</w>") in ids[0].tolist()
+    mask = torch.ones_like(ids)
+    expected = saved(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.allclose(encoder(ids, mask), expected, atol=1e-6)
+    assert encoder.dim == 8
