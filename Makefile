@@ -13,7 +13,7 @@ demo: $(VENV)/recipes
 	@echo "The demo is done. Open runs/demo/report.html in a browser."
 
 test: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from PIL import Image
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.config import Config, paper, tiny
+from recipes.medvlmoe.report import write_report
 from recipes.shared.data.phantom import phantom_source
 from recipes.shared.scores.metrics import auroc
 from tests.recipes.medvlmoe.conftest import small_config
@@ -182,3 +183,29 @@ def test_presets_are_what_the_paper_prints_and_a_small_one():
     changed = cli.parse_train(["--text-encoder", "some/folder", "--label-columns", "a", "b"])
     assert changed.model == replace(tiny().model, text_encoder="some/folder")
     assert changed.data.manifest.label_columns == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"variant": "no-moe"},
+        {"variant": "no-fusion"},
+        {"variant": "vision-only"},
+        {"route_on": "token"},
+        {"cross_attention": "summary"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_model_is_evaluated_and_reported(tmp_path, options):
+    config = small_config(tmp_path / "run", epochs=1)
+    config = replace(config, model=replace(config.model, **options))
+    train.main(config)
+    metrics = evaluate.main(config.out, bootstrap=10)
+    sparse = options.get("variant") not in ("no-moe", "vision-only")
+    assert (metrics["experts"] is not None) == sparse
+    if sparse:
+        assert sum(metrics["experts"]["load"]) == pytest.approx(1)
+    examples = np.load(config.out / "examples.npz")
+    assert ("attention" in examples) == (options.get("variant") not in ("no-fusion", "vision-only"))
+    page = write_report(config.out).read_text()
+    assert ("Experts by disease" in page) == sparse
