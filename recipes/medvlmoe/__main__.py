@@ -131,7 +131,7 @@ def _summary(metrics: dict) -> str:
     if value is None:
         return "test macro AUROC: undefined (no class has positives and negatives)"
     low, high = test["macro_auroc_ci95"] or (float("nan"), float("nan"))
-    return f"test macro AUROC {value:.4f} (95% CI {low:.4f} to {high:.4f}, {test['groups']} patients resampled)"
+    return f"test macro AUROC {value:.4f} (95% CI {low:.4f} to {high:.4f}, {test['groups']} groups resampled)"
 
 
 if __name__ == "__main__":
