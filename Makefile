@@ -33,6 +33,7 @@ clean:
 
 # One stamp per set of extras; a change of pyproject.toml installs again.
 $(VENV)/recipes $(VENV)/dev $(VENV)/bench: $(VENV)/%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moekit needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
 	touch $@

@@ -163,7 +163,7 @@ class SparseMoE(nn.Module):
             ValueError: If a shape, dtype or device does not fit; the message names the argument.
         """
         lead = self._leading_shape(x)
-        flat_mask = None if mask is None else self._flat_mask(mask, lead)
+        flat_mask = None if mask is None else self._flat_mask(mask, x, lead)
         if routing is None:
             routing = self.route(x, router_input=router_input, mask=mask)
         elif router_input is not None:
@@ -199,7 +199,7 @@ class SparseMoE(nn.Module):
             ValueError: If a shape, dtype or device does not fit.
         """
         lead = self._leading_shape(x)
-        flat_mask = None if mask is None else self._flat_mask(mask, lead)
+        flat_mask = None if mask is None else self._flat_mask(mask, x, lead)
         if router_input is None:
             if self.experts.token_ndim != 1 or self.router.input_ndim != 1:
                 raise ValueError(
@@ -245,8 +245,9 @@ class SparseMoE(nn.Module):
         return x.shape[: x.ndim - self.experts.token_ndim]
 
     @staticmethod
-    def _flat_mask(mask: Tensor, lead: torch.Size) -> Tensor:
+    def _flat_mask(mask: Tensor, x: Tensor, lead: torch.Size) -> Tensor:
         check_mask("mask", mask, lead)
+        check_same_device("mask", mask, "x", x)
         return mask.reshape(-1)
 
     def _route_on(self, router_input: Tensor, x: Tensor, lead: torch.Size, mask: Tensor | None) -> Routing:

@@ -100,6 +100,7 @@ class SoftMoE(nn.Module):
             real = torch.ones(sequences.shape[:2], dtype=torch.bool, device=x.device)
         else:
             check_mask("mask", mask, x.shape[:-1])
+            check_same_device("mask", mask, "x", x)
             real = mask.reshape(sequences.shape[:2])
             # What padding holds, NaN included, would reach the gradient of phi as 0 * NaN.
             sequences = torch.where(real.unsqueeze(-1), sequences, 0)

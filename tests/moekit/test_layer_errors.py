@@ -140,3 +140,11 @@ def test_soft_moe():
         moe(torch.zeros(2, 4, device="meta"))
     with pytest.raises(ValueError, match=r"mask must be a bool tensor of shape \(2, 3\)"):
         moe(torch.zeros(2, 3, 4), mask=torch.ones(2, 3))
+
+
+def test_a_mask_on_another_device():
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match="mask must be on the device of x, cpu, got meta"):
+        SparseMoE.ffn(4, 6, 3, 2)(x, mask=torch.ones(3, dtype=torch.bool, device="meta"))
+    with pytest.raises(ValueError, match="mask must be on the device of x, cpu, got meta"):
+        SoftMoE(4, FFNExperts(4, 6, 3))(x, mask=torch.ones(3, dtype=torch.bool, device="meta"))
