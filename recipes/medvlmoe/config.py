@@ -76,7 +76,7 @@ class ModelConfig:
     image_size: int = 224
     """Side of the square input, in pixels."""
     image_stride: int | None = None
-    """Pixels per patch of convolutional encoders that allow a choice."""
+    """Pixels per patch wished for; encoders that allow no choice keep theirs."""
     text_encoder: str = "microsoft/biogpt"
     """A transformers hub id, a local folder, or tiny."""
     text_weights: Literal["hub", "random"] = "hub"
@@ -104,7 +104,7 @@ class ModelConfig:
     top_k: int = 2
     """Experts per decision, K."""
     expert_hidden_dim: int = 4096
-    """Hidden width of each expert; the paper gives none, this is four times 2d."""
+    """Hidden width of each expert; the paper gives none, its preset takes four times 2d."""
     route_on: Literal["study", "token"] = "study"
     """One routing decision per study, or one per patch and text token."""
     dropout: float = 0.1

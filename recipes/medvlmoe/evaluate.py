@@ -103,7 +103,7 @@ def predictions_table(
 ) -> pd.DataFrame:
     """One row per study: truth, probabilities, the experts chosen and their gates."""
     columns: dict[str, Any] = {
-        "id": [split[int(i)].id for i in found.index] if not hasattr(split, "ids") else list(split.ids),
+        "id": [split.ids[int(i)] for i in found.index],
         "group": [split.groups[int(i)] for i in found.index],
         "split": name,
     }
@@ -168,7 +168,7 @@ def _write_examples(
     batch = make_loader(dataset, config.train, seed=None).collate_fn([dataset[0, row] for row in rows])
     seen = predict_batches(model, [batch], device=device, need_attention=True)
     arrays: dict[str, Any] = {
-        "images": np.stack([_rgb_if_any(dataset.image(row), dataset, rows) for row in rows]),
+        "images": _stacked([dataset.image(row) for row in rows]),
         "probs": found.probs[rows],
         "labels": found.labels[rows],
         "ids": np.array([study.id for study in studies]),
@@ -176,28 +176,20 @@ def _write_examples(
         "boxes": np.array([json.dumps(_boxes(study, dataset.spec.size)) for study in studies]),
     }
     if seen.attention is not None:
-        height, width = _grid(model, seen.attention.shape[1])
-        arrays["attention"] = seen.attention.reshape(-1, height, width)
+        # The printed form of the cross-attention sees one summary of the image: a map of one patch.
+        grid = model.image_encoder.grid if seen.attention.shape[1] > 1 else (1, 1)
+        arrays["attention"] = seen.attention.reshape(-1, *grid)
     if found.gates is not None:
         experts, gates = found.main_experts(config.model.top_k)
         arrays["experts"], arrays["gates"] = experts[rows], gates[rows]
     np.savez_compressed(run / "examples.npz", **arrays)
 
 
-def _grid(model: MedVLMoE, patches: int) -> tuple[int, int]:
-    """Rows and columns of the attention map; a summary token is a map of one."""
-    spec = model.image_encoder.spec
-    if patches == 1:
-        return 1, 1
-    blank = torch.zeros(1, 3, spec.size, spec.size, device=next(model.parameters()).device)
-    with torch.no_grad():
-        return model.image_encoder(blank).grid
-
-
-def _rgb_if_any(image: NDArray[np.uint8], dataset: StudyDataset, rows: Sequence[int]) -> NDArray[np.uint8]:
-    """Grey images become RGB where another example is in colour, so that all stack."""
-    colour = any(dataset.image(row).ndim == 3 for row in rows)
-    return np.repeat(image[..., None], 3, axis=-1) if colour and image.ndim == 2 else image
+def _stacked(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """One array of them all; grey ones become RGB where another is in colour."""
+    if any(image.ndim == 3 for image in images):
+        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
+    return np.stack(images)
 
 
 def _boxes(study: Any, size: int) -> list[dict[str, Any]]:

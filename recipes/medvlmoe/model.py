@@ -3,6 +3,7 @@
 Shape letters: B studies, M image patches, N text tokens, D the common width d, C classes, E experts.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ class MedVLMoE(nn.Module):
             self.head = TaskHead(image_encoder.dim, num_classes, task)
             return
         self.image_projection = nn.Linear(image_encoder.dim, dim)
-        self.image_position = nn.Parameter(torch.zeros(1, _num_patches(image_encoder), dim))
+        self.image_position = nn.Parameter(torch.zeros(1, math.prod(image_encoder.grid), dim))
         self.null_text = nn.Parameter(torch.zeros(1, 1, dim))
         if self.text_encoder is not None:
             self.text_projection = nn.Linear(self.text_encoder.dim, dim)
@@ -228,14 +229,3 @@ def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:
         width, config.expert_hidden_dim, config.num_experts, activation="gelu", bias=True, init_scale=1.0
     )
     return SparseMoE(router, experts)
-
-
-def _num_patches(encoder: ImageEncoder) -> int:
-    """Counted by running the encoder once on the CPU, on one blank image."""
-    training = encoder.training
-    parameter = next(encoder.parameters())
-    with torch.no_grad():
-        blank = torch.zeros(1, 3, encoder.spec.size, encoder.spec.size, device=parameter.device, dtype=parameter.dtype)
-        count = encoder.eval()(blank).patches.shape[1]
-    encoder.train(training)
-    return count

@@ -39,9 +39,14 @@ class UnlabelledSplit:
         return np.full((len(self.paths), self.num_classes), np.nan, np.float32)
 
     @property
+    def ids(self) -> tuple[str, ...]:
+        """The paths."""
+        return tuple(map(str, self.paths))
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """Every image is its own group."""
-        return tuple(map(str, self.paths))
+        return self.ids
 
     def __len__(self) -> int:
         return len(self.paths)

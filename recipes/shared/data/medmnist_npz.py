@@ -36,6 +36,11 @@ class ArraySplit:
     groups: tuple[str, ...]
     texts: tuple[None, ...]
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Name of the split and place in it."""
+        return self.groups
+
     def __len__(self) -> int:
         return len(self.groups)
 

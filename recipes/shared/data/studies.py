@@ -51,8 +51,9 @@ class Study:
 
 @runtime_checkable
 class StudySplit(Protocol):
-    """A read-only sequence of studies whose labels, groups and texts are known without reading images."""
+    """A read-only sequence of studies of which all but the images is known without reading any."""
 
+    ids: Sequence[str]
     labels: NDArray[np.float32]
     """Shape ``(N, C)``, NaN where unknown."""
     groups: Sequence[str]

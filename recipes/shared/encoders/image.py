@@ -1,6 +1,7 @@
 """Image encoders: any timm model, as a sequence of patch tokens."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +63,13 @@ class ImageEncoder(nn.Module):
     Args:
         model: The model.
         spec: What it was built from.
+
+    Attributes:
+        dim: Width of the patches.
+        grid: Rows and columns of the patches.
+
+    Raises:
+        ValueError: If the model does not take images of the spec's size, or gives no single map of features.
     """
 
     def __init__(self, model: nn.Module, spec: ImageEncoderSpec) -> None:
@@ -69,6 +77,7 @@ class ImageEncoder(nn.Module):
         self.model = model
         self.spec = spec
         self.dim: int = model.num_features
+        self.grid = self._probe()
 
     @classmethod
     def from_spec(cls, spec: ImageEncoderSpec) -> "ImageEncoder":
@@ -78,6 +87,8 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> ImageTokens:
         """Encodes normalised images ``(B, 3, size, size)``."""
         features = self.model.forward_features(images)
+        if not isinstance(features, Tensor):
+            raise ValueError(f"it gives a {type(features).__name__} instead of one map or sequence of features")
         if features.ndim == 4:
             if features.shape[-1] == self.dim and features.shape[1] != self.dim:  # (B, h, w, D), as Swin gives
                 features = features.permute(0, 3, 1, 2)
@@ -90,6 +101,21 @@ class ImageEncoder(nn.Module):
         summary = features[:, 0] if prefix else patches.mean(1)
         return ImageTokens(patches, summary, (side, patches.shape[1] // side))
 
+    def _probe(self) -> tuple[int, int]:
+        """Runs a blank image to see the grid, for architectures tell it in no common way."""
+        size, training = self.spec.size, self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return self(torch.zeros(1, 3, size, size)).grid
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"image encoder {self.spec.architecture!r} cannot be used at {size} x {size} pixels ({error}): "
+                "give another --image-size or --image-encoder."
+            ) from error
+        finally:
+            self.model.train(training)
+
 
 def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_stride: int | None = None) -> ImageEncoder:
     """Loads an encoder by timm name, from a local folder, or from a hub repository.
@@ -100,16 +126,16 @@ def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_strid
         size: Side of the square input, in pixels.
         weights: ``"hub"`` for the pretrained weights of ``name``, ``"random"``, or the path of a file with a
             state dict. A folder brings its own weights.
-        output_stride: Pixels per patch of convolutional models that allow a choice (8, 16 or 32).
+        output_stride: Pixels per patch wished for (8, 16 or 32). Architectures that allow no choice keep theirs.
 
     Raises:
-        ValueError: If timm knows no such model, or ``weights`` is neither word nor an existing file.
+        ValueError: If timm knows no such model, it does not take images of this size, or ``weights`` is
+            neither word nor an existing file.
         RuntimeError: If the weights cannot be loaded; the message says what to do.
     """
     source = f"local-dir:{Path(name).resolve()}" if Path(name).is_dir() else name
     if weights not in (HUB, RANDOM) and not Path(weights).is_file():
         raise ValueError(f'weights must be "hub", "random" or an existing file, got {weights!r}.')
-    options: dict[str, Any] = {} if output_stride is None else {"output_stride": output_stride}
     if ":" not in source and not timm.is_model(source.split(".")[0]):
         raise ValueError(
             f"image encoder {name!r} is no timm model and no local folder. timm.list_models() lists the names; "
@@ -121,21 +147,31 @@ def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_strid
     )
     file = weights if weights not in (HUB, RANDOM) else ""
     with loading(f"image encoder {name!r}", remedy):
-        model, used = _create(source, size, options, pretrained=weights == HUB, checkpoint_path=file)
+        wishes = {"img_size": size, "output_stride": output_stride}
+        model, used = _create(source, wishes, pretrained=weights == HUB, checkpoint_path=file)
     cfg = model.pretrained_cfg
     spec = ImageEncoderSpec(cfg["architecture"], size, tuple(cfg["mean"]), tuple(cfg["std"]), used)
     return ImageEncoder(model, spec)
 
 
-def _create(source: str, size: int, options: dict[str, Any], **how: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Passes the input size to architectures that are built for one (ViT, Swin)."""
-    try:
-        sized = {**options, "img_size": size}
-        return timm.create_model(source, num_classes=0, **sized, **how), sized
-    except TypeError as error:
-        if "img_size" not in str(error):
-            raise
-    return timm.create_model(source, num_classes=0, **options, **how), options
+def _create(source: str, wishes: dict[str, Any], **how: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds a model with those wishes that its architecture knows; returns it and them.
+
+    Only some architectures are built for an input size (ViT, Swin) or let one choose a stride (ResNet,
+    ConvNeXt). timm has no list of which; the constructors of the others refuse the argument.
+    """
+    names = [name for name, value in wishes.items() if value is not None]
+    for count in range(len(names), -1, -1):
+        for chosen in combinations(names, count):
+            options = {name: wishes[name] for name in chosen}
+            try:
+                return timm.create_model(source, num_classes=0, **options, **how), options
+            except (TypeError, AssertionError) as error:
+                # An assertion is how some say that they have one stride only.
+                refused = isinstance(error, AssertionError) or any(name in str(error) for name in chosen)
+                if not chosen or not refused:
+                    raise
+    raise AssertionError("unreachable: without wishes a model is returned or an error raised")
 
 
 def normalisation(spec: ImageEncoderSpec) -> tuple[Tensor, Tensor]:

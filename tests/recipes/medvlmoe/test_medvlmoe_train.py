@@ -164,7 +164,7 @@ def test_the_learning_rate_warms_up_and_decays_to_zero():
 def test_two_processes_train_as_one_with_the_whole_batch(tmp_path):
     """Gradients and router statistics add up over ranks: a model without BatchNorm or dropout shows it."""
     options = (
-        "--preset tiny --accelerator cpu --epochs 2 --image-encoder test_vit --image-stride None --variant no-text "
+        "--preset tiny --accelerator cpu --epochs 2 --image-encoder test_vit --variant no-text "
         "--dropout 0 --no-augment --train-studies 64 --val-studies 32 --test-studies 32 --image-size 64"
     )
     runs = []

@@ -26,6 +26,7 @@ class PhantomSplit:
 
     Attributes:
         labels: Shape ``(N, 2P)``, 0 or 1.
+        ids: Id of each study.
         groups: Patient of each study.
         texts: Note of each study.
         visible: Shape ``(N, P)``, latent: whether each pattern is drawn.
@@ -58,6 +59,7 @@ class PhantomSplit:
         self.labels: NDArray[np.float32] = labels_of(visible, causes)
         self._seed, self._split, self._size = seed, split, size
         self._patients: NDArray[np.int64] = draw_patients(seed, split, len(visible))
+        self.ids: Sequence[str] = tuple(f"{split}-{index:05d}" for index in range(len(visible)))
         self.groups: Sequence[str] = tuple(f"{split}-patient-{patient:05d}" for patient in self._patients)
         self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
 
@@ -84,7 +86,7 @@ class PhantomSplit:
             for box in found
         )
         return Study(
-            id=f"{self._split}-{index:05d}",
+            id=self.ids[index],
             group=self.groups[index],
             image=radiograph.image,
             text=self.texts[index],

@@ -69,6 +69,21 @@ def test_patches_keep_their_places_in_every_kind_of_architecture(name):
     assert column < a.grid[1] / 2
 
 
+@pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050", "test_mambaout", "densenet121", "test_resnet"])
+def test_a_stride_is_a_wish_that_any_architecture_may_be_given(name):
+    encoder = load_image_encoder(name, 96, weights="random", output_stride=16)
+    assert encoder.grid == ((6, 6) if name in ("test_vit", "test_resnet") else (3, 3))
+    assert ("output_stride" in encoder.spec.options) == (name == "test_resnet")
+    assert ImageEncoder.from_spec(encoder.spec).grid == encoder.grid
+
+
+def test_what_cannot_encode_the_images_is_an_error():
+    with pytest.raises(ValueError, match=r"'test_vit' cannot be used at 8 x 8 pixels .* give another --image-size"):
+        load_image_encoder("test_vit", 8, weights="random")
+    with pytest.raises(ValueError, match=r"'coat_tiny' cannot be used .*it gives a list instead of one map"):
+        load_image_encoder("coat_tiny", 96, weights="random")
+
+
 def test_an_encoder_is_built_again_from_its_spec():
     encoder = load_image_encoder("test_vit", 96, weights="random")
     again = ImageEncoder.from_spec(ImageEncoderSpec.from_json(encoder.spec.to_json()))
