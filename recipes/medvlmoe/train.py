@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from moekit import SparseMoE, TopKRouter, all_reduce_stats
 from recipes.medvlmoe.balance import BalanceLosses
-from recipes.medvlmoe.build import new_model, save_architecture
+from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import predict_batches
@@ -54,22 +54,26 @@ def train_one(config: Config) -> None:
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not config.resume:
         raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
-    if last.exists():
+    resuming = last.exists()
+    if resuming:
         check_same_settings(Config.from_json(read_json(out / "config.json")), config)
     fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
     fabric.launch()
     torch.manual_seed(seed)
 
     source = build_source(config.data, config.model.image_size)
-    train_texts = texts_of(source.train, config.data)
-    model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
+    if resuming:
+        model = load_model(out, "last")[0]  # from the run's folder: no hub is asked again
+    else:
+        train_texts = texts_of(source.train, config.data)
+        model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
     if fabric.is_global_zero:
         save_architecture(model, source.classes, source.task, out)
         write_json(out / "config.json", config.to_json())
     train_loader, val_loader = _loaders(config, source, model, fabric)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
     state: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
-    if config.resume and last.exists():
+    if resuming:
         state |= _restore(last, model, optimizer, fabric)
     wrapped, optimizer = fabric.setup(model, optimizer)
 
