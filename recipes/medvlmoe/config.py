@@ -80,7 +80,7 @@ class ModelConfig:
     text_encoder: str = "microsoft/biogpt"
     """A transformers hub id, a local folder, or tiny."""
     text_weights: Literal["hub", "random"] = "hub"
-    """Pretrained weights, or the architecture alone."""
+    """Pretrained weights, or the architecture alone; the encoder tiny is always random."""
     text_tokens: int = 256
     """Longest text, in tokens; the rest is cut off."""
     text_pooling: Literal["mean", "last", "first"] = "mean"
