@@ -12,8 +12,10 @@ demo: $(VENV)/recipes
 	$(BIN)/python -m recipes.medvlmoe report runs/demo
 	@echo "The demo is done. Open runs/demo/report.html in a browser."
 
+# The second line runs the Triton kernels on CPU, interpreted; where there is a GPU the first runs them compiled.
 test: $(VENV)/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton -n auto --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -25,8 +27,9 @@ docs: $(VENV)/dev
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/bench
-	$(BIN)/python -m pytest benchmarks -W default --benchmark-only --benchmark-json=.benchmarks.json
-	$(BIN)/python -m benchmarks.table .benchmarks.json
+	$(BIN)/python -m benchmarks.moe --preset on-cpu --device cpu --dtype fp32 --out benchmarks/results/cpu.jsonl
+	$(BIN)/python -m benchmarks.moe --preset cpu-olmoe --skew zipf --device cpu --dtype fp32 --out benchmarks/results/cpu-zipf.jsonl
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) site runs build dist

@@ -68,14 +68,24 @@ def _glu(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+def _interleaved(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        columns = x.unbind(-1)
+        return torch.stack([act(gate) * value for gate, value in zip(columns[::2], columns[1::2], strict=True)], -1)
+
+    return forward
+
+
 NAIVE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": _gelu,
     "relu": _relu,
     "silu": _silu,
     "swiglu": _glu(_silu),
     "geglu": _glu(_gelu),
+    "swiglu_interleaved": _interleaved(_silu),
+    "geglu_interleaved": _interleaved(_gelu),
 }
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "swiglu_interleaved", "geglu_interleaved")
 
 
 class Rows(NamedTuple):

@@ -1,8 +1,9 @@
 """Activations of expert FFNs, each with its derivative, by name.
 
-A *gated* activation (a GLU, Shazeer 2020, https://arxiv.org/abs/2002.05202) reads ``2F`` columns and
-gives ``F``: the first half is the gate, the second half the value (the concatenated layout of
-``transformers``' ``gate_up_proj``).
+A *gated* activation (a GLU, Shazeer 2020, https://arxiv.org/abs/2002.05202) reads ``2F`` columns and gives
+``F``: ``scalar(gate) * value``. Its columns are *concatenated*, ``F`` of the gate and then ``F`` of the value
+(``transformers``' ``gate_up_proj``), or *interleaved*, column ``2f`` of the gate and ``2f + 1`` of the value
+(GPT-OSS).
 """
 
 from collections.abc import Callable
@@ -20,14 +21,19 @@ class Activation(NamedTuple):
 
     Attributes:
         name: Its name in the public API.
-        gated: Whether it reads two halves (``2F`` columns) and gives one (``F``).
+        gated: Whether it reads a gate and a value (``2F`` columns) and gives one (``F``).
+        scalar: The function of one number that it is made of: ``"gelu"``, ``"relu"`` or ``"silu"``.
+        interleaved: Whether gate and value alternate; False where it is not gated.
         forward: ``(N, F or 2F) -> (N, F)``, differentiable.
         compute: The same value with fewer temporaries; not to be differentiated.
-        backward: ``(grad of the output (N, F), pre-activation (N, F or 2F)) -> grad of the pre-activation``.
+        backward: ``(grad of the output (N, F), pre-activation (N, F or 2F)) -> grad of the pre-activation``, in
+            the layout of the pre-activation.
     """
 
     name: str
     gated: bool
+    scalar: str
+    interleaved: bool
     forward: Callable[[Tensor], Tensor]
     compute: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor], Tensor]
@@ -45,38 +51,56 @@ def _silu_backward(grad: Tensor, pre: Tensor) -> Tensor:
     return aten.silu_backward(grad, pre)
 
 
-def _plain(name: str, act: Callable[[Tensor], Tensor], derivative: Callable[[Tensor, Tensor], Tensor]) -> Activation:
-    return Activation(name, False, act, act, derivative)
+_SCALARS = {"gelu": (F.gelu, _gelu_backward), "relu": (F.relu, _relu_backward), "silu": (F.silu, _silu_backward)}
 
 
-def _glu(name: str, act: Callable[[Tensor], Tensor], derivative: Callable[[Tensor, Tensor], Tensor]) -> Activation:
+def _halves(columns: Tensor) -> tuple[Tensor, Tensor]:
+    gate, value = columns.chunk(2, dim=-1)
+    return gate, value
+
+
+def _alternate(columns: Tensor) -> tuple[Tensor, Tensor]:
+    return columns[..., 0::2], columns[..., 1::2]
+
+
+def _plain(scalar: str) -> Activation:
+    act, derivative = _SCALARS[scalar]
+    return Activation(scalar, False, scalar, False, act, act, derivative)
+
+
+def _glu(name: str, scalar: str, *, interleaved: bool = False) -> Activation:
+    act, derivative = _SCALARS[scalar]
+    split = _alternate if interleaved else _halves
+
     def forward(pre: Tensor) -> Tensor:
-        gate, value = pre.chunk(2, dim=-1)
+        gate, value = split(pre)
         return act(gate) * value
 
     def compute(pre: Tensor) -> Tensor:
-        gate, value = pre.chunk(2, dim=-1)
+        gate, value = split(pre)
         return act(gate).mul_(value)
 
     def backward(grad: Tensor, pre: Tensor) -> Tensor:
-        gate, value = pre.chunk(2, dim=-1)
-        half = gate.shape[-1]
+        gate, value = split(pre)
         out = torch.empty_like(pre)
-        torch.mul(grad, act(gate), out=out[:, half:])
-        out[:, :half] = derivative(grad * value, gate)
+        grad_gate, grad_value = split(out)
+        torch.mul(grad, act(gate), out=grad_value)
+        grad_gate.copy_(derivative(grad * value, gate))
         return out
 
-    return Activation(name, True, forward, compute, backward)
+    return Activation(name, True, scalar, interleaved, forward, compute, backward)
 
 
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        _plain("gelu", F.gelu, _gelu_backward),
-        _plain("relu", F.relu, _relu_backward),
-        _plain("silu", F.silu, _silu_backward),
-        _glu("swiglu", F.silu, _silu_backward),
-        _glu("geglu", F.gelu, _gelu_backward),
+        _plain("gelu"),
+        _plain("relu"),
+        _plain("silu"),
+        _glu("swiglu", "silu"),
+        _glu("geglu", "gelu"),
+        _glu("swiglu_interleaved", "silu", interleaved=True),
+        _glu("geglu_interleaved", "gelu", interleaved=True),
     )
 }
 """Every activation that has a name."""

@@ -14,10 +14,20 @@ def test_the_named_activations_are_those_with_a_formula():
     assert {name for name, activation in ACTIVATIONS.items() if activation.gated} == set(GATED)
 
 
+def test_each_says_what_it_is_made_of():
+    for name, activation in ACTIVATIONS.items():
+        assert activation.name == name
+        assert activation.interleaved == name.endswith("_interleaved")
+        x = torch.randn(9, 1, dtype=torch.float64)
+        pre = torch.cat([x, torch.ones_like(x)], 1) if activation.gated else x
+        assert_close(activation.forward(pre), NAIVE_ACTIVATIONS[activation.scalar](x))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_is_the_formula(name):
     pre = torch.randn(9, 6, dtype=torch.float64) * 3
     assert_close(ACTIVATIONS[name].forward(pre), NAIVE_ACTIVATIONS[name](pre))
+    assert_close(ACTIVATIONS[name].compute(pre), NAIVE_ACTIVATIONS[name](pre))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,98 @@
+"""How big the tiles of each GEMM kernel are, on each target: a committed table, and how to override it.
+
+The table is ``configs.json`` beside this file: target, then kind of kernel, then class of dtype, then a list of
+``[least rows per expert, configuration]``. What is looked up is a function of device, dtype and shape alone,
+so every run takes the same; nothing is timed on first use. To use another table, for one block of code::
+
+    with override({"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]]]}}}): ...
+
+or for good, from the file that ``python -m benchmarks.tune`` writes: ``override(load(path)).__enter__()``.
+"""
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from moekit_kernels.targets import Target
+
+KINDS = ("forward", "glu", "activation_grad", "weight_grad", "few_rows")
+
+Table = Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[Any]]]]]
+
+
+class GemmConfig(NamedTuple):
+    """Tile of one program.
+
+    Attributes:
+        block_m: Rows of the output tile.
+        block_n: Columns of the output tile (for a gated activation: of the gate, and as many of the value).
+        block_k: Depth of one step.
+        group_m: Rows of tiles that are computed together, for the L2 cache.
+        num_warps: Warps.
+        num_stages: Steps that are loaded ahead.
+        per_processor: Programs that a persistent kernel starts on each multiprocessor.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    group_m: int
+    num_warps: int
+    num_stages: int
+    per_processor: int
+
+
+_override: ContextVar[Table | None] = ContextVar("_override", default=None)
+
+
+def gemm_config(kind: str, target: Target, dtype: torch.dtype, rows_per_expert: int) -> GemmConfig:
+    """The configuration of a GEMM kernel.
+
+    Args:
+        kind: One of :data:`KINDS`: ``"forward"`` for one product, ``"glu"`` for the pair of a gated
+            activation, ``"activation_grad"`` for the product whose epilogue differentiates the activation,
+            ``"weight_grad"``, and ``"few_rows"`` for decoding.
+        target: Where it runs.
+        dtype: Of the operands.
+        rows_per_expert: ``N // E``, known on the host; the true counts are not.
+
+    Raises:
+        ValueError: If the table has no such entry.
+    """
+    dtypes = "16-bit" if dtype.itemsize == 2 else "32-bit"
+    for table in (_override.get(), committed()):
+        try:
+            entries = table[target.name][kind][dtypes] if table is not None else ()
+        except KeyError:
+            continue
+        fitting = [config for least, config in entries if rows_per_expert >= least]
+        if fitting:
+            return GemmConfig(*fitting[-1])
+    raise ValueError(f"no configuration of kernel {kind!r} for {dtypes} operands on {target.name!r}.")
+
+
+@contextmanager
+def override(table: Table) -> Iterator[None]:
+    """Looks up ``table`` before the committed one; what it lacks comes from there."""
+    token = _override.set(table)
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def load(path: str | Path) -> Table:
+    """Reads a table from a json file."""
+    return json.loads(Path(path).read_text())
+
+
+@functools.cache
+def committed() -> Table:
+    """The table that comes with the package."""
+    return load(Path(__file__).with_suffix(".json"))

@@ -1,0 +1,212 @@
+"""Grouped GEMM kernels: forward with its epilogues, and the gradients of epilogue, weights and biases.
+
+Persistent: a fixed number of programs walks over the tiles, whose number only the device knows. In GEMM terms
+M are rows of a plan, N columns of the output, K the depth.
+"""
+
+import triton
+import triton.language as tl
+
+from moekit_kernels.grouped_gemm.tiles import pair_product, product, row_tile, weight_descriptor
+from moekit_kernels.language import act, act_and_derivative, dot
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_inputs"])
+def grouped_gemm_fwd_kernel(
+    x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gates_ptr, gather_ptr, scatter_ptr, slot_ptr, offsets_ptr, tiles_ptr,
+    num_rows, num_inputs, num_experts, num_columns, weight_columns, K,
+    stride_xm, stride_we, stride_wn, stride_wk, stride_be, stride_om, stride_pm,
+    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
+    K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """``out[scatter[r]] = gates[slot[r]] * act(w[e(r)] x[gather[r]] + bias[e(r)])``; indices that are None are ``r``.
+
+    ``PAIR`` reads two columns for one, a gate and its value; ``pre_ptr`` takes what the activation saw.
+    """
+    w, x = w_ptr, x_ptr
+    if W_TMA:
+        w = weight_descriptor(
+            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K,
+            PAIR and INTERLEAVED,
+        )  # fmt: skip
+    if X_TMA:
+        x = tl.make_tensor_descriptor(x_ptr, [num_inputs, K], [stride_xm, 1], [BLOCK_M, BLOCK_K])
+    num_n = tl.cdiv(num_columns, BLOCK_N)
+    num_tiles = tl.load(tiles_ptr) * num_n
+    for index in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+        expert, first_row, rows, end, block_n = row_tile(
+            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_M, GROUP_M
+        )
+        inside = rows < end
+        places = tl.where(inside, rows, first_row)
+        sources = places if gather_ptr is None else tl.load(gather_ptr + places)
+        row_offsets = sources.to(tl.int64) * stride_xm
+        alive = expert < num_experts
+        k_tiles = tl.where(alive, tl.cdiv(K, BLOCK_K), 0)
+        column = block_n * BLOCK_N
+        columns = column + tl.arange(0, BLOCK_N)
+        mask = inside[:, None] & (columns < num_columns)[None, :]
+        if PAIR:
+            STEP: tl.constexpr = 2 if INTERLEAVED else 1
+            gap = 1 if INTERLEAVED else num_columns
+            gate_column = column * STEP
+            value_column = gate_column + gap
+            result, value = pair_product(
+                x, w, first_row, row_offsets, expert, gate_column, value_column, K, k_tiles, stride_we, stride_wn,
+                stride_wk, weight_columns, INTERLEAVED, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M,
+                BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            gate_columns, value_columns = columns * STEP, columns * STEP + gap
+            if bias_ptr is not None:
+                bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
+                given = columns < tl.where(alive, num_columns, 0)
+                result += tl.load(bias + gate_columns, mask=given, other=0.0).to(tl.float32)[None, :]
+                value += tl.load(bias + value_columns, mask=given, other=0.0).to(tl.float32)[None, :]
+            # Rounded, kept or not: with and without gradients, forward gives the same bits.
+            gate = result.to(out_ptr.dtype.element_ty)
+            value = value.to(out_ptr.dtype.element_ty)
+            if pre_ptr is not None:
+                pre = pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
+                in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_pm
+                tl.store(pre + (in_tile + gate_columns[None, :]), gate, mask=mask)
+                tl.store(pre + (in_tile + value_columns[None, :]), value, mask=mask)
+            result = act(gate.to(tl.float32), ACTIVATION) * value.to(tl.float32)
+        else:
+            result = product(
+                x, w, first_row, row_offsets, expert, column, K, k_tiles, stride_we, stride_wn, stride_wk,
+                weight_columns, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            if bias_ptr is not None:
+                bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
+                given = columns < tl.where(alive, num_columns, 0)
+                result += tl.load(bias + columns, mask=given, other=0.0).to(tl.float32)[None, :]
+            if ACTIVATION != "none":
+                result = result.to(out_ptr.dtype.element_ty).to(tl.float32)
+            if pre_ptr is not None:
+                pre = pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
+                in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_pm
+                tl.store(pre + (in_tile + columns[None, :]), result, mask=mask)
+            result = act(result, ACTIVATION)
+        if gates_ptr is not None:
+            slots = places if slot_ptr is None else tl.load(slot_ptr + places)
+            result *= tl.load(gates_ptr + slots).to(tl.float32)[:, None]
+        if scatter_ptr is None:
+            out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
+            tl.store(out + (tl.arange(0, BLOCK_M)[:, None] * stride_om + columns[None, :]), result, mask=mask)
+        else:
+            targets = tl.load(scatter_ptr + places).to(tl.int64)
+            tl.store(out_ptr + targets[:, None] * stride_om + columns[None, :], result, mask=mask)
+
+
+@triton.jit
+def grouped_gemm_bwd_dw_kernel(
+    dy_ptr, x_ptr, dw_ptr, dy_gather_ptr, x_gather_ptr, offsets_ptr,
+    num_experts, M, N, stride_dy, stride_x, stride_de, stride_dm,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``; zeros without rows.
+
+    The depth of this product is the rows of an expert: all full steps without masks, then the rest.
+    """
+    num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    per_expert = num_m * num_n
+    for index in range(tl.program_id(0), num_experts * per_expert, tl.num_programs(0)):
+        expert, place = index // per_expert, index % per_expert
+        width = GROUP_M * num_n
+        top = place // width * GROUP_M
+        height = tl.minimum(num_m - top, GROUP_M)
+        m = (top + place % width % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+        n = place % width // height * BLOCK_N + tl.arange(0, BLOCK_N)
+        start = tl.load(offsets_ptr + expert).to(tl.int32)
+        end = tl.load(offsets_ptr + expert + 1).to(tl.int32)
+        full = start + (end - start) // BLOCK_K * BLOCK_K
+        steps = tl.arange(0, BLOCK_K)
+        in_m, in_n = (m < M)[:, None], (n < N)[None, :]
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for row in range(start, full, BLOCK_K):
+            rows = row + steps
+            dy_rows = rows if dy_gather_ptr is None else tl.load(dy_gather_ptr + rows)
+            x_rows = rows if x_gather_ptr is None else tl.load(x_gather_ptr + rows)
+            dy = tl.load(dy_ptr + dy_rows.to(tl.int64)[None, :] * stride_dy + m[:, None], mask=in_m, other=0.0)
+            x = tl.load(x_ptr + x_rows.to(tl.int64)[:, None] * stride_x + n[None, :], mask=in_n, other=0.0)
+            acc = dot(dy, x, acc, PRECISION)
+        if full < end:
+            rows = full + steps
+            inside = rows < end
+            dy_rows = rows if dy_gather_ptr is None else tl.load(dy_gather_ptr + rows, mask=inside, other=0)
+            x_rows = rows if x_gather_ptr is None else tl.load(x_gather_ptr + rows, mask=inside, other=0)
+            dy_places = dy_ptr + dy_rows.to(tl.int64)[None, :] * stride_dy + m[:, None]
+            x_places = x_ptr + x_rows.to(tl.int64)[:, None] * stride_x + n[None, :]
+            dy = tl.load(dy_places, mask=in_m & inside[None, :], other=0.0)
+            x = tl.load(x_places, mask=in_n & inside[:, None], other=0.0)
+            acc = dot(dy, x, acc, PRECISION)
+        out = dw_ptr + tl.cast(expert, tl.int64) * stride_de + m.to(tl.int64)[:, None] * stride_dm + n[None, :]
+        tl.store(out, acc, mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def grouped_gemm_bwd_db_kernel(
+    dy_ptr, db_ptr, gates_ptr, slot_ptr, gather_ptr, offsets_ptr, N, stride_dy, stride_be,
+    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``db[e] = sum over the rows r of e: gates[slot[r]] * dy[gather[r]]``; one program per expert and columns."""
+    expert = tl.program_id(1)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    start, end = tl.load(offsets_ptr + expert), tl.load(offsets_ptr + expert + 1)
+    acc = tl.zeros((BLOCK_N,), tl.float32)
+    for row in range(start, end, BLOCK_R):
+        rows = row + tl.arange(0, BLOCK_R)
+        inside = rows < end
+        sources = rows if gather_ptr is None else tl.load(gather_ptr + rows, mask=inside, other=0)
+        places = dy_ptr + sources.to(tl.int64)[:, None] * stride_dy + n[None, :]
+        dy = tl.load(places, mask=inside[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
+        if gates_ptr is not None:
+            slots = rows if slot_ptr is None else tl.load(slot_ptr + rows, mask=inside, other=0)
+            dy *= tl.load(gates_ptr + slots, mask=inside, other=0.0).to(tl.float32)[:, None]
+        acc += tl.sum(dy, 0)
+    tl.store(db_ptr + tl.cast(expert, tl.int64) * stride_be + n, acc, mask=n < N)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def grouped_gemm_bwd_epilogue_kernel(
+    dout_ptr, pre_ptr, gates_ptr, dpre_ptr, dgates_ptr, scatter_ptr, slot_ptr, offsets_ptr, num_rows, num_experts,
+    num_columns, stride_dm, stride_pm,
+    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``dpre[r] = gate * act'(pre[r]) * dout[scatter[r]]`` and ``dgates[slot[r]] = <dout[scatter[r]], act(pre[r])>``.
+
+    Dead rows, from ``offsets[E]`` on, get zeros.
+    """
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = rows < num_rows
+    inside = rows < tl.load(offsets_ptr + num_experts)
+    sources = rows if scatter_ptr is None else tl.load(scatter_ptr + rows, mask=exists, other=0)
+    dout = dout_ptr + sources.to(tl.int64)[:, None] * stride_dm
+    slots = rows
+    gate = tl.full((BLOCK_M, 1), 1.0, tl.float32)
+    if gates_ptr is not None:
+        slots = rows if slot_ptr is None else tl.load(slot_ptr + rows, mask=exists, other=0)
+        gate = tl.load(gates_ptr + slots, mask=inside, other=0.0).to(tl.float32)[:, None]
+    STEP: tl.constexpr = 2 if PAIR and INTERLEAVED else 1
+    per_row = tl.zeros((BLOCK_M,), tl.float32)
+    starts = rows.to(tl.int64)[:, None] * stride_pm
+    for n in range(0, num_columns, BLOCK_N):
+        columns = n + tl.arange(0, BLOCK_N)
+        known = (columns < num_columns)[None, :]
+        grad = tl.load(dout + columns[None, :], mask=inside[:, None] & known, other=0.0).to(tl.float32)
+        places = starts + (columns * STEP)[None, :]
+        pre = tl.load(pre_ptr + places, mask=inside[:, None] & known, other=0.0).to(tl.float32)
+        result, slope = act_and_derivative(pre, ACTIVATION)
+        if PAIR:
+            value_places = places + (1 if INTERLEAVED else num_columns)
+            value = tl.load(pre_ptr + value_places, mask=inside[:, None] & known, other=0.0).to(tl.float32)
+            tl.store(dpre_ptr + value_places, grad * gate * result, mask=exists[:, None] & known)
+            slope *= value
+            result *= value
+        tl.store(dpre_ptr + places, grad * gate * slope, mask=exists[:, None] & known)
+        per_row += tl.sum(grad * result, 1)
+    if dgates_ptr is not None:
+        tl.store(dgates_ptr + slots, per_row, mask=exists)

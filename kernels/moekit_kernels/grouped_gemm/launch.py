@@ -1,0 +1,299 @@
+"""Starts the grouped GEMM kernels: which tiles, which loads, how many programs."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.configs import GemmConfig, gemm_config
+from moekit_kernels.grouped_gemm.kernel import (
+    grouped_gemm_bwd_db_kernel,
+    grouped_gemm_bwd_dw_kernel,
+    grouped_gemm_bwd_epilogue_kernel,
+    grouped_gemm_fwd_kernel,
+)
+from moekit_kernels.plan.schedule import max_tiles
+from moekit_kernels.precision import float32_precision
+from moekit_kernels.runtime import current_target, launch
+from moekit_kernels.targets import Target
+
+# Inside a tile places are 32 bits wide; a stride as long as this would pass them.
+_LONGEST_STRIDE = 2**22
+
+
+class Epilogue(NamedTuple):
+    """What follows the product of a tile, as a kernel wants it.
+
+    Attributes:
+        scalar: The activation's scalar function: ``"none"``, ``"relu"``, ``"silu"``, ``"gelu"``.
+        pair: Whether two columns of weights, gate and value, give one column.
+        interleaved: Whether a value lies beside its gate, not all values after all gates.
+    """
+
+    scalar: str
+    pair: bool
+    interleaved: bool
+
+
+def epilogue_of(activation: str | None) -> Epilogue:
+    """The epilogue of a named activation; ``None`` for the bare product."""
+    if activation is None:
+        return Epilogue("none", False, False)
+    found = ACTIVATIONS[activation]
+    return Epilogue(found.scalar, found.gated, found.interleaved)
+
+
+def rows_layout(x: Tensor) -> Tensor:
+    """``x`` with contiguous rows, as kernels read them; a copy only if it has none."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def weight_layout(weight: Tensor) -> Tensor:
+    """``(E, N, K)`` with one of the last two dimensions contiguous; a copy only if neither is."""
+    one, other = weight.stride()[1:]
+    return weight if 1 in (one, other) and max(one, other) < _LONGEST_STRIDE else weight.contiguous()
+
+
+def use_descriptor(target: Target, tensor: Tensor) -> bool:
+    """Whether the copy engine can read ``tensor``: 16-byte aligned start and strides, one of them 1."""
+    if not target.tma or tensor.numel() == 0 or 1 not in tensor.stride()[-2:]:
+        return False
+    strides = sorted(tensor.stride())
+    aligned = all(stride * tensor.itemsize % 16 == 0 for stride in strides[strides.index(1) + 1 :])
+    return aligned and strides.count(1) == 1 and (tensor.is_meta or tensor.data_ptr() % 16 == 0)
+
+
+class WeightLoads(NamedTuple):
+    """How a kernel reads weights ``(E, N, K)``: compile-time arguments."""
+
+    tma: bool
+    k_major: bool
+
+    @staticmethod
+    def of(weight: Tensor, target: Target, epilogue: Epilogue, config: GemmConfig) -> "WeightLoads":
+        """Descriptors where they serve the layout, pointers elsewhere."""
+        k_major = weight.stride(2) == 1
+        tma = use_descriptor(target, weight)
+        if epilogue.pair and epilogue.interleaved:  # gate and value are then read as two halves of one row
+            tma = tma and k_major and weight.shape[2] % config.block_k == 0
+        elif epilogue.pair and not k_major:  # the first value's column is where a tile begins
+            tma = tma and weight.shape[1] // 2 * weight.itemsize % 16 == 0
+        return WeightLoads(tma, k_major)
+
+
+def persistent_grid(target: Target, config: GemmConfig, tiles: int) -> tuple[int]:
+    """As many programs as run at once, but not more than there can be tiles."""
+    return (min(tiles, target.processors * config.per_processor),)
+
+
+def forward_config(x: Tensor, num_rows: int, num_experts: int, activation: str | None) -> GemmConfig:
+    """The configuration of :func:`forward`; its ``block_m`` is that of the tiles it wants."""
+    kind = "glu" if epilogue_of(activation).pair else "forward"
+    return gemm_config(kind, current_target(x.device), x.dtype, num_rows // num_experts)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    config: GemmConfig,
+    num_rows: int,
+    *,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    gather: Tensor | None = None,
+    scatter: Tensor | None = None,
+    gates: Tensor | None = None,
+    slot: Tensor | None = None,
+    keep_pre: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """``out[scatter[r]] = gates[slot[r]] * act(weight[e(r)] x[gather[r]] + bias[e(r)])``.
+
+    Args:
+        x: ``(T or N, K)``.
+        weight: ``(E, N1, K)``; ``N1`` is twice the width of the output for a gated activation.
+        offsets: ``(E + 1,)``.
+        tiles: Schedule for ``config.block_m``; rows that no tile covers are left unwritten.
+        config: From :func:`forward_config`.
+        num_rows: Rows of the plan.
+        bias: ``(E, N1)``.
+        activation: A name of :data:`~moekit_kernels.activations.ACTIVATIONS`.
+        gather: ``(N,)``, row of ``x`` for each row.
+        scatter: ``(N,)``, row of the output for each row.
+        gates: Flat weights.
+        slot: ``(N,)``, index into ``gates`` for each row.
+        keep_pre: Whether to keep what the activation saw.
+
+    Returns:
+        The output ``(N, F)``, and the pre-activations ``(N, N1)``, or ``(0, N1)``.
+    """
+    target, epilogue = current_target(x.device), epilogue_of(activation)
+    x, weight = rows_layout(x), weight_layout(weight)
+    num_experts, weight_columns, depth = weight.shape
+    columns = weight_columns // 2 if epilogue.pair else weight_columns
+    out = x.new_empty(num_rows, columns)
+    pre = x.new_empty(num_rows if keep_pre else 0, weight_columns)
+    loads = WeightLoads.of(weight, target, epilogue, config)
+    most = max_tiles(num_rows, num_experts, config.block_m, dead_tiles=True)
+    arguments = {
+        "x_ptr": x,
+        "w_ptr": weight,
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "out_ptr": out,
+        "pre_ptr": pre if keep_pre else None,
+        "gates_ptr": gates,
+        "gather_ptr": gather,
+        "scatter_ptr": scatter,
+        "slot_ptr": slot,
+        "offsets_ptr": offsets,
+        "tiles_ptr": tiles,
+        "num_rows": num_rows,
+        "num_inputs": x.shape[0],
+        "num_experts": num_experts,
+        "num_columns": columns,
+        "weight_columns": weight_columns,
+        "K": depth,
+        "stride_xm": x.stride(0),
+        "stride_we": weight.stride(0),
+        "stride_wn": weight.stride(1),
+        "stride_wk": weight.stride(2),
+        "stride_be": weight_columns,
+        "stride_om": columns,
+        "stride_pm": weight_columns,
+        "ACTIVATION": epilogue.scalar,
+        "PAIR": epilogue.pair,
+        "INTERLEAVED": epilogue.interleaved,
+        "X_TMA": gather is None and use_descriptor(target, x),
+        "W_TMA": loads.tma,
+        "K_MAJOR": loads.k_major,
+        "EVEN_K": depth % config.block_k == 0,
+        "PRECISION": float32_precision(),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP_M": config.group_m,
+    }
+    grid = persistent_grid(target, config, most * -(-columns // config.block_n))
+    launch(grouped_gemm_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    return out, pre
+
+
+def weight_grad(
+    dy: Tensor,
+    x: Tensor,
+    offsets: Tensor,
+    num_rows: int,
+    *,
+    dy_gather: Tensor | None = None,
+    x_gather: Tensor | None = None,
+) -> Tensor:
+    """``(E, M, N)``: ``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``.
+
+    Exact zeros for experts without rows; rows of nobody are not read.
+    """
+    target = current_target(x.device)
+    dy, x = rows_layout(dy), rows_layout(x)
+    num_experts = offsets.shape[0] - 1
+    config = gemm_config("weight_grad", target, x.dtype, num_rows // num_experts)
+    height, width = dy.shape[1], x.shape[1]
+    dw = x.new_empty(num_experts, height, width)
+    arguments = {
+        "dy_ptr": dy,
+        "x_ptr": x,
+        "dw_ptr": dw,
+        "dy_gather_ptr": dy_gather,
+        "x_gather_ptr": x_gather,
+        "offsets_ptr": offsets,
+        "num_experts": num_experts,
+        "M": height,
+        "N": width,
+        "stride_dy": dy.stride(0),
+        "stride_x": x.stride(0),
+        "stride_de": height * width,
+        "stride_dm": width,
+        "PRECISION": float32_precision(),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP_M": config.group_m,
+    }
+    tiles = num_experts * -(-height // config.block_m) * -(-width // config.block_n)
+    grid = persistent_grid(target, config, tiles)
+    launch(grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    return dw
+
+
+def bias_grad(
+    dy: Tensor,
+    offsets: Tensor,
+    *,
+    gather: Tensor | None = None,
+    gates: Tensor | None = None,
+    slot: Tensor | None = None,
+) -> Tensor:
+    """``(E, N)``: ``db[e] = sum over the rows r of e: gates[slot[r]] * dy[gather[r]]``."""
+    dy = rows_layout(dy)
+    num_experts, width = offsets.shape[0] - 1, dy.shape[1]
+    db = dy.new_empty(num_experts, width)
+    block_n = 128
+    arguments = {
+        "dy_ptr": dy,
+        "db_ptr": db,
+        "gates_ptr": gates,
+        "slot_ptr": slot,
+        "gather_ptr": gather,
+        "offsets_ptr": offsets,
+        "N": width,
+        "stride_dy": dy.stride(0),
+        "stride_be": width,
+        "BLOCK_R": 64,
+        "BLOCK_N": block_n,
+    }
+    launch(grouped_gemm_bwd_db_kernel, (-(-width // block_n), num_experts), arguments, num_warps=8)
+    return db
+
+
+def epilogue_grad(
+    dout: Tensor,
+    pre: Tensor,
+    offsets: Tensor,
+    activation: str | None,
+    *,
+    gates: Tensor | None = None,
+    scatter: Tensor | None = None,
+    slot: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Back through the epilogue of :func:`forward`: gradients of the pre-activations ``(N, N1)`` and of the gates.
+
+    ``dpre[r] = gate * act'(pre[r]) * dout[scatter[r]]``; ``dgates[slot[r]] = <dout[scatter[r]], act(pre[r])>``.
+    """
+    epilogue = epilogue_of(activation)
+    dout = rows_layout(dout)
+    num_rows, width = pre.shape
+    columns = width // 2 if epilogue.pair else width
+    dpre = pre.new_empty(num_rows, width)
+    dgates = None if gates is None else gates.new_empty(gates.shape)
+    block_m = 8
+    arguments = {
+        "dout_ptr": dout,
+        "pre_ptr": pre,
+        "gates_ptr": gates,
+        "dpre_ptr": dpre,
+        "dgates_ptr": dgates,
+        "scatter_ptr": scatter,
+        "slot_ptr": slot,
+        "offsets_ptr": offsets,
+        "num_rows": num_rows,
+        "num_experts": offsets.shape[0] - 1,
+        "num_columns": columns,
+        "stride_dm": dout.stride(0),
+        "stride_pm": width,
+        "ACTIVATION": epilogue.scalar,
+        "PAIR": epilogue.pair,
+        "INTERLEAVED": epilogue.interleaved,
+        "BLOCK_M": block_m,
+        "BLOCK_N": 256,
+    }
+    launch(grouped_gemm_bwd_epilogue_kernel, (-(-num_rows // block_m),), arguments)
+    return dpre, dgates

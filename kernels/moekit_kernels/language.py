@@ -1,0 +1,55 @@
+"""What several kernels share inside: products and activations. Triton only."""
+
+import triton
+import triton.language as tl
+
+from moekit_kernels.runtime import interpreting
+
+# Triton's interpreter multiplies bfloat16 as if it were something else; there, operands are widened.
+INTERPRETING = tl.constexpr(interpreting())
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``acc + a @ b`` in float32; ``PRECISION`` ("ieee", "tf32") matters for float32 operands only."""
+    if INTERPRETING:
+        return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``, exact in both tails."""
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def act(x, NAME: tl.constexpr):
+    """The scalar function of an activation, in float32. ``NAME``: none, relu, silu, gelu (exact, by erf)."""
+    if NAME == "relu":
+        return tl.where(x > 0, x, tl.where(x != x, x, 0.0))
+    elif NAME == "silu":
+        return x * sigmoid(x)
+    elif NAME == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    else:
+        tl.static_assert(NAME == "none")
+        return x
+
+
+@triton.jit
+def act_and_derivative(x, NAME: tl.constexpr):
+    """``act(x)`` and its derivative at ``x``, in float32."""
+    if NAME == "relu":
+        return act(x, "relu"), tl.where(x > 0, 1.0, 0.0)
+    elif NAME == "silu":
+        s = sigmoid(x)
+        value = x * s
+        return value, s + value * (1.0 - s)
+    elif NAME == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        return x * cdf, cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    else:
+        tl.static_assert(NAME == "none")
+        return x, tl.full(x.shape, 1.0, tl.float32)
+

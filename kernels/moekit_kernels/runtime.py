@@ -1,0 +1,119 @@
+"""Starting Triton kernels, or writing down what would be started.
+
+Every kernel is started by :func:`launch`. Inside :func:`record` nothing runs: the launches are collected,
+so that tools can compile exactly what a GPU would be given, from meta tensors, on a machine without one.
+"""
+
+import contextvars
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from moekit_kernels.targets import Target
+
+
+class Launch(NamedTuple):
+    """One start of a kernel.
+
+    Attributes:
+        kernel: The ``@triton.jit`` function.
+        grid: Programs in each dimension.
+        arguments: Every argument by name, compile-time constants too.
+        num_warps: Warps of a program.
+        num_stages: Depth of the software pipeline.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+class _Recording(NamedTuple):
+    target: "Target"
+    launches: list[Launch]
+
+
+_recording: ContextVar[_Recording | None] = ContextVar("_recording", default=None)
+
+
+def _find_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:  # a finder that refuses it
+        return False
+
+
+# Looked for once: a compiler cannot look through the search.
+_TRITON_IS_INSTALLED = _find_triton()
+
+
+def triton_is_installed() -> bool:
+    """Whether Triton can be imported; it exists for Linux only."""
+    return _TRITON_IS_INSTALLED
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was asked for, which runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@contextmanager
+def record(target: "Target") -> Iterator[list[Launch]]:
+    """Collects launches for ``target`` instead of running them; tensors may be on the meta device."""
+    found: list[Launch] = []
+    token = _recording.set(_Recording(target, found))
+    try:
+        yield found
+    finally:
+        _recording.reset(token)
+
+
+def current_target(device: torch.device) -> "Target":
+    """The target that launches on ``device`` are for.
+
+    Raises:
+        ValueError: If no kernel runs there.
+    """
+    from moekit_kernels.targets import target_of
+
+    recording = _recording.get()
+    return target_of(device) if recording is None else recording.target
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], *, num_warps: int = 4, num_stages: int = 2
+) -> None:
+    """Starts ``kernel`` on ``grid``, on the device of its tensors; an empty grid starts nothing."""
+    if 0 in grid:
+        return
+    recording = _recording.get()
+    if recording is not None:
+        recording.launches.append(Launch(kernel, grid, dict(arguments), num_warps, num_stages))
+        return
+    # A copy, because the allocator of descriptors is set for the context, and other kernels have their own.
+    contextvars.copy_context().run(_start, kernel, grid, arguments, num_warps, num_stages)
+
+
+def _start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, num_stages: int) -> None:
+    import triton
+
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+
+    def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+        return torch.empty(size, dtype=torch.int8, device=device)
+
+    triton.set_allocator(allocate)
+    if device.type == "cpu":
+        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+        return
+    with torch.cuda.device(device):
+        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)

@@ -1,0 +1,58 @@
+"""The table of tile sizes: complete, looked up by rows, overridden for a block of code."""
+
+import json
+
+import pytest
+import torch
+
+from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, load, override
+from moekit_kernels.targets import INTERPRETER, SM_80, SM_90, TARGETS
+
+MINE = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [128, 64, 32, 4, 8, 2, 2]]]}}}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_target_kind_and_dtype_has_one_for_any_number_of_rows(target, kind, dtype):
+    for rows in (0, 1, 20, 100, 10**6):
+        config = gemm_config(kind, target, dtype, rows)
+        blocks = (config.block_m, config.block_n, config.block_k)
+        assert all(block >= 16 and block & (block - 1) == 0 for block in blocks), "Triton multiplies powers of two"
+        assert min(config) >= 1
+
+
+def test_the_table_has_no_other_names():
+    assert set(committed()) == set(TARGETS)
+    for kinds in committed().values():
+        assert set(kinds) == set(KINDS)
+        for entries in kinds.values():
+            assert set(entries) == {"16-bit", "32-bit"}
+            for least in ([least for least, _ in rows] for rows in entries.values()):
+                assert least[0] == 0
+                assert least == sorted(set(least))
+
+
+def test_rows_per_expert_choose():
+    with override(MINE):
+        assert gemm_config("forward", SM_90, torch.float16, 99) == GemmConfig(64, 128, 64, 8, 4, 3, 1)
+        assert gemm_config("forward", SM_90, torch.float16, 100) == GemmConfig(128, 64, 32, 4, 8, 2, 2)
+
+
+def test_what_an_override_lacks_comes_from_the_committed_table():
+    before = [gemm_config(kind, target, torch.float32, 50) for kind in KINDS for target in (SM_80, SM_90, INTERPRETER)]
+    with override(MINE):
+        after = [gemm_config(kind, target, torch.float32, 50) for kind in KINDS for target in (SM_80, SM_90, INTERPRETER)]
+        assert gemm_config("forward", SM_90, torch.bfloat16, 0).block_m == 64
+    assert after == before
+    assert gemm_config("forward", SM_90, torch.bfloat16, 0) == GemmConfig(*committed()["sm_90"]["forward"]["16-bit"][0][1])
+
+
+def test_a_table_is_read_from_a_file(tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps(MINE))
+    assert load(tmp_path / "mine.json") == MINE
+
+
+def test_an_unknown_target_is_named():
+    with pytest.raises(ValueError, match=r"no configuration of kernel 'forward' for 16-bit operands on 'sm_70'"):
+        gemm_config("forward", SM_90._replace(name="sm_70"), torch.float16, 1)

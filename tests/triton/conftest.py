@@ -1,0 +1,34 @@
+"""Kernels run where they can: compiled on a GPU, or interpreted on CPU in a process of their own."""
+
+import os
+
+import pytest
+import torch
+
+from moekit_kernels.runtime import triton_is_installed
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if not triton_is_installed():
+    collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips this folder's tests where no kernel can run."""
+    if INTERPRETED or torch.cuda.is_available():
+        return
+    reason = "Triton kernels need a GPU, or TRITON_INTERPRET=1 in a process of their own"
+    for item in items:
+        if "tests/triton/" in item.path.as_posix():
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
