@@ -11,9 +11,23 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit.checks import check_choice, check_integer, check_positive, check_rank
+from moekit.checks import check_integer, check_rank
+from moekit_kernels.combine import combine as combine_slots
+from moekit_kernels.combine import combine_by_token
+from moekit_kernels.plan import DROP_POLICIES, plan_slots
+from moekit_kernels.plan import Impl as PlanImpl
 
-DROP_POLICIES = ("position", "gate")
+__all__ = [
+    "DROP_POLICIES",
+    "DispatchPlan",
+    "PlanImpl",
+    "check_gates",
+    "check_tokens",
+    "combine",
+    "dispatch",
+    "plan_dispatch",
+    "plan_expert_choice",
+]
 
 
 class DispatchPlan(NamedTuple):
@@ -48,6 +62,7 @@ def plan_dispatch(
     capacity: int | Int[Tensor, ""] | None = None,
     gates: Float[Tensor, "T K"] | None = None,
     drop_policy: str = "position",
+    impl: PlanImpl = "auto",
 ) -> DispatchPlan:
     """Sorts the slots of a token-choice routing by expert, stably.
 
@@ -61,48 +76,26 @@ def plan_dispatch(
             second choices, earlier tokens first (GShard, https://arxiv.org/abs/2006.16668).
             ``"gate"``: the larger gate, then the earlier slot (batch prioritised routing of V-MoE,
             https://arxiv.org/abs/2106.05974, by slot).
+        impl: ``"torch"`` sorts; ``"triton"`` counts, in one launch for few slots and four for many, without
+            dropping. ``"auto"`` takes ``"triton"`` for ids on a GPU where Triton is installed, else ``"torch"``.
 
     Returns:
-        The plan; the same input gives the same plan on every device.
+        The plan; the same input gives the same plan on every device and by every ``impl``.
 
     Raises:
         ValueError: If ``expert_ids`` is not an integer ``(T, K)``, ``kept`` or ``gates`` has another shape, a
-            number is out of range, or ``drop_policy`` is unknown or lacks its gates.
+            number is out of range, ``drop_policy`` is unknown or lacks its gates, or ``impl`` is unknown or cannot
+            run here.
 
     Example:
         >>> plan = plan_dispatch(torch.tensor([[2], [0], [2]]), num_experts=3)
         >>> plan.token.tolist(), plan.offsets.tolist()
         ([1, 0, 2], [0, 1, 1, 3])
     """
-    check_rank("expert_ids", expert_ids, 2, "T, K")
-    check_integer("expert_ids", expert_ids)
-    check_positive("num_experts", num_experts)
-    check_choice("drop_policy", drop_policy, DROP_POLICIES)
-    num_tokens, top_k = expert_ids.shape
-    if kept is not None and (kept.ndim != 2 or kept.shape[0] != num_tokens or kept.shape[1] not in (1, top_k)):
-        raise ValueError(f"kept must have shape ({num_tokens}, {top_k}) or ({num_tokens}, 1), got {tuple(kept.shape)}.")
-    if gates is not None and gates.shape != expert_ids.shape:
-        raise ValueError(f"gates must have the shape of expert_ids, {(num_tokens, top_k)}, got {tuple(gates.shape)}.")
-    if isinstance(capacity, int) and capacity < 0:
-        raise ValueError(f"capacity must not be negative, got {capacity}.")
-    key = expert_ids if kept is None else torch.where(kept, expert_ids, num_experts)
-    bounds = torch.arange(num_experts + 1, device=key.device)
-    dropped = torch.zeros(num_experts, dtype=torch.int64, device=key.device)
-    if capacity is None:
-        tokens_per_expert = None
-    else:
-        over = _over_capacity(key, num_experts, capacity, gates, drop_policy)
-        tokens_per_expert = _offsets(key.flatten().sort().values, bounds).diff()
-        key = torch.where(over, num_experts, key)
-    sorted_key, slot = key.flatten().sort(stable=True)
-    offsets = _offsets(sorted_key, bounds)
-    if tokens_per_expert is None:
-        tokens_per_expert = offsets.diff()
-    else:
-        dropped = tokens_per_expert - offsets.diff()
-    row = torch.empty_like(slot).scatter_(0, slot, torch.arange(slot.shape[0], device=slot.device))
-    token = slot if top_k == 1 else slot // top_k
-    return DispatchPlan(token, slot, offsets, row.view(num_tokens, top_k), tokens_per_expert, dropped, num_tokens)
+    found = plan_slots(
+        expert_ids, num_experts, kept=kept, capacity=capacity, gates=gates, drop_policy=drop_policy, impl=impl
+    )
+    return DispatchPlan(*found, expert_ids.shape[0])
 
 
 def plan_expert_choice(
@@ -133,7 +126,7 @@ def plan_expert_choice(
     else:
         key = torch.where(kept, bounds[:-1, None], num_experts)
         sorted_key, slot = key.flatten().sort(stable=True)
-        offsets = _offsets(sorted_key, bounds)
+        offsets = torch.searchsorted(sorted_key, bounds)
     nothing_dropped = torch.zeros_like(bounds[:-1])
     return DispatchPlan(token_ids.flatten()[slot], slot, offsets, None, offsets.diff(), nothing_dropped, num_tokens)
 
@@ -160,23 +153,28 @@ def dispatch(x: Float[Tensor, "T *D"], plan: DispatchPlan) -> Float[Tensor, "N *
     return x.index_select(0, plan.token)
 
 
-def combine(rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]) -> Float[Tensor, "T *D"]:
+def combine(
+    rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"], *, impl: PlanImpl = "auto"
+) -> Float[Tensor, "T *D"]:
     """Brings rows home: ``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``.
 
-    Products and sums are taken in the wider dtype of ``rows`` and ``gates`` and returned in that of
-    ``rows``. Deterministic: a gather and a sum over ``K``. For expert choice rows are added up in
-    their order, by ``index_put(accumulate=True)`` on GPUs, which sorts.
+    Products and sums are taken in the wider dtype of ``rows`` and ``gates`` (by ``"triton"`` in float32) and
+    returned in that of ``rows``. Deterministic: a gather and a sum over ``K``. For expert choice rows are added up
+    in their order, on GPUs after a sort by token.
 
     Args:
         rows: What the experts made of each row; zero where a row belongs to no expert.
         plan: The plan that dispatched.
         gates: Weights, whose flat index is the slot.
+        impl: ``"torch"``: any float dtype, gradients of every order. ``"triton"``: one kernel each way, for rows and
+            gates of float32, bfloat16 and float16, first-order gradients. ``"auto"`` takes ``"triton"`` where both
+            are of these dtypes on a GPU and Triton is installed, else ``"torch"``.
 
     Returns:
         One output per token; zero for a token without slots.
 
     Raises:
-        ValueError: If ``rows`` or ``gates`` does not fit the plan.
+        ValueError: If ``rows`` or ``gates`` does not fit the plan, or ``impl`` is unknown or cannot run here.
 
     Example:
         >>> plan = plan_dispatch(torch.tensor([[0, 1]]), num_experts=2)
@@ -186,15 +184,9 @@ def combine(rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor
     if rows.shape[0] != plan.slot.shape[0]:
         raise ValueError(f"rows must be the plan's {plan.slot.shape[0]} rows, got shape {tuple(rows.shape)}.")
     check_gates(gates, plan)
-    trailing = (1,) * (rows.ndim - 1)
     if plan.row is not None:
-        slots = rows.index_select(0, plan.row.flatten()).reshape(*plan.row.shape, *rows.shape[1:])
-        return (gates.view(*gates.shape, *trailing) * slots).sum(1).to(rows.dtype)
-    weighted = gates.flatten()[plan.slot].view(-1, *trailing) * rows
-    out = weighted.new_zeros(plan.num_tokens, *rows.shape[1:])
-    if rows.device.type == "cpu":
-        return out.index_add(0, plan.token, weighted).to(rows.dtype)
-    return out.index_put((plan.token,), weighted, accumulate=True).to(rows.dtype)
+        return combine_slots(rows, plan.row, gates, impl=impl)
+    return combine_by_token(rows, plan.token, plan.slot, gates, plan.num_tokens, impl=impl)
 
 
 def check_tokens(x: Tensor, plan: DispatchPlan) -> None:
@@ -209,25 +201,3 @@ def check_gates(gates: Tensor, plan: DispatchPlan) -> None:
     if not fits or (plan.row is not None and gates.shape != plan.row.shape):
         shape = (plan.slot.shape[0],) if plan.row is None else tuple(plan.row.shape)
         raise ValueError(f"gates must have one value per slot, {shape}, got shape {tuple(gates.shape)}.")
-
-
-def _offsets(sorted_key: Tensor, bounds: Tensor) -> Tensor:
-    return torch.searchsorted(sorted_key, bounds)
-
-
-def _over_capacity(
-    key: Tensor, num_experts: int, capacity: int | Tensor, gates: Tensor | None, drop_policy: str
-) -> Tensor:
-    """``(T, K)``, True for slots whose place in the queue of their expert is ``capacity`` or later."""
-    num_tokens, top_k = key.shape
-    if drop_policy == "position":
-        queue = torch.arange(key.numel(), device=key.device).view(num_tokens, top_k).T.flatten()
-    elif gates is None:
-        raise ValueError('drop_policy="gate" needs the gates, got gates=None.')
-    else:
-        queue = gates.detach().nan_to_num().flatten().sort(descending=True, stable=True).indices
-    sorted_key, order = key.flatten()[queue].sort(stable=True)
-    starts = _offsets(sorted_key, torch.arange(num_experts + 1, device=key.device))
-    place = torch.arange(key.numel(), device=key.device) - starts[sorted_key]
-    over = (place >= capacity) & (sorted_key < num_experts)
-    return torch.empty_like(over).scatter_(0, queue[order], over).view(num_tokens, top_k)

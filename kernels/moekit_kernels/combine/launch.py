@@ -1,0 +1,160 @@
+"""Starts the kernels of combine: which tile, which of the optional tensors."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moekit_kernels.runtime import current_target, launch
+
+_UNROLLED = 16  # the most slots of a token whose loads are all put in flight together
+_BACKWARD_COLUMNS = 4096  # of a gradient that one program keeps in registers
+
+
+class CombineGradients(NamedTuple):
+    """Gradients; None where not wanted."""
+
+    rows: Tensor | None
+    gates: Tensor | None
+
+
+def forward(
+    rows: Tensor,
+    row: Tensor,
+    starts: Tensor | None,
+    gates: Tensor | None,
+    slot: Tensor | None,
+    live: Tensor | None,
+    num_tokens: int,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``, in float32 and in the order of the slots.
+
+    Args:
+        rows: ``(N, D)``, or parts ``(S, N, D)`` that are added up first, in their order; bfloat16, float16, float32.
+        row: ``(T, K)``, the row of each slot; or, with ``starts``, ``(N,)``: all rows, sorted by token.
+        starts: ``(T + 1,)``: token ``t`` has the rows ``row[starts[t] : starts[t + 1]]``. None for ``(T, K)``.
+        gates: Weights, whose flat index is the slot; None for ones.
+        slot: ``(N,)``, the slot of each row; needed with ``starts`` and ``gates``, not read otherwise.
+        live: ``(E + 1,)``: rows from ``live[E]`` on are not read and count as zeros. None where all rows are live.
+        num_tokens: ``T``.
+        dtype: Of the result; that of ``rows`` by default.
+
+    Returns:
+        ``(T, D)``; zero for a token without slots.
+
+    Raises:
+        ValueError: If no kernel runs on the device of ``rows``.
+    """
+    current_target(rows.device)
+    rows = _unit_stride(rows)
+    width = rows.shape[-1]
+    out = torch.empty(num_tokens, width, dtype=rows.dtype if dtype is None else dtype, device=rows.device)
+    top_k = row.shape[1] if starts is None else 1
+    vector = 128 * 16 // rows.element_size()
+    block_d = min(_power_of_2(width), vector)
+    block_t = max(1, vector // block_d)
+    from moekit_kernels.combine import kernel
+
+    launch(
+        kernel.combine_fwd_kernel,
+        (-(-num_tokens // block_t), -(-width // block_d)),
+        {
+            **_operands(rows, row, starts, gates, slot, live),
+            "out": out,
+            "num_tokens": num_tokens,
+            "width": width,
+            "TOP_K": top_k,
+            "UNROLL": starts is None and top_k <= _UNROLLED,
+            "BLOCK_T": block_t,
+            "BLOCK_D": block_d,
+        },
+    )
+    return out
+
+
+def backward(
+    grad: Tensor,
+    rows: Tensor,
+    row: Tensor,
+    starts: Tensor | None,
+    gates: Tensor | None,
+    slot: Tensor | None,
+    live: Tensor | None,
+    rows_grad: bool = True,
+    gates_grad: bool = True,
+) -> CombineGradients:
+    """The gradients of :func:`forward`: ``d_rows[r] = gate * grad[token]`` and ``d_gates[s] = <grad[token], row>``.
+
+    Args:
+        grad: ``(T, D)``, of the result.
+        rows: As in :func:`forward`. Parts ``(S, N, D)`` all have the one gradient ``(N, D)``.
+        row: As in :func:`forward`.
+        starts: As in :func:`forward`.
+        gates: As in :func:`forward`; None leaves no gradient of gates.
+        slot: As in :func:`forward`.
+        live: As in :func:`forward`; rows that are not live have gradient zero, and so do their gates.
+        rows_grad: Whether ``d_rows`` is wanted.
+        gates_grad: Whether ``d_gates`` is wanted.
+
+    Returns:
+        ``d_rows``, ``(N, D)`` in the dtype of ``rows``, and ``d_gates`` in shape and dtype of ``gates``.
+    """
+    gates_grad = gates_grad and gates is not None
+    rows, grad = _unit_stride(rows), grad.contiguous()
+    num_tokens, width = grad.shape
+    d_rows = torch.empty(rows.shape[-2:], dtype=rows.dtype, device=rows.device) if rows_grad else None
+    d_gates = (
+        torch.empty(gates.shape, dtype=gates.dtype, device=gates.device) if gates_grad and gates is not None else None
+    )
+    block_d = min(_power_of_2(width), _BACKWARD_COLUMNS)
+    block_t = max(1, 1024 // block_d)
+    from moekit_kernels.combine import kernel
+
+    operands = _operands(rows, row, starts, gates, slot, live)
+    launch(
+        kernel.combine_bwd_kernel,
+        (-(-num_tokens // block_t) if rows_grad or gates_grad else 0,),
+        {
+            **operands,
+            "rows": rows if gates_grad else None,
+            "grad": grad,
+            "d_rows": d_rows,
+            "d_gates": d_gates,
+            "num_tokens": num_tokens,
+            "width": width,
+            "TOP_K": row.shape[1] if starts is None else 1,
+            "BLOCK_T": block_t,
+            "BLOCK_D": block_d,
+            "ONE_CHUNK": width <= block_d,
+        },
+        num_warps=4 if block_d <= 2048 else 8,
+    )
+    return CombineGradients(d_rows, d_gates)
+
+
+def _operands(
+    rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None, live: Tensor | None
+) -> dict[str, object]:
+    """The arguments that both kernels have."""
+    return {
+        "rows": rows,
+        "row": row.contiguous(),
+        "starts": starts,
+        "gates": None if gates is None else gates.contiguous(),
+        "slot": slot if starts is not None and gates is not None else None,
+        "live": live,
+        "num_rows": rows.shape[-2],
+        "last": 0 if live is None else live.shape[0] - 1,
+        "stride_s": rows.stride(0) if rows.ndim == 3 else 0,
+        "stride_n": rows.stride(-2),
+        "SPLITS": rows.shape[0] if rows.ndim == 3 else 1,
+    }
+
+
+def _unit_stride(rows: Tensor) -> Tensor:
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _power_of_2(size: int) -> int:
+    return 1 << max(size - 1, 0).bit_length()

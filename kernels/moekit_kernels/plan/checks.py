@@ -1,0 +1,53 @@
+"""Checks of what a plan is made from; they read shapes, dtypes and devices only, never a value on a device."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+DROP_POLICIES = ("position", "gate")
+
+Impl = Literal["auto", "torch", "triton"]
+IMPLS = ("auto", "torch", "triton")
+
+
+def check_arguments(
+    expert_ids: Tensor,
+    num_experts: int,
+    kept: Tensor | None,
+    capacity: int | Tensor | None,
+    gates: Tensor | None,
+    drop_policy: str,
+) -> None:
+    """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.plan.plan_slots` fit each other."""
+    if expert_ids.ndim != 2:
+        raise ValueError(f"expert_ids must have shape (T, K), got shape {tuple(expert_ids.shape)}.")
+    if expert_ids.is_floating_point() or expert_ids.is_complex() or expert_ids.dtype == torch.bool:
+        raise ValueError(f"expert_ids must be of an integer dtype, got {expert_ids.dtype}.")
+    if num_experts < 1:
+        raise ValueError(f"num_experts must be at least 1, got {num_experts}.")
+    if drop_policy not in DROP_POLICIES:
+        raise ValueError(f"drop_policy must be one of {', '.join(map(repr, DROP_POLICIES))}, got {drop_policy!r}.")
+    num_tokens, top_k = expert_ids.shape
+    if kept is not None and (kept.ndim != 2 or kept.shape[0] != num_tokens or kept.shape[1] not in (1, top_k)):
+        raise ValueError(f"kept must have shape ({num_tokens}, {top_k}) or ({num_tokens}, 1), got {tuple(kept.shape)}.")
+    if gates is not None and gates.shape != expert_ids.shape:
+        raise ValueError(f"gates must have the shape of expert_ids, {(num_tokens, top_k)}, got {tuple(gates.shape)}.")
+    if isinstance(capacity, int) and capacity < 0:
+        raise ValueError(f"capacity must not be negative, got {capacity}.")
+    if capacity is not None and drop_policy == "gate" and gates is None:
+        raise ValueError('drop_policy="gate" needs the gates, got gates=None.')
+
+
+def check_companions(expert_ids: Tensor, kept: Tensor | None, capacity: int | Tensor | None) -> None:
+    """Raises ``ValueError`` where PyTorch would refuse what a kernel would read as something else."""
+    if kept is not None and (kept.dtype != torch.bool or kept.device != expert_ids.device):
+        raise ValueError(
+            f"kept must be a bool tensor (False for slots that go nowhere) on {expert_ids.device}, "
+            f"got {kept.dtype} on {kept.device}."
+        )
+    if isinstance(capacity, Tensor) and (capacity.ndim != 0 or capacity.is_floating_point()):
+        raise ValueError(
+            f"capacity must be an integer or an integer tensor without dimensions, "
+            f"got {capacity.dtype} of shape {tuple(capacity.shape)}."
+        )

@@ -1,0 +1,123 @@
+"""The plan of few slots: every slot is compared with every other, in one launch. Triton only."""
+
+import triton
+import triton.language as tl
+
+from moekit_kernels.plan.kernel import expert_of, gate_of
+
+
+@triton.jit(do_not_specialize=["num_slots", "row_blocks"])
+def plan_few_kernel(
+    ids,
+    kept,
+    left,
+    token,
+    slot_of,
+    offsets,
+    row,
+    tokens_per_expert,
+    dropped,
+    num_slots,
+    row_blocks,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    KEPT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The first ``row_blocks`` programs place a block of slots each, the others count for a block of experts each.
+
+    The row of a slot is the number of slots with a smaller expert, or the same and a smaller index. ``left``
+    replaces ``ids`` and ``kept`` where slots were dropped, or is None.
+    """
+    program = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    if program < row_blocks:
+        slot = program * BLOCK + lane
+        inside = slot < num_slots
+        if left is None:
+            key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
+        else:
+            key = tl.load(left + slot, mask=inside, other=NUM_EXPERTS)
+        here = tl.zeros((BLOCK,), tl.int32)
+        first = 0
+        while first < num_slots:
+            other = first + tl.arange(0, CHUNK)
+            exists = other < num_slots
+            if left is None:
+                other_key = expert_of(ids, kept, other, exists, NUM_EXPERTS, TOP_K, KEPT_K)
+            else:
+                other_key = tl.load(left + other, mask=exists, other=NUM_EXPERTS)
+            tied = (other_key[None, :] == key[:, None]) & (other[None, :] < slot[:, None])
+            before = (tied | (other_key[None, :] < key[:, None])) & exists[None, :]
+            here += tl.sum(before.to(tl.int32), 1)
+            first += CHUNK
+        tl.store(row + slot, here.to(tl.int64), mask=inside)
+        tl.store(slot_of + here, slot.to(tl.int64), mask=inside)
+        tl.store(token + here, (slot // TOP_K).to(tl.int64), mask=inside)
+    else:
+        expert = (program - row_blocks) * BLOCK + lane
+        before = tl.zeros((BLOCK,), tl.int32)
+        mine = tl.zeros((BLOCK,), tl.int32)
+        routed = tl.zeros((BLOCK,), tl.int32)
+        first = 0
+        while first < num_slots:
+            other = first + tl.arange(0, CHUNK)
+            exists = other < num_slots
+            other_key = expert_of(ids, kept, other, exists, NUM_EXPERTS, TOP_K, KEPT_K)
+            routed += tl.sum((other_key[None, :] == expert[:, None]).to(tl.int32), 1)
+            if left is not None:
+                other_key = tl.load(left + other, mask=exists, other=NUM_EXPERTS)
+            before += tl.sum((other_key[None, :] < expert[:, None]).to(tl.int32), 1)
+            mine += tl.sum((other_key[None, :] == expert[:, None]).to(tl.int32), 1)
+            first += CHUNK
+        tl.store(offsets + expert, before.to(tl.int64), mask=expert <= NUM_EXPERTS)
+        tl.store(tokens_per_expert + expert, routed.to(tl.int64), mask=expert < NUM_EXPERTS)
+        tl.store(dropped + expert, (routed - mine).to(tl.int64), mask=expert < NUM_EXPERTS)
+
+
+@triton.jit
+def _urgency(gates, slot, inside, TOP_K: tl.constexpr, LARGEST: tl.constexpr):
+    """What a larger one of goes first: an earlier choice, or a larger gate."""
+    return -(slot % TOP_K) if gates is None else gate_of(gates, slot, inside, LARGEST)
+
+
+@triton.jit(do_not_specialize=["num_slots", "limit"])
+def plan_few_drop_kernel(
+    ids,
+    kept,
+    gates,
+    limit,
+    limit_at,
+    left,
+    num_slots,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    KEPT_K: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """``left[slot]``: its expert, or ``NUM_EXPERTS`` where ``limit`` slots of it stand before it in the queue.
+
+    The queue is by choice and then by token, or, with ``gates``, by gate and then by slot.
+    """
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = slot < num_slots
+    key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
+    urgency = _urgency(gates, slot, inside, TOP_K, LARGEST)
+    rank = tl.zeros((BLOCK,), tl.int32)
+    first = 0
+    while first < num_slots:
+        other = first + tl.arange(0, CHUNK)
+        exists = other < num_slots
+        other_key = expert_of(ids, kept, other, exists, NUM_EXPERTS, TOP_K, KEPT_K)
+        other_urgency = _urgency(gates, other, exists, TOP_K, LARGEST)
+        tied = (other_urgency[None, :] == urgency[:, None]) & (other[None, :] < slot[:, None])
+        before = tied | (other_urgency[None, :] > urgency[:, None])
+        before &= (other_key[None, :] == key[:, None]) & exists[None, :]
+        rank += tl.sum(before.to(tl.int32), 1)
+        first += CHUNK
+    if limit_at is not None:
+        limit = tl.load(limit_at)
+    tl.store(left + slot, tl.where(rank < limit, key, NUM_EXPERTS), mask=inside)

@@ -1,0 +1,283 @@
+"""The kernels of the plan: tile schedules, counting sort of slots. Triton only."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def tile_schedule_kernel(
+    offsets,
+    schedules,
+    num_rows,
+    block_m_0,
+    block_m_1,
+    block_m_2,
+    block_m_3,
+    begin_1,
+    begin_2,
+    begin_3,
+    end,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """Program ``(i, s)`` writes the tiles ``i * BLOCK_T`` and on of the schedule ``s``.
+
+    The tile ``t`` belongs to the expert ``e`` for which exactly ``e`` experts end, in tiles, at or before ``t``:
+    a comparison of ``t`` with every end, which is balanced however the rows are spread. The group
+    ``NUM_EXPERTS`` is that of the rows without an expert, where ``NUM_GROUPS`` counts it.
+    """
+    which = tl.program_id(1)
+    block_m = tl.where(which == 0, block_m_0, tl.where(which == 1, block_m_1, block_m_2))
+    block_m = tl.where(which == 3, block_m_3, block_m)
+    begin = tl.where(which == 0, 0, tl.where(which == 1, begin_1, begin_2))
+    begin = tl.where(which == 3, begin_3, begin)
+    stop = tl.where(which == 0, begin_1, tl.where(which == 1, begin_2, begin_3))
+    stop = tl.where(which == 3, end, stop)
+    room = stop - begin - 1
+
+    tile = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    expert = tl.zeros((BLOCK_T,), tl.int32)
+    first_tile = tl.zeros((BLOCK_T,), tl.int32)
+    num_tiles = 0
+    for chunk in range(0, NUM_GROUPS, BLOCK_E):
+        group = chunk + tl.arange(0, BLOCK_E)
+        inside = group < NUM_GROUPS
+        low = tl.load(offsets + group, mask=inside, other=0).to(tl.int32)
+        high = tl.load(offsets + group + 1, mask=group < NUM_EXPERTS, other=0).to(tl.int32)
+        high = tl.where(group == NUM_EXPERTS, num_rows, high)
+        tiles = tl.where(inside, (high - low + block_m - 1) // block_m, 0)
+        last = num_tiles + tl.cumsum(tiles, 0)
+        before = (last[None, :] <= tile[:, None]) & inside[None, :]
+        expert += tl.sum(before.to(tl.int32), 1)
+        first_tile = tl.maximum(first_tile, tl.max(tl.where(before, last[None, :], 0), 1))
+        num_tiles += tl.sum(tiles, 0)
+
+    live = tile < num_tiles
+    first_row = tl.load(offsets + expert, mask=live, other=0).to(tl.int32) + (tile - first_tile) * block_m
+    out = schedules + 2 * (begin + 1 + tile)
+    written = tile < room
+    tl.store(out, tl.where(live, expert, -1), mask=written)
+    tl.store(out + 1, tl.where(live, first_row, num_rows), mask=written)
+    if tl.program_id(0) == 0:
+        tl.store(schedules + 2 * begin, num_tiles)
+        tl.store(schedules + 2 * begin + 1, block_m)
+
+
+@triton.jit
+def expert_of(ids, kept, slot, inside, NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, KEPT_K: tl.constexpr):
+    """Expert of each slot; ``NUM_EXPERTS`` for slots that go nowhere, outside ones and ids out of range included."""
+    key = tl.load(ids + slot, mask=inside, other=0)
+    live = inside & (key >= 0) & (key < NUM_EXPERTS)
+    if kept is not None:
+        live &= tl.load(kept + (slot if KEPT_K == TOP_K else slot // TOP_K), mask=inside, other=0) != 0
+    return tl.where(live, key, NUM_EXPERTS).to(tl.int32)
+
+
+@triton.jit
+def _slot_at(place, num_slots, TOP_K: tl.constexpr, BY_CHOICE: tl.constexpr):
+    """The slot at a place of the order: its own, or with all first choices before all second choices."""
+    if BY_CHOICE:
+        num_tokens = num_slots // TOP_K
+        slot = place % num_tokens * TOP_K + place // num_tokens
+    else:
+        slot = place
+    return slot
+
+
+@triton.jit(do_not_specialize=["num_slots", "num_blocks"])
+def plan_count_kernel(
+    ids,
+    kept,
+    counts,
+    num_slots,
+    num_blocks,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    KEPT_K: tl.constexpr,
+    BY_CHOICE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BINS: tl.constexpr,
+):
+    """``counts[e, b]``: slots of expert ``e`` in the block ``b`` of the order. The last bin takes what is elsewhere."""
+    block = tl.program_id(0)
+    place = block * BLOCK + tl.arange(0, BLOCK)
+    inside = place < num_slots
+    slot = _slot_at(place, num_slots, TOP_K, BY_CHOICE)
+    first = tl.program_id(1) * (BINS - 1)
+    bin_of = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K) - first
+    bin_of = tl.where(inside & (bin_of >= 0) & (bin_of < BINS - 1), bin_of, BINS - 1)
+    found = tl.histogram(bin_of, BINS)
+    lane = tl.arange(0, BINS)
+    expert = (first + lane).to(tl.int64)
+    tl.store(counts + expert * num_blocks + block, found, mask=(lane < BINS - 1) & (expert <= NUM_EXPERTS))
+
+
+@triton.jit(do_not_specialize=["num_blocks"])
+def plan_scan_kernel(counts, totals, num_blocks, BLOCK: tl.constexpr):
+    """Makes ``counts[e, b]`` the slots of expert ``e`` in the blocks before ``b``; ``totals[e]`` those in all."""
+    expert = tl.program_id(0).to(tl.int64)
+    total = tl.zeros((), tl.int32)
+    first = 0
+    while first < num_blocks:
+        block = first + tl.arange(0, BLOCK)
+        here = counts + expert * num_blocks + block
+        found = tl.load(here, mask=block < num_blocks, other=0)
+        tl.store(here, total + tl.cumsum(found, 0) - found, mask=block < num_blocks)
+        total += tl.sum(found, 0)
+        first += BLOCK
+    tl.store(totals + expert, total)
+
+
+@triton.jit
+def plan_offsets_kernel(
+    totals, routed, offsets, tokens_per_expert, dropped, NUM_EXPERTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """``offsets`` by a running sum of ``totals``; ``routed`` are the totals before slots were dropped, or None."""
+    begin = tl.zeros((), tl.int32)
+    for first in range(0, NUM_EXPERTS + 1, BLOCK):
+        expert = first + tl.arange(0, BLOCK)
+        inside = expert < NUM_EXPERTS
+        total = tl.load(totals + expert, mask=inside, other=0)
+        before = begin + tl.cumsum(total, 0) - total
+        tl.store(offsets + expert, before.to(tl.int64), mask=expert <= NUM_EXPERTS)
+        wanted = total
+        if routed is not None:
+            wanted = tl.load(routed + expert, mask=inside, other=0)
+        tl.store(tokens_per_expert + expert, wanted.to(tl.int64), mask=inside)
+        tl.store(dropped + expert, (wanted - total).to(tl.int64), mask=inside)
+        begin += tl.sum(total, 0)
+
+
+@triton.jit
+def _rank(
+    ids, kept, key, place, first, num_slots,
+    NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, KEPT_K: tl.constexpr, BY_CHOICE: tl.constexpr,
+    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """How many slots of the block come before each of its slots and have its expert, by comparison."""
+    rank = tl.zeros((BLOCK,), tl.int32)
+    for begin in range(0, BLOCK, CHUNK):
+        other = first + begin + tl.arange(0, CHUNK)
+        slot = _slot_at(other, num_slots, TOP_K, BY_CHOICE)
+        other_key = expert_of(ids, kept, slot, other < num_slots, NUM_EXPERTS, TOP_K, KEPT_K)
+        earlier = (other_key[None, :] == key[:, None]) & (other[None, :] < place[:, None])
+        rank += tl.sum(earlier.to(tl.int32), 1)
+    return rank
+
+
+@triton.jit(do_not_specialize=["num_slots", "num_blocks"])
+def plan_place_kernel(
+    ids,
+    kept,
+    counts,
+    offsets,
+    token,
+    slot_of,
+    row,
+    num_slots,
+    num_blocks,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    KEPT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Puts each slot into its row: where its expert begins, plus earlier blocks, plus earlier slots of the block."""
+    block = tl.program_id(0)
+    slot = block * BLOCK + tl.arange(0, BLOCK)
+    inside = slot < num_slots
+    key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
+    rank = _rank(ids, kept, key, slot, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, False, BLOCK, CHUNK)
+    here = tl.load(offsets + key, mask=inside, other=0) + rank
+    here += tl.load(counts + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+    tl.store(row + slot, here, mask=inside)
+    tl.store(slot_of + here, slot.to(tl.int64), mask=inside)
+    tl.store(token + here, (slot // TOP_K).to(tl.int64), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_slots", "num_blocks", "limit"])
+def plan_drop_late_kernel(
+    ids,
+    kept,
+    counts,
+    limit,
+    limit_at,
+    left,
+    num_slots,
+    num_blocks,
+    NUM_EXPERTS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    KEPT_K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """``left[slot]``: its expert, or ``NUM_EXPERTS`` where ``limit`` slots of it stand before it in the queue."""
+    block = tl.program_id(0)
+    place = block * BLOCK + tl.arange(0, BLOCK)
+    inside = place < num_slots
+    slot = _slot_at(place, num_slots, TOP_K, True)
+    key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
+    rank = _rank(ids, kept, key, place, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, True, BLOCK, CHUNK)
+    rank += tl.load(counts + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+    if limit_at is not None:
+        limit = tl.load(limit_at)
+    tl.store(left + slot, tl.where(rank < limit, key, NUM_EXPERTS), mask=inside)
+
+
+@triton.jit
+def gate_of(gates, slot, inside, LARGEST: tl.constexpr):
+    """Gates as ``nan_to_num`` leaves them: NaN is 0, infinities are the largest numbers of the dtype."""
+    gate = tl.load(gates + slot, mask=inside, other=0.0)
+    if gate.dtype != tl.float64:
+        gate = gate.to(tl.float32)
+    gate = tl.where(gate == gate, gate, 0.0)
+    gate = tl.where(gate > LARGEST, LARGEST, gate)
+    return tl.where(gate < -LARGEST, -LARGEST, gate)
+
+
+@triton.jit(do_not_specialize=["num_slots", "limit"])
+def plan_drop_small_kernel(
+    ids,
+    gates,
+    slot_of,
+    offsets,
+    limit,
+    limit_at,
+    left,
+    num_slots,
+    NUM_EXPERTS: tl.constexpr,
+    LARGEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """``left[slot]``: its expert, or ``NUM_EXPERTS`` where ``limit`` slots of it stand before it in the queue.
+
+    The queue is by gate and then by slot. A row is compared with all rows of its expert, where these are more
+    than ``limit``.
+    """
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < num_slots
+    slot = tl.load(slot_of + row, mask=inside, other=0)
+    live = inside & (row < tl.load(offsets + NUM_EXPERTS))
+    key = tl.load(ids + slot, mask=live, other=0).to(tl.int32)
+    begin = tl.load(offsets + key, mask=live, other=0).to(tl.int32)
+    end = tl.load(offsets + key + 1, mask=live, other=0).to(tl.int32)
+    if limit_at is not None:
+        limit = tl.load(limit_at)
+    full = live & (end - begin > limit)
+    gate = gate_of(gates, slot, live, LARGEST)
+    rank = tl.zeros((BLOCK,), tl.int32)
+    first = tl.min(tl.where(full, begin, num_slots), 0)
+    last = tl.max(tl.where(full, end, 0), 0)
+    while first < last:
+        other = first + tl.arange(0, CHUNK)
+        other_gate = gate_of(gates, tl.load(slot_of + other, mask=other < last, other=0), other < last, LARGEST)
+        mine = (other[None, :] >= begin[:, None]) & (other[None, :] < end[:, None])
+        tied = (other_gate[None, :] == gate[:, None]) & (other[None, :] < row[:, None])
+        before = mine & (tied | (other_gate[None, :] > gate[:, None]))
+        rank += tl.sum(before.to(tl.int32), 1)
+        first += CHUNK
+    stays = live & ((rank < limit) | ~full)
+    tl.store(left + slot, tl.where(stays, key, NUM_EXPERTS), mask=inside)

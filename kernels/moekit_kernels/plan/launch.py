@@ -1,0 +1,245 @@
+"""Starts the kernels of the plan: a counting sort of many slots, a comparison of few."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from moekit_kernels.plan.schedule import max_tiles, tile_schedules
+from moekit_kernels.plan.slot_plan import SlotPlan
+from moekit_kernels.runtime import current_target, launch
+
+__all__ = ["FEW_SLOTS", "max_tiles", "outputs", "plan", "tile_schedules"]
+
+FEW_SLOTS = 8192
+"""Up to so many slots each is compared with all others, which is one launch where counting takes four."""
+
+_FEW = {"BLOCK": 32, "CHUNK": 64}
+_CHUNK = 16
+_MOST_BINS = 4096
+
+
+class _Slots(NamedTuple):
+    """Who goes where: arguments that most kernels have."""
+
+    ids: Tensor
+    kept: Tensor | None
+    num_experts: int
+    top_k: int
+
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "ids": self.ids,
+            "kept": self.kept,
+            "num_slots": self.ids.numel(),
+            "NUM_EXPERTS": self.num_experts,
+            "TOP_K": self.top_k,
+            "KEPT_K": self.top_k if self.kept is None else self.kept.shape[1],
+        }
+
+
+class _Limit(NamedTuple):
+    """Capacity, known on the host or on the device, and the gates that decide who keeps a place, or None."""
+
+    host: int
+    device: Tensor | None
+    gates: Tensor | None
+
+    def arguments(self) -> dict[str, Any]:
+        return {"limit": self.host, "limit_at": self.device}
+
+    @property
+    def largest(self) -> float:
+        return torch.finfo(torch.float32 if self.gates is None else self.gates.dtype).max
+
+
+def plan(
+    expert_ids: Tensor,
+    num_experts: int,
+    kept: Tensor | None,
+    limit: int | None,
+    limit_at: Tensor | None,
+    gates: Tensor | None,
+) -> SlotPlan:
+    """Sorts slots by expert, stably, on the device alone.
+
+    Args:
+        expert_ids: ``(T, K)``, of an integer dtype.
+        num_experts: ``E``.
+        kept: ``(T, K)`` or ``(T, 1)``, bool, or None.
+        limit: Most rows of one expert, known on the host; None for no limit, or with ``limit_at``.
+        limit_at: The same as one number on the device.
+        gates: ``(T, K)``: the larger gate keeps its place; by position where None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If there are ``2**31`` slots or more, or no kernel runs on their device.
+    """
+    current_target(expert_ids.device)
+    num_slots, top_k = expert_ids.numel(), expert_ids.shape[1]
+    if num_slots >= 2**31:
+        raise ValueError(f"expert_ids must have fewer than 2**31 elements, got {num_slots}: plan in several calls.")
+    slots = _Slots(expert_ids.contiguous(), None if kept is None else kept.contiguous(), num_experts, top_k)
+    if limit_at is not None and limit_at.device.type == "cpu":
+        limit, limit_at = int(limit_at), None
+    capped = limit_at is not None or (limit is not None and limit < num_slots)
+    caps = _Limit(0 if limit is None else limit, limit_at, None if gates is None else gates.contiguous())
+    found = outputs(expert_ids, num_experts)
+    if num_slots <= FEW_SLOTS:
+        _few(slots, caps if capped else None, found)
+    else:
+        _many(slots, caps if capped else None, found)
+    return found
+
+
+def outputs(expert_ids: Tensor, num_experts: int) -> SlotPlan:
+    """A plan to be filled."""
+    num_tokens, top_k = expert_ids.shape
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int64, device=expert_ids.device)
+
+    num_slots = num_tokens * top_k
+    return SlotPlan(
+        token=empty(num_slots),
+        slot=empty(num_slots),
+        offsets=empty(num_experts + 1),
+        row=empty(num_tokens, top_k),
+        tokens_per_expert=empty(num_experts),
+        dropped_per_expert=empty(num_experts),
+    )
+
+
+def _few(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
+    from moekit_kernels.plan import few_rows
+
+    row_blocks = -(-slots.ids.numel() // _FEW["BLOCK"])
+    left = None
+    if caps is not None:
+        left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
+        launch(
+            few_rows.plan_few_drop_kernel,
+            (row_blocks,),
+            {
+                **slots.arguments(),
+                **caps.arguments(),
+                "gates": caps.gates,
+                "left": left,
+                "LARGEST": caps.largest,
+                **_FEW,
+            },
+        )
+    launch(
+        few_rows.plan_few_kernel,
+        (row_blocks - (-(slots.num_experts + 1) // _FEW["BLOCK"]),),
+        {**slots.arguments(), "left": left, **_outputs(found), "row_blocks": row_blocks, **_FEW},
+    )
+
+
+def _many(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
+    from moekit_kernels.plan import kernel
+
+    routed = None
+    if caps is not None:
+        by_choice = caps.gates is None
+        block, counts, routed = _count(slots, by_choice)
+        left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
+        if by_choice:
+            launch(
+                kernel.plan_drop_late_kernel,
+                (counts.shape[1],),
+                {**slots.arguments(), **caps.arguments(), **_blocks(block, counts), "left": left},
+                num_warps=block // 64,
+            )
+        else:
+            _place(slots, found, None, block, counts, routed)
+            launch(
+                kernel.plan_drop_small_kernel,
+                (-(-slots.ids.numel() // 64),),
+                {
+                    "ids": slots.ids,
+                    "gates": caps.gates,
+                    "slot_of": found.slot,
+                    "offsets": found.offsets,
+                    **caps.arguments(),
+                    "left": left,
+                    "num_slots": slots.ids.numel(),
+                    "NUM_EXPERTS": slots.num_experts,
+                    "LARGEST": caps.largest,
+                    "BLOCK": 64,
+                    "CHUNK": 32,
+                },
+            )
+        slots = slots._replace(ids=left, kept=None)
+    _place(slots, found, routed, *_count(slots, False))
+
+
+def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
+    """Block size; ``(E + 1, blocks)`` slots of each expert in earlier blocks; ``(E + 1,)`` in all."""
+    from moekit_kernels.plan import kernel
+
+    block = 256 if slots.num_experts <= 1024 else 512
+    num_blocks = -(-slots.ids.numel() // block)
+    counts = torch.empty(slots.num_experts + 1, num_blocks, dtype=torch.int32, device=slots.ids.device)
+    totals = torch.empty(slots.num_experts + 1, dtype=torch.int32, device=slots.ids.device)
+    bins = min(max(1 << (slots.num_experts + 1).bit_length(), 64), _MOST_BINS)
+    launch(
+        kernel.plan_count_kernel,
+        (num_blocks, -(-(slots.num_experts + 1) // (bins - 1))),
+        {
+            **slots.arguments(),
+            "counts": counts,
+            "num_blocks": num_blocks,
+            "BY_CHOICE": by_choice,
+            "BLOCK": block,
+            "BINS": bins,
+        },
+    )
+    launch(
+        kernel.plan_scan_kernel,
+        (slots.num_experts + 1,),
+        {"counts": counts, "totals": totals, "num_blocks": num_blocks, "BLOCK": 1024},
+    )
+    return block, counts, totals
+
+
+def _place(slots: _Slots, found: SlotPlan, routed: Tensor | None, block: int, counts: Tensor, totals: Tensor) -> None:
+    """Offsets from the totals, then every slot into its row."""
+    from moekit_kernels.plan import kernel
+
+    out = _outputs(found)
+    placed = {name: out.pop(name) for name in ("token", "slot_of", "row")}
+    launch(
+        kernel.plan_offsets_kernel,
+        (1,),
+        {
+            "totals": totals,
+            "routed": routed,
+            **out,
+            "NUM_EXPERTS": slots.num_experts,
+            "BLOCK": min(1 << slots.num_experts.bit_length(), 1024),
+        },
+    )
+    launch(
+        kernel.plan_place_kernel,
+        (counts.shape[1],),
+        {**slots.arguments(), **_blocks(block, counts), "offsets": found.offsets, **placed},
+        num_warps=block // 64,
+    )
+
+
+def _blocks(block: int, counts: Tensor) -> dict[str, Any]:
+    return {"counts": counts, "num_blocks": counts.shape[1], "BLOCK": block, "CHUNK": _CHUNK}
+
+
+def _outputs(found: SlotPlan) -> dict[str, Any]:
+    return {
+        "token": found.token,
+        "slot_of": found.slot,
+        "offsets": found.offsets,
+        "row": found.row,
+        "tokens_per_expert": found.tokens_per_expert,
+        "dropped": found.dropped_per_expert,
+    }

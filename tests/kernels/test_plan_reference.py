@@ -1,0 +1,88 @@
+"""The plan by sorting, held to loops over the queue; which way is taken, and what is refused."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moekit_kernels.plan import op, plan_slots, plan_slots_reference, resolve_impl
+from tests.oracles import naive_kept, naive_rows
+from tests.strategies import few, routed
+
+IDS = torch.tensor([[0, 1], [2, 0]])
+
+
+def _queue(case, policy, gates):
+    num_tokens, top_k = case.expert_ids.shape
+    if policy == "position":
+        return [(t, k) for k in range(top_k) for t in range(num_tokens)]
+    slots = [(t, k) for t in range(num_tokens) for k in range(top_k)]
+    return sorted(slots, key=lambda place: -gates[place].item())
+
+
+@few
+@given(routed(), st.sampled_from([None, 0, 1, 3]), st.sampled_from(["position", "gate"]))
+def test_reference_is_a_loop_over_the_queue(case, capacity, policy):
+    gates = torch.rand(case.expert_ids.shape, generator=torch.Generator().manual_seed(case.seed)).mul(4).round()
+    found = plan_slots_reference(
+        case.expert_ids, case.num_experts, kept=case.kept, capacity=capacity, gates=gates, drop_policy=policy
+    )
+    order = [place for place in _queue(case, policy, gates) if case.kept[place]]
+    unlimited = case.expert_ids.numel() + 1
+    kept = naive_kept(case.expert_ids, case.num_experts, unlimited if capacity is None else capacity, order)
+    rows = naive_rows(case.expert_ids, case.num_experts, kept)
+    routed_slots = case.expert_ids[case.kept].bincount(minlength=case.num_experts)
+    slots = torch.arange(case.expert_ids.numel())
+    assert found.slot.tolist() == rows.slot.tolist()
+    assert found.token.tolist() == rows.token.tolist()
+    assert found.offsets.tolist() == rows.offsets.tolist()
+    assert found.row.shape == case.expert_ids.shape
+    assert found.row.flatten()[found.slot].equal(slots)
+    assert found.tokens_per_expert.equal(routed_slots)
+    assert found.dropped_per_expert.equal(routed_slots - found.offsets.diff())
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_any_integers(dtype):
+    ids = torch.randint(100, (40, 2))
+    options = {"kept": torch.rand(40, 1) > 0.2, "capacity": 1}
+    found = plan_slots_reference(ids.to(dtype), 300, **options)
+    expected = plan_slots_reference(ids, 300, **options)
+    assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(found, expected, strict=True))
+
+
+def test_auto_sorts_where_there_is_no_gpu():
+    assert resolve_impl("auto", IDS) == resolve_impl("torch", IDS) == "torch"
+    assert resolve_impl("triton", IDS) == "triton"
+
+
+def test_auto_counts_on_a_gpu_where_triton_is_installed(monkeypatch):
+    with torch._subclasses.FakeTensorMode():
+        ids = torch.empty(2, 2, dtype=torch.int64, device="cuda")
+    monkeypatch.setattr(op, "triton_is_installed", lambda: True)
+    assert resolve_impl("auto", ids) == "triton"
+    assert resolve_impl("torch", ids) == "torch"
+    monkeypatch.setattr(op, "triton_is_installed", lambda: False)
+    assert resolve_impl("auto", ids) == "torch"
+    with pytest.raises(ValueError, match='impl="triton" needs the package triton, which is not installed'):
+        resolve_impl("triton", ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"expert_ids": IDS[0]}, r"expert_ids must have shape \(T, K\), got shape \(2,\)"),
+        ({"expert_ids": IDS.bool()}, "expert_ids must be of an integer dtype, got torch.bool"),
+        ({"num_experts": 0}, "num_experts must be at least 1, got 0"),
+        ({"kept": torch.ones(2, 3, dtype=torch.bool)}, r"kept must have shape \(2, 2\) or \(2, 1\), got \(2, 3\)"),
+        ({"gates": torch.ones(3, 2)}, r"gates must have the shape of expert_ids, \(2, 2\), got \(3, 2\)"),
+        ({"capacity": -1}, "capacity must not be negative, got -1"),
+        ({"capacity": 1, "drop_policy": "gate"}, 'drop_policy="gate" needs the gates, got gates=None'),
+        ({"drop_policy": "random"}, "drop_policy must be one of 'position', 'gate', got 'random'"),
+        ({"impl": "cuda"}, "impl must be one of 'auto', 'torch', 'triton', got 'cuda'"),
+        ({"impl": "triton"}, "impl=\"triton\" needs tensors on a GPU, got device 'cpu'"),
+    ],
+)
+def test_what_does_not_fit_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_slots(**{"expert_ids": IDS, "num_experts": 3, **options})

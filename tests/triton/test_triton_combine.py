@@ -1,0 +1,269 @@
+"""Combine and its gradients by one kernel each, held to the reference in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit import combine as moekit_combine
+from moekit import plan_dispatch, plan_expert_choice
+from moekit_kernels.combine import (
+    combine,
+    combine_by_token,
+    combine_by_token_reference,
+    combine_reference,
+    launch,
+)
+from tests.oracles import poisoned_empty
+from tests.triton.tolerances import assert_near
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+quick = settings(max_examples=14, deadline=None, derandomize=True, database=None)
+
+
+def _leaves(seed, dtype, num_rows, trailing, gates_shape, gates_dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(num_rows, *trailing, generator=generator).to(DEVICE, dtype).requires_grad_()
+    gates = torch.randn(gates_shape, generator=generator).to(DEVICE, gates_dtype).requires_grad_()
+    return rows, gates
+
+
+def _permutation(seed, size):
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def _compare(found_of, expected_of, rows, gates, dtype):
+    """Outputs and all gradients, against float64 on the same operands."""
+    exact_rows, exact_gates = (t.detach().double().requires_grad_() for t in (rows, gates))
+    with poisoned_empty():
+        found = found_of(rows, gates)
+        expected = expected_of(exact_rows, exact_gates)
+        assert found.dtype == rows.dtype
+        assert_near(found, expected, dtype, "out")
+        grad = torch.randn(expected.shape, dtype=torch.float64).to(DEVICE).to(dtype)
+        found_grads = torch.autograd.grad(found, (rows, gates), grad)
+        expected_grads = torch.autograd.grad(expected, (exact_rows, exact_gates), grad.double())
+    for name, a, b in zip(("d_rows", "d_gates"), found_grads, expected_grads, strict=True):
+        assert_near(a, b, dtype, name)
+
+
+@quick
+@given(
+    st.sampled_from([0, 1, 3, 40, 150]),
+    st.sampled_from([1, 2, 7, 17]),
+    st.sampled_from([(), (1,), (5,), (16,), (33,), (2, 3)]),
+    st.sampled_from(DTYPES),
+    st.integers(0, 99),
+)
+def test_outputs_and_gradients(num_tokens, top_k, trailing, dtype, seed):
+    rows, gates = _leaves(seed, dtype, num_tokens * top_k, trailing, (num_tokens, top_k))
+    row = _permutation(seed, num_tokens * top_k).view(num_tokens, top_k)
+    _compare(
+        lambda r, g: combine(r, row, g, impl="triton"), lambda r, g: combine_reference(r, row, g), rows, gates, dtype
+    )
+
+
+@quick
+@given(
+    st.sampled_from([1, 3, 40]),
+    st.sampled_from([0, 1, 30, 90]),
+    st.sampled_from([(), (5,), (33,)]),
+    st.sampled_from(DTYPES),
+    st.sampled_from(["even", "one token"]),
+    st.integers(0, 99),
+)
+def test_outputs_and_gradients_by_token(num_tokens, num_rows, trailing, dtype, skew, seed):
+    rows, gates = _leaves(seed, dtype, num_rows, trailing, (num_rows,))
+    slot = _permutation(seed, num_rows)
+    token = torch.randint(num_tokens, (num_rows,), device=DEVICE)
+    if skew == "one token":
+        token = torch.full_like(token, num_tokens - 1)
+    _compare(
+        lambda r, g: combine_by_token(r, token, slot, g, num_tokens, impl="triton"),
+        lambda r, g: combine_by_token_reference(r, token, slot, g, num_tokens),
+        rows,
+        gates,
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("width", [600, 4500])
+def test_rows_wider_than_a_tile(width):
+    rows, gates = _leaves(0, torch.float32, 6, (width,), (3, 2))
+    row = _permutation(0, 6).view(3, 2)
+    _compare(
+        lambda r, g: combine(r, row, g, impl="triton"),
+        lambda r, g: combine_reference(r, row, g),
+        rows,
+        gates,
+        torch.float32,
+    )
+
+
+def test_narrow_gates_and_strides():
+    _, gates = _leaves(1, torch.bfloat16, 5 * 4, (8,), (2, 10), torch.bfloat16)
+    row = _permutation(1, 20).view(2, 10).mT.contiguous().view(10, 2)
+    wide = torch.randn(20, 16, device=DEVICE, dtype=torch.bfloat16)[:, ::2].requires_grad_()
+    _compare(
+        lambda r, g: combine(r, row, g.mT, impl="triton"),
+        lambda r, g: combine_reference(r, row, g.mT),
+        wide,
+        gates,
+        torch.bfloat16,
+    )
+
+
+def test_without_gates():
+    rows, _ = _leaves(2, torch.float32, 6, (5,), (1,))
+    row = _permutation(2, 6).view(3, 2)
+    found = combine(rows, row, None, impl="triton")
+    assert_near(found, combine_reference(rows.double(), row, None), torch.float32)
+    (grad,) = torch.autograd.grad(found.sum(), rows)
+    assert grad.equal(torch.ones_like(rows))
+    token, slot = row.flatten() // 2, torch.arange(6, device=DEVICE)
+    found = combine_by_token(rows, token, slot, None, 3, impl="triton")
+    assert_near(found, combine_by_token_reference(rows.double(), token, slot, None, 3), torch.float32)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_only_the_gradients_that_are_wanted(which):
+    leaves = _leaves(3, torch.float32, 6, (5,), (3, 2))
+    leaves[1 - which].requires_grad_(False)
+    row = _permutation(3, 6).view(3, 2)
+    combine(leaves[0], row, leaves[1], impl="triton").sum().backward()
+    assert leaves[1 - which].grad is None
+    exact = [t.detach().double().requires_grad_(i == which) for i, t in enumerate(leaves)]
+    combine_reference(exact[0], row, exact[1]).sum().backward()
+    assert_near(leaves[which].grad, exact[which].grad, torch.float32)
+
+
+@pytest.mark.parametrize("by_token", [False, True])
+def test_parts_are_added_up_and_dead_rows_are_not_read(by_token):
+    parts = torch.randn(3, 8, 5, device=DEVICE)
+    live = torch.tensor([0, 2, 6], device=DEVICE)
+    whole = torch.where(torch.arange(8, device=DEVICE)[:, None] < 6, parts.double().sum(0), 0)
+    parts[:, 6:] = float("nan")  # as uninitialised memory may be
+    row, gates = _permutation(4, 8).view(4, 2), torch.randn(4, 2, device=DEVICE)
+    slot = row.flatten().argsort()
+    if by_token:
+        token = slot // 2
+        arguments = (parts, row.sort(1).values.flatten(), torch.arange(0, 9, 2, device=DEVICE), gates, slot, live)
+        exact = combine_by_token_reference(whole, token, slot, gates.double(), 4)
+    else:
+        arguments = (parts, row, None, gates, None, live)
+        exact = combine_reference(whole, row, gates.double())
+    found = launch.forward(*arguments, 4, torch.float16)
+    assert found.dtype == torch.float16
+    assert_near(found, exact, torch.float16)
+    grad = torch.randn(4, 5, device=DEVICE)
+    d_rows, d_gates = launch.backward(grad, *arguments)
+    assert_near(d_rows[:6], (gates.flatten()[slot, None] * grad[slot // 2])[:6], torch.float32)
+    assert not d_rows[6:].any()
+    assert_near(d_gates.flatten()[slot], (grad[slot // 2].double() * whole).sum(1), torch.float32)
+
+
+def test_a_gate_that_is_nan_shows_even_on_a_dead_row():
+    live = torch.tensor([0, 1], device=DEVICE)
+    gates = torch.tensor([[1.0, float("nan")], [1.0, 2.0]], device=DEVICE)
+    rows, row = torch.ones(4, 3, device=DEVICE), torch.tensor([[0, 1], [2, 3]], device=DEVICE)
+    out = launch.forward(rows, row, None, gates, None, live, 2)
+    assert out[0].isnan().all()
+    assert not out[1].any()
+
+
+def test_twice_the_same_and_a_retained_graph():
+    rows, gates = _leaves(5, torch.float16, 300, (40,), (60, 5))
+    row = _permutation(5, 300).view(60, 5)
+    once, again = (combine(rows, row, gates, impl="triton") for _ in range(2))
+    assert torch.equal(once, again)
+    grad = torch.randn_like(once)
+    first, second = (torch.autograd.grad(once, (rows, gates), grad, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+@pytest.mark.parametrize("by_token", [False, True])
+def test_operation_checks(by_token):
+    rows, gates = _leaves(6, torch.float32, 6, (5,), (3, 2))
+    row = _permutation(6, 6)
+    if by_token:
+        arguments = (rows, row, torch.tensor([0, 1, 1, 6], device=DEVICE), gates, row.flip(0), 3)
+    else:
+        arguments = (rows, row.view(3, 2), None, gates, None, 3)
+    torch.library.opcheck(torch.ops.moekit.combine, arguments)
+    grad = torch.randn(3, 5, device=DEVICE)
+    detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments[:5]]
+    torch.library.opcheck(torch.ops.moekit.combine_backward, (grad, *detached, True, True))
+
+
+def test_a_second_order_is_refused():
+    rows, gates = _leaves(7, torch.float32, 6, (5,), (3, 2))
+    out = combine(rows, _permutation(7, 6).view(3, 2), gates, impl="triton")
+    (grad,) = torch.autograd.grad(out.square().sum(), rows, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'combine has first-order gradients only.*use impl="torch"'):
+        grad.sum().backward()
+
+
+def test_compiles_once_for_all_sizes():
+    frames = []
+
+    def backend(module, inputs):
+        frames.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda r, i, g: combine(r, i, g, impl="triton"), fullgraph=True, dynamic=True, backend=backend
+    )
+    for num_tokens in (3, 7, 20):
+        rows, gates = _leaves(8, torch.float32, num_tokens * 2, (5,), (num_tokens, 2))
+        row = _permutation(8, num_tokens * 2).view(num_tokens, 2)
+        found = compiled(rows, row, gates)
+        assert torch.equal(found, combine(rows, row, gates, impl="triton"))
+        found.sum().backward()
+        assert rows.grad is not None
+    assert len(frames) == 1
+
+
+def test_rows_further_apart_than_two_to_the_31():
+    apart = 2**31
+    try:
+        memory = torch.empty(apart + 16, dtype=torch.float16, device=DEVICE)
+    except RuntimeError:
+        pytest.skip("no 4 GiB can be mapped")
+    rows = memory.as_strided((2, 16), (apart, 1))
+    values = torch.randn(2, 16, device=DEVICE).half()
+    rows.copy_(values)
+    row, gates = torch.tensor([[1, 0]], device=DEVICE), torch.randn(1, 2, device=DEVICE)
+    grad = torch.randn(1, 16, device=DEVICE).half()
+    assert torch.equal(
+        launch.forward(rows, row, None, gates, None, None, 1), launch.forward(values, row, None, gates, None, None, 1)
+    )
+    far, near = (launch.backward(grad, r, row, None, gates, None, None) for r in (rows, values))
+    assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
+
+
+@pytest.mark.parametrize("choice", ["token", "expert"])
+def test_moekit_passes_impl_on(choice):
+    if choice == "token":
+        plan, shape = plan_dispatch(torch.tensor([[0, 1], [1, 2], [2, 0]], device=DEVICE), 3), (3, 2)
+    else:
+        plan, shape = plan_expert_choice(torch.tensor([[2, 0], [1, 2]], device=DEVICE), 3), (2, 2)
+    rows, gates = _leaves(9, torch.float32, plan.slot.shape[0], (2, 3), shape)
+    _compare(
+        lambda r, g: moekit_combine(r, plan, g, impl="triton"),
+        lambda r, g: moekit_combine(r, plan, g, impl="torch"),
+        rows,
+        gates,
+        torch.float32,
+    )
+
+
+@pytest.mark.parametrize(("wide", "name"), [(0, "rows"), (1, "gates")])
+def test_a_dtype_without_kernel_is_named(wide, name):
+    leaves = list(_leaves(10, torch.float32, 6, (5,), (3, 2)))
+    leaves[wide] = leaves[wide].double()
+    with pytest.raises(ValueError, match=f'impl="triton" takes {name} of float32.*got torch.float64'):
+        combine(leaves[0], _permutation(10, 6).view(3, 2), leaves[1], impl="triton")

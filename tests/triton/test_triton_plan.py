@@ -1,0 +1,180 @@
+"""The counting sort and the comparison of few slots, held bit for bit to the sort."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moekit import plan_dispatch
+from moekit_kernels.plan import launch, plan_slots, plan_slots_reference
+from tests.oracles import poisoned_empty
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+quick = settings(max_examples=14, deadline=None, derandomize=True, database=None)
+
+
+def _case(num_tokens, top_k, num_experts, skew, seed, dead=None):
+    generator = torch.Generator().manual_seed(seed)
+    if skew == "one":
+        ids = torch.full((num_tokens, top_k), num_experts // 2)
+    elif skew == "zipf":
+        ids = (num_experts ** torch.rand(num_tokens, top_k, generator=generator)).long() - 1
+    else:
+        ids = torch.randint(num_experts, (num_tokens, top_k), generator=generator)
+    kept = None
+    if dead is not None:
+        kept = torch.rand(num_tokens, top_k if dead == "slots" else 1, generator=generator) > 0.3
+        kept = kept.to(DEVICE)
+    gates = (torch.rand(num_tokens, top_k, generator=generator) * 4).round()  # with ties
+    gates[torch.rand(num_tokens, top_k, generator=generator) < 0.1] = float("nan")
+    gates[torch.rand(num_tokens, top_k, generator=generator) < 0.1] = float("inf")
+    gates[torch.rand(num_tokens, top_k, generator=generator) < 0.1] = -float("inf")
+    return ids.to(DEVICE), kept, gates.to(DEVICE)
+
+
+def _same(ids, num_experts, **options):
+    with poisoned_empty():
+        found = plan_slots(ids, num_experts, impl="triton", **options)
+    expected = plan_slots_reference(ids, num_experts, **options)
+    for name, a, b in zip(expected._fields, found, expected, strict=True):
+        assert a.dtype == torch.int64, name
+        assert torch.equal(a, b), name
+
+
+@pytest.fixture(params=["few", "many"])
+def slots(request, monkeypatch):
+    """Both ways, whatever the size."""
+    monkeypatch.setattr(launch, "FEW_SLOTS", 2**30 if request.param == "few" else 0)
+    return request.param
+
+
+_cases = given(
+    st.sampled_from([1, 3, 7, 70, 300]),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from([1, 2, 5, 13]),
+    st.sampled_from(["even", "zipf", "one"]),
+    st.sampled_from([None, "slots", "tokens"]),
+    st.sampled_from([None, 0, 1, 4, 50, "tensor"]),
+    st.sampled_from(["position", "gate"]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.integers(0, 99),
+)
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_same_bits_as_the_sort(few, monkeypatch):
+    monkeypatch.setattr(launch, "FEW_SLOTS", 2**30 if few else 0)
+
+    @quick
+    @_cases
+    def check(num_tokens, top_k, num_experts, skew, dead, capacity, policy, dtype, seed):
+        ids, kept, gates = _case(num_tokens, top_k, num_experts, skew, seed, dead)
+        if capacity == "tensor":
+            capacity = torch.tensor(3, device=DEVICE)
+        gates = gates.to(dtype)
+        _same(ids, num_experts, kept=kept, capacity=capacity, gates=gates, drop_policy=policy)
+
+    check()
+
+
+@pytest.mark.parametrize("num_experts", [127, 128])
+@pytest.mark.parametrize("policy", ["position", "gate"])
+def test_many_experts(num_experts, policy, slots):
+    ids, kept, gates = _case(90, 8, num_experts, "zipf", 1, "slots")
+    _same(ids, num_experts, kept=kept, capacity=6, gates=gates, drop_policy=policy)
+
+
+def test_more_experts_than_one_histogram_holds(monkeypatch):
+    monkeypatch.setattr(launch, "FEW_SLOTS", 0)
+    monkeypatch.setattr(launch, "_MOST_BINS", 64)
+    ids, kept, _ = _case(150, 2, 150, "even", 2, "tokens")
+    _same(ids, 150, kept=kept)
+
+
+def test_no_tokens(slots):
+    ids = torch.zeros(0, 2, dtype=torch.int64, device=DEVICE)
+    _same(ids, 3, capacity=1)
+    _same(ids, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_any_integers_of_any_strides(dtype, slots):
+    ids, kept, gates = _case(2 * 40, 2, 5, "even", 3, "slots")
+    ids, kept, gates = ids.to(dtype)[::2].flip(1).mT.contiguous().mT, kept[::2].flip(1), gates[1::2]
+    assert not ids.is_contiguous()
+    _same(ids, 5, kept=kept, capacity=9, gates=gates, drop_policy="gate")
+
+
+def test_ids_out_of_range_write_nothing_outside(slots):
+    ids = torch.tensor([[0, 99], [-7, 2]], device=DEVICE)
+    plan = plan_slots(ids, 3, impl="triton", capacity=1)
+    assert plan.slot.sort().values.tolist() == [0, 1, 2, 3]
+    assert plan.offsets.tolist() == [0, 1, 1, 2]
+
+
+def test_both_ways_are_taken_by_size():
+    ids, _, _ = _case(launch.FEW_SLOTS // 2 + 1, 2, 2, "even", 4)
+    _same(ids, 2)
+
+
+def test_twice_the_same(slots):
+    ids, kept, gates = _case(300, 2, 5, "zipf", 5, "slots")
+    once, again = (
+        plan_slots(ids, 5, kept=kept, capacity=40, gates=gates, drop_policy="gate", impl="triton") for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@pytest.mark.parametrize("capacity", [None, 2, "tensor"])
+def test_operation_checks(capacity):
+    ids, kept, gates = _case(9, 2, 3, "even", 6, "tokens")
+    limit_at = torch.tensor(2, device=DEVICE) if capacity == "tensor" else None
+    limit = capacity if isinstance(capacity, int) else None
+    torch.library.opcheck(torch.ops.moekit.plan_slots, (ids, 3, kept, limit, limit_at, gates if capacity else None))
+
+
+def test_compiles_once_for_all_sizes():
+    frames = []
+
+    def backend(module, inputs):
+        frames.append(module)
+        return module.forward
+
+    def plan(ids):
+        return plan_slots(ids, 5, capacity=3, impl="triton")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(plan, fullgraph=True, dynamic=True, backend=backend)
+    for num_tokens in (3, 7, 20):
+        ids, _, _ = _case(num_tokens, 2, 5, "even", num_tokens)
+        for found, expected in zip(compiled(ids), plan(ids), strict=True):
+            assert torch.equal(found, expected)
+    assert len(frames) == 1
+
+
+def test_moekit_passes_impl_on():
+    ids, kept, _ = _case(30, 2, 5, "zipf", 7, "tokens")
+    found = plan_dispatch(ids, 5, kept=kept, capacity=4, impl="triton")
+    expected = plan_dispatch(ids, 5, kept=kept, capacity=4, impl="torch")
+    assert found.num_tokens == expected.num_tokens == 30
+    assert all(torch.equal(a, b) for a, b in zip(found[:-1], expected[:-1], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kept": torch.ones(2, 1)}, r"kept must be a bool tensor .* got torch.float32"),
+        ({"capacity": torch.ones(1, dtype=torch.int64)}, r"capacity must be an integer .* of shape \(1,\)"),
+        ({"capacity": torch.tensor(1.0)}, r"capacity must be an integer .* got torch.float32"),
+    ],
+)
+def test_what_does_not_fit_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        plan_slots(torch.zeros(2, 2, dtype=torch.int64, device=DEVICE), 2, impl="triton", **options)
+
+
+def test_too_many_slots_are_named():
+    ids = torch.zeros(1, 1, dtype=torch.int8, device=DEVICE).expand(2**30, 2)
+    with pytest.raises(ValueError, match=r"expert_ids must have fewer than 2\*\*31 elements, got 2147483648"):
+        launch.plan(ids, 2, None, None, None, None)
