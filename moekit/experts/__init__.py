@@ -3,6 +3,7 @@
 from moekit.experts.base import Experts
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
+from moekit.experts.glu_layout import concatenate_glu, interleave_glu
 from moekit.experts.modules import ModuleExperts, ZeroExpert
 
-__all__ = ["FFN", "Experts", "FFNExperts", "ModuleExperts", "ZeroExpert"]
+__all__ = ["FFN", "Experts", "FFNExperts", "ModuleExperts", "ZeroExpert", "concatenate_glu", "interleave_glu"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
 
-ActivationName = Literal["gelu", "relu", "silu", "swiglu", "geglu"]
+ActivationName = Literal["gelu", "relu", "silu", "swiglu", "geglu", "swiglu_interleaved", "geglu_interleaved"]
 ActivationLike = ActivationName | Callable[[Tensor], Tensor]
 
 

@@ -23,48 +23,80 @@ from moekit.experts.activation import (
 from moekit.experts.base import Experts, check_plan
 from moekit.init import scaled_normal_
 from moekit.plan import DispatchPlan, combine, dispatch
+from moekit_kernels.autocast import autocast_is_on
 from moekit_kernels.grouped_gemm import grouped_linear
-from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference, serves
+from moekit_kernels.moe_ffn import Recompute, moe_ffn, moe_ffn_reference
+from moekit_kernels.precision import KERNEL_DTYPES
+from moekit_kernels.runtime import triton_is_installed
 
-Impl = Literal["auto", "reference", "torch"]
-IMPLS = ("auto", "reference", "torch")
+Impl = Literal["auto", "reference", "torch", "triton"]
+IMPLS = ("auto", "reference", "torch", "triton")
+RECOMPUTE = ("activation", "none", "all")
+
+# "meta" computes shapes only, and takes the way of the CPU.
+_LOOP_DEVICES = ("cpu", "meta")
 
 
-def resolve_impl(impl: Impl, device: torch.device) -> Literal["reference", "torch"]:
-    """What ``impl="auto"`` means: ``"torch"`` on every device. An explicit choice is never changed.
+def resolve_impl(
+    impl: Impl, device: torch.device, dtype: torch.dtype, activation: ActivationLike
+) -> Literal["reference", "torch", "triton"]:
+    """What ``impl="auto"`` means. An explicit choice is never changed.
+
+    On a GPU (CUDA or HIP) ``"auto"`` is ``"reference"`` in float64, for which no fast kernel exists; ``"triton"``
+    in bfloat16, float16 and float32, where Triton is installed and the activation has a name; ``"torch"`` otherwise.
+    On every other device it is ``"torch"``.
 
     ``"torch"`` itself computes, by measurement on CPU (``benchmarks/README.md``): on CPU the fused loop
     over experts (:func:`moekit_kernels.moe_ffn.moe_ffn`) for named activations; elsewhere, and for an
     activation given as a function, gather, two grouped GEMMs and combine. The second way reads nothing
     on the host on a GPU, except in float64.
+
+    Args:
+        impl: As given to :class:`FFNExperts`.
+        device: Of the tokens.
+        dtype: The widest of tokens, weights and gates, after autocast.
+        activation: As given to :class:`FFNExperts`.
     """
-    return "torch" if impl == "auto" else impl
+    if impl != "auto":
+        return impl
+    if device.type != "cuda":
+        return "torch"
+    if dtype == torch.float64:
+        return "reference"
+    named = isinstance(activation, str)
+    return "triton" if named and dtype in KERNEL_DTYPES and triton_is_installed() else "torch"
 
 
 class FFNExperts(Experts):
     """``E`` two-layer feed-forward networks of equal shape, their weights stacked as ``(E, out, in)``.
 
     ``y = W_down act(W_up x + b_up) + b_down``; for a gated activation the rows of ``W_up`` are ``F`` gate
-    rows, then ``F`` value rows (``transformers``' ``gate_up_proj``). Weights start from a truncated normal of
-    variance ``init_scale / fan_in``, biases at zero: Switch Transformers, section 2.4,
+    rows, then ``F`` value rows (``transformers``' ``gate_up_proj``), or with ``"..._interleaved"`` one of each in
+    turn (:func:`~moekit.experts.glu_layout.interleave_glu` goes from one to the other). Weights start from a
+    truncated normal of variance ``init_scale / fan_in``, biases at zero: Switch Transformers, section 2.4,
     https://arxiv.org/abs/2101.03961, with 0.1 there against instability.
 
     Args:
         dim: Width of the tokens, ``D``.
         hidden_dim: Hidden width, ``F``.
         num_experts: ``E``.
-        activation: ``"gelu"``, ``"relu"``, ``"silu"``, ``"swiglu"``, ``"geglu"``, or a function
-            ``(N, F) -> (N, F)``.
+        activation: ``"gelu"``, ``"relu"``, ``"silu"``, ``"swiglu"``, ``"geglu"``, ``"swiglu_interleaved"``,
+            ``"geglu_interleaved"``, or a function ``(N, F) -> (N, F)``.
         bias: Whether both layers have biases.
         out_dim: Width of the output; ``dim`` by default.
         impl: ``"reference"`` is the readable oracle (every expert on every row), ``"torch"`` the fast
-            way, ``"auto"`` picks by :func:`resolve_impl`.
+            way without Triton, ``"triton"`` the fused kernels for GPUs (bfloat16, float16 and float32),
+            ``"auto"`` picks by :func:`resolve_impl`.
+        recompute: What the backward pass computes again, to keep less until then: ``"activation"`` (kept are
+            the tokens and the pre-activations), ``"none"`` (kept is the hidden layer too) or ``"all"`` (kept
+            are the tokens only). Another than the first needs a named activation, and the Triton kernels or a CPU.
         init_scale: See above.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        ValueError: If a width is below 1, or ``activation`` or ``impl`` is unknown.
+        ValueError: If a width is below 1, ``activation``, ``impl`` or ``recompute`` is unknown, or two of them
+            exclude each other.
     """
 
     def __init__(
@@ -77,6 +109,7 @@ class FFNExperts(Experts):
         bias: bool = False,
         out_dim: int | None = None,
         impl: Impl = "auto",
+        recompute: Recompute = "activation",
         init_scale: float = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -91,14 +124,17 @@ class FFNExperts(Experts):
         ):
             check_positive(name, value)
         check_choice("impl", impl, IMPLS)
+        check_choice("recompute", recompute, RECOMPUTE)
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.num_experts = num_experts
         self.out_dim = out_dim
         self.activation: ActivationLike = activation
         self.impl: Impl = impl
+        self.recompute: Recompute = recompute
         self.init_scale = init_scale
         up_rows = 2 * hidden_dim if is_gated(activation) else hidden_dim
+        _check_together(impl, activation, recompute)
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -131,17 +167,60 @@ class FFNExperts(Experts):
         check_same_dtype("x", x, "the experts' weights", self.up_proj)
         check_plan(x, plan, gates, self.num_experts)
         weights = (self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+        impl = resolve_impl(self.impl, x.device, _computed_dtype(x, gates), self.activation)
+        fused = impl == "triton" or (impl == "torch" and x.device.type in _LOOP_DEVICES)
+        if fused and isinstance(self.activation, str):
+            return moe_ffn(
+                x,
+                gates,
+                plan.token,
+                plan.slot,
+                plan.offsets,
+                *weights,
+                self.activation,
+                row=plan.row,
+                recompute=self.recompute,
+                # "auto" rather than "loop", so that a program exported on CPU runs on a GPU.
+                impl="triton" if impl == "triton" else "auto",
+            )
+        if self.recompute != "activation":
+            raise ValueError(
+                f"recompute={self.recompute!r} needs the fused kernels, got impl={impl!r} on device {str(x.device)!r}, "
+                'where autograd keeps what it needs: leave recompute at "activation".'
+            )
         function = activation_function(self.activation)
-        if resolve_impl(self.impl, x.device) == "reference":
+        if impl == "reference":
             return moe_ffn_reference(x, gates, plan.token, plan.slot, plan.offsets, *weights, function)
-        if isinstance(self.activation, str) and serves(x.device):
-            return moe_ffn(x, gates, plan.token, plan.slot, plan.offsets, *weights, self.activation)
         hidden = function(grouped_linear(dispatch(x, plan), self.up_proj, plan.offsets, self.up_bias))
         return combine(grouped_linear(hidden, self.down_proj, plan.offsets, self.down_bias), plan, gates)
 
     def extra_repr(self) -> str:
         """Names the settings."""
+        recompute = "" if self.recompute == "activation" else f", recompute={self.recompute!r}"
         return (
             f"dim={self.dim}, hidden_dim={self.hidden_dim}, num_experts={self.num_experts}, "
             f"activation={activation_label(self.activation)}, bias={self.up_bias is not None}, impl={self.impl!r}"
+            f"{recompute}"
         )
+
+
+def _check_together(impl: Impl, activation: ActivationLike, recompute: Recompute) -> None:
+    if impl == "triton" and callable(activation):
+        raise ValueError(
+            'impl="triton" needs an activation with a name, got the function '
+            f'{activation_label(activation)}: use impl="auto" or "torch".'
+        )
+    if recompute != "activation" and (impl == "reference" or callable(activation)):
+        why = f"the function {activation_label(activation)}" if callable(activation) else 'impl="reference"'
+        raise ValueError(
+            f"recompute={recompute!r} needs the fused kernels, got {why}, with which autograd keeps what it needs: "
+            'leave recompute at "activation".'
+        )
+
+
+def _computed_dtype(x: Tensor, gates: Tensor) -> torch.dtype:
+    """The widest dtype of tokens and gates, after autocast."""
+    dtype = x.dtype
+    if dtype != torch.float64 and autocast_is_on(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    return torch.promote_types(dtype, gates.dtype)

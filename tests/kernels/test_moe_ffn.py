@@ -6,16 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.grouped_gemm import grouped_linear
-from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference, serves
+from moekit_kernels.moe_ffn import loop, moe_ffn, moe_ffn_reference
+from moekit_kernels.moe_ffn.checks import RECOMPUTE
 from tests.oracles import NAIVE_ACTIVATIONS, TOLERANCE, assert_close, naive_experts, poisoned_empty, stacked_expert
 from tests.strategies import FFNCase, Routed, few, ffn_case, ffn_cases
 
 OPS = torch.ops.moekit
 NAMES = ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias")
 IDS = torch.tensor([[0, 2], [2, 3], [2, 0], [3, 2], [0, 3], [2, 3], [3, 0]])  # expert 1 gets none
+NO_ROW = None  # the loop has no use for it
 KEPT = torch.tensor([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.bool)
 
 
@@ -23,15 +26,15 @@ def _case(activation="swiglu", bias=True, dim=5, hidden=3, out_dim=4) -> FFNCase
     return ffn_case(Routed(IDS, KEPT, 4, 0), dim, hidden, out_dim, activation, bias)
 
 
-def _run(function, case, leaves, activation=None):
+def _run(function, case, leaves, **options):
     rest = [leaves.get(name) for name in NAMES[2:]]
     named = case.activation if function is moe_ffn else ACTIVATIONS[case.activation].forward
-    return function(leaves["x"], leaves["gates"], *case.routed.rows, *rest, named if activation is None else activation)
+    return function(leaves["x"], leaves["gates"], *case.routed.rows, *rest, named, **options)
 
 
-def _run_with_gradients(function, case, dtype):
+def _run_with_gradients(function, case, dtype, **options):
     leaves = case.leaves(dtype)
-    out = _run(function, case, leaves)
+    out = _run(function, case, leaves, **options)
     generator = torch.Generator().manual_seed(case.routed.seed + 1)
     out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype))
     return {"out": out.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
@@ -56,9 +59,9 @@ def test_reference_is_the_loop_over_tokens_in_output_and_gradients(case):
 
 
 @few
-@given(ffn_cases(), st.sampled_from([torch.float64, torch.float32]))
-def test_operation_is_the_reference_in_output_and_gradients(case, dtype):
-    found = _run_with_gradients(moe_ffn, case, dtype)
+@given(ffn_cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from(RECOMPUTE))
+def test_operation_is_the_reference_in_output_and_gradients(case, dtype, recompute):
+    found = _run_with_gradients(moe_ffn, case, dtype, recompute=recompute)
     expected = _run_with_gradients(moe_ffn_reference, case, dtype)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -85,9 +88,11 @@ def test_half_precision_is_the_float64_reference_of_the_rounded_operands(activat
 def test_gradcheck(activation, bias):
     case = _case(activation, bias)
     leaves = case.leaves()
-    for function in (moe_ffn, moe_ffn_reference):
+    runs = [(moe_ffn_reference, {}), *((moe_ffn, {"recompute": recompute}) for recompute in RECOMPUTE)]
+    for function, options in runs:
         assert gradcheck(
-            lambda *t, f=function: _run(f, case, dict(zip(leaves, t, strict=True))), tuple(leaves.values())
+            lambda *t, f=function, o=options: _run(f, case, dict(zip(leaves, t, strict=True)), **o),
+            tuple(leaves.values()),
         )
 
 
@@ -119,28 +124,39 @@ def test_reference_through_the_grouped_gemm_is_the_reference(case):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("strided", [True, False])
-@pytest.mark.parametrize("keep_pre", [True, False])
-def test_opcheck_forward(bias, strided, keep_pre):
-    case = _case(bias=bias)
-    tensors = _strided(case) if strided else {name: getattr(case, name) for name in NAMES}
-    if keep_pre:
-        tensors = {name: None if t is None else t.detach().requires_grad_() for name, t in tensors.items()}
-    rest = [tensors[name] for name in NAMES[2:]]
-    torch.library.opcheck(
-        OPS.moe_ffn.default, (tensors["x"], tensors["gates"], *case.routed.rows, *rest, "swiglu", keep_pre)
-    )
+@pytest.mark.parametrize("keep", [(False, False), (True, False), (True, True)])
+def test_opcheck_forward(bias, strided, keep):
+    tensors, arguments = _arguments(bias, strided)
+    if any(keep):
+        arguments = [t.detach().requires_grad_() if any(t is named for named in tensors) else t for t in arguments]
+    torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "swiglu", *keep, "loop"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+def test_opcheck_of_a_forward_that_computes_everything_again():
+    tensors, arguments = _arguments(True, False)
+    arguments = [t.detach().requires_grad_() if any(t is named for named in tensors) else t for t in arguments]
+    torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "geglu_interleaved", False, False, "auto"))
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("strided", [True, False])
-def test_opcheck_backward(bias, strided):
+@pytest.mark.parametrize("keep", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_opcheck_backward(bias, strided, keep, wanted):
+    _, arguments = _arguments(bias, strided)
+    out, *kept = OPS.moe_ffn(*arguments, "swiglu", *keep, "loop")
+    grad = torch.ones((), dtype=out.dtype).expand(out.shape) if strided else torch.randn_like(out)
+    torch.library.opcheck(OPS.moe_ffn_backward.default, (grad, *arguments, *kept, "swiglu", *wanted, "loop"))
+
+
+def _arguments(bias, strided):
+    """The floating tensors of a case, and all tensor arguments of the operation."""
     case = _case(bias=bias)
     tensors = _strided(case) if strided else {name: getattr(case, name) for name in NAMES}
     rest = [tensors[name] for name in NAMES[2:]]
-    arguments = (tensors["x"], tensors["gates"], *case.routed.rows, *rest)
-    out, pre = OPS.moe_ffn(*arguments, "swiglu", True)
-    grad = torch.ones((), dtype=out.dtype).expand(out.shape) if strided else torch.randn_like(out)
-    torch.library.opcheck(OPS.moe_ffn_backward.default, (grad, *arguments, pre, "swiglu"))
+    arguments = [tensors["x"], tensors["gates"], *case.routed.rows, NO_ROW, *rest]
+    return [t for t in tensors.values() if t is not None], arguments
 
 
 def _strided(case):
@@ -163,10 +179,10 @@ def test_strided_operands_and_expanded_gradients_give_the_same_numbers(activatio
 
 
 @few
-@given(ffn_cases())
-def test_no_uninitialised_memory_shows(case):
+@given(ffn_cases(), st.sampled_from(RECOMPUTE))
+def test_no_uninitialised_memory_shows(case, recompute):
     with poisoned_empty():
-        found = _run_with_gradients(moe_ffn, case, torch.float32)
+        found = _run_with_gradients(moe_ffn, case, torch.float32, recompute=recompute)
     for name, value in _run_with_gradients(moe_ffn_reference, case, torch.float32).items():
         assert_close(found[name], value)
 
@@ -197,16 +213,110 @@ def test_a_nan_gate_of_a_dead_row_shows_in_its_own_token_only(function):
     assert torch.equal(out[others], clean[others])
 
 
-@pytest.mark.parametrize("wanted", ["x", "gates", "up_proj", "down_bias"])
-def test_gradients_only_of_what_asks_for_them(wanted):
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("wanted", [*([name] for name in NAMES), ["x", "gates"], ["gates", "up_bias"]], ids="+".join)
+def test_gradients_only_of_what_asks_for_them(wanted, recompute):
     case = _case()
     leaves, every = case.leaves(), case.leaves()
     for name, leaf in leaves.items():
-        leaf.requires_grad_(name == wanted)
-    _run(moe_ffn, case, leaves).square().sum().backward()
+        leaf.requires_grad_(name in wanted)
+    _run(moe_ffn, case, leaves, recompute=recompute).square().sum().backward()
     _run(moe_ffn, case, every).square().sum().backward()
-    assert_close(leaves[wanted].grad, every[wanted].grad)
-    assert all(leaf.grad is None for name, leaf in leaves.items() if name != wanted)
+    for name, leaf in leaves.items():
+        if name in wanted:
+            assert_close(leaf.grad, every[name].grad)
+        else:
+            assert leaf.grad is None
+
+
+class Calls(TorchDispatchMode):
+    """Writes down the operations that are called, and their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append((func._overloadpacket, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("keep", "wanted", "products"),
+    [
+        ((True, False), (True, True), 4),
+        ((True, True), (True, True), 4),
+        ((False, False), (True, True), 5),
+        ((True, False), (True, False), 2),
+        ((True, False), (False, True), 3),
+        ((False, False), (False, True), 4),
+    ],
+)
+def test_what_is_not_wanted_costs_no_products(keep, wanted, products):
+    _, arguments = _arguments(False, False)
+    out, *kept = loop.forward(*arguments, "swiglu", *keep)
+    with Calls() as calls:
+        found = loop.backward(torch.ones_like(out), *arguments, *kept, "swiglu", *wanted)
+    count = sum(name in (torch.ops.aten.mm, torch.ops.aten.addmm) for name, _ in calls.seen)
+    assert count == 3 * products  # three of the four experts have rows
+    assert [g is not None for g in found] == [wanted[0]] * 2 + [wanted[1]] * 2 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("frozen", "wanted"),
+    [
+        ((), (True, True)),
+        (("up_proj", "down_proj", "up_bias", "down_bias"), (True, False)),
+        (("x", "gates"), (False, True)),
+        (("x", "up_proj"), (True, True)),
+    ],
+)
+def test_frozen_experts_are_asked_for_no_gradients(frozen, wanted):
+    case = _case()
+    leaves = case.leaves()
+    for name in frozen:
+        leaves[name].requires_grad_(False)
+    out = _run(moe_ffn, case, leaves)
+    with Calls() as calls:
+        out.sum().backward()
+    (arguments,) = [arguments for name, arguments in calls.seen if name is OPS.moe_ffn_backward]
+    assert arguments[-3:-1] == wanted
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+@pytest.mark.parametrize("activation", ["gelu", "swiglu_interleaved"])
+def test_the_dial_says_what_is_kept_to_the_byte(activation, recompute):
+    case = _case(activation)
+    leaves, indices = case.leaves(torch.float32), case.routed.rows
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        moe_ffn(leaves["x"], leaves["gates"], *indices, *list(leaves.values())[2:], activation, recompute=recompute)
+    given = {t.untyped_storage().data_ptr() for t in (*leaves.values(), *indices)}
+    made = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.numel()}
+    rows, columns, hidden = IDS.numel(), leaves["up_proj"].shape[1], leaves["down_proj"].shape[2]
+    expected = {"activation": [rows * columns * 4], "none": [rows * columns * 4, rows * hidden * 4], "all": []}
+    assert [size for pointer, size in made.items() if pointer not in given] == expected[recompute]
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_a_retained_graph_gives_the_same_bits_again(recompute):
+    case = _case()
+    leaves = case.leaves(torch.float32)
+    loss = _run(moe_ffn, case, leaves, recompute=recompute).square().sum()
+    first = torch.autograd.grad(loss, tuple(leaves.values()), retain_graph=True)
+    second = torch.autograd.grad(loss, tuple(leaves.values()))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_interleaved_experts_are_the_concatenated_ones_in_another_order():
+    case = _case("swiglu")
+    order = torch.tensor([0, 3, 1, 4, 2, 5])  # hidden width 3: gate and value in turn
+    other = case._replace(
+        up_proj=case.up_proj[:, order], up_bias=case.up_bias[:, order], activation="swiglu_interleaved"
+    )
+    found, expected = (_run_with_gradients(moe_ffn, c, torch.float64) for c in (other, case))
+    for name, value in expected.items():
+        assert_close(found[name], value[:, order] if name.startswith("up_") else value)
 
 
 def test_without_gradients_nothing_is_kept():
@@ -258,7 +368,16 @@ def test_compiled_without_a_break_for_any_number_of_tokens():
     assert counter.frame_count == 1
 
 
-def test_the_operation_serves_cpu():
-    assert serves(torch.device("cpu"))
-    assert not serves(torch.device("cuda"))
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # one call for each
+def test_vmap_is_a_call_for_each():
+    case = _case()
+    leaves, x = case.leaves(), torch.randn(3, *case.x.shape, dtype=torch.float64)
+    out = torch.func.vmap(lambda x: _run(moe_ffn, case, leaves | {"x": x}))(x)
+    expected = torch.stack([_run(moe_ffn, case, leaves | {"x": one}) for one in x])
+    assert_close(out, expected)
+    for found, grad in zip(*(torch.autograd.grad(o.sum(), leaves["up_proj"]) for o in (out, expected)), strict=True):
+        assert_close(found, grad)
+
+
+def test_every_activation_has_a_formula():
     assert sorted(NAIVE_ACTIVATIONS) == sorted(ACTIVATIONS)

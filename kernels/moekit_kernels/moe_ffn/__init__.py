@@ -1,6 +1,6 @@
 """The whole expert FFN as one operation: gather, up, activation, down, gate weighting, sum over slots."""
 
-from moekit_kernels.moe_ffn.op import moe_ffn, serves
+from moekit_kernels.moe_ffn.op import Recompute, moe_ffn, resolve
 from moekit_kernels.moe_ffn.reference import moe_ffn_reference
 
-__all__ = ["moe_ffn", "moe_ffn_reference", "serves"]
+__all__ = ["Recompute", "moe_ffn", "moe_ffn_reference", "resolve"]

@@ -1,34 +1,31 @@
 """The fused expert FFN on CPU: one expert at a time, so that what it makes stays in cache.
 
-Kept for backward are the pre-activations only. The backward pass recomputes the activation, and takes
-the gate's gradient as ``<dA', A>`` with ``dA' = dOut W_down`` before weighting (the identity of
-SonicMoE, https://arxiv.org/abs/2512.14080), so no expert output is kept either.
+What the forward pass kept, the backward pass reads; the rest it computes again, expert by expert. It takes the
+gate's gradient as ``<dA', A>`` with ``dA' = dOut W_down`` before weighting (the identity of SonicMoE,
+https://arxiv.org/abs/2512.14080), so no expert output is kept.
+
+The functions have the signatures of the Triton launchers. Letters: T tokens, N rows, E experts, D and D2 widths of
+input and output, F hidden width, F1 columns of the pre-activation (F, or 2F for a gated activation).
 """
 
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from moekit_kernels.activations import Activation
-
-
-class Gradients(NamedTuple):
-    """Gradients of :func:`forward`'s tensor arguments, in its order."""
-
-    x: Tensor
-    gates: Tensor
-    up_proj: Tensor
-    down_proj: Tensor
-    up_bias: Tensor | None
-    down_bias: Tensor | None
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn.gradients import Gradients
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     if bias is None:
         return torch.mm(x, weight.mT) if out is None else torch.mm(x, weight.mT, out=out)
     return torch.addmm(bias, x, weight.mT) if out is None else torch.addmm(bias, x, weight.mT, out=out)
+
+
+def _of(expert: int, bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias[expert]
 
 
 def _weighted(rows: Tensor, gate: Tensor, dtype: torch.dtype) -> Tensor:
@@ -42,32 +39,41 @@ def forward(
     token: Tensor,
     slot: Tensor,
     offsets: Tensor,
+    row: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
-    activation: Activation,
+    activation: str,
     keep_pre: bool,
-) -> tuple[Tensor, Tensor]:
-    """Returns ``(out (T, D), pre-activations (N, F1), or (0, F1) unless keep_pre)``."""
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives ``(out (T, D2), pre-activations (N, F1), hidden (N, F))``, the last two without rows unless kept.
+
+    The arguments are those of :func:`moekit_kernels.moe_ffn.moe_ffn`; ``row`` is not needed here.
+    """
+    act = ACTIVATIONS[activation]
     bounds = cast(list[int], offsets.tolist())
     gate = gates.reshape(-1)[slot].unsqueeze(-1)
     out = torch.zeros(x.shape[0], down_proj.shape[1], dtype=torch.promote_types(x.dtype, gates.dtype))
     pre = x.new_empty(len(token) if keep_pre else 0, up_proj.shape[1])
+    hidden = x.new_empty(len(token) if keep_hidden else 0, down_proj.shape[2])
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
             continue
         tokens = token[start:end]
         kept = pre[start:end] if keep_pre else None
-        up = _linear(x.index_select(0, tokens), up_proj[expert], None if up_bias is None else up_bias[expert], kept)
-        y = _linear(activation.compute(up), down_proj[expert], None if down_bias is None else down_bias[expert])
+        a = act.compute(_linear(x.index_select(0, tokens), up_proj[expert], _of(expert, up_bias), kept))
+        if keep_hidden:
+            hidden[start:end] = a
+        y = _linear(a, down_proj[expert], _of(expert, down_bias))
         out.index_add_(0, tokens, _weighted(y, gate[start:end], out.dtype))
     if bounds[-1] < len(token):  # rows of no expert give nothing, but a NaN gate shows in its own token
         rest = slice(bounds[-1], None)
         out.index_add_(0, token[rest], (gate[rest] * 0).to(out.dtype).expand(-1, out.shape[1]))
-        if keep_pre:
-            pre[rest] = 0
-    return out.to(x.dtype), pre
+        for rows in (pre, hidden):
+            rows[rest] = 0
+    return out.to(x.dtype), pre, hidden
 
 
 def backward(
@@ -77,42 +83,95 @@ def backward(
     token: Tensor,
     slot: Tensor,
     offsets: Tensor,
+    row: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
     pre: Tensor,
-    activation: Activation,
+    hidden: Tensor,
+    activation: str,
+    input_grad: bool,
+    weight_grad: bool,
 ) -> Gradients:
-    """Gradients of :func:`forward`, given that of its output; ``pre`` is what it kept."""
+    """Gradients of :func:`forward`, given that of its output.
+
+    ``pre`` and ``hidden`` are what it kept, and computed again if that was nothing; ``input_grad`` asks for the
+    gradients of ``x`` and ``gates``, ``weight_grad`` for those of weights and biases.
+    """
+    act = ACTIVATIONS[activation]
     bounds = cast(list[int], offsets.tolist())
     gate = gates.reshape(-1)[slot].unsqueeze(-1)
-    grad_x = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, gates.dtype))
-    grad_gate = gates.new_zeros(len(token))
-    # Contiguous whatever the weights are, as the fake promises the compiler.
-    grad_up, grad_down = up_proj.new_empty(up_proj.shape), down_proj.new_empty(down_proj.shape)
-    grad_up_bias = None if up_bias is None else up_bias.new_zeros(up_bias.shape)
-    grad_down_bias = None if down_bias is None else down_bias.new_zeros(down_bias.shape)
+    inputs = _InputGradients(x, gates, token, slot) if input_grad else None
+    weights = _WeightGradients(up_proj, down_proj, up_bias, down_bias) if weight_grad else None
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
-            grad_up[expert], grad_down[expert] = 0, 0
+            if weights is not None:
+                weights.clear(expert)
             continue
-        tokens, weight = token[start:end], gate[start:end]
+        rows, tokens, weight = slice(start, end), token[start:end], gate[start:end]
+        z = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
+        a = hidden[rows] if hidden.shape[0] else act.compute(z)
         g = grad.index_select(0, tokens)
-        act = activation.compute(pre[start:end])
         grad_act = g @ down_proj[expert]
-        per_gate = cast(Tensor, torch.linalg.vecdot(grad_act.to(gates.dtype), act.to(gates.dtype)))
-        if down_bias is not None and grad_down_bias is not None:
-            per_gate = per_gate + (g @ down_bias[expert]).to(gates.dtype)
-        grad_gate[start:end] = per_gate
+        if inputs is not None:
+            inputs.of_gates(rows, grad_act, a, g, _of(expert, down_bias))
         g = _weighted(g, weight, x.dtype)
-        torch.mm(g.mT, act, out=grad_down[expert])
-        grad_pre = activation.backward(_weighted(grad_act, weight, x.dtype), pre[start:end])
-        torch.mm(grad_pre.mT, x.index_select(0, tokens), out=grad_up[expert])
-        grad_x.index_add_(0, tokens, (grad_pre @ up_proj[expert]).to(grad_x.dtype))
-        if grad_down_bias is not None:
-            grad_down_bias[expert] = g.sum(0)
-        if grad_up_bias is not None:
-            grad_up_bias[expert] = grad_pre.sum(0)
-    grad_gates = gates.new_zeros(gates.numel()).index_put((slot,), grad_gate).view(gates.shape)
-    return Gradients(grad_x.to(x.dtype), grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
+        if weights is not None:
+            weights.of_down(expert, g, a)
+        grad_pre = act.backward(_weighted(grad_act, weight, x.dtype), z)
+        if weights is not None:
+            weights.of_up(expert, grad_pre, x.index_select(0, tokens))
+        if inputs is not None:
+            inputs.of_x(tokens, grad_pre @ up_proj[expert])
+    of_inputs = (None, None) if inputs is None else inputs.finished()
+    of_weights = (None, None, None, None) if weights is None else weights.finished()
+    return Gradients(*of_inputs, *of_weights)
+
+
+class _InputGradients:
+    """Gathers the gradients of tokens and gates over the experts."""
+
+    def __init__(self, x: Tensor, gates: Tensor, token: Tensor, slot: Tensor) -> None:
+        self.dtype = x.dtype
+        self.gates, self.slot = gates, slot
+        self.x = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, gates.dtype))
+        self.by_row = gates.new_zeros(len(token))
+
+    def of_gates(self, rows: slice, grad_act: Tensor, a: Tensor, g: Tensor, down_bias: Tensor | None) -> None:
+        dtype = self.gates.dtype
+        found = cast(Tensor, torch.linalg.vecdot(grad_act.to(dtype), a.to(dtype)))
+        self.by_row[rows] = found if down_bias is None else found + (g @ down_bias).to(dtype)
+
+    def of_x(self, tokens: Tensor, rows: Tensor) -> None:
+        self.x.index_add_(0, tokens, rows.to(self.x.dtype))
+
+    def finished(self) -> tuple[Tensor, Tensor]:
+        gates = self.gates.new_zeros(self.gates.numel()).index_put((self.slot,), self.by_row)
+        return self.x.to(self.dtype), gates.view(self.gates.shape)
+
+
+class _WeightGradients:
+    """Gathers the gradients of weights and biases, each expert's in its place."""
+
+    def __init__(self, up_proj: Tensor, down_proj: Tensor, up_bias: Tensor | None, down_bias: Tensor | None) -> None:
+        # Contiguous whatever the weights are, as the fake promises the compiler.
+        self.up, self.down = up_proj.new_empty(up_proj.shape), down_proj.new_empty(down_proj.shape)
+        self.up_bias = None if up_bias is None else up_bias.new_zeros(up_bias.shape)
+        self.down_bias = None if down_bias is None else down_bias.new_zeros(down_bias.shape)
+
+    def clear(self, expert: int) -> None:
+        self.up[expert], self.down[expert] = 0, 0
+
+    def of_down(self, expert: int, g: Tensor, a: Tensor) -> None:
+        torch.mm(g.mT, a, out=self.down[expert])
+        if self.down_bias is not None:
+            self.down_bias[expert] = g.sum(0)
+
+    def of_up(self, expert: int, grad_pre: Tensor, x: Tensor) -> None:
+        torch.mm(grad_pre.mT, x, out=self.up[expert])
+        if self.up_bias is not None:
+            self.up_bias[expert] = grad_pre.sum(0)
+
+    def finished(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.up, self.down, self.up_bias, self.down_bias

@@ -1,38 +1,103 @@
-"""``moekit::moe_ffn`` and ``moekit::moe_ffn_backward``: schema, fake, autograd."""
+"""``moekit::moe_ffn`` and ``moekit::moe_ffn_backward``: schema, fake, autograd.
 
-from typing import Any, NoReturn
+Which kernel computes is decided inside the operations, at run time: the compiler does not look there, and an
+exported program can be moved to another device.
+"""
+
+from types import ModuleType
+from typing import Any, Literal, NoReturn
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.autocast import autocast
 from moekit_kernels.moe_ffn import loop
+from moekit_kernels.moe_ffn.checks import check_dtypes, check_names, check_shapes
+from moekit_kernels.precision import KERNEL_DTYPES
+from moekit_kernels.runtime import current_target, triton_is_installed
 
-# The arguments that get a gradient, by their place in the schema: x, gates, up_proj, down_proj, biases.
-_GRADIENT_PLACES = (0, 1, 5, 6, 7, 8)
+Impl = Literal["auto", "loop", "triton"]
+Recompute = Literal["activation", "none", "all"]
+
+# The arguments that get a gradient, by their place in the schema: x and gates, then weights and biases.
+_INPUT_PLACES = (0, 1)
+_WEIGHT_PLACES = (6, 7, 8, 9)
 
 
-@torch.library.custom_op("moekit::moe_ffn", mutates_args=(), device_types="cpu")
+def resolve(impl: str, device: torch.device, dtype: torch.dtype) -> Literal["loop", "triton"]:
+    """Which kernel computes the expert FFN.
+
+    ==========  ==============================================================================================
+    ``impl``    kernel
+    ==========  ==============================================================================================
+    ``auto``    on CPU ``loop``; on a GPU, with Triton installed, in bfloat16, float16 and float32 ``triton``
+    ``loop``    a loop over the experts, on CPU, in every floating dtype
+    ``triton``  Triton kernels, on a GPU (or on CPU under ``TRITON_INTERPRET=1``), in the dtypes above
+    ==========  ==============================================================================================
+
+    Args:
+        impl: ``"auto"``, ``"loop"`` or ``"triton"``; an explicit choice is never changed.
+        device: Of all tensors.
+        dtype: The widest of tokens, weights and gates, after autocast.
+
+    Raises:
+        ValueError: If there is no such kernel for the device and dtype.
+    """
+    if impl not in ("auto", "loop", "triton"):
+        raise ValueError(f"impl must be one of 'auto', 'loop', 'triton', got {impl!r}.")
+    if impl == "triton":
+        if dtype not in KERNEL_DTYPES:
+            raise ValueError(
+                f'impl="triton" computes in bfloat16, float16 and float32, got {dtype} (tokens, weights or gates): '
+                'convert them, or use impl="auto".'
+            )
+        current_target(device)
+        return "triton"
+    if device.type == "cpu":
+        return "loop"
+    if impl == "loop":
+        raise ValueError(f'impl="loop" runs on CPU, got device {str(device)!r}: use impl="auto" or "triton" there.')
+    if device.type == "cuda" and dtype in KERNEL_DTYPES and triton_is_installed():
+        return "triton"
+    raise ValueError(
+        f"moe_ffn has no kernel for {dtype} on device {str(device)!r} (with Triton "
+        f"{'' if triton_is_installed() else 'not '}installed): use moe_ffn_reference, or float32, float16 or bfloat16 "
+        "on a GPU with Triton."
+    )
+
+
+def _kernel(impl: str, x: Tensor, gates: Tensor) -> ModuleType:
+    """The module whose ``forward`` and ``backward`` compute."""
+    if resolve(impl, x.device, torch.promote_types(x.dtype, gates.dtype)) == "loop":
+        return loop
+    from moekit_kernels.moe_ffn import launch
+
+    return launch
+
+
+@torch.library.custom_op("moekit::moe_ffn", mutates_args=())
 def _moe_ffn(
     x: Tensor,
     gates: Tensor,
     token: Tensor,
     slot: Tensor,
     offsets: Tensor,
+    row: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
     keep_pre: bool,
-) -> tuple[Tensor, Tensor]:
-    tensors = (x, gates, token, slot, offsets, up_proj, down_proj, up_bias, down_bias)
-    return loop.forward(*tensors, ACTIVATIONS[activation], keep_pre)
+    keep_hidden: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (x, gates, token, slot, offsets, row, up_proj, down_proj, up_bias, down_bias)
+    return _kernel(impl, x, gates).forward(*tensors, activation, keep_pre, keep_hidden)
 
 
-@torch.library.custom_op("moekit::moe_ffn_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("moekit::moe_ffn_backward", mutates_args=())
 def _moe_ffn_backward(
     grad: Tensor,
     x: Tensor,
@@ -40,15 +105,21 @@ def _moe_ffn_backward(
     token: Tensor,
     slot: Tensor,
     offsets: Tensor,
+    row: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
     pre: Tensor,
+    hidden: Tensor,
     activation: str,
+    input_grad: bool,
+    weight_grad: bool,
+    impl: str,
 ) -> list[Tensor]:
-    tensors = (x, gates, token, slot, offsets, up_proj, down_proj, up_bias, down_bias, pre)
-    return [g for g in loop.backward(grad, *tensors, ACTIVATIONS[activation]) if g is not None]
+    tensors = (grad, x, gates, token, slot, offsets, row, up_proj, down_proj, up_bias, down_bias, pre, hidden)
+    found = _kernel(impl, x, gates).backward(*tensors, activation, input_grad, weight_grad)
+    return [gradient for gradient in found if gradient is not None]
 
 
 @_moe_ffn.register_fake
@@ -58,15 +129,19 @@ def _(
     token: Tensor,
     slot: Tensor,
     offsets: Tensor,
+    row: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
     activation: str,
     keep_pre: bool,
-) -> tuple[Tensor, Tensor]:
-    rows = token.shape[0] if keep_pre else 0
-    return x.new_empty(x.shape[0], down_proj.shape[1]), x.new_empty(rows, up_proj.shape[1])
+    keep_hidden: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    pre = x.new_empty(token.shape[0] if keep_pre else 0, up_proj.shape[1])
+    hidden = x.new_empty(token.shape[0] if keep_hidden else 0, down_proj.shape[2])
+    return x.new_empty(x.shape[0], down_proj.shape[1]), pre, hidden
 
 
 @_moe_ffn_backward.register_fake
@@ -77,35 +152,44 @@ def _(
     token: Tensor,
     slot: Tensor,
     offsets: Tensor,
+    row: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
     down_bias: Tensor | None,
     pre: Tensor,
+    hidden: Tensor,
     activation: str,
+    input_grad: bool,
+    weight_grad: bool,
+    impl: str,
 ) -> list[Tensor]:
-    given = (x, gates, up_proj, down_proj, up_bias, down_bias)
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in given if t is not None]
+    wanted = ((x, gates) if input_grad else ()) + ((up_proj, down_proj, up_bias, down_bias) if weight_grad else ())
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted if t is not None]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.activation, ctx.keep_pre = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, ctx.keep_pre, ctx.keep_hidden, ctx.impl = inputs
     ctx.present = [t is not None for t in tensors]
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*(t for t in tensors if t is not None), output[1])
+    ctx.save_for_backward(*(t for t in tensors if t is not None), *output[1:])
 
 
-def _backward(ctx: Any, grad: Tensor | None, grad_pre: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients: list[Tensor | None] = [None] * (len(ctx.present) + 2)
+def _backward(ctx: Any, grad: Tensor | None, *kept_grads: None) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * (len(ctx.present) + 4)
     if grad is None:
         return tuple(gradients)
-    saved = iter(ctx.saved_tensors)
-    tensors = [next(saved) if present else None for present in ctx.present]
-    found = iter(_moe_ffn_backward(grad, *tensors, next(saved), ctx.activation))
-    for place in _GRADIENT_PLACES:
-        if ctx.present[place]:
-            gradients[place] = next(found)
+    *saved, pre, hidden = ctx.saved_tensors
+    given = iter(saved)
+    tensors = [next(given) if present else None for present in ctx.present]
+    wanted = [any(ctx.needs_input_grad[place] for place in places) for places in (_INPUT_PLACES, _WEIGHT_PLACES)]
+    found = iter(_moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, *wanted, ctx.impl))
+    for places, are_wanted in zip((_INPUT_PLACES, _WEIGHT_PLACES), wanted, strict=True):
+        for place in places:
+            if are_wanted and ctx.present[place]:
+                gradient = next(found)
+                gradients[place] = gradient if ctx.needs_input_grad[place] else None
     return tuple(gradients)
 
 
@@ -122,11 +206,6 @@ _moe_ffn.register_autograd(_backward, setup_context=_save)
 _moe_ffn_backward.register_autograd(_no_second_order, setup_context=_save_nothing)
 
 
-def serves(device: torch.device) -> bool:
-    """Whether the fused operation has a kernel for ``device``: CPU so far."""
-    return device.type == "cpu"
-
-
 def moe_ffn(
     x: Float[Tensor, "T D"],
     gates: Float[Tensor, "*slots"],
@@ -138,16 +217,47 @@ def moe_ffn(
     up_bias: Float[Tensor, "E F1"] | None,
     down_bias: Float[Tensor, "E D2"] | None,
     activation: str,
+    *,
+    row: Int[Tensor, "T K"] | None = None,
+    recompute: Recompute = "activation",
+    impl: Impl = "auto",
 ) -> Float[Tensor, "T D2"]:
     """``out[token[r]] += gates[slot[r]] * down(act(up(x[token[r]])))`` over all rows ``r``, fused.
 
-    The same function as :func:`moekit_kernels.moe_ffn.moe_ffn_reference`, which documents the
-    arguments; here ``activation`` is a name of :data:`moekit_kernels.activations.ACTIVATIONS`. Keeps
-    ``x`` and the pre-activations for backward, nothing else of size ``N``. First-order gradients.
+    The same function as :func:`moekit_kernels.moe_ffn.moe_ffn_reference`, which documents the arguments that the two
+    share. First-order gradients; frozen weights cost none of theirs.
+
+    Args:
+        x: Tokens.
+        gates: Weights of the slots, in the dtype of ``x`` or wider.
+        token: Token of each row.
+        slot: Slot of each row.
+        offsets: First row of each expert, and the end.
+        up_proj: First matrices, in the dtype of ``x``, as all weights and biases.
+        down_proj: Second matrices.
+        up_bias: Bias of the first.
+        down_bias: Bias of the second.
+        activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`.
+        row: The row of each slot, where every token has ``K`` of them (slot ``t * K + k`` is the ``k``-th of token
+            ``t``); None where tokens have any number of slots (expert choice).
+        recompute: What the backward pass computes again. ``"activation"``: the activation; kept are ``x`` and the
+            pre-activations ``(N, F1)``. ``"none"``: nothing; the hidden rows ``(N, F)`` are kept too. ``"all"``:
+            the first product too; only ``x`` is kept.
+        impl: See :func:`resolve`.
+
+    Returns:
+        Shape ``(T, D2)``, dtype of ``x``; under ``torch.autocast`` the autocast dtype.
+
+    Raises:
+        ValueError: If dtypes or shapes do not fit, a name is unknown, or no kernel is there for the device.
     """
-    weights = tuple(autocast(t) for t in (up_proj, down_proj, up_bias, down_bias))
+    check_names(activation, recompute)
+    weights = (autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
     x = autocast(x)
+    check_dtypes(x, *weights)
+    check_shapes(x, offsets, row, *weights, activation)
     differentiable = [t for t in (x, gates, *weights) if t is not None]
-    keep_pre = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    out, _ = _moe_ffn(x, gates, token, slot, offsets, *weights, activation, keep_pre)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+    kept = (keep and recompute != "all", keep and recompute == "none")
+    out, _, _ = _moe_ffn(x, gates, token, slot, offsets, row, *weights, activation, *kept, impl)
     return out

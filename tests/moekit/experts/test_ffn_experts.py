@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekit import FFNExperts, plan_dispatch, plan_expert_choice
+from moekit.experts import ffn
 from moekit.experts.ffn import resolve_impl
+from moekit_kernels.runtime import triton_is_installed
 from tests.oracles import NAIVE_ACTIVATIONS, assert_close, naive_experts, poisoned_empty, stacked_expert
 from tests.strategies import few, ffn_cases
 
@@ -103,13 +105,93 @@ def test_no_uninitialised_memory_shows(impl, activation):
     assert not any(p.grad[1].any() for p in experts.parameters())
 
 
-def test_auto_means_torch_and_an_explicit_choice_stays():
-    for device in (torch.device("cpu"), torch.device("cuda")):
-        assert [resolve_impl(impl, device) for impl in ("auto", "torch", "reference")] == [
-            "torch",
-            "torch",
-            "reference",
-        ]
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_auto_means(installed, monkeypatch):
+    monkeypatch.setattr(ffn, "triton_is_installed", lambda: installed)
+    cpu, gpu, meta = (torch.device(name) for name in ("cpu", "cuda", "meta"))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert resolve_impl("auto", gpu, dtype, "swiglu") == ("triton" if installed else "torch")
+        assert resolve_impl("auto", gpu, dtype, torch.tanh) == "torch"
+    assert resolve_impl("auto", gpu, torch.float64, "swiglu") == "reference"
+    assert resolve_impl("auto", gpu, torch.float64, torch.tanh) == "reference"
+    for dtype in (torch.float32, torch.float64):
+        assert resolve_impl("auto", cpu, dtype, "swiglu") == resolve_impl("auto", meta, dtype, "gelu") == "torch"
+    for impl in ("torch", "reference", "triton"):
+        assert (
+            resolve_impl(impl, gpu, torch.bfloat16, "swiglu") == resolve_impl(impl, cpu, torch.float64, "relu") == impl
+        )
+
+
+def test_what_auto_means_is_known_to_the_compiler():
+    def function(x, device):
+        return x + 1 if resolve_impl("auto", device, torch.bfloat16, "swiglu") == "triton" else x
+
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(()), torch.device("cuda")).item() == triton_is_installed()
+
+
+def test_the_dtype_that_counts_is_the_one_after_autocast(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ffn, "resolve_impl", lambda impl, device, dtype, activation: seen.append(dtype) or "torch")
+    x, plan, gates = _inputs()
+    single, double = _experts(dtype=torch.float32), _experts()
+    single(x.float(), plan, gates.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        single(x.float(), plan, gates.bfloat16())
+        single(x.float(), plan, gates.float())
+        double(x, plan, gates.float())
+    single(x.float(), plan, gates)
+    assert seen == [torch.float32, torch.bfloat16, torch.float32, torch.float64, torch.float64]
+
+
+class CalledError(Exception):
+    """Carries what the operation was called with."""
+
+
+@pytest.mark.parametrize(
+    ("impl", "recompute", "expected"),
+    [
+        ("auto", "activation", (True, False, "auto")),
+        ("torch", "none", (True, True, "auto")),
+        ("triton", "all", (False, False, "triton")),
+    ],
+)
+def test_the_operation_gets_the_plan_the_dial_and_the_implementation(impl, recompute, expected, monkeypatch):
+    def operation(*arguments):
+        raise CalledError(arguments)
+
+    monkeypatch.setattr("moekit_kernels.moe_ffn.op._moe_ffn", operation)
+    x, plan, gates = _inputs()
+    with pytest.raises(CalledError) as called:
+        _experts(impl, recompute=recompute)(x, plan, gates)
+    arguments = called.value.args[0]
+    assert arguments[5] is plan.row
+    assert arguments[-3:] == expected
+
+
+@pytest.mark.parametrize("recompute", ["activation", "none", "all"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "geglu_interleaved"])
+def test_the_dial_changes_no_number(activation, recompute):
+    default, other = _experts("torch", activation), _experts("torch", activation, recompute=recompute)
+    other.load_state_dict(default.state_dict())
+    x, plan, gates = _inputs()
+    results = []
+    for experts in (default, other):
+        out = experts(x, plan, gates)
+        results.append([out, *torch.autograd.grad((out * torch.arange(4)).sum(), [x, gates, *experts.parameters()])])
+    for mine, theirs in zip(*results, strict=True):
+        assert_close(mine, theirs)
+
+
+def test_the_meta_device_gives_shapes_with_any_dial():
+    for options in ({"recompute": "all"}, {"recompute": "none", "impl": "torch"}, {"impl": "reference"}):
+        experts = FFNExperts(4, 6, 4, device="meta", **options)
+        plan = plan_dispatch(IDS, 4)
+        moved = plan._replace(**{n: t.to("meta") for n, t in plan._asdict().items() if isinstance(t, torch.Tensor)})
+        out = experts(torch.empty(5, 4, device="meta"), moved, torch.empty(5, 2, device="meta"))
+        out.sum().backward()
+        assert out.shape == (5, 4)
+        assert experts.up_proj.grad.shape == experts.up_proj.shape
 
 
 def test_initial_weights_follow_the_formula():
@@ -133,6 +215,8 @@ def test_repr_names_the_settings():
     text = repr(FFNExperts(4, 6, 2, activation=F.relu, impl="torch"))
     assert "dim=4, hidden_dim=6, num_experts=2, activation=relu, bias=False, impl='torch'" in text
     assert "activation='swiglu'" in repr(FFNExperts(4, 6, 2))
+    assert "recompute" not in repr(FFNExperts(4, 6, 2))
+    assert "impl='auto', recompute='all'" in repr(FFNExperts(4, 6, 2, recompute="all"))
 
 
 @pytest.mark.parametrize("name", ["dim", "hidden_dim", "num_experts", "out_dim"])
@@ -144,8 +228,36 @@ def test_widths_below_one_are_refused(name):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"activation must be one of 'gelu'.*or a function, got 'mish'"):
         FFNExperts(4, 4, 2, activation="mish")
-    with pytest.raises(ValueError, match="impl must be one of 'auto', 'reference', 'torch', got 'triton'"):
-        FFNExperts(4, 4, 2, impl="triton")
+    with pytest.raises(ValueError, match="impl must be one of 'auto', 'reference', 'torch', 'triton', got 'cuda'"):
+        FFNExperts(4, 4, 2, impl="cuda")
+    with pytest.raises(ValueError, match="recompute must be one of 'activation', 'none', 'all', got 'some'"):
+        FFNExperts(4, 4, 2, recompute="some")
+
+
+def test_options_that_exclude_each_other_are_refused_at_once():
+    with pytest.raises(ValueError, match=r'impl="triton" needs an activation with a name, got the function tanh: use'):
+        FFNExperts(4, 4, 2, impl="triton", activation=torch.tanh)
+    with pytest.raises(ValueError, match=r"recompute='all' needs the fused kernels, got the function tanh, with which"):
+        FFNExperts(4, 4, 2, recompute="all", activation=torch.tanh)
+    with pytest.raises(ValueError, match=r"recompute='none' needs the fused kernels, got impl=\"reference\", with"):
+        FFNExperts(4, 4, 2, recompute="none", impl="reference")
+
+
+def test_options_that_exclude_each_other_on_a_device_are_refused_there(monkeypatch):
+    x, plan, gates = _inputs()
+    monkeypatch.setattr(ffn, "_LOOP_DEVICES", ())  # as if the CPU were another device
+    with pytest.raises(ValueError, match=r"recompute='all' needs the fused kernels, got impl='torch' on device 'cpu'"):
+        _experts(recompute="all")(x, plan, gates)
+
+
+def test_triton_is_refused_where_it_cannot_run():
+    x, plan, gates = _inputs()
+    with pytest.raises(ValueError, match=r'impl="triton" computes in bfloat16, float16 and float32, got torch.float64'):
+        _experts("triton")(x, plan, gates)
+    with pytest.raises(ValueError, match=r'impl="triton" computes in bfloat16, float16 and float32, got torch.float64'):
+        _experts("triton", dtype=torch.float32)(x.float(), plan, gates)  # gates of float64
+    with pytest.raises(ValueError, match=r"needs tensors on a GPU, got device 'cpu': use impl=\"auto\""):
+        _experts("triton", dtype=torch.float32)(x.float(), plan, gates.float())
 
 
 def test_inputs_that_do_not_fit_are_refused():

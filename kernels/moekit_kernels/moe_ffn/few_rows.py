@@ -1,0 +1,97 @@
+"""The expert FFN for a handful of rows: bound by reading the touched weights once. Triton only.
+
+No tiles are planned: a program takes one expert and a strip of its weights, leaves at once if nobody chose the
+expert, and multiplies all of the expert's rows, 16 at a time. Weights are the left operand of the product (64 of
+their rows fill a tensor core, 16 tokens do not), and the depth may be split over programs, whose partial results
+are added in a fixed order by combine.
+"""
+
+import triton
+import triton.language as tl
+
+from moekit_kernels.grouped_gemm.tiles import load_weights, weight_descriptor
+from moekit_kernels.language import act, dot
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def few_rows_fwd_kernel(
+    x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr, num_rows, num_experts, num_columns, weight_columns, K,
+    stride_xm, stride_we, stride_wn, stride_wk, stride_be, split_k,
+    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr,
+    K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``out[s, r] = act(w[e(r)] x[gather[r]] + bias[e(r)])`` over the part ``s`` of the depth; the first adds the bias.
+
+    ``pre_ptr`` takes what the activation saw. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; it is at least K where there is an activation.
+    """
+    expert, part = tl.program_id(1), tl.program_id(2)
+    start, end = tl.load(offsets_ptr + expert), tl.load(offsets_ptr + expert + 1)
+    if start < end:
+        w = w_ptr
+        if W_TMA:
+            w = weight_descriptor(
+                w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K,
+                PAIR and INTERLEAVED,
+            )  # fmt: skip
+        column = tl.program_id(0) * BLOCK_N
+        columns = column + tl.arange(0, BLOCK_N)
+        known = columns < num_columns
+        STEP: tl.constexpr = 2 if PAIR and INTERLEAVED else 1
+        gap = 1 if INTERLEAVED else num_columns
+        gate_column = column * STEP
+        depth_end = tl.minimum((part + 1) * split_k, K)
+        for first_row in range(start, end, BLOCK_M):
+            rows = first_row + tl.arange(0, BLOCK_M)
+            inside = rows < end
+            places = tl.where(inside, rows, first_row)
+            sources = places if gather_ptr is None else tl.load(gather_ptr + places)
+            row_offsets = sources.to(tl.int64) * stride_xm
+            result = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            value = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            for k in range(part * split_k, depth_end, BLOCK_K):
+                depth = k + tl.arange(0, BLOCK_K)
+                x_places = x_ptr + row_offsets[:, None] + depth[None, :]
+                x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
+                if PAIR and INTERLEAVED and W_TMA:  # one row of 2 K holds both
+                    b = load_weights(
+                        w, expert, column, k, K, stride_we, stride_wn, stride_wk, weight_columns, 1, True, True, True, BLOCK_N,
+                        BLOCK_K,
+                    )  # fmt: skip
+                    c = load_weights(
+                        w, expert, column, K + k, K, stride_we, stride_wn, stride_wk, weight_columns, 1, True, True, True,
+                        BLOCK_N, BLOCK_K,
+                    )  # fmt: skip
+                    value = dot(c.T, x.T, value, PRECISION)
+                else:
+                    b = load_weights(
+                        w, expert, gate_column, k, K, stride_we, stride_wn, stride_wk, weight_columns, STEP, W_TMA, K_MAJOR,
+                        EVEN_K, BLOCK_N, BLOCK_K,
+                    )  # fmt: skip
+                    if PAIR:
+                        c = load_weights(
+                            w, expert, gate_column + gap, k, K, stride_we, stride_wn, stride_wk, weight_columns, STEP,
+                            W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K,
+                        )  # fmt: skip
+                        value = dot(c.T, x.T, value, PRECISION)
+                result = dot(b.T, x.T, result, PRECISION)
+            if bias_ptr is not None:
+                bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
+                given = known & (columns < tl.where(part == 0, num_columns, 0))
+                result += tl.load(bias + columns * STEP, mask=given, other=0.0).to(tl.float32)[:, None]
+                if PAIR:
+                    value += tl.load(bias + columns * STEP + gap, mask=given, other=0.0).to(tl.float32)[:, None]
+            mask = known[:, None] & inside[None, :]
+            if ACTIVATION != "none":
+                gate = result.to(x_ptr.dtype.element_ty)
+                result = act(gate.to(tl.float32), ACTIVATION)
+                if PAIR:
+                    value_seen = value.to(x_ptr.dtype.element_ty)
+                    result *= value_seen.to(tl.float32)
+                if pre_ptr is not None:
+                    pre = pre_ptr + rows.to(tl.int64)[None, :] * weight_columns + (columns * STEP)[:, None]
+                    tl.store(pre, gate, mask=mask)
+                    if PAIR:
+                        tl.store(pre + gap, value_seen, mask=mask)
+            out = out_ptr + (tl.cast(part, tl.int64) * num_rows + rows)[None, :] * num_columns + columns[:, None]
+            tl.store(out, result, mask=mask)

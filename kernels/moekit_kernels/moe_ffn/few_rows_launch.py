@@ -1,0 +1,110 @@
+"""Starts the expert FFN for a handful of rows, and says when."""
+
+import torch
+from torch import Tensor
+
+from moekit_kernels.configs import gemm_config
+from moekit_kernels.grouped_gemm.launch import WeightLoads, epilogue_of, rows_layout, weight_layout
+from moekit_kernels.moe_ffn.few_rows import few_rows_fwd_kernel
+from moekit_kernels.precision import float32_precision
+from moekit_kernels.runtime import current_target, launch
+
+MOST_ROWS = 512
+
+
+def serves(num_rows: int, num_experts: int) -> bool:
+    """Whether so few rows take the path of decoding: at most 512, and at most 64 for each expert.
+
+    Then reading the weights takes longer than multiplying them. The weights of an expert are read once for every 16
+    to 64 of its rows, and not at all if it has none. It serves forward; gradients always take the tiled kernels.
+    """
+    return num_rows <= MOST_ROWS and num_rows <= 64 * num_experts
+
+
+def up(
+    x: Tensor,
+    up_proj: Tensor,
+    offsets: Tensor,
+    num_rows: int,
+    bias: Tensor | None,
+    activation: str,
+    token: Tensor,
+    keep_pre: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(hidden (N, F), pre-activations (N or 0, F1))`` of the tokens ``x``."""
+    epilogue = epilogue_of(activation)
+    weight_columns = up_proj.shape[1]
+    columns = weight_columns // 2 if epilogue.pair else weight_columns
+    hidden = x.new_empty(num_rows, columns)
+    pre = x.new_empty(num_rows if keep_pre else 0, weight_columns)
+    _launch(x, up_proj, offsets, num_rows, bias, activation, token, hidden, pre if keep_pre else None, 1)
+    return hidden, pre
+
+
+def down(hidden: Tensor, down_proj: Tensor, offsets: Tensor, num_rows: int, bias: Tensor | None) -> Tensor:
+    """``(N, D2)``, or float32 parts ``(S, N, D2)`` to be added up, where one program an expert and strip is too few."""
+    num_experts, columns, depth = down_proj.shape
+    target = current_target(hidden.device)
+    config = gemm_config("few_rows", target, hidden.dtype, num_rows // num_experts)
+    programs = max(1, min(num_rows, num_experts)) * -(-columns // config.block_n)
+    wanted = 2 * target.processors * config.per_processor // programs
+    parts = max(1, min(wanted, 8, depth // (4 * config.block_k)))
+    if parts == 1:
+        y = hidden.new_empty(num_rows, columns)
+    else:
+        y = torch.empty(parts, num_rows, columns, dtype=torch.float32, device=hidden.device)
+    _launch(hidden, down_proj, offsets, num_rows, bias, None, None, y, None, parts)
+    return y
+
+
+def _launch(
+    x: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    num_rows: int,
+    bias: Tensor | None,
+    activation: str | None,
+    gather: Tensor | None,
+    out: Tensor,
+    pre: Tensor | None,
+    parts: int,
+) -> None:
+    target, epilogue = current_target(x.device), epilogue_of(activation)
+    x, weight = rows_layout(x), weight_layout(weight)
+    num_experts, weight_columns, depth = weight.shape
+    columns = weight_columns // 2 if epilogue.pair else weight_columns
+    config = gemm_config("few_rows", target, x.dtype, num_rows // num_experts)
+    loads = WeightLoads.of(weight, target, epilogue, config)
+    steps = -(-depth // config.block_k)
+    arguments = {
+        "x_ptr": x,
+        "w_ptr": weight,
+        "bias_ptr": None if bias is None else bias.contiguous(),
+        "out_ptr": out,
+        "pre_ptr": pre,
+        "gather_ptr": gather,
+        "offsets_ptr": offsets,
+        "num_rows": num_rows,
+        "num_experts": num_experts,
+        "num_columns": columns,
+        "weight_columns": weight_columns,
+        "K": depth,
+        "stride_xm": x.stride(0),
+        "stride_we": weight.stride(0),
+        "stride_wn": weight.stride(1),
+        "stride_wk": weight.stride(2),
+        "stride_be": weight_columns,
+        "split_k": -(-steps // parts) * config.block_k,
+        "ACTIVATION": epilogue.scalar,
+        "PAIR": epilogue.pair,
+        "INTERLEAVED": epilogue.interleaved,
+        "W_TMA": loads.tma,
+        "K_MAJOR": loads.k_major,
+        "EVEN_K": depth % config.block_k == 0,
+        "PRECISION": float32_precision(),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+    }
+    grid = (-(-columns // config.block_n) if num_rows else 0, num_experts, parts)
+    launch(few_rows_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)

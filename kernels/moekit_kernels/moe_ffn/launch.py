@@ -1,0 +1,225 @@
+"""The expert FFN on a GPU: which kernels run, in which order, forward and backward."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moekit_kernels.combine import launch as combine
+from moekit_kernels.configs import GemmConfig, gemm_config
+from moekit_kernels.grouped_gemm import launch as gemm
+from moekit_kernels.moe_ffn import few_rows_launch
+from moekit_kernels.moe_ffn.kernel import moe_ffn_bwd_act_kernel, moe_ffn_bwd_gates_kernel
+from moekit_kernels.moe_ffn.gradients import Gradients
+from moekit_kernels.plan.schedule import max_tiles, tile_schedules
+from moekit_kernels.precision import check_kernel_dtype, float32_precision
+from moekit_kernels.runtime import current_target, launch
+
+_GATE_ROWS = 32  # of one program of the gates' gradient
+
+
+class Homes(NamedTuple):
+    """Where the rows of every token are.
+
+    Attributes:
+        row: ``(T, K)``, or ``(N,)`` sorted by token.
+        starts: ``None``, or ``(T + 1,)``: token ``t`` has ``row[starts[t] : starts[t + 1]]``.
+    """
+
+    row: Tensor
+    starts: Tensor | None
+
+    @staticmethod
+    def of(token: Tensor, row: Tensor | None, num_tokens: int) -> "Homes":
+        """Takes the plan's inverse, or makes one where tokens have no fixed number of rows (expert choice)."""
+        if row is not None:
+            return Homes(row, None)
+        sorted_token, order = token.sort(stable=True)
+        return Homes(order, torch.searchsorted(sorted_token, torch.arange(num_tokens + 1, device=token.device)))
+
+
+def forward(
+    x: Tensor,
+    gates: Tensor,
+    token: Tensor,
+    slot: Tensor,
+    offsets: Tensor,
+    row: Tensor | None,
+    up_proj: Tensor,
+    down_proj: Tensor,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: str,
+    keep_pre: bool,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ``(out (T, D2), pre-activations (N or 0, F1), hidden (N or 0, F))``.
+
+    Three launches for a handful of rows (:func:`few_rows_launch.serves`), else four: the schedule of tiles, the up
+    product with the activation in its epilogue, the down product, and the weighted sum over each token's rows.
+
+    Raises:
+        ValueError: If the dtype is not one of kernels, or no kernel runs on the device.
+    """
+    check_kernel_dtype("x", x.dtype)
+    num_rows, num_experts = token.shape[0], up_proj.shape[0]
+    homes = Homes.of(token, row, x.shape[0])
+    if few_rows_launch.serves(num_rows, num_experts):
+        hidden, pre = few_rows_launch.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
+        y = few_rows_launch.down(hidden, down_proj, offsets, num_rows, down_bias)
+    else:
+        up = gemm.forward_config(x, num_rows, num_experts, activation)
+        down = gemm.forward_config(x, num_rows, num_experts, None)
+        up_tiles, down_tiles = tile_schedules(offsets, num_rows, (up.block_m, down.block_m))
+        hidden, pre = gemm.forward(
+            x, up_proj, offsets, up_tiles, up, num_rows,
+            bias=up_bias, activation=activation, gather=token, keep_pre=keep_pre,
+        )  # fmt: skip
+        y, _ = gemm.forward(hidden, down_proj, offsets, down_tiles, down, num_rows, bias=down_bias)
+    flat = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
+    out = combine.forward(y, homes.row, homes.starts, flat, slot, offsets, x.shape[0], x.dtype)
+    return out, pre, hidden if keep_hidden else hidden.new_empty(0, hidden.shape[1])
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    gates: Tensor,
+    token: Tensor,
+    slot: Tensor,
+    offsets: Tensor,
+    row: Tensor | None,
+    up_proj: Tensor,
+    down_proj: Tensor,
+    up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    pre: Tensor,
+    hidden: Tensor,
+    activation: str,
+    input_grad: bool,
+    weight_grad: bool,
+) -> Gradients:
+    """Gradients of :func:`forward`; those of ``x`` and ``gates``, and those of the weights, only where wanted.
+
+    What was not kept (``pre`` or ``hidden`` of no rows) is computed again. Rows of nobody get no gradient.
+    """
+    num_rows, num_experts = token.shape[0], up_proj.shape[0]
+    grad = gemm.rows_layout(grad.to(x.dtype))
+    act = gemm_config("activation_grad", current_target(x.device), x.dtype, num_rows // num_experts)
+    plain = gemm.forward_config(x, num_rows, num_experts, None)
+    act_tiles, plain_tiles, gate_tiles = tile_schedules(offsets, num_rows, (act.block_m, plain.block_m, _GATE_ROWS))
+    if pre.shape[0] < num_rows:
+        pre, _ = gemm.forward(x, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=token)
+    flat = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
+    kept = hidden if hidden.shape[0] == num_rows else None
+    dpre, weighted, partial = _through_activation(
+        grad, down_proj, pre, kept, flat, token, slot, offsets, act_tiles, act, activation
+    )
+    grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
+    if input_grad:
+        grad_gates = _gates_grad(partial, gates, grad, down_bias, token, slot, offsets, gate_tiles)
+        rows, _ = gemm.forward(dpre, up_proj.mT, offsets, plain_tiles, plain, num_rows)
+        homes = Homes.of(token, row, x.shape[0])
+        grad_x = combine.forward(rows, homes.row, homes.starts, None, None, offsets, x.shape[0], x.dtype)
+    if weight_grad:
+        grad_down = gemm.weight_grad(grad, weighted, offsets, num_rows, dy_gather=token)
+        grad_up = gemm.weight_grad(dpre, x, offsets, num_rows, x_gather=token)
+        grad_up_bias = None if up_bias is None else gemm.bias_grad(dpre, offsets)
+        if down_bias is not None:
+            grad_down_bias = gemm.bias_grad(grad, offsets, gather=token, gates=flat, slot=slot)
+    return Gradients(grad_x, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
+
+
+def _through_activation(
+    grad: Tensor,
+    down_proj: Tensor,
+    pre: Tensor,
+    hidden: Tensor | None,
+    gates: Tensor,
+    token: Tensor,
+    slot: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+    config: GemmConfig,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dPre (N, F1)``, ``gate * A (N, F)`` and the parts ``(S, N)`` of ``<dA', A>``, one for each block of columns."""
+    target, epilogue = current_target(pre.device), gemm.epilogue_of(activation)
+    weight = gemm.weight_layout(down_proj.mT)
+    num_experts, columns, depth = weight.shape
+    num_rows = pre.shape[0]
+    strips = -(-columns // config.block_n)
+    dpre, weighted = torch.empty_like(pre), pre.new_empty(num_rows, columns)
+    partial = torch.empty(strips, num_rows, dtype=torch.float32, device=pre.device)
+    arguments = {
+        "dout_ptr": grad,
+        "w_ptr": weight,
+        "pre_ptr": pre,
+        "hidden_ptr": hidden,
+        "gates_ptr": gates,
+        "dpre_ptr": dpre,
+        "weighted_ptr": weighted,
+        "partial_ptr": partial,
+        "token_ptr": token,
+        "slot_ptr": slot,
+        "offsets_ptr": offsets,
+        "tiles_ptr": tiles,
+        "num_rows": num_rows,
+        "num_experts": num_experts,
+        "num_columns": columns,
+        "K": depth,
+        "stride_dm": grad.stride(0),
+        "stride_we": weight.stride(0),
+        "stride_wn": weight.stride(1),
+        "stride_wk": weight.stride(2),
+        "stride_pm": pre.stride(0),
+        "ACTIVATION": epilogue.scalar,
+        "PAIR": epilogue.pair,
+        "INTERLEAVED": epilogue.interleaved,
+        "W_TMA": gemm.use_descriptor(target, weight),
+        "K_MAJOR": weight.stride(2) == 1,
+        "EVEN_K": depth % config.block_k == 0,
+        "PRECISION": float32_precision(),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP_M": config.group_m,
+    }
+    grid = gemm.persistent_grid(target, config, max_tiles(num_rows, num_experts, config.block_m) * strips)
+    launch(moe_ffn_bwd_act_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    return dpre, weighted, partial
+
+
+def _gates_grad(
+    partial: Tensor,
+    gates: Tensor,
+    grad: Tensor,
+    down_bias: Tensor | None,
+    token: Tensor,
+    slot: Tensor,
+    offsets: Tensor,
+    tiles: Tensor,
+) -> Tensor:
+    """Of the shape of ``gates``; zero for the slots of rows that belong to nobody."""
+    strips, num_rows = partial.shape
+    num_experts = offsets.shape[0] - 1
+    grad_gates = torch.zeros(gates.shape, dtype=gates.dtype, device=gates.device)
+    arguments = {
+        "partial_ptr": partial,
+        "dgates_ptr": grad_gates,
+        "dout_ptr": grad,
+        "bias_ptr": None if down_bias is None else down_bias.contiguous(),
+        "slot_ptr": slot,
+        "token_ptr": token,
+        "tiles_ptr": tiles,
+        "offsets_ptr": offsets,
+        "num_rows": num_rows,
+        "num_parts": strips,
+        "num_experts": num_experts,
+        "D": grad.shape[1],
+        "stride_dm": grad.stride(0),
+        "BLOCK_M": _GATE_ROWS,
+        "BLOCK_D": 64,
+    }
+    launch(moe_ffn_bwd_gates_kernel, (max_tiles(num_rows, num_experts, _GATE_ROWS),), arguments)
+    return grad_gates

@@ -1,0 +1,97 @@
+"""Arguments of the expert FFN for the tests of its Triton kernels, and the exact answers."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference
+from tests.oracles import Rows
+from tests.strategies import FFNCase, Routed, ffn_case, routed
+from tests.triton.tolerances import assert_near
+
+LEAVES = ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias")
+IDS = torch.tensor([[0, 2], [2, 3], [2, 0], [3, 2], [0, 3], [2, 3], [3, 0]])  # expert 1 gets none
+KEPT = torch.tensor([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.bool)
+
+
+def small_case(activation: str = "swiglu", bias: bool = True) -> FFNCase:
+    """Seven tokens, four experts, odd widths; dead slots, and a token without any other."""
+    return ffn_case(Routed(IDS, KEPT, 4, 0), 20, 12, 17, activation, bias)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> FFNCase:
+    """Of every activation; widths below, at and above a tile of the interpreter."""
+    widths = st.sampled_from([1, 5, 16, 33])
+    activation = draw(st.sampled_from(sorted(ACTIVATIONS)))
+    return ffn_case(draw(routed(19)), draw(widths), draw(widths), draw(widths), activation, draw(st.booleans()))
+
+
+def some_gradient(out: Tensor) -> Tensor:
+    """Normal numbers that every dtype holds without rounding, the same for every output of one shape."""
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
+
+
+class Given(NamedTuple):
+    """The tensors of a case in one dtype on one device.
+
+    Attributes:
+        leaves: Floating tensors by name; gates are float32 at least, as routers make them.
+        rows: Token, slot and offsets.
+        row: ``(T, K)``, the inverse of the slots; None to leave it out.
+        activation: A name.
+    """
+
+    leaves: dict[str, Tensor]
+    rows: Rows
+    row: Tensor | None
+    activation: str
+
+    def exactly(self, function: Callable[[Tensor], Tensor] = Tensor.clone) -> "Given":
+        """The same numbers in float64, as fresh leaves; or a function of them."""
+        leaves = {name: function(t.detach().double()).requires_grad_() for name, t in self.leaves.items()}
+        return self._replace(leaves=leaves)
+
+    def run(self, function: Callable[..., Tensor] = moe_ffn, **options) -> Tensor:
+        """The output; of the Triton kernels unless told otherwise."""
+        weights = [self.leaves.get(name) for name in LEAVES[2:]]
+        arguments = (self.leaves["x"], self.leaves["gates"], *self.rows, *weights)
+        if function is moe_ffn:
+            return moe_ffn(*arguments, self.activation, **({"impl": "triton", "row": self.row} | options))
+        return function(*arguments, ACTIVATIONS[self.activation].forward, **options)
+
+    def run_with_gradients(
+        self, function: Callable[..., Tensor] = moe_ffn, grad: Callable[[Tensor], Tensor] = some_gradient, **options
+    ) -> dict[str, Tensor]:
+        """Output and the gradients of all leaves, given that of the output."""
+        out = self.run(function, **options)
+        found = torch.autograd.grad(out, tuple(self.leaves.values()), grad(out))
+        return {"out": out.detach()} | dict(zip(self.leaves, found, strict=True))
+
+
+def given_to(case: FFNCase, dtype: torch.dtype, device: torch.device) -> Given:
+    """The tensors of a case."""
+    leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(dtype).items()}
+    rows = case.routed.rows
+    row = torch.empty_like(rows.slot).scatter_(0, rows.slot, torch.arange(rows.slot.shape[0]))
+    row = row.view(case.routed.expert_ids.shape)
+    return Given(leaves, Rows(*(t.to(device) for t in rows)), row.to(device), case.activation)
+
+
+def check(given: Given, grad: Callable[[Tensor], Tensor] = some_gradient, **options) -> None:
+    """Holds the Triton kernels to the float64 reference of the same operands, in output and all gradients."""
+    dtype = given.leaves["x"].dtype
+    found = given.run_with_gradients(grad=grad, **options)
+    assert found["out"].dtype == dtype
+    assert all(found[name].dtype == leaf.dtype for name, leaf in given.leaves.items())
+    expected = given.exactly().run_with_gradients(moe_ffn_reference, grad)
+    # Without signs nothing cancels: that is how large the terms are.
+    terms = given.exactly(Tensor.abs).run_with_gradients(moe_ffn_reference, lambda out: grad(out).abs())
+    for name, value in expected.items():
+        few = 0 < value.numel() < 64
+        least = terms[name].nan_to_num().norm().item() / value.numel() ** 0.5 if few else 0.0
+        assert_near(found[name], value, dtype, name, least)

@@ -1,0 +1,165 @@
+"""The Triton kernels of the expert FFN, held to the float64 reference of the same operands."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn import few_rows_launch
+from moekit_kernels.moe_ffn.checks import RECOMPUTE
+from tests.oracles import poisoned_empty
+from tests.strategies import Routed, ffn_case
+from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, given_to, small_case
+
+# Interpreted, one example takes about a second.
+fewer = hypothesis_settings(max_examples=15, deadline=None, derandomize=True, database=None)
+
+
+@pytest.fixture(params=["few rows", "tiles"])
+def path(request, monkeypatch) -> str:
+    """Both ways forward: small cases alone would all take the one for few rows."""
+    if request.param == "tiles":
+        monkeypatch.setattr(few_rows_launch, "MOST_ROWS", -1)
+    return request.param
+
+
+def test_output_and_all_gradients_are_the_reference(path, device):
+    # Within the test, because hypothesis wants no fixture that is made anew for each example.
+    @fewer
+    @given(cases(), st.sampled_from(RECOMPUTE), st.booleans())
+    def law(case, recompute, with_row):
+        tensors = given_to(case, torch.float32, device)
+        check(tensors if with_row else tensors._replace(row=None), recompute=recompute)
+
+    law()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_activation_in_half_precision(activation, dtype, path, device):
+    check(given_to(small_case(activation), dtype, device))
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_every_dial(recompute, path, device):
+    check(given_to(small_case("geglu"), torch.float16, device), recompute=recompute)
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 1, 1), (70, 1, 1), (3, 128, 3), (24, 13, 2)])
+def test_numbers_of_tokens_and_experts(tokens, experts, top_k, device):
+    ids = torch.rand(tokens, experts).argsort(-1)[:, :top_k]
+    routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), experts, 0)
+    check(given_to(ffn_case(routed, 18, 10, 7, "swiglu", True), torch.float32, device))
+
+
+def test_a_hidden_layer_so_wide_that_its_sum_is_split(device):
+    ids = torch.tensor([[0, 1], [1, 0]])
+    routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), 2, 0)
+    check(given_to(ffn_case(routed, 5, 520, 3, "silu", True), torch.float32, device))
+
+
+def test_all_tokens_to_one_of_many_experts(path, device):
+    ids = torch.full((19, 1), 3)
+    routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), 7, 0)
+    check(given_to(ffn_case(routed, 12, 20, 9, "swiglu_interleaved", True), torch.float32, device))
+
+
+def test_expert_choice(path, device):
+    """Tokens with no expert, with one and with several; places that an expert could not fill."""
+    choice = torch.tensor([[0, 1, 2], [4, 0, 2], [2, 0, 1], [0, 3, 4]])
+    kept = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
+    key = torch.where(kept, torch.arange(4)[:, None], 4).flatten()
+    sorted_key, slot = key.sort(stable=True)
+    offsets = torch.searchsorted(sorted_key, torch.arange(5))
+    case = small_case()
+    case = case._replace(x=case.x[:6], gates=torch.randn(4, 3, dtype=torch.float64))  # nobody chose token 5
+    tensors = given_to(small_case(), torch.float32, device)
+    rows = tensors.rows._replace(
+        token=choice.flatten()[slot].to(device), slot=slot.to(device), offsets=offsets.to(device)
+    )
+    leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(torch.float32).items()}
+    tensors = tensors._replace(leaves=leaves, rows=rows, row=None)
+    check(tensors)
+    assert not tensors.run()[5].any()
+
+
+LAYOUTS = {
+    "transposed": lambda t: t.mT.contiguous().mT,
+    "every third element": lambda t: t.repeat_interleave(3, dim=-1)[..., ::3],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strided_operands_and_expanded_gradients(layout, path, device):
+    tensors = given_to(small_case("geglu_interleaved"), torch.float16, device)
+    leaves = {name: LAYOUTS[layout](t.detach()).requires_grad_() for name, t in tensors.leaves.items()}
+    assert not any(t.is_contiguous() for t in leaves.values())
+    check(tensors._replace(leaves=leaves), grad=lambda out: torch.ones((), dtype=out.dtype).to(out).expand_as(out))
+
+
+def test_dead_rows_and_experts_without_rows(path, device):
+    case = small_case()
+    case.x[3] = torch.nan  # the token whose slots are all dead
+    tensors = given_to(case, torch.float32, device)
+    found = tensors.run_with_gradients()
+    assert not found["out"][3].any()
+    assert all(value.isfinite().all() for value in found.values())
+    assert not found["x"][3].any()
+    assert not found["gates"][~KEPT.to(device)].any()
+    for name in ("up_proj", "down_proj", "up_bias", "down_bias"):
+        assert not found[name][1].any()
+        assert all(found[name][expert].any() for expert in (0, 2, 3))
+
+
+def test_a_nan_gate_of_a_dead_row_shows_in_its_own_token_only(path, device):
+    case = small_case()
+    clean = given_to(case, torch.float32, device).run()
+    case.gates[3, 0] = torch.nan
+    tensors = given_to(case, torch.float32, device)
+    out = tensors.run()
+    others = torch.arange(len(IDS), device=device) != 3
+    assert out[3].isnan().all()
+    assert torch.equal(out[others], clean[others])
+    check(tensors)
+
+
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_no_uninitialised_memory_shows_and_the_bits_are_the_same_twice(recompute, path, device):
+    tensors = given_to(small_case(), torch.float16, device)
+    first = tensors.run_with_gradients(recompute=recompute)
+    with poisoned_empty():
+        second = tensors.run_with_gradients(recompute=recompute)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("wanted", [["x"], ["gates"], ["up_proj", "down_bias"]], ids="+".join)
+def test_gradients_only_of_what_asks_for_them(wanted, device):
+    tensors = given_to(small_case(), torch.float32, device)
+    every = tensors.run_with_gradients()
+    for name, leaf in tensors.leaves.items():
+        leaf.requires_grad_(name in wanted)
+    grad = torch.randn(every["out"].shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(every["out"])
+    tensors.run().backward(grad)
+    for name, leaf in tensors.leaves.items():
+        assert torch.equal(leaf.grad, every[name]) if name in wanted else leaf.grad is None
+
+
+def test_offsets_beyond_32_bits(path, device):
+    """Rows of tokens, and matrices of experts, that lie more than 2^31 elements apart."""
+    tensors = given_to(small_case("silu", bias=False), torch.float16, device)
+    expected = tensors.run_with_gradients()
+    apart = 2**30
+    leaves = dict(tensors.leaves)
+    for name, count, distance in (("x", 7, apart // 2), ("up_proj", 4, apart), ("down_proj", 4, apart)):
+        value = leaves[name].detach()
+        strides = (distance, *value[0].contiguous().stride())
+        try:
+            memory = torch.empty(distance * (count - 1) + value[0].numel(), dtype=value.dtype, device=device)
+        except RuntimeError as error:
+            pytest.skip(f"cannot map the memory: {error}")
+        leaves[name] = memory.as_strided(value.shape, strides).copy_(value).requires_grad_()
+        assert (count - 1) * distance > 2**31 - 1
+    found = tensors._replace(leaves=leaves).run_with_gradients()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
