@@ -17,6 +17,7 @@ from moekit.plan import DROP_POLICIES, DispatchPlan, plan_dispatch, plan_expert_
 from moekit.routers.base import Router
 from moekit.routers.top_k import TopKRouter
 from moekit.routing import RouterStats, Routing, router_stats
+from moekit_kernels.moe_ffn import Recompute
 
 
 class MoEOutput(NamedTuple):
@@ -94,6 +95,7 @@ class SparseMoE(nn.Module):
         shared_hidden_dim: int | None = None,
         capacity_factor: float | None = None,
         impl: Impl = "auto",
+        recompute: Recompute = "activation",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "SparseMoE":
@@ -110,7 +112,8 @@ class SparseMoE(nn.Module):
             bias: Whether the experts have biases.
             shared_hidden_dim: Hidden width of a shared expert; none by default.
             capacity_factor: See the class.
-            impl: See :class:`~moekit.experts.ffn.FFNExperts`.
+            impl: Of experts and router; see :class:`~moekit.experts.ffn.FFNExperts`.
+            recompute: See :class:`~moekit.experts.ffn.FFNExperts`.
             device: Device of the parameters.
             dtype: Dtype of the parameters.
 
@@ -121,7 +124,8 @@ class SparseMoE(nn.Module):
             >>> SparseMoE.ffn(64, 128, num_experts=8, top_k=2)(torch.randn(4, 64)).output.shape
             torch.Size([4, 64])
         """
-        router = TopKRouter(dim, num_experts, top_k, device=device, dtype=dtype)
+        by_router = "auto" if impl == "torch" else impl
+        router = TopKRouter(dim, num_experts, top_k, impl=by_router, device=device, dtype=dtype)
         experts = FFNExperts(
             dim,
             hidden_dim,
@@ -129,6 +133,7 @@ class SparseMoE(nn.Module):
             activation=activation,
             bias=bias,
             impl=impl,
+            recompute=recompute,
             device=device,
             dtype=dtype,
         )
@@ -165,7 +170,7 @@ class SparseMoE(nn.Module):
         lead = self._leading_shape(x)
         flat_mask = None if mask is None else self._flat_mask(mask, x, lead)
         if routing is None:
-            routing = self.route(x, router_input=router_input, mask=mask)
+            routing = self._route(x, router_input, lead, flat_mask)
         elif router_input is not None:
             raise ValueError("router_input and routing exclude each other; give one of them.")
         elif routing.valid.shape[0] != math.prod(lead):
@@ -199,14 +204,7 @@ class SparseMoE(nn.Module):
             ValueError: If a shape, dtype or device does not fit.
         """
         lead = self._leading_shape(x)
-        flat_mask = None if mask is None else self._flat_mask(mask, x, lead)
-        if router_input is None:
-            if self.experts.token_ndim != 1 or self.router.input_ndim != 1:
-                raise ValueError(
-                    "router_input must be given: experts over samples and routers by id cannot route on x itself."
-                )
-            return self.router(_hide(x.reshape(-1, x.shape[-1]), flat_mask), flat_mask)
-        return self._route_on(router_input, x, lead, flat_mask)
+        return self._route(x, router_input, lead, None if mask is None else self._flat_mask(mask, x, lead))
 
     def plan(self, routing: Routing, mask: Bool[Tensor, "T"] | None = None) -> DispatchPlan:
         """Turns a routing into the order in which its slots meet their experts.
@@ -250,6 +248,15 @@ class SparseMoE(nn.Module):
         check_same_device("mask", mask, "x", x)
         return mask.reshape(-1)
 
+    def _route(self, x: Tensor, router_input: Tensor | None, lead: torch.Size, mask: Tensor | None) -> Routing:
+        if router_input is None:
+            if self.experts.token_ndim != 1 or self.router.input_ndim != 1:
+                raise ValueError(
+                    "router_input must be given: experts over samples and routers by id cannot route on x itself."
+                )
+            return self.router(_hide(x.reshape(-1, x.shape[-1]), mask), mask)
+        return self._route_on(router_input, x, lead, mask)
+
     def _route_on(self, router_input: Tensor, x: Tensor, lead: torch.Size, mask: Tensor | None) -> Routing:
         features = self.router.input_ndim
         given = router_input.shape[: router_input.ndim - features]
@@ -290,4 +297,5 @@ def _repeat(routing: Routing, times: int) -> Routing:
         probs=repeated(routing.probs),
         valid=repeated(routing.valid),
         load_probs=None if routing.load_probs is None else repeated(routing.load_probs),
+        sums=None,
     )

@@ -10,6 +10,29 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit.plan import DispatchPlan
+from moekit_kernels.routing import entropy
+
+__all__ = ["RouterStats", "Routing", "RoutingSums", "entropy", "router_stats"]
+
+
+class RoutingSums(NamedTuple):
+    """Sums over tokens that a fused router took while it decided, to save another pass over ``(T, E)``.
+
+    Attributes:
+        prob_sum: As in :class:`RouterStats`; so are the next three.
+        gate_sum: ``(E,)``.
+        logsumexp_sq_sum: ``()``.
+        entropy_sum: ``()``.
+        mask: The mask that the sums were taken under, or ``None`` for none.
+        made_with: Gates, ids, logits, probabilities and valid rows of the routing that they belong to.
+    """
+
+    prob_sum: Float[Tensor, "E"]
+    gate_sum: Float[Tensor, "E"]
+    logsumexp_sq_sum: Float[Tensor, ""]
+    entropy_sum: Float[Tensor, ""]
+    mask: Bool[Tensor, "T"] | None
+    made_with: tuple[Tensor | None, ...]
 
 
 class Routing(NamedTuple):
@@ -29,6 +52,8 @@ class Routing(NamedTuple):
             ``None`` where no noise was drawn.
         token_ids: ``None`` for token choice. For expert choice the chosen tokens, ``(E, C)``.
         kept: ``None``, or for expert choice ``(E, C)``, False where an expert ran out of real tokens.
+        sums: What a fused router has summed up already, or ``None``. :func:`router_stats` uses them only
+            with the very tensors and mask that they were made with, so a routing may be edited freely.
     """
 
     gates: Float[Tensor, "A B"]
@@ -39,6 +64,7 @@ class Routing(NamedTuple):
     load_probs: Float[Tensor, "T E"] | None = None
     token_ids: Int[Tensor, "E C"] | None = None
     kept: Bool[Tensor, "E C"] | None = None
+    sums: RoutingSums | None = None
 
 
 class RouterStats(NamedTuple):
@@ -89,12 +115,6 @@ class RouterStats(NamedTuple):
         return RouterStats(*(field.detach() for field in self))
 
 
-def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
-    """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
-    positive = probs > 0
-    return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
-
-
 def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] | None = None) -> RouterStats:
     """Counts one layer call. The plan has counted the slots already; this adds the sums.
 
@@ -108,28 +128,45 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
     """
     counted = routing.valid if mask is None else routing.valid & mask
     column = counted.unsqueeze(-1)
-    probs = torch.where(column, routing.probs, 0)
-    num_experts = probs.shape[-1]
-    gates = routing.gates if routing.token_ids is not None else torch.where(column, routing.gates, 0)
-    gate_sum = probs.new_zeros(num_experts).index_add(0, routing.expert_ids.flatten(), gates.flatten().to(probs.dtype))
+    sums = _sums_made(routing, mask)
+    if sums is None:
+        sums = _sums(routing, mask, counted)
     if routing.load_probs is None:
-        load = plan.tokens_per_expert.to(probs.dtype)
+        load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
     else:
         load = torch.where(column, routing.load_probs, 0).sum(0)
+    left_out = ~routing.valid if mask is None else ~routing.valid & mask
+    return RouterStats(
+        tokens_per_expert=plan.tokens_per_expert,
+        dropped_per_expert=plan.dropped_per_expert,
+        prob_sum=sums.prob_sum,
+        gate_sum=sums.gate_sum,
+        load=load,
+        logsumexp_sq_sum=sums.logsumexp_sq_sum,
+        entropy_sum=sums.entropy_sum,
+        num_tokens=counted.sum(),
+        nonfinite_tokens=left_out.sum(),
+    )
+
+
+def _sums_made(routing: Routing, mask: Tensor | None) -> RoutingSums | None:
+    """The sums that came with the routing, if they are of these tensors and under this mask."""
+    sums = routing.sums
+    if sums is None or sums.mask is not mask:
+        return None
+    same = all(mine is theirs for mine, theirs in zip(sums.made_with, routing[:5], strict=True))
+    return sums if same else None
+
+
+def _sums(routing: Routing, mask: Tensor | None, counted: Tensor) -> RoutingSums:
+    column = counted.unsqueeze(-1)
+    probs = torch.where(column, routing.probs, 0)
+    gates = routing.gates if routing.token_ids is not None else torch.where(column, routing.gates, 0)
+    ids = routing.expert_ids.flatten()
+    gate_sum = probs.new_zeros(probs.shape[-1]).index_add(0, ids, gates.flatten().to(probs.dtype))
     if routing.logits is None:
         logsumexp_sq_sum = probs.new_zeros(())
     else:
         logsumexp_sq_sum = torch.where(column, routing.logits, 0).logsumexp(-1).square()
         logsumexp_sq_sum = torch.where(counted, logsumexp_sq_sum, 0).sum()
-    left_out = ~routing.valid if mask is None else ~routing.valid & mask
-    return RouterStats(
-        tokens_per_expert=plan.tokens_per_expert,
-        dropped_per_expert=plan.dropped_per_expert,
-        prob_sum=probs.sum(0),
-        gate_sum=gate_sum,
-        load=load,
-        logsumexp_sq_sum=logsumexp_sq_sum,
-        entropy_sum=entropy(probs).sum(),
-        num_tokens=counted.sum(),
-        nonfinite_tokens=left_out.sum(),
-    )
+    return RoutingSums(probs.sum(0), gate_sum, logsumexp_sq_sum, entropy(probs).sum(), mask, routing[:5])

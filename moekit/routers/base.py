@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 
-import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
@@ -29,20 +28,5 @@ class Router(nn.Module, ABC):
 
         Args:
             x: Router input, one row per token.
-            mask: True for real tokens. Only routers whose decisions depend on other tokens use it.
+            mask: True for real tokens. It changes decisions only where these depend on other tokens.
         """
-
-
-def finite_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Sets the rows of ``(T, E)`` that are not all finite to zero; returns them and the ``(T,)`` rows kept.
-
-    Selection then sees ordinary numbers, so every id is in range whatever came in, and nothing is read on
-    the host.
-    """
-    valid = logits.isfinite().all(-1)
-    return torch.where(valid.unsqueeze(-1), logits, 0), valid
-
-
-def mark_invalid(gates: Tensor, valid: Tensor) -> Tensor:
-    """Makes the gates of non-finite tokens NaN: their own output shows it, no other token's does."""
-    return torch.where(valid.unsqueeze(-1), gates, torch.nan)

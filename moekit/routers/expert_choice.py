@@ -7,9 +7,10 @@ from torch import Tensor
 
 from moekit.capacity import Capacity
 from moekit.checks import check_positive
-from moekit.routers.base import Router, finite_logits
+from moekit.routers.base import Router
 from moekit.routers.gate import Gate
 from moekit.routing import Routing
+from moekit_kernels.routing import finite_logits
 
 
 class ExpertChoiceRouter(Router):

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moekit.checks import check_choice, check_top_k
-from moekit.routers.base import Router, finite_logits, mark_invalid
+from moekit.routers.base import Router
 from moekit.routers.gate import Gate
-from moekit.routers.selection import top_k_ids
 from moekit.routing import Routing
+from moekit_kernels.routing import finite_logits, mark_invalid, top_k_ids
 
 Gradient = Literal["scale", "straight_through", "none"]
 GRADIENTS = ("scale", "straight_through", "none")
@@ -85,7 +85,7 @@ class HardRouter(Router):
         """
         logits, valid = finite_logits(self.gate(x))
         probs = F.softmax(logits, dim=-1)
-        ids = top_k_ids(probs, 1)
+        ids = top_k_ids(logits, 1)  # which order as the probabilities do, without their rounding
         gates = probs.gather(-1, ids)
         if self.gradient == "straight_through":
             gates = 1 + (gates - gates.detach())

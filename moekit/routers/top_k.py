@@ -1,22 +1,40 @@
 """Token choice: every token takes its ``top_k`` best experts."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TypedDict
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_rank, check_top_k
-from moekit.routers.base import Router, finite_logits, mark_invalid
+from moekit.routers.base import Router
 from moekit.routers.gate import Gate
-from moekit.routers.noise import NoisyLogits, add_noise, smooth_load
-from moekit.routers.selection import limit_to_groups, top_k_ids
-from moekit.routing import Routing
+from moekit.routers.noise import add_noise, smooth_load
+from moekit.routing import Routing, RoutingSums
+from moekit_kernels.routing import (
+    IMPLS,
+    SCORINGS,
+    Impl,
+    Scoring,
+    check_groups,
+    check_limits,
+    decide_reference,
+    finite_logits,
+    resolve_impl,
+    route,
+)
 
-Scoring = Literal["softmax", "topk_softmax", "sigmoid"]
-SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+
+class _Options(TypedDict):
+    """What decides besides the logits."""
+
+    scoring: Scoring
+    renormalize: bool
+    scaling_factor: float
+    selection_bias: Tensor | None
+    num_groups: int | None
+    topk_groups: int | None
 
 
 class TopKRouter(Router):
@@ -30,6 +48,8 @@ class TopKRouter(Router):
 
     With ``renormalize`` the gates of a token are divided by their sum, then multiplied by
     ``scaling_factor``. Selection has no gradient, gates have. Everything is computed in float32 or wider.
+    Without selection bias and groups experts are ranked by their logits: the order of the scores, but for
+    scores that rounding makes equal, so every device and implementation chooses alike.
 
     Args:
         dim: Width of the router input, ``D``.
@@ -51,6 +71,10 @@ class TopKRouter(Router):
         gate_hidden_dim: Makes the gate a two-layer MLP of this hidden width.
         gate_bias: Whether the gate has biases.
         gate: Any module ``(T, ...) -> (T, E)`` in place of the built-in one.
+        impl: ``"reference"`` is plain PyTorch; ``"triton"`` fuses everything after the gate and the sums of
+            :func:`~moekit.router_stats` into one pass over the logits, on a GPU, with first-order gradients,
+            for float32 logits, up to 4096 experts and ``top_k`` up to 64; ``"auto"`` picks by
+            :func:`moekit_kernels.routing.resolve_impl`.
         init_scale: Variance of the gate's weights times their fan-in.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -84,6 +108,7 @@ class TopKRouter(Router):
         gate_hidden_dim: int | None = None,
         gate_bias: bool = False,
         gate: nn.Module | None = None,
+        impl: Impl = "auto",
         init_scale: float = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -91,6 +116,9 @@ class TopKRouter(Router):
         super().__init__()
         check_top_k(top_k, num_experts)
         check_choice("scoring", scoring, SCORINGS)
+        check_choice("impl", impl, IMPLS)
+        if impl == "triton":
+            check_limits(num_experts, top_k)
         if not 0 <= jitter < 1:
             raise ValueError(f"jitter must be in [0, 1), got {jitter}.")
         if top_k == 1 and (renormalize or scoring == "topk_softmax"):
@@ -106,12 +134,13 @@ class TopKRouter(Router):
                 "noisy=True does not go with selection_bias or num_groups: the smooth load that balances a noisy "
                 "router would not be the probability of being selected."
             )
-        _check_groups(num_experts, top_k, num_groups, topk_groups)
+        check_groups(num_experts, top_k, num_groups, topk_groups)
         self.num_experts = num_experts
         self.top_k = top_k
         self.scoring: Scoring = scoring
         self.renormalize = top_k > 1 if renormalize is None else renormalize
         self.scaling_factor = scaling_factor
+        self.impl: Impl = impl
         self.jitter = jitter
         self.num_groups = num_groups
         self.topk_groups = topk_groups
@@ -142,28 +171,21 @@ class TopKRouter(Router):
             self.selection_bias.zero_()
 
     def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
-        """Routes ``T`` tokens; each decision depends on its own token only, so ``mask`` changes nothing.
+        """Routes ``T`` tokens; each decision depends on its own token only, so ``mask`` changes none.
 
         Raises:
-            ValueError: If ``x`` has the wrong width, dtype or device, or the gate gives another number
-                of logits.
+            ValueError: If ``x`` has the wrong width, dtype or device, the gate gives another number of
+                logits, or ``impl="triton"`` cannot take them.
         """
         if self.training and self.jitter > 0:
             # In bfloat16 the bounds would be rounded and the noise would not average to 1.
             jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
-        logits, valid = self._logits(x)
-        clean, noise, load_probs = logits, None, None
+        logits = self._logits(x)
+        by_kernel = resolve_impl(self.impl, logits, self.top_k) == "triton"
         if self.training and self.noise_gate is not None:
-            noise = self._noise(logits, x, valid)
-            logits = noise.noisy
-        scores = self._scores(logits)
-        ids = self._select(logits if self.scoring == "topk_softmax" else scores)
-        if noise is not None:
-            load_probs = smooth_load(clean, noise, self.top_k)
-        gates = mark_invalid(self._gates(logits, scores, ids), valid)
-        probs = _normalised_sigmoid(logits) if self.scoring == "sigmoid" else scores
-        return Routing(gates, ids, clean, torch.where(valid.unsqueeze(-1), probs, 0), valid, load_probs)
+            return self._route_noisy(logits, x, self.noise_gate, by_kernel)
+        return self._route_by_kernel(logits, mask) if by_kernel else self._route_by_reference(logits)
 
     @torch.no_grad()
     def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
@@ -201,58 +223,48 @@ class TopKRouter(Router):
         """Names the settings."""
         return (
             f"num_experts={self.num_experts}, top_k={self.top_k}, scoring={self.scoring!r}, "
-            f"renormalize={self.renormalize}, scaling_factor={self.scaling_factor}, jitter={self.jitter}"
+            f"renormalize={self.renormalize}, scaling_factor={self.scaling_factor}, jitter={self.jitter}, "
+            f"impl={self.impl!r}"
         )
 
-    def _logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.gate(x)
         check_rank("router logits", logits, 2, "T, E")
         if logits.shape[-1] != self.num_experts:
             raise ValueError(f"gate must give num_experts={self.num_experts} logits, got shape {tuple(logits.shape)}.")
-        return finite_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _noise(self, logits: Tensor, x: Tensor, valid: Tensor) -> NoisyLogits:
-        assert self.noise_gate is not None
-        raw_std = torch.where(valid.unsqueeze(-1), self.noise_gate(x).to(logits.dtype), 0)
-        return add_noise(logits, raw_std)
+    def _route_by_reference(self, logits: Tensor) -> Routing:
+        logits, valid = finite_logits(logits)
+        decision = decide_reference(logits, valid, self.top_k, **self._options())
+        return Routing(decision.gates, decision.ids, logits, decision.probs, valid)
 
-    def _scores(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.scoring == "sigmoid" else F.softmax(logits, dim=-1)
+    def _route_by_kernel(self, logits: Tensor, mask: Tensor | None) -> Routing:
+        routed = route(logits, self.top_k, mask=mask, impl="triton", **self._options())
+        logits = torch.where(routed.valid.unsqueeze(-1), logits, 0)
+        routing = Routing(routed.gates, routed.ids, logits, routed.probs, routed.valid)
+        sums = (routed.prob_sum, routed.gate_sum, routed.logsumexp_sq_sum, routed.entropy_sum)
+        return routing._replace(sums=RoutingSums(*sums, mask=mask, made_with=routing[:5]))
 
-    def _select(self, scores: Tensor) -> Tensor:
-        scores = scores.detach()
-        if self.selection_bias is not None:
-            scores = scores + self.selection_bias
-        if self.num_groups is not None and self.topk_groups is not None:
-            scores = limit_to_groups(scores, self.num_groups, self.topk_groups)
-        return top_k_ids(scores, self.top_k)
-
-    def _gates(self, logits: Tensor, scores: Tensor, ids: Tensor) -> Tensor:
-        chosen = logits.gather(-1, ids)
-        if self.scoring == "sigmoid" and self.renormalize:
-            gates = _normalised_sigmoid(chosen)
-        elif self.scoring == "topk_softmax" or self.renormalize:
-            gates = F.softmax(chosen, dim=-1)  # also the softmax over all, renormalised, but never 0/0
+    def _route_noisy(self, logits: Tensor, x: Tensor, noise_gate: Gate, by_kernel: bool) -> Routing:
+        """Decides by noisy logits; the routing keeps the clean ones, so the kernel's sums are of no use."""
+        logits, valid = finite_logits(logits)
+        raw_std = torch.where(valid.unsqueeze(-1), noise_gate(x).to(logits.dtype), 0)
+        noise = add_noise(logits, raw_std)
+        if by_kernel:
+            marked = torch.where(valid.unsqueeze(-1), noise.noisy, torch.nan)
+            decided = route(marked, self.top_k, impl="triton", **self._options())
         else:
-            gates = scores.gather(-1, ids)
-        return gates if self.scaling_factor == 1.0 else gates * self.scaling_factor
+            decided = decide_reference(noise.noisy, valid, self.top_k, **self._options())
+        load_probs = smooth_load(logits, noise, self.top_k)
+        return Routing(decided.gates, decided.ids, logits, decided.probs, valid, load_probs)
 
-
-def _normalised_sigmoid(logits: Tensor) -> Tensor:
-    """``sigmoid(logits)`` over its sum, without the 0/0 of logits so low that every sigmoid is zero."""
-    return F.softmax(F.logsigmoid(logits), dim=-1)
-
-
-def _check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None) -> None:
-    if num_groups is None and topk_groups is None:
-        return
-    if num_groups is None or topk_groups is None:
-        raise ValueError(f"num_groups and topk_groups go together, got {num_groups} and {topk_groups}.")
-    if num_groups < 1 or num_experts % num_groups:
-        raise ValueError(f"num_groups must divide num_experts={num_experts}, got {num_groups}.")
-    if not 1 <= topk_groups <= num_groups:
-        raise ValueError(f"topk_groups must be between 1 and num_groups={num_groups}, got {topk_groups}.")
-    if topk_groups * (num_experts // num_groups) < top_k:
-        raise ValueError(
-            f"topk_groups={topk_groups} groups of {num_experts // num_groups} experts hold fewer than top_k={top_k}."
+    def _options(self) -> "_Options":
+        return _Options(
+            scoring=self.scoring,
+            renormalize=self.renormalize,
+            scaling_factor=self.scaling_factor,
+            selection_bias=self.selection_bias,
+            num_groups=self.num_groups,
+            topk_groups=self.topk_groups,
         )

@@ -49,6 +49,9 @@ LAYERS: dict[str, Callable[[Options], nn.Module]] = {
     "drop by gate": lambda o: SparseMoE(
         TopKRouter(DIM, EXPERTS, 2, **o), _experts(**o), capacity_factor=1.0, drop_policy="gate"
     ),
+    "interleaved": lambda o: SparseMoE.ffn(DIM, 6, EXPERTS, 2, activation="swiglu_interleaved", bias=True, **o),
+    "recompute all": lambda o: SparseMoE.ffn(DIM, 6, EXPERTS, 2, recompute="all", bias=True, **o),
+    "recompute none": lambda o: SparseMoE(HardRouter(DIM, EXPERTS, **o), _experts(recompute="none", **o)),
     "function": lambda o: SparseMoE.ffn(DIM, 6, EXPERTS, 2, activation=torch.tanh, **o),
     "every expert": lambda o: SparseMoE.ffn(DIM, 6, EXPERTS, EXPERTS, activation="gelu", **o),
     "modules": lambda o: SparseMoE(TopKRouter(DIM, EXPERTS, 2, **o), _modules(o)),

@@ -1,0 +1,81 @@
+"""Checks of what callers of the routing operation pass; they read shapes, dtypes and devices only."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scoring = Literal["softmax", "topk_softmax", "sigmoid"]
+SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+
+Impl = Literal["auto", "reference", "triton"]
+IMPLS = ("auto", "reference", "triton")
+
+MAX_EXPERTS = 4096
+"""Most experts that the kernels take: a row of logits is held in registers."""
+
+MAX_TOP_K = 64
+"""Most experts per token that the kernels take."""
+
+
+def check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None) -> None:
+    """Raises ``ValueError`` unless the best ``topk_groups`` of ``num_groups`` equal groups hold ``top_k`` experts."""
+    if num_groups is None and topk_groups is None:
+        return
+    if num_groups is None or topk_groups is None:
+        raise ValueError(f"num_groups and topk_groups go together, got {num_groups} and {topk_groups}.")
+    if num_groups < 1 or num_experts % num_groups:
+        raise ValueError(f"num_groups must divide num_experts={num_experts}, got {num_groups}.")
+    if not 1 <= topk_groups <= num_groups:
+        raise ValueError(f"topk_groups must be between 1 and num_groups={num_groups}, got {topk_groups}.")
+    if topk_groups * (num_experts // num_groups) < top_k:
+        raise ValueError(
+            f"topk_groups={topk_groups} groups of {num_experts // num_groups} experts hold fewer than top_k={top_k}."
+        )
+
+
+def check_limits(num_experts: int, top_k: int) -> None:
+    """Raises ``ValueError`` where the kernels do not reach."""
+    if num_experts > MAX_EXPERTS or top_k > MAX_TOP_K:
+        raise ValueError(
+            f'impl="triton" routes up to {MAX_EXPERTS} experts and top_k up to {MAX_TOP_K}, got {num_experts} experts '
+            f'and top_k={top_k}: use impl="reference".'
+        )
+
+
+def check_arguments(
+    logits: Tensor,
+    top_k: int,
+    scoring: str,
+    selection_bias: Tensor | None,
+    num_groups: int | None,
+    topk_groups: int | None,
+    mask: Tensor | None,
+) -> None:
+    """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.routing.route` fit each other."""
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be a floating tensor of shape (T, E), got {logits.dtype} of shape {tuple(logits.shape)}."
+        )
+    num_tokens, num_experts = logits.shape
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k must be between 1 and the {num_experts} experts of the logits, got {top_k}.")
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring must be one of {', '.join(map(repr, SCORINGS))}, got {scoring!r}.")
+    check_groups(num_experts, top_k, num_groups, topk_groups)
+    if selection_bias is not None:
+        _check_companion("selection_bias", selection_bias, (num_experts,), logits)
+        if not selection_bias.is_floating_point():
+            raise ValueError(f"selection_bias must be of a floating dtype, got {selection_bias.dtype}.")
+    if mask is not None:
+        _check_companion("mask", mask, (num_tokens,), logits)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask must be a bool tensor (True marks a token that counts), got {mask.dtype}.")
+
+
+def _check_companion(name: str, value: Tensor, shape: Sequence[int], logits: Tensor) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}.")
+    if value.device != logits.device:
+        raise ValueError(f"{name} must be on the device of the logits, {logits.device}, got {value.device}.")

@@ -1,0 +1,171 @@
+"""How the routing kernels are started: outputs, how many rows go together, and how many programs."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from moekit_kernels.routing.checks import check_limits
+from moekit_kernels.runtime import current_target, launch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of logits that the kernels read."""
+
+# Warps per multiprocessor: enough to hide latency, few enough for the partial sums to stay small.
+_WARPS_PER_PROCESSOR = 16
+_BLOCK_PARTIALS = 32
+
+
+class Blocks(NamedTuple):
+    """The rows of one program at a time.
+
+    Attributes:
+        width: Columns of the tile: the experts, up to the next power of two.
+        rows: Rows of the tile.
+        num_warps: So many that a thread holds 16 logits; up to 512 experts no row spans two warps.
+    """
+
+    width: int
+    rows: int
+    num_warps: int
+
+
+def blocks(num_experts: int) -> Blocks:
+    """The tile for a number of experts."""
+    width = 1 << (num_experts - 1).bit_length()
+    if width <= 128:
+        return Blocks(width, 2048 // width, 4)
+    return Blocks(width, max(512 // width, 1), max(width // 512, 1))
+
+
+def forward(
+    logits: Tensor,
+    top_k: int,
+    scoring: str,
+    renormalize: bool,
+    scaling_factor: float,
+    selection_bias: Tensor | None,
+    num_groups: int,
+    topk_groups: int,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The fields of :class:`~moekit_kernels.routing.Routed`, in their order; 0 groups mean none."""
+    target = current_target(logits.device)
+    from moekit_kernels.routing import kernel
+
+    num_tokens, num_experts = logits.shape
+    check_limits(num_experts, top_k)
+    tile = blocks(num_experts)
+    programs = min(-(-num_tokens // tile.rows), _WARPS_PER_PROCESSOR // tile.num_warps * target.processors)
+    out = outputs(logits, top_k)
+    gates, ids, probs, valid, *totals = out
+    partials = {
+        "counts": logits.new_empty(programs, num_experts, dtype=torch.int32),
+        "sums": logits.new_empty(programs, 2, num_experts, dtype=torch.float32),
+        "scalars": logits.new_empty(programs, 2, dtype=torch.float32),
+    }
+    arguments: dict[str, Any] = {
+        "logits": logits,
+        "selection_bias": None if selection_bias is None else selection_bias.contiguous(),
+        "mask": mask,
+        "gates": gates,
+        "ids": ids,
+        "probs": probs,
+        "valid_rows": valid,
+        **partials,
+        "num_tokens": num_tokens,
+        "stride_t": logits.stride(0),
+        "stride_e": logits.stride(1),
+        "stride_mask": 0 if mask is None else mask.stride(0),
+        "scaling_factor": float(scaling_factor),
+        "E": num_experts,
+        "EP": tile.width,
+        "ROWS": tile.rows,
+        "TOP_K": top_k,
+        "KP": 1 << (top_k - 1).bit_length(),
+        "SCORING": scoring,
+        "RENORMALIZE": renormalize or scoring == "topk_softmax",
+        "GROUPS": num_groups,
+        "TOP_GROUPS": topk_groups,
+    }
+    launch(kernel.route_fwd_kernel, (programs,), arguments, num_warps=tile.num_warps, num_stages=1)
+    block_e = min(tile.width, 64)
+    names = ("tokens_per_expert", "prob_sum", "gate_sum", "logsumexp_sq_sum", "entropy_sum")
+    arguments = {
+        **partials,
+        **dict(zip(names, totals, strict=True)),
+        "num_partials": programs,
+        "E": num_experts,
+        "BLOCK_E": block_e,
+        "BLOCK_P": _BLOCK_PARTIALS,
+    }
+    launch(kernel.route_sums_fwd_kernel, (-(-num_experts // block_e),), arguments, num_warps=4, num_stages=1)
+    return out
+
+
+def outputs(logits: Tensor, top_k: int) -> tuple[Tensor, ...]:
+    """Uninitialised outputs of :func:`forward`."""
+    num_tokens, num_experts = logits.shape
+    float32 = torch.float32
+    return (
+        logits.new_empty(num_tokens, top_k, dtype=float32),
+        logits.new_empty(num_tokens, top_k, dtype=torch.int64),
+        logits.new_empty(num_tokens, num_experts, dtype=float32),
+        logits.new_empty(num_tokens, dtype=torch.bool),
+        logits.new_empty(num_experts, dtype=torch.int64),
+        logits.new_empty(num_experts, dtype=float32),
+        logits.new_empty(num_experts, dtype=float32),
+        logits.new_empty((), dtype=float32),
+        logits.new_empty((), dtype=float32),
+    )
+
+
+def backward(
+    d_gates: Tensor | None,
+    d_probs: Tensor | None,
+    d_prob_sum: Tensor | None,
+    d_gate_sum: Tensor | None,
+    d_logsumexp_sq_sum: Tensor | None,
+    d_entropy_sum: Tensor | None,
+    logits: Tensor,
+    ids: Tensor,
+    mask: Tensor | None,
+    scoring: str,
+    renormalize: bool,
+    scaling_factor: float,
+) -> Tensor:
+    """The gradient of ``logits``, contiguous and of their dtype; gradients that are None count as zero."""
+    current_target(logits.device)
+    from moekit_kernels.routing import kernel
+
+    num_tokens, num_experts = logits.shape
+    tile = blocks(num_experts)
+    d_logits = logits.new_empty(num_tokens, num_experts)
+    arguments: dict[str, Any] = {
+        "d_gates": None if d_gates is None else d_gates.contiguous(),
+        "d_probs": d_probs,
+        "d_prob_sum": None if d_prob_sum is None else d_prob_sum.contiguous(),
+        "d_gate_sum": None if d_gate_sum is None else d_gate_sum.contiguous(),
+        "d_logsumexp_sq_sum": d_logsumexp_sq_sum,
+        "d_entropy_sum": d_entropy_sum,
+        "logits": logits,
+        "ids": ids,
+        "mask": mask,
+        "d_logits": d_logits,
+        "num_tokens": num_tokens,
+        "stride_t": logits.stride(0),
+        "stride_e": logits.stride(1),
+        "stride_mask": 0 if mask is None else mask.stride(0),
+        "stride_probs_t": 0 if d_probs is None else d_probs.stride(0),
+        "stride_probs_e": 0 if d_probs is None else d_probs.stride(1),
+        "scaling_factor": float(scaling_factor),
+        "E": num_experts,
+        "EP": tile.width,
+        "ROWS": tile.rows,
+        "TOP_K": ids.shape[1],
+        "SCORING": scoring,
+        "RENORMALIZE": renormalize or scoring == "topk_softmax",
+    }
+    grid = (-(-num_tokens // tile.rows),)
+    launch(kernel.route_bwd_kernel, grid, arguments, num_warps=tile.num_warps, num_stages=1)
+    return d_logits

@@ -1,0 +1,213 @@
+"""``moekit::route`` and ``moekit::route_backward``: schema, fake, autograd, and which way is taken."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from moekit_kernels.routing import launch
+from moekit_kernels.routing.checks import IMPLS, MAX_EXPERTS, MAX_TOP_K, Impl, Scoring, check_arguments, check_limits
+from moekit_kernels.routing.reference import Routed, route_reference
+from moekit_kernels.runtime import triton_is_installed
+
+
+_FLOAT_OUTPUTS = (0, 2, 5, 6, 7, 8)  # gates, probs and the four float sums; the others have no gradient
+
+
+@torch.library.custom_op("moekit::route", mutates_args=())
+def _route(
+    logits: Tensor,
+    top_k: int,
+    scoring: str,
+    renormalize: bool,
+    scaling_factor: float,
+    selection_bias: Tensor | None,
+    num_groups: int,
+    topk_groups: int,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    options = (top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, mask)
+    gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy = launch.forward(logits, *options)
+    return gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy
+
+
+@torch.library.custom_op("moekit::route_backward", mutates_args=())
+def _route_backward(
+    d_gates: Tensor | None,
+    d_probs: Tensor | None,
+    d_prob_sum: Tensor | None,
+    d_gate_sum: Tensor | None,
+    d_logsumexp_sq_sum: Tensor | None,
+    d_entropy_sum: Tensor | None,
+    logits: Tensor,
+    ids: Tensor,
+    mask: Tensor | None,
+    scoring: str,
+    renormalize: bool,
+    scaling_factor: float,
+) -> Tensor:
+    grads = (d_gates, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
+    return launch.backward(*grads, logits, ids, mask, scoring, renormalize, scaling_factor)
+
+
+@_route.register_fake
+def _(
+    logits: Tensor,
+    top_k: int,
+    scoring: str,
+    renormalize: bool,
+    scaling_factor: float,
+    selection_bias: Tensor | None,
+    num_groups: int,
+    topk_groups: int,
+    mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    return launch.outputs(logits, top_k)
+
+
+@_route_backward.register_fake
+def _(
+    d_gates: Tensor | None,
+    d_probs: Tensor | None,
+    d_prob_sum: Tensor | None,
+    d_gate_sum: Tensor | None,
+    d_logsumexp_sq_sum: Tensor | None,
+    d_entropy_sum: Tensor | None,
+    logits: Tensor,
+    ids: Tensor,
+    mask: Tensor | None,
+    scoring: str,
+    renormalize: bool,
+    scaling_factor: float,
+) -> Tensor:
+    return logits.new_empty(*logits.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    logits, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, mask = inputs
+    ctx.mark_non_differentiable(*(t for place, t in enumerate(output) if place not in _FLOAT_OUTPUTS))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(logits, output[1], mask)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    wanted = [grads[place] for place in _FLOAT_OUTPUTS]
+    d_logits = None
+    if any(grad is not None for grad in wanted):
+        d_logits = _route_backward(*wanted, *ctx.saved_tensors, ctx.scoring, ctx.renormalize, ctx.scaling_factor)
+    return d_logits, *(None,) * 8
+
+
+def _no_second_order(ctx: Any, *grads: Any) -> NoReturn:
+    raise RuntimeError('route has first-order gradients only; for higher orders use impl="reference".')
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
+
+
+def _batched(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """A rule for ``torch.vmap``: one call after the other, because each has sums of its own."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def call(sample: int) -> Any:
+            return op(*(a if d is None else a.select(d, sample) for a, d in zip(args, in_dims, strict=True)))
+
+        found = [call(sample) for sample in range(info.batch_size)]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        fields = tuple(torch.stack(field) for field in zip(*found, strict=True))
+        return fields, (0,) * len(fields)
+
+    return rule
+
+
+_route.register_autograd(_backward, setup_context=_save)
+_route_backward.register_autograd(_no_second_order, setup_context=_save_nothing)
+_route.register_vmap(_batched(_route))
+_route_backward.register_vmap(_batched(_route_backward))
+
+
+def resolve_impl(impl: Impl, logits: Float[Tensor, "T E"], top_k: int) -> Literal["reference", "triton"]:
+    """What ``impl`` means for these logits.
+
+    ``"auto"`` is ``"triton"`` for logits on a GPU (CUDA or HIP) in float32, bfloat16 or float16, of up to 4096
+    experts and ``top_k`` up to 64, if Triton is installed; else ``"reference"``. An explicit choice is never
+    changed.
+
+    Raises:
+        ValueError: If ``impl`` is unknown, or ``"triton"`` was asked for beyond its dtypes or limits.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}.")
+    known, num_experts = logits.dtype in launch.DTYPES, logits.shape[-1]
+    if impl == "auto":
+        within = known and num_experts <= MAX_EXPERTS and top_k <= MAX_TOP_K
+        return "triton" if within and logits.device.type == "cuda" and triton_is_installed() else "reference"
+    if impl == "triton":
+        check_limits(num_experts, top_k)
+        if not known:
+            raise ValueError(
+                f'impl="triton" takes logits of float32, bfloat16 or float16, got {logits.dtype}: '
+                'use impl="auto" or "reference".'
+            )
+    return impl
+
+
+def route(
+    logits: Float[Tensor, "T E"],
+    top_k: int,
+    *,
+    scoring: Scoring = "softmax",
+    renormalize: bool = True,
+    scaling_factor: float = 1.0,
+    selection_bias: Float[Tensor, "E"] | None = None,
+    num_groups: int | None = None,
+    topk_groups: int | None = None,
+    mask: Bool[Tensor, "T"] | None = None,
+    impl: Impl = "auto",
+) -> Routed:
+    """Decision of a top-k router and the sums over its tokens: logits are read once, and once for backward.
+
+    The same function as :func:`moekit_kernels.routing.route_reference`, which documents the arguments.
+
+    Args:
+        logits: Router logits.
+        top_k: ``K``.
+        scoring: How scores, gates and probabilities come from logits.
+        renormalize: Whether the gates of a token are divided by their sum.
+        scaling_factor: Multiplies the gates.
+        selection_bias: Added to the scores for selection only.
+        num_groups: Splits the experts into equal groups.
+        topk_groups: Chooses within so many groups.
+        mask: True for tokens that count in the sums.
+        impl: ``"reference"`` is plain PyTorch, with gradients of every order; ``"triton"`` two kernels, with
+            first-order gradients; ``"auto"`` picks by :func:`resolve_impl`.
+
+    Returns:
+        Decision and sums.
+
+    Raises:
+        ValueError: If the arguments do not fit each other, or ``impl`` does not fit the logits.
+
+    Example:
+        >>> routed = route(torch.tensor([[1.0, 3.0, 2.0]]), 2)
+        >>> routed.ids.tolist(), routed.tokens_per_expert.tolist()
+        ([[1, 2]], [0, 1, 1])
+    """
+    if resolve_impl(impl, logits, top_k) == "reference":
+        return route_reference(
+            logits,
+            top_k,
+            scoring=scoring,
+            renormalize=renormalize,
+            scaling_factor=scaling_factor,
+            selection_bias=selection_bias,
+            num_groups=num_groups,
+            topk_groups=topk_groups,
+            mask=mask,
+        )
+    check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
+    groups = (num_groups or 0, topk_groups or 0)
+    return Routed(*_route(logits, top_k, scoring, renormalize, float(scaling_factor), selection_bias, *groups, mask))

@@ -1,0 +1,210 @@
+"""Routing written out in PyTorch, held to loops over tokens; what ``route`` refuses and how it picks its way."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moekit_kernels.routing import op, resolve_impl, route, route_reference
+from tests.oracles import assert_close
+from tests.strategies import few
+
+WAYS = [("softmax", True), ("softmax", False), ("topk_softmax", True), ("sigmoid", True), ("sigmoid", False)]
+
+
+def softmax(row: Tensor) -> Tensor:
+    exps = torch.exp(row - row.max())
+    return exps / exps.sum()
+
+
+def largest(values: Tensor, k: int) -> list[int]:
+    """Indices of the largest, ties to the lowest."""
+    flat = values.tolist()
+    return sorted(range(len(flat)), key=lambda e: (-flat[e], e))[:k]
+
+
+def choice(row: Tensor, top_k: int, scoring: str, bias: Tensor | None, groups: tuple[int, int] | None) -> list[int]:
+    """The experts of one token, by the scores themselves."""
+    scores = {"softmax": softmax, "topk_softmax": lambda r: r, "sigmoid": torch.sigmoid}[scoring](row.detach())
+    if bias is not None:
+        scores = scores + bias
+    if groups is None:
+        return largest(scores, top_k)
+    size = len(row) // groups[0]
+    worth = torch.stack([part.sort().values[-2:].sum() for part in scores.split(size)])
+    best = largest(worth, groups[1])
+    closed = torch.tensor([e // size not in best for e in range(len(row))])
+    return largest(scores.masked_fill(closed, -math.inf), top_k)
+
+
+def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, groups, mask) -> dict[str, Tensor]:
+    """All fields, token by token."""
+    num_experts = logits.shape[1]
+    rows: dict[str, list] = {"gates": [], "ids": [], "probs": [], "valid": []}
+    zero = logits.sum() * 0 if logits.isfinite().all() else logits.new_zeros(())
+    sums = {name: [zero] * num_experts for name in ("tokens_per_expert", "prob_sum", "gate_sum")}
+    scalars = {"logsumexp_sq_sum": zero, "entropy_sum": zero}
+    for t, row in enumerate(logits):
+        valid = bool(row.isfinite().all())
+        row = row if valid else torch.zeros_like(row)
+        scores = torch.sigmoid(row) if scoring == "sigmoid" else softmax(row)
+        ids = choice(row, top_k, scoring, bias, groups)
+        gates = softmax(row[ids]) if scoring == "topk_softmax" else scores[ids]
+        gates = factor * (gates / gates.sum() if renormalize else gates)
+        probs = scores / scores.sum()
+        rows["gates"].append(gates if valid else torch.full_like(gates, math.nan))
+        rows["ids"].append(torch.tensor(ids))
+        rows["probs"].append(probs if valid else torch.zeros_like(probs))
+        rows["valid"].append(torch.tensor(valid))
+        if not valid or (mask is not None and not mask[t]):
+            continue
+        for e in range(num_experts):
+            sums["prob_sum"][e] = sums["prob_sum"][e] + probs[e]
+            scalars["entropy_sum"] = scalars["entropy_sum"] - probs[e] * probs[e].log()
+        for k, e in enumerate(ids):
+            sums["gate_sum"][e] = sums["gate_sum"][e] + gates[k]
+            sums["tokens_per_expert"][e] = sums["tokens_per_expert"][e] + 1
+        scalars["logsumexp_sq_sum"] = scalars["logsumexp_sq_sum"] + row.exp().sum().log().square()
+    found = {name: torch.stack(values) for name, values in (rows | sums).items()} | scalars
+    return found | {"tokens_per_expert": found["tokens_per_expert"].detach().long()}
+
+
+@few
+@given(
+    way=st.sampled_from(WAYS),
+    tokens=st.sampled_from([1, 2, 9]),
+    shape=st.sampled_from([(1, 1, None), (5, 5, None), (7, 2, None), (12, 3, (4, 2)), (12, 20, None), (6, 2, (6, 3))]),
+    biased=st.booleans(),
+    masked=st.booleans(),
+    broken=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
+    way, tokens, shape, biased, masked, broken, seed
+) -> None:
+    num_experts, top_k, groups = shape
+    top_k = min(top_k, num_experts)
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(tokens, num_experts, generator=generator, dtype=torch.float64)
+    if broken:
+        logits[0, -1] = math.nan
+    bias = torch.randn(num_experts, generator=generator, dtype=torch.float64) if biased else None
+    mask = torch.rand(tokens, generator=generator) > 0.3 if masked else None
+    mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    num_groups, topk_groups = groups or (None, None)
+    found = route_reference(
+        mine,
+        top_k,
+        scoring=way[0],
+        renormalize=way[1],
+        scaling_factor=2.5,
+        selection_bias=bias,
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        mask=mask,
+    )
+    expected = naive_route(theirs, top_k, *way, 2.5, bias, groups, mask)
+    total = [torch.zeros((), dtype=torch.float64)] * 2
+    for name, field in found._asdict().items():
+        if not field.is_floating_point():
+            assert torch.equal(field, expected[name]), name
+            continue
+        torch.testing.assert_close(field, expected[name], rtol=1e-12, atol=1e-12, equal_nan=True)
+        weight = torch.randn(field.shape, generator=generator, dtype=torch.float64)
+        finite = field.isfinite()
+        total = [t + (f * weight)[finite].sum() for t, f in zip(total, (field, expected[name]), strict=True)]
+    for value in total:
+        if value.requires_grad:
+            value.backward()
+    expected_gradient = torch.zeros_like(logits) if theirs.grad is None else theirs.grad
+    assert_close(mine.grad, expected_gradient.nan_to_num())
+
+
+def test_no_tokens_give_zero_sums() -> None:
+    routed = route_reference(torch.zeros(0, 5), 2)
+    assert routed.ids.shape == routed.gates.shape == (0, 2)
+    assert all(field.eq(0).all() for field in routed[4:])
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_scores_that_rounding_makes_equal_are_ranked_by_their_logits(scoring: str) -> None:
+    logits = torch.tensor([[200.0, 300.0, -200.0, -150.0, 250.0]])
+    assert route_reference(logits, 5, scoring=scoring).ids.tolist() == [[1, 4, 0, 3, 2]]
+
+
+def test_half_precision_logits_are_computed_in_float32() -> None:
+    logits = torch.randn(6, 5, dtype=torch.bfloat16)
+    for mine, theirs in zip(route_reference(logits, 2), route_reference(logits.float(), 2), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_gradients_of_every_order() -> None:
+    logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+
+    def floats(logits: Tensor) -> tuple[Tensor, ...]:
+        return tuple(field for field in route(logits, 2, impl="reference") if field.is_floating_point())
+
+    assert torch.autograd.gradgradcheck(floats, (logits,))
+
+
+class OnGPU:
+    """Logits as far as the choice of the implementation looks at them."""
+
+    def __init__(self, dtype: torch.dtype, *shape: int) -> None:
+        self.dtype, self.shape, self.device = dtype, shape, torch.device("cuda")
+
+
+def test_auto_is_triton_on_a_gpu_within_the_limits_and_reference_elsewhere(monkeypatch) -> None:
+    monkeypatch.setattr(op, "_TRITON_IS_INSTALLED", True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert resolve_impl("auto", OnGPU(dtype, 3, 4096), 64) == "triton"
+        assert resolve_impl("auto", torch.zeros(3, 4, dtype=dtype), 2) == "reference"
+    assert resolve_impl("auto", OnGPU(torch.float64, 3, 8), 2) == "reference"
+    assert resolve_impl("auto", OnGPU(torch.float32, 3, 4097), 2) == "reference"
+    assert resolve_impl("auto", OnGPU(torch.float32, 3, 100), 65) == "reference"
+    assert resolve_impl("reference", OnGPU(torch.float32, 3, 8), 2) == "reference"
+    monkeypatch.setattr(op, "_TRITON_IS_INSTALLED", False)
+    assert resolve_impl("auto", OnGPU(torch.float32, 3, 8), 2) == "reference"
+
+
+def test_an_explicit_choice_is_not_changed_but_refused() -> None:
+    with pytest.raises(ValueError, match="impl must be one of 'auto', 'reference', 'triton', got 'cuda'"):
+        route(torch.zeros(2, 4), 1, impl="cuda")
+    with pytest.raises(ValueError, match=r"takes logits of float32, bfloat16 or float16, got torch\.float64"):
+        route(torch.zeros(2, 4, dtype=torch.float64), 1, impl="triton")
+    with pytest.raises(ValueError, match="up to 4096 experts and top_k up to 64, got 5000 experts and top_k=1"):
+        route(torch.zeros(2, 5000), 1, impl="triton")
+    with pytest.raises(ValueError, match='got 80 experts and top_k=65: use impl="reference"'):
+        route(torch.zeros(2, 80), 65, impl="triton")
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"logits": torch.zeros(4)}, r"logits must be a floating tensor of shape \(T, E\), got torch.float32 of shape"),
+        ({"top_k": 0}, "top_k must be between 1 and the 6 experts of the logits, got 0"),
+        ({"top_k": 7}, "top_k must be between 1 and the 6 experts of the logits, got 7"),
+        ({"scoring": "tanh"}, "scoring must be one of 'softmax', 'topk_softmax', 'sigmoid', got 'tanh'"),
+        ({"num_groups": 3}, "num_groups and topk_groups go together, got 3 and None"),
+        ({"num_groups": 4, "topk_groups": 1}, "num_groups must divide num_experts=6, got 4"),
+        ({"num_groups": 3, "topk_groups": 4}, "topk_groups must be between 1 and num_groups=3, got 4"),
+        ({"num_groups": 6, "topk_groups": 1}, "topk_groups=1 groups of 1 experts hold fewer than top_k=2"),
+        ({"selection_bias": torch.zeros(5)}, r"selection_bias must have shape \(6,\), got \(5,\)"),
+        ({"selection_bias": torch.zeros(6, dtype=torch.int64)}, "selection_bias must be of a floating dtype, got"),
+        ({"selection_bias": torch.zeros(6, device="meta")}, "selection_bias must be on the device of the logits, cpu"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must have shape \(4,\), got \(3,\)"),
+        ({"mask": torch.ones(4)}, "mask must be a bool tensor .* got torch.float32"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(options: dict, message: str, impl: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        route(**{"logits": torch.zeros(4, 6), "top_k": 2, "impl": impl, **options})
+
+
+def test_the_kernel_needs_a_gpu_or_the_interpreter() -> None:
+    with pytest.raises(ValueError, match=r'impl="triton" needs tensors on a GPU, got device .cpu.'):
+        route(torch.zeros(2, 4), 1, impl="triton")
