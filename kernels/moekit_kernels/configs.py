@@ -11,7 +11,7 @@ or for good, from the file that ``python -m benchmarks.tune`` writes: ``override
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -78,7 +78,7 @@ def gemm_config(kind: str, target: Target, dtype: torch.dtype, rows_per_expert: 
 
 
 @contextmanager
-def override(table: Table) -> Iterator[None]:
+def override(table: Table) -> Generator[None]:
     """Looks up ``table`` before the committed one; what it lacks comes from there."""
     token = _override.set(table)
     try:

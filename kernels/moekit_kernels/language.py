@@ -52,4 +52,3 @@ def act_and_derivative(x, NAME: tl.constexpr):
     else:
         tl.static_assert(NAME == "none")
         return x, tl.full(x.shape, 1.0, tl.float32)
-

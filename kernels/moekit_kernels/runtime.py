@@ -7,7 +7,7 @@ so that tools can compile exactly what a GPU would be given, from meta tensors, 
 import contextvars
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,7 +67,7 @@ def interpreting() -> bool:
 
 
 @contextmanager
-def record(target: "Target") -> Iterator[list[Launch]]:
+def record(target: "Target") -> Generator[list[Launch]]:
     """Collects launches for ``target`` instead of running them; tensors may be on the meta device."""
     found: list[Launch] = []
     token = _recording.set(_Recording(target, found))

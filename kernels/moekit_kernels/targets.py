@@ -1,7 +1,7 @@
 """What a kernel may assume of the processor that it is compiled for."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -54,15 +54,16 @@ def target_of(device: torch.device) -> Target:
             f'impl="triton" needs tensors on a GPU, got device {str(device)!r}: use impl="auto", '
             "or set TRITON_INTERPRET=1 before the first import to run the kernels on CPU, slowly."
         )
-    return _of_gpu(torch.cuda.current_device() if device.index is None else device.index)
+    index = cast(int | None, device.index)  # torch's stub leaves the None out
+    return _of_gpu(torch.cuda.current_device() if index is None else index)
 
 
 @functools.cache
 def _of_gpu(index: int) -> Target:
-    properties = torch.cuda.get_device_properties(index)
+    properties = cast(Any, torch.cuda.get_device_properties(index))
+    processors = cast(int, properties.multi_processor_count)
     if torch.version.hip is not None:
-        arch = properties.gcnArchName.partition(":")[0]
-        return GFX942._replace(arch=arch, processors=properties.multi_processor_count)
-    major, minor = properties.major, properties.minor
+        return GFX942._replace(arch=str(properties.gcnArchName).partition(":")[0], processors=processors)
+    major, minor = cast(int, properties.major), cast(int, properties.minor)
     family = {(8, 0): SM_80, (9, 0): SM_90, (10, 0): SM_100, (10, 3): SM_100}.get((major, minor), SM_86)
-    return family._replace(arch=10 * major + minor, processors=properties.multi_processor_count)
+    return family._replace(arch=10 * major + minor, processors=processors)

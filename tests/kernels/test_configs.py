@@ -40,12 +40,18 @@ def test_rows_per_expert_choose():
 
 
 def test_what_an_override_lacks_comes_from_the_committed_table():
-    before = [gemm_config(kind, target, torch.float32, 50) for kind in KINDS for target in (SM_80, SM_90, INTERPRETER)]
+    def others():
+        return [
+            gemm_config(kind, target, torch.float32, 50) for kind in KINDS for target in (SM_80, SM_90, INTERPRETER)
+        ]
+
+    before = others()
     with override(MINE):
-        after = [gemm_config(kind, target, torch.float32, 50) for kind in KINDS for target in (SM_80, SM_90, INTERPRETER)]
+        after = others()
         assert gemm_config("forward", SM_90, torch.bfloat16, 0).block_m == 64
     assert after == before
-    assert gemm_config("forward", SM_90, torch.bfloat16, 0) == GemmConfig(*committed()["sm_90"]["forward"]["16-bit"][0][1])
+    ((_, numbers), *_) = committed()["sm_90"]["forward"]["16-bit"]
+    assert gemm_config("forward", SM_90, torch.bfloat16, 0) == GemmConfig(*numbers)
 
 
 def test_a_table_is_read_from_a_file(tmp_path):

@@ -22,7 +22,9 @@ def check_operands(
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
     if order not in ORDERS or (order == "slot" and slot is None):
-        raise ValueError(f"order must be 'row', or 'slot' with slot given, got {order!r} and slot {type(slot).__name__}.")
+        raise ValueError(
+            f"order must be 'row', or 'slot' with slot given, got {order!r} and slot of {type(slot).__name__}."
+        )
     if x.ndim != 2 or weight.ndim != 3 or x.shape[1] != weight.shape[2]:
         raise ValueError(f"x must be (rows, D) and weight (E, F1, D), got {tuple(x.shape)} and {tuple(weight.shape)}.")
     if activation is not None and ACTIVATIONS[activation].gated and weight.shape[1] % 2:

@@ -63,7 +63,8 @@ def _grouped_gemm_backward(
     from moekit_kernels.plan.schedule import tile_schedules
 
     num_rows, num_experts = grad.shape[0], weight.shape[0]
-    scatter, found = (slot if by_slot else None), []
+    scatter = slot if by_slot else None
+    found: list[Tensor] = []
     dpre, dy_gather = grad, scatter
     if activation is not None or gates is not None:
         flat = None if gates is None else gates.reshape(-1)

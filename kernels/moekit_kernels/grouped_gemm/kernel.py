@@ -49,15 +49,12 @@ def grouped_gemm_fwd_kernel(
         mask = inside[:, None] & (columns < num_columns)[None, :]
         if PAIR:
             STEP: tl.constexpr = 2 if INTERLEAVED else 1
-            gap = 1 if INTERLEAVED else num_columns
-            gate_column = column * STEP
-            value_column = gate_column + gap
             result, value = pair_product(
-                x, w, first_row, row_offsets, expert, gate_column, value_column, K, k_tiles, stride_we, stride_wn,
-                stride_wk, weight_columns, INTERLEAVED, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M,
-                BLOCK_N, BLOCK_K,
+                x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
+                INTERLEAVED, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            gate_columns, value_columns = columns * STEP, columns * STEP + gap
+            gate_columns = columns * STEP
+            value_columns = gate_columns + (1 if INTERLEAVED else num_columns)
             if bias_ptr is not None:
                 bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
                 given = columns < tl.where(alive, num_columns, 0)

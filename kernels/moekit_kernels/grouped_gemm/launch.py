@@ -6,12 +6,7 @@ from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.configs import GemmConfig, gemm_config
-from moekit_kernels.grouped_gemm.kernel import (
-    grouped_gemm_bwd_db_kernel,
-    grouped_gemm_bwd_dw_kernel,
-    grouped_gemm_bwd_epilogue_kernel,
-    grouped_gemm_fwd_kernel,
-)
+from moekit_kernels.grouped_gemm import kernel
 from moekit_kernels.plan.schedule import max_tiles
 from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch
@@ -175,7 +170,7 @@ def forward(
         "GROUP_M": config.group_m,
     }
     grid = persistent_grid(target, config, most * -(-columns // config.block_n))
-    launch(grouped_gemm_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    launch(kernel.grouped_gemm_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
     return out, pre
 
 
@@ -220,7 +215,7 @@ def weight_grad(
     }
     tiles = num_experts * -(-height // config.block_m) * -(-width // config.block_n)
     grid = persistent_grid(target, config, tiles)
-    launch(grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    launch(kernel.grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
     return dw
 
 
@@ -250,7 +245,7 @@ def bias_grad(
         "BLOCK_R": 64,
         "BLOCK_N": block_n,
     }
-    launch(grouped_gemm_bwd_db_kernel, (-(-width // block_n), num_experts), arguments, num_warps=8)
+    launch(kernel.grouped_gemm_bwd_db_kernel, (-(-width // block_n), num_experts), arguments, num_warps=8)
     return db
 
 
@@ -295,5 +290,5 @@ def epilogue_grad(
         "BLOCK_M": block_m,
         "BLOCK_N": 256,
     }
-    launch(grouped_gemm_bwd_epilogue_kernel, (-(-num_rows // block_m),), arguments)
+    launch(kernel.grouped_gemm_bwd_epilogue_kernel, (-(-num_rows // block_m),), arguments)
     return dpre, dgates

@@ -39,7 +39,7 @@ def load_weights(
     w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, STEP: tl.constexpr, TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``(BLOCK_K, BLOCK_N)`` of one expert's weights: columns ``column + STEP * n`` below ``limit``, depth from ``k``."""
+    """``(BLOCK_K, BLOCK_N)`` of one expert: columns ``column + STEP * n`` below ``limit``, depth from ``k``."""
     if TMA:
         if K_MAJOR:
             return tl.reshape(w.load([expert, column, k]), (BLOCK_N, BLOCK_K)).T
@@ -76,9 +76,7 @@ def load_rows(
 
 
 @triton.jit
-def row_tile(
-    index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr
-):
+def row_tile(index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
     """The tile ``index`` in the order that keeps operands in L2: ``GROUP_M`` rows of tiles, column by column.
 
     Returns ``(expert, first row, rows of the tile, end of the expert's rows, block of columns)``. Tiles of
@@ -116,36 +114,58 @@ def product(
 
 
 @triton.jit
-def pair_product(
-    x, w, first_row, row_offsets, expert, gate_column, value_column, K, k_tiles, stride_we, stride_wn, stride_wk,
-    limit, INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+def load_pair(
+    w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED: tl.constexpr,
+    TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The two products of a gated activation over the same rows, which are loaded once."""
-    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    STEP: tl.constexpr = 2 if INTERLEAVED else 1
-    for step in range(0, k_tiles):
-        k = step * BLOCK_K
-        a = load_rows(x, first_row, row_offsets, k, K, X_TMA, EVEN_K, BLOCK_M, BLOCK_K)
-        if INTERLEAVED and W_TMA:  # one row of 2 K holds both
-            column = gate_column // 2
-            b = load_weights(
-                w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, 1, True, True, True, BLOCK_N, BLOCK_K
-            )
-            c = load_weights(
-                w, expert, column, K + k, K, stride_we, stride_wn, stride_wk, limit, 1, True, True, True, BLOCK_N,
+    """The weights of gates and of values for the ``num_columns`` columns of a gated activation, from ``column`` on."""
+    if INTERLEAVED:
+        if TMA:  # one row of 2 K holds both
+            gate = load_weights(
+                w, expert, column, k, K, stride_we, stride_wn, stride_wk, num_columns, 1, True, True, True, BLOCK_N,
+                BLOCK_K,
+            )  # fmt: skip
+            value = load_weights(
+                w, expert, column, K + k, K, stride_we, stride_wn, stride_wk, num_columns, 1, True, True, True, BLOCK_N,
                 BLOCK_K,
             )  # fmt: skip
         else:
-            b = load_weights(
-                w, expert, gate_column, k, K, stride_we, stride_wn, stride_wk, limit, STEP, W_TMA, K_MAJOR, EVEN_K,
-                BLOCK_N, BLOCK_K,
+            gate = load_weights(
+                w, expert, 2 * column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 2, False, K_MAJOR,
+                EVEN_K, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            c = load_weights(
-                w, expert, value_column, k, K, stride_we, stride_wn, stride_wk, limit, STEP, W_TMA, K_MAJOR, EVEN_K,
-                BLOCK_N, BLOCK_K,
+            value = load_weights(
+                w, expert, 2 * column + 1, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 2, False, K_MAJOR,
+                EVEN_K, BLOCK_N, BLOCK_K,
             )  # fmt: skip
+    else:
+        gate = load_weights(
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 1, TMA, K_MAJOR, EVEN_K,
+            BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        value = load_weights(
+            w, expert, num_columns + column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 1, TMA, K_MAJOR,
+            EVEN_K, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    return gate, value
+
+
+@triton.jit
+def pair_product(
+    x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
+    INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The two products of a gated activation, gate and value, over the same rows, which are loaded once."""
+    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(0, k_tiles):
+        k = step * BLOCK_K
+        a = load_rows(x, first_row, row_offsets, k, K, X_TMA, EVEN_K, BLOCK_M, BLOCK_K)
+        b, c = load_pair(
+            w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K,
+            BLOCK_N, BLOCK_K,
+        )  # fmt: skip
         gate = dot(a, b, gate, PRECISION)
         value = dot(a, c, value, PRECISION)
     return gate, value

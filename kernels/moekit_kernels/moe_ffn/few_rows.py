@@ -9,13 +9,14 @@ are added in a fixed order by combine.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.tiles import load_weights, weight_descriptor
+from moekit_kernels.grouped_gemm.tiles import load_pair, load_weights, weight_descriptor
 from moekit_kernels.language import act, dot
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def few_rows_fwd_kernel(
-    x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr, num_rows, num_experts, num_columns, weight_columns, K,
+    x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr,
+    num_rows, num_experts, num_columns, weight_columns, K,
     stride_xm, stride_we, stride_wn, stride_wk, stride_be, split_k,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -23,7 +24,8 @@ def few_rows_fwd_kernel(
 ):  # fmt: skip
     """``out[s, r] = act(w[e(r)] x[gather[r]] + bias[e(r)])`` over the part ``s`` of the depth; the first adds the bias.
 
-    ``pre_ptr`` takes what the activation saw. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; it is at least K where there is an activation.
+    ``pre_ptr`` takes what the activation saw. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; where
+    there is an activation there is one part.
     """
     expert, part = tl.program_id(1), tl.program_id(2)
     start, end = tl.load(offsets_ptr + expert), tl.load(offsets_ptr + expert + 1)
@@ -39,7 +41,6 @@ def few_rows_fwd_kernel(
         known = columns < num_columns
         STEP: tl.constexpr = 2 if PAIR and INTERLEAVED else 1
         gap = 1 if INTERLEAVED else num_columns
-        gate_column = column * STEP
         depth_end = tl.minimum((part + 1) * split_k, K)
         for first_row in range(start, end, BLOCK_M):
             rows = first_row + tl.arange(0, BLOCK_M)
@@ -53,27 +54,17 @@ def few_rows_fwd_kernel(
                 depth = k + tl.arange(0, BLOCK_K)
                 x_places = x_ptr + row_offsets[:, None] + depth[None, :]
                 x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
-                if PAIR and INTERLEAVED and W_TMA:  # one row of 2 K holds both
-                    b = load_weights(
-                        w, expert, column, k, K, stride_we, stride_wn, stride_wk, weight_columns, 1, True, True, True, BLOCK_N,
-                        BLOCK_K,
-                    )  # fmt: skip
-                    c = load_weights(
-                        w, expert, column, K + k, K, stride_we, stride_wn, stride_wk, weight_columns, 1, True, True, True,
-                        BLOCK_N, BLOCK_K,
+                if PAIR:
+                    b, c = load_pair(
+                        w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED, W_TMA,
+                        K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K,
                     )  # fmt: skip
                     value = dot(c.T, x.T, value, PRECISION)
                 else:
                     b = load_weights(
-                        w, expert, gate_column, k, K, stride_we, stride_wn, stride_wk, weight_columns, STEP, W_TMA, K_MAJOR,
+                        w, expert, column, k, K, stride_we, stride_wn, stride_wk, weight_columns, 1, W_TMA, K_MAJOR,
                         EVEN_K, BLOCK_N, BLOCK_K,
                     )  # fmt: skip
-                    if PAIR:
-                        c = load_weights(
-                            w, expert, gate_column + gap, k, K, stride_we, stride_wn, stride_wk, weight_columns, STEP,
-                            W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K,
-                        )  # fmt: skip
-                        value = dot(c.T, x.T, value, PRECISION)
                 result = dot(b.T, x.T, result, PRECISION)
             if bias_ptr is not None:
                 bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be

@@ -63,7 +63,7 @@ def moe_ffn_bwd_act_kernel(
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """With ``dA' = dout[token[r]] W_down[e(r)]``, in one epilogue: ``<dA', A>`` of these columns, ``gate * A``, ``dPre``.
+    """With ``dA' = dout[token[r]] W_down[e(r)]``: ``<dA', A>`` of these columns, ``gate * A`` and ``dPre``.
 
     ``num_columns`` is F, the depth is the width of the output. ``hidden_ptr`` is A where it was kept.
     """

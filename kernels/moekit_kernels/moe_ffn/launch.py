@@ -8,8 +8,7 @@ from torch import Tensor
 from moekit_kernels.combine import launch as combine
 from moekit_kernels.configs import GemmConfig, gemm_config
 from moekit_kernels.grouped_gemm import launch as gemm
-from moekit_kernels.moe_ffn import few_rows_launch
-from moekit_kernels.moe_ffn.kernel import moe_ffn_bwd_act_kernel, moe_ffn_bwd_gates_kernel
+from moekit_kernels.moe_ffn import few_rows_launch, kernel
 from moekit_kernels.moe_ffn.gradients import Gradients
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules
 from moekit_kernels.precision import check_kernel_dtype, float32_precision
@@ -186,7 +185,7 @@ def _through_activation(
         "GROUP_M": config.group_m,
     }
     grid = gemm.persistent_grid(target, config, max_tiles(num_rows, num_experts, config.block_m) * strips)
-    launch(moe_ffn_bwd_act_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    launch(kernel.moe_ffn_bwd_act_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
     return dpre, weighted, partial
 
 
@@ -221,5 +220,5 @@ def _gates_grad(
         "BLOCK_M": _GATE_ROWS,
         "BLOCK_D": 64,
     }
-    launch(moe_ffn_bwd_gates_kernel, (max_tiles(num_rows, num_experts, _GATE_ROWS),), arguments)
+    launch(kernel.moe_ffn_bwd_gates_kernel, (max_tiles(num_rows, num_experts, _GATE_ROWS),), arguments)
     return grad_gates

@@ -7,78 +7,7 @@ without a second look at memory.
 import triton
 import triton.language as tl
 
-# Keys order as the scores do. The two least stand for columns beyond E and for columns that have been chosen; no
-# score has a key as low: that of -inf is _CLOSED.
-_PADDING = tl.constexpr(-2147483648)
-_CHOSEN = tl.constexpr(-2147483647)
-_CLOSED = tl.constexpr(-2139095041)
-_ABOVE_ALL = tl.constexpr(2147483647)
-
-
-@triton.jit
-def sort_key(score):
-    """An int32 that orders as the float32 ``score``: 0.0 equals -0.0, NaN is above everything."""
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    key = tl.where(bits < 0, bits ^ _ABOVE_ALL, bits)
-    return tl.where(score != score, _ABOVE_ALL, key)
-
-
-@triton.jit
-def first_of_largest(key, cols, EP: tl.constexpr):
-    """``(ROWS, 1)``, the lowest column that holds the largest key of each row."""
-    best = tl.max(key, axis=1)[:, None]
-    return tl.min(tl.where(key == best, cols, EP), axis=1)[:, None]
-
-
-@triton.jit
-def group_scores_by_shape(score, EP: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr):
-    """In every column the sum of the two largest scores of its group; powers of two only."""
-    groups = tl.reshape(score, (ROWS, GROUPS, SIZE))
-    place = tl.arange(0, SIZE)[None, None, :]
-    best = tl.max(groups, axis=2)[:, :, None]
-    first = tl.min(tl.where(groups == best, place, SIZE), axis=2)[:, :, None]
-    second = tl.max(tl.where(place == first, -float("inf"), groups), axis=2)[:, :, None]
-    return tl.reshape(tl.broadcast_to(best + second, (ROWS, GROUPS, SIZE)), (ROWS, EP))
-
-
-@triton.jit
-def group_scores_by_mask(score, cols, EP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr):
-    """The same for groups of any size of at least 2."""
-    found = score
-    for group in range(GROUPS):
-        member = (cols // SIZE) == group
-        own = tl.where(member, score, -float("inf"))
-        best = tl.max(own, axis=1)[:, None]
-        first = tl.min(tl.where(member & (own == best), cols, EP), axis=1)[:, None]
-        second = tl.max(tl.where(cols == first, -float("inf"), own), axis=1)[:, None]
-        found = tl.where(member, best + second, found)
-    return found
-
-
-@triton.jit
-def limit_to_groups(
-    key,
-    score,
-    cols,
-    E: tl.constexpr,
-    EP: tl.constexpr,
-    ROWS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    TOP_GROUPS: tl.constexpr,
-):
-    """Gives the columns outside the best ``TOP_GROUPS`` groups the key of -inf."""
-    SIZE: tl.constexpr = E // GROUPS
-    if SIZE == 1:
-        worth = score
-    elif E == EP and (SIZE & (SIZE - 1)) == 0:
-        worth = group_scores_by_shape(score, EP, ROWS, GROUPS, SIZE)
-    else:
-        worth = group_scores_by_mask(score, cols, EP, GROUPS, SIZE)
-    group_key = tl.where(cols < E, sort_key(worth), _PADDING)
-    for _ in range(TOP_GROUPS):
-        best = first_of_largest(group_key, cols, EP) // SIZE
-        group_key = tl.where((cols // SIZE) == best, _CHOSEN, group_key)
-    return tl.where((cols < E) & (group_key != _CHOSEN), _CLOSED, key)
+from moekit_kernels.routing.ranking import CHOSEN, PADDING, first_of_largest, limit_to_groups, sort_key
 
 
 @triton.jit
@@ -179,7 +108,7 @@ def route_fwd_kernel(
                 score = sigmoid(x)
         if selection_bias is not None:
             score += tl.load(selection_bias + cols, mask=is_expert, other=0.0).to(tl.float32)
-        key = tl.where(is_expert, sort_key(score), _PADDING)
+        key = tl.where(is_expert, sort_key(score), PADDING)
         if GROUPS > 0:
             key = limit_to_groups(key, score, cols, E, EP, ROWS, GROUPS, TOP_GROUPS)
         gate = z
@@ -190,10 +119,10 @@ def route_fwd_kernel(
         for k in range(TOP_K):
             first = first_of_largest(key, cols, EP)
             found = cols == first
-            key = tl.where(found, _CHOSEN, key)
+            key = tl.where(found, CHOSEN, key)
             top = tl.where(places == k, first, top)
             top_gate = tl.where(places == k, tl.sum(tl.where(found, gate, 0.0), axis=1)[:, None], top_gate)
-        chosen = key == _CHOSEN
+        chosen = key == CHOSEN
         if RENORMALIZE:
             gate, _, _ = softmax(z, chosen)
             top_gate, _, _ = softmax(top_gate, places < TOP_K)

@@ -12,7 +12,6 @@ from moekit_kernels.routing.checks import IMPLS, MAX_EXPERTS, MAX_TOP_K, Impl, S
 from moekit_kernels.routing.reference import Routed, route_reference
 from moekit_kernels.runtime import triton_is_installed
 
-
 _FLOAT_OUTPUTS = (0, 2, 5, 6, 7, 8)  # gates, probs and the four float sums; the others have no gradient
 
 
