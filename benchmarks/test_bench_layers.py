@@ -1,57 +1,58 @@
-"""``make bench``: every layer, forward and forward with backward, on CPU in float32."""
+"""``pytest benchmarks --benchmark-only``: the layers on a small workload, through pytest-benchmark.
+
+For figures to keep use ``python -m benchmarks.moe``, which also measures memory and ceilings.
+"""
 
 import pytest
 import torch
 
-from benchmarks.layers import (
-    Shape,
-    check_same_function,
-    contenders,
-    forward_and_backward,
-    forward_only,
-    random_input,
-)
+from benchmarks.check import agreement, disagreement, expected_of
+from benchmarks.peers import PEERS
+from benchmarks.shapes import Shape
+from benchmarks.workload import draw
 
-SHAPE = Shape()
-ROUNDS = 21
-NAMES = [
-    "moekit",
-    "moekit, grouped GEMMs",
-    "dense FFN, same FLOPs",
-    "transformers eager",
-    "transformers grouped_mm",
-    "st-moe-pytorch",
-    "st-moe-pytorch, dropping",
-]
+SHAPE = Shape(1024, 256, 512, 8, 2)
+ON_GPU = torch.cuda.is_available()
 
 
 @pytest.fixture(scope="module")
-def layers():
-    """All layers, checked against ours where they compute the same function."""
-    built = {contender.name: contender for contender in contenders(SHAPE)}
-    x = random_input(SHAPE)
-    for contender in built.values():
-        if contender.same_function:
-            check_same_function(contender, built["moekit"], x)
-    return built
+def workload():
+    """Tokens, weights and a routing."""
+    device, dtype = (torch.device("cuda"), torch.bfloat16) if ON_GPU else (torch.device("cpu"), torch.float32)
+    return draw(SHAPE, "uniform", device, dtype)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture(scope="module")
+def expected(workload):
+    """Output and gradients by the formulas."""
+    return expected_of(workload)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-def test_layer(benchmark, layers, name, direction):
-    """Times one layer."""
-    x = random_input(SHAPE)
-    contender = layers[name]
-    if direction == "forward":
-        step = forward_only(contender, x)
-    else:
-        step = forward_and_backward(contender, x, torch.randn_like(x))
+def test_layer(benchmark, workload, expected, peer, direction):
+    """Times one layer after comparing it with the formulas."""
+    reason = peer.absent(workload)
+    if reason is not None:
+        pytest.skip(reason)
+    layer = peer.build(workload)
+    if peer.role == "experts":
+        errors = agreement(layer, workload, expected)
+        assert disagreement(errors, workload.x.dtype) is None, errors
+    x = workload.x.detach().requires_grad_()
+    leaves = [x, *layer.leaves.values()]
+
+    def forward():
+        with torch.no_grad():
+            layer.forward(x)
+        if ON_GPU:
+            torch.cuda.synchronize()
+
+    def step():
+        torch.autograd.grad(layer.forward(x), leaves, workload.grad)
+        if ON_GPU:
+            torch.cuda.synchronize()
+
     benchmark.group = direction
-    benchmark.extra_info |= {
-        "layer": name,
-        "shape": str(SHAPE),
-        "direction": direction,
-        "flops": SHAPE.forward_flops * (1 if direction == "forward" else 3),
-        "remark": contender.remark,
-    }
-    benchmark.pedantic(step, rounds=ROUNDS if "st-moe" not in name else 5, warmup_rounds=4, iterations=1)
+    benchmark.extra_info |= {"shape": str(SHAPE), "flops": SHAPE.flops(direction), "remark": peer.remark}
+    benchmark.pedantic(forward if direction == "forward" else step, rounds=9, warmup_rounds=3, iterations=1)

@@ -1,0 +1,125 @@
+"""``python -m benchmarks.gpu --out FOLDER``: everything that only a GPU can tell, in one command of under 9 minutes.
+
+Sections, each a process of its own with a limit of time, so that one that hangs or crashes takes no other with
+it: large comparisons with the reference; the cases of the criteria; other libraries; the time of every kernel;
+the compiled tests of the kernels; other workloads. Records are written as they come. At the end the criteria are
+judged, and where time goes is shown for those that are missed.
+"""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.criteria import judge
+from benchmarks.gpu_sections import SECTIONS, Setting, require_gpu
+from benchmarks.moe import line
+from benchmarks.records import Record, read, write
+from benchmarks.runner import with_ratios
+
+RESERVE = 5.0  # seconds for the verdict
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    found.add_argument("--out", type=Path, required=True, help="folder; records go to records.jsonl in it")
+    found.add_argument("--budget", type=float, default=510.0, help="seconds for all sections")
+    found.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
+    found.add_argument("--rehearsal", action="store_true", help="tiny workloads on CPU: does the command work?")
+    found.add_argument("--section", choices=list(SECTIONS), help=argparse.SUPPRESS)
+    return found
+
+
+def run_section(name: str, options: argparse.Namespace, seconds: float) -> None:
+    """Runs one section here; its records are appended as they come."""
+    setting = Setting.rehearsal() if options.rehearsal else Setting.real()
+    deadline = time.monotonic() + seconds
+    for record in SECTIONS[name].run(setting, lambda: deadline - time.monotonic()):
+        record = dataclasses.replace(record, environment=setting.about)
+        write(options.out / "records.jsonl", [record], append=True)
+        print(line(record), flush=True)
+
+
+def start_section(name: str, options: argparse.Namespace, seconds: float) -> Record | None:
+    """Runs one section in a process of its own; a record says what went wrong, if anything did."""
+    arguments = ["--out", str(options.out), "--section", name, "--budget", str(seconds)]
+    arguments += ["--rehearsal"] if options.rehearsal else []
+    print(f"== {name}: at most {seconds:.0f} s", flush=True)
+    start = time.monotonic()
+    try:
+        command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
+        code = subprocess.run(command, check=False, timeout=seconds).returncode
+    except subprocess.TimeoutExpired:
+        return Record("check", f"section {name}", status="absent", reason=f"cut off after {seconds:.0f} s")
+    print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+    if code:
+        return Record("check", f"section {name}", status="failed", reason=f"ended with status {code}")
+    return None
+
+
+def verdict(records: Sequence[Record]) -> list[str]:
+    """What the run says: red checks, every criterion, and where time goes for what is missed."""
+    red = [r for r in records if r.kind == "check" and r.status == "failed"]
+    lines = ["", "== verdict"]
+    lines += [f"RED: {r.name}: {r.reason}" for r in red]
+    lines += [f"INCOMPLETE: {r.name}: {r.reason}" for r in records if r.kind == "check" and r.status == "absent"]
+    if red:
+        lines.append("No speed below counts while a check is red.")
+    criteria = [r for r in records if r.kind == "criterion"]
+    lines += [f"{r.status.upper():10} {r.name}: {r.reason}" for r in criteria]
+    for preset in dict.fromkeys(r.preset for r in criteria if r.status == "missed" and r.preset):
+        lines += profile(records, preset)
+    return lines
+
+
+def profile(records: Sequence[Record], preset: str) -> list[str]:
+    """Where the time of one workload goes, kernel by kernel."""
+    stages = [
+        r
+        for r in records
+        if (r.kind, r.remark, r.preset) == ("stage", "kernel", preset) and r.direction in ("forward", "backward")
+    ]
+    total = sum(r.median_ms or 0 for r in stages)
+    lines = [f"-- {preset}: {total:.4g} ms in the kernels of forward and backward, each timed alone"]
+    for r in stages:
+        share = 100 * (r.median_ms or 0) / total if total else 0.0
+        rate = "" if r.tflops is None else f", {r.tflops:.4g} TFLOP/s"
+        lines.append(f"{share:5.1f} %  {r.median_ms or 0:.4g} ms  {r.direction} {r.name}{rate}")
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the sections, judges; 1 if a check is red or a criterion missed."""
+    options = parser().parse_args(arguments)
+    if options.section is not None:
+        run_section(options.section, options, options.budget)
+        return 0
+    if not options.rehearsal:
+        require_gpu()
+    path = options.out / "records.jsonl"
+    write(path, [])
+    end = time.monotonic() + options.budget
+    problems: list[Record] = []
+    for name in options.sections:
+        left = end - time.monotonic() - RESERVE
+        if left < SECTIONS[name].least:
+            problems.append(Record("check", f"section {name}", status="absent", reason=f"only {left:.0f} s were left"))
+            continue
+        problem = start_section(name, options, min(left, SECTIONS[name].most))
+        problems += [] if problem is None else [problem]
+    records = read(path)
+    records = with_ratios([*records, *problems], [r for r in records if r.kind == "ceiling"])
+    dtype = next((r.dtype for r in records if r.kind == "case"), "bf16")
+    about = next((r.environment for r in records if r.environment), {})
+    records += [dataclasses.replace(record, environment=about) for record in judge(records, dtype)]
+    write(path, records)
+    print("\n".join(verdict(records)))
+    return int(any(r.status in ("failed", "missed") for r in records if r.kind in ("check", "criterion")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

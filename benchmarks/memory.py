@@ -1,0 +1,73 @@
+"""How much memory a layer takes: what autograd keeps, and the allocator's peaks on a GPU."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Saved(NamedTuple):
+    """Bytes that autograd keeps from forward to backward.
+
+    Attributes:
+        intermediates: Of tensors that forward made.
+        inputs: Of the layer's inputs among what is kept; they live on anyway. Parameters count nowhere.
+    """
+
+    intermediates: int
+    inputs: int
+
+
+class Peaks(NamedTuple):
+    """Bytes on a GPU above what was there before.
+
+    Attributes:
+        forward: Peak during forward.
+        kept: After forward, the output not counted.
+        step: Peak over forward and backward, gradients of the weights included.
+    """
+
+    forward: int
+    kept: int
+    step: int
+
+
+def saved_for_backward(forward: Callable[[], Tensor], inputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> Saved:
+    """Counts the storages that autograd's hooks see during ``forward``, each once."""
+    given = {_storage(tensor) for tensor in inputs}
+    ignored = {_storage(tensor) for tensor in parameters}
+    seen: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive until the end, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout == torch.strided and _storage(tensor) not in ignored:
+            seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = forward()
+    del out
+    inputs_bytes = sum(size for address, size in seen.items() if address in given)
+    return Saved(sum(seen.values()) - inputs_bytes, inputs_bytes)
+
+
+def peaks(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], device: torch.device) -> Peaks:
+    """The allocator's peaks over one step on a GPU."""
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    out = forward()
+    torch.cuda.synchronize(device)
+    forward_peak = torch.cuda.max_memory_allocated(device)
+    kept = torch.cuda.memory_allocated(device) - out.untyped_storage().nbytes()
+    gradients = backward(out)
+    torch.cuda.synchronize(device)
+    step = torch.cuda.max_memory_allocated(device)
+    del gradients, out
+    return Peaks(forward_peak - before, kept - before, step - before)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,52 @@
+"""The experts of Hugging Face ``transformers``, in each of its implementations."""
+
+import torch
+from torch import nn
+
+from benchmarks.peers.base import Layer, Peer, leaf, not_importable
+from benchmarks.workload import Workload
+
+# batched_mm copies the weights of an expert for every slot; beyond this nobody would use it so.
+_MOST_COPIED_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
+
+
+class Transformers(Peer):
+    """``MixtralExperts`` with ``experts_implementation`` eager, grouped_mm or batched_mm."""
+
+    def __init__(self, implementation: str) -> None:
+        self.implementation = implementation
+        self.name = f"transformers-{implementation}"
+        self.remark = "MixtralExperts of transformers"
+        self.graphs = implementation != "eager"
+
+    def absent(self, workload: Workload) -> str | None:
+        reason = not_importable("transformers.models.mixtral.modeling_mixtral", "transformers")
+        if reason is not None:
+            return reason
+        from transformers.models.mixtral import modeling_mixtral
+
+        if not hasattr(modeling_mixtral, "MixtralExperts"):
+            return "this version of transformers has no MixtralExperts"
+        copied = workload.shape.weight_bytes(workload.shape.slots, workload.x.itemsize)
+        if self.implementation == "batched_mm" and copied > _MOST_COPIED_BYTES[workload.x.device.type]:
+            return f"it copies an expert's weights for every slot: {copied / 2**30:.0f} GiB here"
+        return None
+
+    def build(self, workload: Workload) -> Layer:
+        from transformers import MixtralConfig
+        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        shape = workload.shape
+        config = MixtralConfig(
+            hidden_size=shape.dim,
+            intermediate_size=shape.hidden_dim,
+            num_local_experts=shape.num_experts,
+            num_experts_per_tok=shape.top_k,
+        )
+        config._experts_implementation = self.implementation
+        with torch.device("meta"):
+            experts = MixtralExperts(config)
+        experts.gate_up_proj, experts.down_proj = nn.Parameter(workload.up), nn.Parameter(workload.down)
+        gates = leaf(workload.gates.to(workload.x.dtype))
+        leaves = {"gates": gates, "up": experts.gate_up_proj, "down": experts.down_proj}
+        return Layer(lambda x: experts(x, workload.ids, gates), leaves)

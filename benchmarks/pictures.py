@@ -1,0 +1,81 @@
+"""Two pictures of a run: speed relative to the ceiling, and the roofline. Same records, same bytes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ceilings import ceilings_of
+from benchmarks.records import Record
+from benchmarks.shapes import DIRECTIONS, DTYPES
+
+_OURS, _OTHERS = "#1f6f8b", "#b5b5b5"
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "moekit", "svg.fonttype": "none", "font.size": 8})
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
+    _pyplot().close(figure)
+    lines = path.read_text().splitlines()  # matplotlib ends lines of paths with a blank
+    path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
+    return path
+
+
+def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
+    """Bars of speed relative to the dense network of as many operations, one panel a workload; None without any."""
+    measured = [r for r in records if r.kind == "case" and r.of_dense is not None]
+    direction = next((d for d in reversed(DIRECTIONS) if any(r.direction == d for r in measured)), None)
+    panels: dict[str, list[Record]] = {}
+    for record in measured:
+        if record.direction == direction:
+            panels.setdefault(record.workload(), []).append(record)
+    if not panels:
+        return None
+    heights = [1 + 0.22 * len(rows) for rows in panels.values()]
+    figure, axes = _pyplot().subplots(
+        len(panels), 1, figsize=(7, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
+    )
+    for axis, (workload, rows) in zip(axes[:, 0], panels.items(), strict=True):
+        ordered = sorted(rows, key=lambda r: r.of_dense or 0)
+        colours = [_OURS if r.name.startswith("moekit") else _OTHERS for r in ordered]
+        bars = axis.barh([r.name for r in ordered], [r.of_dense for r in ordered], color=colours)
+        axis.bar_label(bars, fmt="%.2f", padding=2)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(f"{workload}: {direction}", fontsize=8, loc="left")
+        axis.set_xlabel("speed relative to a dense network of as many operations")
+        axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
+    """Rate against operations per byte at least moved, under the ceilings of the run; None without ceilings."""
+    ours = [r for r in records if r.kind == "case" and r.tflops and r.gbps and r.name.startswith("moekit")]
+    others = [r for r in records if r.kind == "case" and r.tflops and r.gbps and not r.name.startswith("moekit")]
+    dtype = next((name for name in DTYPES if any(r.dtype == name for r in ours)), "")
+    limits = ceilings_of(list(records), dtype)
+    if limits is None or not ours:
+        return None
+    figure, axis = _pyplot().subplots(figsize=(7, 4.5), layout="constrained")
+    for rows, colour, label in ((others, _OTHERS, "others"), (ours, _OURS, "moekit")):
+        points = [(r.tflops / r.gbps * 1e3, r.tflops) for r in rows if r.tflops and r.gbps]
+        axis.scatter([x for x, _ in points], [y for _, y in points], s=14, color=colour, label=label)
+    intensities = [r.tflops / r.gbps * 1e3 for r in (*ours, *others) if r.tflops and r.gbps]
+    ridge = limits.tflops / limits.gbps * 1e3
+    low, high = min(*intensities, ridge) / 2, max(*intensities, ridge) * 2
+    axis.plot([low, ridge, high], [low * limits.gbps / 1e3, limits.tflops, limits.tflops], color="black", linewidth=1)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlabel("operations per byte at least moved")
+    axis.set_ylabel("TFLOP/s")
+    axis.set_title(f"Roofline: product {limits.tflops:.3g} TFLOP/s, copy {limits.gbps:.3g} GB/s ({dtype})", fontsize=8)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)

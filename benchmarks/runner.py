@@ -1,0 +1,168 @@
+"""One workload, all peers: compared with the formulas first, then measured."""
+
+import dataclasses
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.check import Expected, agreement, disagreement, expected_of
+from benchmarks.memory import peaks, saved_for_backward
+from benchmarks.peers import Layer, Peer
+from benchmarks.peers.base import first_line
+from benchmarks.records import Record
+from benchmarks.shapes import Direction
+from benchmarks.timing import Step, Timing, time_graph, time_steps
+from benchmarks.workload import Workload
+
+# Copies of the input that take turns, so that a small one is not found in the cache each time.
+_ROTATED_BYTES = 128 << 20
+_MOST_COPIES = 8
+
+
+class Plan(NamedTuple):
+    """How a case is measured.
+
+    Attributes:
+        directions: Which passes.
+        seconds: About how long each pass is repeated.
+        memory: Whether memory is measured.
+        graphs: Whether forward is replayed from a CUDA graph where it can be (few tokens).
+        compare: Whether outputs and gradients are compared first.
+    """
+
+    directions: Sequence[Direction]
+    seconds: float = 1.0
+    memory: bool = True
+    graphs: bool = False
+    compare: bool = True
+
+
+def run_case(
+    preset: str,
+    workload: Workload,
+    dtype: str,
+    peers: Sequence[Peer],
+    plan: Plan,
+    report: Callable[[Peer], None] = lambda peer: None,
+) -> Iterator[Record]:
+    """Gives the records of every peer on one workload; ``report`` is called before each.
+
+    An absent or failing peer gives one record that says why.
+    """
+    base = Record("case", "", preset=preset, shape=tuple(workload.shape), skew=workload.skew, dtype=dtype)
+    absent = {peer.name: peer.absent(workload) for peer in peers}
+    wanted = plan.compare and any(peer.role == "experts" and not absent[peer.name] for peer in peers)
+    expected = expected_of(workload) if wanted else None
+    for peer in peers:
+        report(peer)
+        record = dataclasses.replace(base, name=peer.name, role=peer.role, remark=peer.remark)
+        reason = absent[peer.name]
+        if reason is not None:
+            yield record.because("absent", reason)
+            continue
+        try:
+            yield from run_peer(record, peer, workload, expected, plan)
+        except Exception as error:  # of a foreign library, or memory: said, and the others go on
+            yield record.because("failed", f"{type(error).__name__}: {first_line(error)}")
+        gc.collect()
+        if workload.x.is_cuda:
+            torch.cuda.empty_cache()
+
+
+def run_peer(record: Record, peer: Peer, workload: Workload, expected: Expected | None, plan: Plan) -> Iterator[Record]:
+    """Compares and measures one peer."""
+    layer = peer.build(workload)
+    if expected is not None and peer.role == "experts":
+        errors = agreement(layer, workload, expected)
+        record = dataclasses.replace(record, errors=errors, disagrees=disagreement(errors, workload.x.dtype))
+    if plan.memory:
+        record = dataclasses.replace(record, **memory_of(layer, workload))
+    shape, itemsize = workload.shape, workload.x.itemsize
+    read, touched = shape, workload.touched()
+    if peer.role == "ceiling":  # hidden width K F: the weights of K experts
+        read, touched = shape._replace(num_experts=shape.top_k), shape.top_k
+    for direction in plan.directions:
+        timing = time_direction(layer, peer, workload, direction, plan)
+        least = read.least_bytes(direction, touched, itemsize, training=direction != "forward")
+        timed = record.timed(timing, flops=shape.flops(direction), least_bytes=least)
+        yield dataclasses.replace(timed, direction=direction)
+
+
+def memory_of(layer: Layer, workload: Workload) -> dict[str, int]:
+    """Bytes kept for backward, and on a GPU the allocator's peaks."""
+    x = workload.x.detach().requires_grad_()
+    leaves = [x, *layer.leaves.values()]
+    inputs = [x, workload.gates, workload.ids, *(t for name, t in layer.leaves.items() if name == "gates")]
+    parameters = [tensor for name, tensor in layer.leaves.items() if name != "gates"]
+    saved = saved_for_backward(lambda: layer.forward(x), inputs, parameters)
+    found = {"saved_bytes": saved.intermediates, "saved_input_bytes": saved.inputs}
+    if workload.x.is_cuda:
+
+        def backward(out: Tensor) -> object:
+            return torch.autograd.grad(out, leaves, workload.grad)
+
+        backward(layer.forward(x))  # workspaces of libraries come with the first step
+        peak = peaks(lambda: layer.forward(x), backward, workload.x.device)
+        found |= {"kept_bytes": peak.kept, "peak_forward_bytes": peak.forward, "peak_step_bytes": peak.step}
+    return found
+
+
+def time_direction(layer: Layer, peer: Peer, workload: Workload, direction: Direction, plan: Plan) -> Timing:
+    """Times one pass of a layer."""
+    device = workload.x.device
+    if direction == "forward" and plan.graphs and peer.graphs and workload.x.is_cuda:
+        try:
+            with torch.no_grad():
+                return time_graph(lambda: layer.forward(workload.x), device, seconds=plan.seconds)
+        except RuntimeError:  # it reads something on the host after all: timed as it is, and the record says no graph
+            torch.cuda.synchronize(device)
+    copies = max(1, min(_MOST_COPIES, _ROTATED_BYTES // max(1, workload.x.nbytes)))
+    steps = [_step(layer, workload, direction, workload.x.clone()) for _ in range(copies)]
+    return time_steps(steps, device, seconds=plan.seconds)
+
+
+def _step(layer: Layer, workload: Workload, direction: Direction, x: Tensor) -> Step:
+    if direction == "forward":
+
+        def forward(_: object) -> Tensor:
+            with torch.no_grad():
+                return layer.forward(x)
+
+        return Step(forward)
+    x.requires_grad_()
+    leaves = [x, *layer.leaves.values()]
+
+    def backward(out: object) -> object:
+        assert isinstance(out, Tensor)
+        return torch.autograd.grad(out, leaves, workload.grad)
+
+    if direction == "backward":
+        return Step(backward, lambda: layer.forward(x))
+    return Step(lambda _: backward(layer.forward(x)))
+
+
+def with_ratios(records: Sequence[Record], ceilings: Sequence[Record]) -> list[Record]:
+    """The records with their speed relative to the dense network and to the ceilings of the same run."""
+    from benchmarks.ceilings import ceilings_of
+
+    dense: dict[tuple[object, ...], float] = {}
+    for record in records:
+        if record.role == "ceiling" and record.median_ms is not None:
+            key = record.key()[2:]
+            dense[key] = min(record.median_ms, dense.get(key, float("inf")))
+    found = []
+    for record in records:
+        limits = ceilings_of(list(ceilings), record.dtype)
+        fastest = dense.get(record.key()[2:])
+        changes: dict[str, float] = {}
+        if record.median_ms is not None and fastest is not None and record.kind == "case":
+            changes["of_dense"] = fastest / record.median_ms
+        if limits is not None and record.tflops is not None:
+            changes["of_matmul"] = record.tflops / limits.tflops
+        if limits is not None and record.gbps is not None and record.kind != "ceiling":
+            changes["of_copy"] = record.gbps / limits.gbps
+        found.append(dataclasses.replace(record, **changes))
+    return found

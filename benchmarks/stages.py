@@ -1,0 +1,160 @@
+"""The parts of our layer alone: its functions on any device, and on a GPU each kernel that it launches."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.base import first_line
+from benchmarks.records import Record
+from benchmarks.timing import Step, time_steps
+from benchmarks.workload import Workload
+from moekit import TopKRouter, combine, dispatch, plan_dispatch
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.grouped_gemm import grouped_linear
+
+
+class Stage(NamedTuple):
+    """One part.
+
+    Attributes:
+        name: Of the part.
+        direction: forward or backward.
+        step: What is timed.
+        flops: Operations of its product, None without one.
+    """
+
+    name: str
+    direction: str
+    step: Step
+    flops: int | None = None
+
+
+def run_stages(preset: str, workload: Workload, dtype: str, seconds: float) -> list[Record]:
+    """Times every part; what cannot run gives a record that says why."""
+    base = Record("stage", "", preset=preset, shape=tuple(workload.shape), skew=workload.skew, dtype=dtype)
+    found = []
+    for stage in function_stages(workload):
+        timing = time_steps([stage.step], workload.x.device, seconds=seconds, most=50)
+        record = dataclasses.replace(base, name=stage.name, direction=stage.direction, remark="function")
+        found.append(record.timed(timing, flops=stage.flops))
+    if not workload.x.is_cuda:
+        reason = "Triton kernels are timed on a GPU only"
+        return [*found, dataclasses.replace(base, name="kernels").because("absent", reason)]
+    return found + run_kernel_stages(base, workload, seconds)
+
+
+def function_stages(workload: Workload) -> Iterator[Stage]:
+    """Routing, plan, gather, both products, activation and combine through the public functions."""
+    shape, x = workload.shape, workload.x
+    torch.manual_seed(5)
+    router = TopKRouter(shape.dim, shape.num_experts, shape.top_k, device=x.device, dtype=x.dtype)
+    yield from _both("routing", lambda x: router(x).gates, x)
+    yield Stage("plan", "forward", Step(lambda _: plan_dispatch(workload.ids, shape.num_experts)))
+    plan = plan_dispatch(workload.ids, shape.num_experts)
+    products = 2 * shape.slots * shape.dim * shape.hidden_dim
+    yield from _both("gather", lambda x: dispatch(x, plan), x)
+    rows = dispatch(x, plan)
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        return grouped_linear(x, weight, plan.offsets)
+
+    yield from _both("up product", product, rows, workload.up, flops=2 * products)
+    pre = grouped_linear(rows, workload.up, plan.offsets)
+    yield from _both("activation", ACTIVATIONS["swiglu"].forward, pre)
+    hidden = ACTIVATIONS["swiglu"].forward(pre)
+    yield from _both("down product", product, hidden, workload.down, flops=products)
+    y = grouped_linear(hidden, workload.down, plan.offsets)
+    yield from _both("combine", lambda rows, gates: combine(rows, plan, gates), y, workload.gates)
+
+
+def _both(name: str, function: Callable[..., Tensor], *given: Tensor, flops: int | None = None) -> Iterator[Stage]:
+    """A differentiable part, forward and backward."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in given]
+
+    def forward(_: object) -> Tensor:
+        with torch.no_grad():
+            return function(*inputs)
+
+    def backward(out: object) -> object:
+        assert isinstance(out, Tensor)
+        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    yield Stage(name, "forward", Step(forward), flops)
+    yield Stage(name, "backward", Step(backward, lambda: function(*inputs)), None if flops is None else 2 * flops)
+
+
+def run_kernel_stages(base: Record, workload: Workload, seconds: float) -> list[Record]:
+    """Times each kernel that ``impl="triton"`` launches, forward and backward, alone and in its own place."""
+    found = []
+    for direction, call in kernel_calls(workload).items():
+        try:
+            for stage in kernel_stages(direction, call, workload.x.device):
+                timing = time_steps([stage.step], workload.x.device, seconds=seconds, most=50)
+                record = dataclasses.replace(base, name=stage.name, direction=stage.direction, remark="kernel")
+                found.append(record.timed(timing, flops=stage.flops))
+        except Exception as error:  # one pass that does not compile must not hide the others
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            failed = dataclasses.replace(base, name="kernels", direction=direction)
+            found.append(failed.because("failed", reason))
+    return found
+
+
+def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
+    """The passes of ``impl="triton"`` by direction, each below autograd, so that its launches can be recorded."""
+    from moekit_kernels.moe_ffn import launch as moe_ffn
+    from moekit_kernels.plan import plan_slots
+    from moekit_kernels.routing import route
+
+    shape = workload.shape
+    logits = torch.randn(shape.tokens, shape.num_experts, device=workload.x.device)
+    plan = plan_dispatch(workload.ids, shape.num_experts)
+    assert plan.row is not None
+    places = (plan.token, plan.slot, plan.offsets, plan.row)
+    weights = (workload.up, workload.down, None, None)
+    tensors = (workload.x, workload.gates, *places, *weights)
+    pre = workload.x.new_empty(shape.slots, 2 * shape.hidden_dim).normal_()  # data decide how fast a GPU multiplies
+    hidden = workload.x.new_empty(0, shape.hidden_dim)
+    return {
+        "routing": lambda: route(logits, shape.top_k, impl="triton"),
+        "plan": lambda: plan_slots(workload.ids, shape.num_experts, impl="triton"),
+        "forward": lambda: moe_ffn.forward(*tensors, "swiglu", True, False),
+        "backward": lambda: moe_ffn.backward(workload.grad, *tensors, pre, hidden, "swiglu", True, True),
+    }
+
+
+def kernel_stages(direction: str, call: Callable[[], object], device: torch.device) -> Iterator[Stage]:
+    """The launches of ``call``, in order; all of them have run once when the first is given.
+
+    No kernel adds to what it finds, so that running one again changes nothing.
+    """
+    from moekit_kernels import runtime, targets
+
+    with torch.no_grad(), runtime.record(targets.target_of(device)) as launches:
+        outputs = call()
+
+    def starter(one: runtime.Launch) -> Callable[[object], None]:
+        return lambda _: runtime.launch(
+            one.kernel, one.grid, one.arguments, num_warps=one.num_warps, num_stages=one.num_stages
+        )
+
+    for one in launches:
+        starter(one)(None)
+    for place, one in enumerate(launches, 1):
+        name = f"{place}. {getattr(one.kernel, '__name__', str(one.kernel))}"
+        yield Stage(name, direction, Step(starter(one)), product_flops(one.arguments))
+    del outputs
+
+
+def product_flops(arguments: Mapping[str, Any]) -> int | None:
+    """Operations of a GEMM kernel, from the sizes among its arguments; None for any other kernel."""
+    if {"num_rows", "weight_columns", "K"} <= arguments.keys():
+        return 2 * arguments["num_rows"] * arguments["weight_columns"] * arguments["K"]
+    if {"dout_ptr", "num_rows", "num_columns", "K"} <= arguments.keys():
+        return 2 * arguments["num_rows"] * arguments["num_columns"] * arguments["K"]
+    if {"dw_ptr", "x_gather_ptr", "M", "N"} <= arguments.keys():
+        rows = arguments["x_ptr"] if arguments["x_gather_ptr"] is None else arguments["x_gather_ptr"]
+        return 2 * rows.shape[0] * arguments["M"] * arguments["N"]
+    return None

@@ -1,0 +1,163 @@
+"""``python -m benchmarks.tune --out FILE``: looks for better tiles for the GPU at hand. Nothing runs it by itself.
+
+What it writes is a table as ``moekit_kernels/configs.json``, to be used with ``moekit_kernels.configs.override`` or
+to be committed. Tiles that do not fit the shared memory or that would spill are not tried; those that the compiler
+makes spill are rejected. A new tile replaces the committed one only if it is faster by more than noise.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.peers.base import first_line
+from benchmarks.shapes import DTYPES, PRESETS, Shape
+from benchmarks.stages import kernel_calls
+from benchmarks.timing import Step, time_steps
+from benchmarks.tuning import RejectedError, Trial, as_json, best, candidates, impossible, search, with_entry
+from benchmarks.workload import Workload, draw
+from moekit_kernels import configs, runtime, targets
+from moekit_kernels.configs import KINDS, GemmConfig
+
+PASSES = {
+    "forward": ("forward", "backward"),  # the down product, and the product that gives the gradient of x
+    "glu": ("forward",),
+    "activation_grad": ("backward",),
+    "weight_grad": ("backward",),
+    "few_rows": ("forward",),
+}
+"""The passes in which a kind of kernel runs."""
+
+WORKLOADS: dict[str, Shape] = {
+    "qwen3": PRESETS["qwen3-30b-a3b"],
+    "mixtral": PRESETS["mixtral"],
+    "sonic": PRESETS["sonic-30b-512"],
+    "qwen3, 64 rows an expert": PRESETS["qwen3-30b-a3b"]._replace(tokens=1024),
+    "qwen3, 16 rows an expert": PRESETS["qwen3-30b-a3b"]._replace(tokens=256),
+    "recipe": PRESETS["medvlmoe-paper"],
+    "decode": PRESETS["decode-qwen3-32"],
+}
+"""What tiles are tuned for, each class of rows by those that fall into it."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    found.add_argument("--out", type=Path, required=True, help="json file of configurations")
+    found.add_argument("--kind", nargs="+", default=list(KINDS), choices=KINDS)
+    found.add_argument("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"))
+    found.add_argument("--budget", type=float, default=480.0, help="seconds in all")
+    return found
+
+
+def in_class(shape: Shape, leasts: Sequence[int], least: int, few_rows: bool) -> bool:
+    """Whether a workload falls into the class of ``least`` rows an expert, of all that begin at ``leasts``."""
+    from moekit_kernels.moe_ffn import few_rows_launch
+
+    rows = shape.slots // shape.num_experts
+    own = max(one for one in leasts if rows >= one)
+    return own == least and few_rows_launch.serves(shape.slots, shape.num_experts) == few_rows
+
+
+def measure_on_gpu(
+    kind: str, workloads: Sequence[Workload], target: targets.Target, dtype: str
+) -> Callable[[GemmConfig], list[float]]:
+    """A function that times the passes of ``kind`` with a configuration, in milliseconds per workload."""
+    every = [kernel_calls(workload) for workload in workloads]
+    passes = [[calls[name] for name in PASSES[kind]] for calls in every]
+    device = workloads[0].x.device
+
+    def measure(config: GemmConfig) -> list[float]:
+        with configs.override({target.name: {kind: {dtype: [[0, list(config)]]}}}):
+            return [sum(_time(call, config, device) for call in calls) for calls in passes]
+
+    return measure
+
+
+def _time(call: Callable[[], object], config: GemmConfig, device: torch.device) -> float:
+    with torch.no_grad(), runtime.record(targets.target_of(device)) as launches:
+        outputs = call()
+    for one in launches:
+        _reject_bad_code(one, config)
+
+    def body(_: object) -> None:
+        for one in launches:
+            runtime.launch(one.kernel, one.grid, one.arguments, num_warps=one.num_warps, num_stages=one.num_stages)
+
+    timing = time_steps([Step(body)], device, seconds=0.1, warm_up=1)
+    del outputs
+    return timing.median_ms
+
+
+def _reject_bad_code(one: runtime.Launch, config: GemmConfig) -> None:
+    """Runs a launch once; raises :class:`RejectedError` if it cannot, or if its tile is the one on trial and spills."""
+    import triton
+
+    def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int8, device="cuda")
+
+    triton.set_allocator(allocate)
+    try:
+        compiled = one.kernel[one.grid](**one.arguments, num_warps=one.num_warps, num_stages=one.num_stages)
+    except Exception as error:  # the compiler and the driver have many ways to refuse
+        raise RejectedError(f"{type(error).__name__}: {first_line(error)}") from None
+    blocks = tuple(one.arguments.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    on_trial = blocks == config[:3] and (one.num_warps, one.num_stages) == (config.num_warps, config.num_stages)
+    spills = getattr(compiled, "n_spills", 0) or 0
+    if on_trial and spills:
+        raise RejectedError(f"spills {spills} bytes")
+
+
+def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """The table and what was found, a line for each kind and class."""
+    device = torch.device("cuda")
+    target = targets.target_of(device)
+    itemsize = DTYPES[options.dtype].itemsize
+    dtype = "16-bit" if itemsize == 2 else "32-bit"
+    table: dict[str, Any] = {target.name: configs.committed()[target.name]}
+    jobs = [(kind, [row[0] for row in table[target.name][kind][dtype]]) for kind in options.kind]
+    jobs = [(kind, leasts, least) for kind, leasts in jobs for least in leasts]
+    lines: list[str] = []
+    for kind, leasts, least in tqdm(jobs, unit="class"):
+        shapes = [s for s in WORKLOADS.values() if in_class(s, leasts, least, kind == "few_rows")]
+        if not shapes:
+            lines.append(f"{kind}, {least} rows and more: no workload, left as it is")
+            continue
+        workloads = [draw(shape, "uniform", device, DTYPES[options.dtype]) for shape in shapes]
+        current = configs.gemm_config(kind, target, DTYPES[options.dtype], least)
+        possible = [c for c in candidates(kind, least) if impossible(c, kind, itemsize, target) is None]
+        measure = measure_on_gpu(kind, workloads, target, dtype)
+        trials = search(possible, current, measure, options.budget / len(jobs))
+        winner = best(trials)
+        table = with_entry(table, target.name, kind, dtype, least, winner.config)
+        lines.append(said(kind, least, trials, winner, len(possible)))
+        del workloads
+    return table, lines
+
+
+def said(kind: str, least: int, trials: Sequence[Trial], winner: Trial, possible: int) -> str:
+    """What one search found, as a line."""
+    rejected = sum(trial.score is None for trial in trials)
+    change = "the committed one stays" if winner == trials[0] else f"{winner.score:.3f} of the committed one's time"
+    return (
+        f"{kind}, {least} rows and more: {list(winner.config)}, {change}; "
+        f"{len(trials)} tried of {possible + 1}, {rejected} rejected"
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Searches and writes the table."""
+    options = parser().parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("python -m benchmarks.tune times kernels, so it needs a GPU; the committed table serves without one.")
+    table, lines = tune(options)
+    options.out.write_text(as_json(table))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

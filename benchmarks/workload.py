@@ -1,0 +1,87 @@
+"""Tokens, weights and a routing, drawn by a seeded generator: what every layer under test is given."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import Shape
+
+Skew = Literal["uniform", "zipf"]
+SKEWS: tuple[Skew, ...] = ("uniform", "zipf")
+
+
+class Workload(NamedTuple):
+    """What is computed.
+
+    Attributes:
+        shape: Its sizes.
+        skew: How unevenly experts are chosen.
+        x: ``(T, D)`` tokens.
+        grad: ``(T, D)`` gradient of the output.
+        ids: ``(T, K)`` chosen experts, int64.
+        gates: ``(T, K)`` float32 (float64 for float64 tokens), each representable in the dtype of ``x``.
+        up: ``(E, 2F, D)``, of each expert F gate rows, then F value rows.
+        down: ``(E, D, F)``.
+    """
+
+    shape: Shape
+    skew: Skew
+    x: Tensor
+    grad: Tensor
+    ids: Tensor
+    gates: Tensor
+    up: Tensor
+    down: Tensor
+
+    def touched(self) -> int:
+        """Experts that have a token."""
+        return int(self.ids.unique().numel())
+
+
+def popularity(num_experts: int, skew: Skew, generator: torch.Generator) -> Tensor:
+    """``(E,)`` probabilities: all equal, or by Zipf's law, ``p ~ 1 / rank``, with ranks dealt at random."""
+    if skew == "uniform":
+        return torch.full((num_experts,), 1 / num_experts)
+    weight = 1 / (torch.randperm(num_experts, generator=generator) + 1.0)
+    return weight / weight.sum()
+
+
+def draw_ids(shape: Shape, skew: Skew, seed: int = 0) -> Tensor:
+    """``(T, K)`` distinct experts per token, drawn without replacement by their popularity.
+
+    By the Gumbel trick: the K largest of ``log p + Gumbel noise`` are such a draw.
+
+    Raises:
+        ValueError: If ``skew`` is unknown.
+    """
+    if skew not in SKEWS:
+        raise ValueError(f"skew must be one of {', '.join(SKEWS)}, got {skew!r}.")
+    generator = torch.Generator().manual_seed(seed)
+    log_p = popularity(shape.num_experts, skew, generator).log()
+    noise = -torch.empty(shape.tokens, shape.num_experts).exponential_(generator=generator).log_()
+    return (log_p + noise).topk(shape.top_k, dim=-1).indices
+
+
+def draw(shape: Shape, skew: Skew, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Workload:
+    """Draws a workload. Routing and gates are the same on every device; gates are positive and sum to 1."""
+    ids = draw_ids(shape, skew, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    gates = torch.rand(shape.tokens, shape.top_k, generator=generator) + 0.1
+    gates = (gates / gates.sum(-1, keepdim=True)).to(dtype)
+    on_device = torch.Generator(device).manual_seed(seed + 2)
+
+    def normal(*size: int, std: float = 1.0) -> Tensor:
+        return torch.empty(*size, device=device, dtype=dtype).normal_(std=std, generator=on_device)
+
+    return Workload(
+        shape,
+        skew,
+        normal(shape.tokens, shape.dim),
+        normal(shape.tokens, shape.dim),
+        ids.to(device),
+        gates.to(device, torch.promote_types(dtype, torch.float32)),
+        normal(shape.num_experts, 2 * shape.hidden_dim, shape.dim, std=1 / math.sqrt(shape.dim)),
+        normal(shape.num_experts, shape.dim, shape.hidden_dim, std=1 / math.sqrt(shape.hidden_dim)),
+    )

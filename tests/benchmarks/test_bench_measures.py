@@ -1,0 +1,91 @@
+"""Timing and memory: what is counted."""
+
+import pytest
+import torch
+
+from benchmarks.memory import saved_for_backward
+from benchmarks.shapes import Shape
+from benchmarks.stages import function_stages, product_flops
+from benchmarks.timing import Step, summary, time_steps
+from benchmarks.workload import draw
+
+CPU = torch.device("cpu")
+
+
+def test_a_summary_holds_the_quantiles():
+    """Of 0 to 10: the median 5, the 20th percentile 2, the 80th 8."""
+    timing = summary([float(i) for i in range(10, -1, -1)])
+    assert timing[:4] == (5.0, 2.0, 8.0, 11)
+    assert summary([3.0])[:4] == (3.0, 3.0, 3.0, 1)
+    with pytest.raises(ValueError, match="times_ms must hold at least one time"):
+        summary([])
+
+
+def test_preparation_is_not_timed_and_copies_take_turns():
+    """Each body gets what its own preparation made."""
+    seen: list[int] = []
+
+    def prepare() -> torch.Tensor:
+        return torch.ones(1000, 1000).cumsum(0)
+
+    def body(number: int) -> Step:
+        def run(given: object) -> None:
+            assert isinstance(given, torch.Tensor)
+            seen.append(number)
+
+        return Step(run, prepare)
+
+    timing = time_steps([body(0), body(1)], CPU, seconds=0.0, least=6)
+    assert timing.repeats == 6
+    assert seen[-6:] == [0, 1, 0, 1, 0, 1]
+    assert timing.median_ms < 0.5
+    with pytest.raises(ValueError, match="steps must hold at least one step"):
+        time_steps([], CPU)
+
+
+def test_saved_bytes_count_storages_once_and_leave_parameters_out():
+    """``(x * y) * (x * y)`` keeps both inputs and the product, once."""
+    x = torch.ones(10, requires_grad=True)
+    weight = torch.ones(10, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        product = x * weight
+        return product * product
+
+    saved = saved_for_backward(forward, [x], [weight])
+    assert saved == (40, 40)
+
+
+def test_a_layer_of_ours_keeps_the_floor():
+    """Input and pre-activations, and indices."""
+    from benchmarks.peers import peers_named
+    from benchmarks.runner import memory_of
+
+    workload = draw(Shape(64, 32, 48, 4, 2), "uniform", CPU, torch.float32)
+    found = memory_of(peers_named(["moekit-torch"])[0].build(workload), workload)
+    pre = 64 * 2 * 2 * 48 * 4
+    assert pre <= found["saved_bytes"] <= 1.15 * pre
+    assert found["saved_input_bytes"] >= workload.x.nbytes
+
+
+def test_the_parts_are_all_there_and_run():
+    """Every function of the layer, forward and where it has a gradient backward."""
+    workload = draw(Shape(12, 16, 8, 4, 2), "uniform", CPU, torch.float32)
+    stages = list(function_stages(workload))
+    for stage in stages:
+        stage.step.body(stage.step.prepare())
+    names = ["routing", "gather", "up product", "activation", "down product", "combine"]
+    assert [s.name for s in stages if s.direction == "backward"] == names
+    forward = {s.name: s.flops for s in stages if s.direction == "forward"}
+    assert set(forward) == {*names, "plan"}
+    products = sum(flops for flops in forward.values() if flops is not None)
+    assert products == workload.shape.flops("forward")
+
+
+def test_operations_of_a_launch_come_from_its_sizes():
+    """Forward, through the activation, and of weight gradients; None for what is no product."""
+    rows = torch.empty(7)
+    assert product_flops({"num_rows": 3, "weight_columns": 5, "K": 2}) == 60
+    assert product_flops({"dout_ptr": rows, "num_rows": 3, "num_columns": 5, "K": 2}) == 60
+    assert product_flops({"dw_ptr": rows, "x_ptr": None, "x_gather_ptr": rows, "M": 2, "N": 3}) == 84
+    assert product_flops({"offsets": rows}) is None
