@@ -14,8 +14,9 @@ from torch import Tensor
 from moekit.checks import check_integer, check_rank
 from moekit_kernels.combine import combine as combine_slots
 from moekit_kernels.combine import combine_by_token
-from moekit_kernels.plan import DROP_POLICIES, plan_slots
-from moekit_kernels.plan import Impl as PlanImpl
+from moekit_kernels.plan import plan_slots
+from moekit_kernels.plan.checks import DROP_POLICIES
+from moekit_kernels.plan.checks import Impl as PlanImpl
 
 __all__ = [
     "DROP_POLICIES",

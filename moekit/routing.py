@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit.plan import DispatchPlan
-from moekit_kernels.routing import entropy
+from moekit_kernels.routing.reference import entropy
 
 __all__ = ["RouterStats", "Routing", "RoutingSums", "entropy", "router_stats"]
 

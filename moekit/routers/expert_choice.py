@@ -10,7 +10,7 @@ from moekit.checks import check_positive
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate
 from moekit.routing import Routing
-from moekit_kernels.routing import finite_logits
+from moekit_kernels.routing.reference import finite_logits
 
 
 class ExpertChoiceRouter(Router):

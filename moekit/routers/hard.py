@@ -11,7 +11,8 @@ from moekit.checks import check_choice, check_top_k
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate
 from moekit.routing import Routing
-from moekit_kernels.routing import finite_logits, mark_invalid, top_k_ids
+from moekit_kernels.routing.reference import finite_logits, mark_invalid
+from moekit_kernels.routing.selection import top_k_ids
 
 Gradient = Literal["scale", "straight_through", "none"]
 GRADIENTS = ("scale", "straight_through", "none")

@@ -12,18 +12,9 @@ from moekit.routers.base import Router
 from moekit.routers.gate import Gate
 from moekit.routers.noise import add_noise, smooth_load
 from moekit.routing import Routing, RoutingSums
-from moekit_kernels.routing import (
-    IMPLS,
-    SCORINGS,
-    Impl,
-    Scoring,
-    check_groups,
-    check_limits,
-    decide_reference,
-    finite_logits,
-    resolve_impl,
-    route,
-)
+from moekit_kernels.routing import resolve_impl, route
+from moekit_kernels.routing.checks import IMPLS, SCORINGS, Impl, Scoring, check_groups, check_limits
+from moekit_kernels.routing.reference import decide_reference, finite_logits
 
 
 class _Options(TypedDict):

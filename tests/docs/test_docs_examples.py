@@ -1,6 +1,7 @@
 """Every code block of the documentation runs, and every public name has a place in it."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
@@ -17,8 +18,11 @@ import torch
 import moekit
 import moekit.fusion
 import moekit.interop
+import moekit_kernels.combine
 import moekit_kernels.grouped_gemm
 import moekit_kernels.moe_ffn
+import moekit_kernels.plan
+import moekit_kernels.routing
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, report, train
 from recipes.medvlmoe.config import paper, tiny
@@ -116,6 +120,8 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]]) -> None:
     makefile = (ROOT / "Makefile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for words in commands_of(page):
+        if re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]  # set for this command
         match words:
             case ["python", "-m", "recipes.medvlmoe", stage, *options]:
                 cli.main([stage, *options])
@@ -128,6 +134,8 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]]) -> None:
             case [".venv/bin/python" | "python", "-m", "pytest", *arguments]:
                 for argument in arguments:
                     assert argument.startswith("-") or (ROOT / argument).exists(), f"there is no {argument}"
+            case [".venv/bin/python" | "python", "-m", module, *_] if module.startswith("benchmarks."):
+                assert importlib.util.find_spec(module), f"there is no module {module}"
             case [".venv/bin/python" | "python", script, *_] if script.endswith(".py"):
                 assert (ROOT / script).is_file(), f"there is no {script}"
             case _:
@@ -181,7 +189,16 @@ def documented() -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    [moekit, moekit.fusion, moekit.interop, moekit_kernels.grouped_gemm, moekit_kernels.moe_ffn],
+    [
+        moekit,
+        moekit.fusion,
+        moekit.interop,
+        moekit_kernels.combine,
+        moekit_kernels.grouped_gemm,
+        moekit_kernels.moe_ffn,
+        moekit_kernels.plan,
+        moekit_kernels.routing,
+    ],
     ids=lambda module: module.__name__,
 )
 def test_every_public_name_has_a_place_on_an_api_page(module: Any) -> None:

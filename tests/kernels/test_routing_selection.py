@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit_kernels.routing import limit_to_groups, selection, top_k_ids
+from moekit_kernels.routing import selection
+from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
 
 ORDINARY = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0, -math.inf, math.inf])
 ANY = st.one_of(ORDINARY, st.just(math.nan))

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import TypeCheckError, jaxtyped
 from torch import Tensor, nn
 
-from moekit_kernels.routing import limit_to_groups, top_k_ids
+from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
 
 DIM, HIDDEN, EXPERTS, TOP_K, TOKENS = 6, 5, 4, 2, 10
 

@@ -19,6 +19,7 @@ from moekit_kernels.runtime import current_target, triton_is_installed
 
 Impl = Literal["auto", "loop", "triton"]
 Recompute = Literal["activation", "none", "all"]
+"""What the backward pass computes again; see :func:`moe_ffn`."""
 
 # The arguments that get a gradient, by their place in the schema: x and gates, then weights and biases.
 _INPUT_PLACES = (0, 1)
