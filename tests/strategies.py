@@ -11,7 +11,7 @@ from tests.oracles import GATED, NAIVE_ACTIVATIONS, Rows, naive_rows
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
-SKEWS = ("even", "one expert", "some experts")
+SKEWS = ("even", "zipf", "one expert", "some experts")
 
 
 class Routed(NamedTuple):
@@ -38,7 +38,10 @@ def routed(draw: st.DrawFn, max_tokens: int = 13) -> Routed:
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(num_tokens, num_experts, generator=generator)
-    if skew == "one expert":
+    if skew == "zipf":  # drawn without repetition with weights 1, 1/2, 1/3, ...: Gumbel noise on their logarithms
+        rank = torch.arange(1, num_experts + 1)
+        scores = -rank.log() - (-scores.clamp(1e-6).log()).log()
+    elif skew == "one expert":
         scores[:, num_experts // 2] += 1
     elif skew == "some experts":
         scores[:, ::2] += 1

@@ -31,9 +31,12 @@ def loads(request, monkeypatch):
 
 
 def _offsets(num_rows, experts, skew, generator):
-    """Counts of every expert: even, all to one, or many without rows; some rows belong to nobody."""
+    """Where every expert begins: even, by Zipf's law, all to one, many without rows; some rows belong to nobody."""
     ids = torch.randint(0, experts + 1, (num_rows,), generator=generator)
-    if skew == "one":
+    if skew == "zipf":
+        weights = 1 / torch.arange(1.0, experts + 2)
+        ids = torch.multinomial(weights, num_rows, True, generator=generator) if num_rows else ids
+    elif skew == "one":
         ids = torch.where(ids == experts, ids, experts // 2)
     elif skew == "holes":
         ids = torch.where(ids == experts, ids, ids // 3 * 3)
@@ -109,7 +112,7 @@ def _compare(tensors, rest, grad, dtype):
     dim=st.sampled_from([1, 7, 16, 40]),
     features=st.sampled_from([1, 5, 16, 24]),
     experts=st.sampled_from([1, 3, 7, 128]),
-    skew=st.sampled_from(["even", "one", "holes"]),
+    skew=st.sampled_from(["even", "zipf", "one", "holes"]),
     activation=st.sampled_from([None, *ACTIVATIONS]),
     flags=st.tuples(*[st.booleans()] * 4),
     order=st.sampled_from(["row", "slot"]),
