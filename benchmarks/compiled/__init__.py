@@ -1,0 +1,1 @@
+"""What the compilers make of our kernels, read without a GPU."""

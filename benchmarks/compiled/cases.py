@@ -1,0 +1,58 @@
+"""What is launched: every operation, forward and backward, at shapes that take each configuration.
+
+The launchers run on meta tensors, which record their launches, so what is compiled is what a GPU would be given.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from benchmarks.compiled.operations import OPERATIONS
+from benchmarks.compiled.specialize import specialize
+from benchmarks.compiled.survey import Recorded
+from moekit_kernels.runtime import record
+from moekit_kernels.targets import TARGETS
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TARGET_NAMES = ["sm_80", "sm_90", "sm_100", "gfx942"]
+
+GEMM_KERNELS = frozenset(
+    {
+        "few_rows_fwd_kernel",
+        "grouped_gemm_bwd_dw_kernel",
+        "grouped_gemm_fwd_kernel",
+        "moe_ffn_bwd_act_kernel",
+    }
+)
+"""Kernels that multiply matrices: their code must contain products of tiles."""
+
+
+BF16_ALONE = frozenset(
+    {
+        "FFN decode gelu",
+        "FFN geglu interleaved",
+        "FFN gelu",
+        "FFN mixtral",
+        "FFN odd",
+        "combine mixtral",
+        "grouped GEMM odd",
+    }
+)
+"""Cases that vary what no dtype touches: every kernel and every tile is compiled in float16 by another case."""
+
+
+def record_all(
+    targets: Iterable[str] = TARGET_NAMES, dtypes: Iterable[str] = tuple(DTYPES), parts: Sequence[str] = ("",)
+) -> list[Recorded]:
+    """The launches of all cases whose name contains one of ``parts``, each as it is compiled."""
+    chosen = {name: run for name, run in OPERATIONS.items() if any(part in name for part in parts)}
+    found: list[Recorded] = []
+    for name, dtype, (operation, run) in itertools.product(targets, dtypes, chosen.items()):
+        if dtype != "bf16" and operation in BF16_ALONE:
+            continue
+        target = TARGETS[name]
+        with record(target) as launches:
+            run(DTYPES[dtype])
+        found += [Recorded(operation, dtype, specialize(launch, target)) for launch in launches]
+    return found

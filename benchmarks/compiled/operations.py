@@ -1,0 +1,186 @@
+"""Calls of the launchers with meta tensors: one function for each operation, one entry for each shape."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import PRESETS, Shape
+from moekit_kernels.combine import launch as combine
+from moekit_kernels.grouped_gemm import launch as grouped_gemm
+from moekit_kernels.moe_ffn import launch as moe_ffn
+from moekit_kernels.plan import launch as plan
+from moekit_kernels.routing import launch as routing
+
+SHAPES = {
+    "qwen3": PRESETS["qwen3-30b-a3b"],
+    "mixtral": PRESETS["mixtral"],
+    "decode": PRESETS["medvlmoe-paper"],
+    # 32 rows an expert, for which there are tiles of their own.
+    "few": Shape(512, 2048, 768, 128, 8),
+    # Widths that no vector load fits.
+    "odd": Shape(1001, 1001, 333, 13, 3),
+}
+
+
+def empty(*size: int, dtype: torch.dtype) -> Tensor:
+    """A tensor without storage."""
+    return torch.empty(size, dtype=dtype, device="meta")
+
+
+def indices(*size: int) -> Tensor:
+    """As a plan has them."""
+    return empty(*size, dtype=torch.int64)
+
+
+def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: str, grouped: bool, masked: bool) -> None:
+    """Routing, forward and backward."""
+    logits, mask = empty(tokens, experts, dtype=dtype), empty(tokens, dtype=torch.bool) if masked else None
+    bias = empty(experts, dtype=torch.float32) if grouped else None
+    groups = (8, 4) if grouped else (0, 0)
+    gates, ids, probs, _, _, prob_sum, gate_sum, z_sum, entropy_sum = routing.forward(
+        logits, top_k, scoring, True, 2.5 if grouped else 1.0, bias, *groups, mask
+    )
+    sums = (prob_sum, gate_sum, z_sum, entropy_sum) if masked else (prob_sum, None, z_sum, None)
+    grads = (gates, probs if masked else None, *sums)
+    routing.backward(*grads, logits, ids, mask, scoring, True, 2.5 if grouped else 1.0)
+
+
+def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
+    """The plan of top-k routing: without a capacity, or with one by choice and one by gates."""
+    ids = indices(shape.tokens, shape.top_k)
+    if not capped:
+        plan.plan(ids, shape.num_experts, None, None, None, None)
+        return
+    kept, gates = empty(shape.tokens, 1, dtype=torch.bool), empty(*ids.shape, dtype=dtype)
+    plan.plan(ids, shape.num_experts, None, shape.slots // shape.num_experts, None, None)
+    plan.plan(ids, shape.num_experts, kept, None, indices(1), gates)
+
+
+def schedule(dtype: torch.dtype, shape: Shape) -> None:
+    """Tile schedules."""
+    plan.tile_schedules(indices(shape.num_experts + 1), shape.slots, (16, 64, 128), dead_tiles=True)
+
+
+def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
+    """Combine of top-k routing, or of expert choice, forward and backward."""
+    rows, grad = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.tokens, shape.dim, dtype=dtype)
+    gates, live = empty(shape.slots, dtype=dtype), None if choice else indices(shape.num_experts + 1)
+    row = indices(shape.slots) if choice else indices(shape.tokens, shape.top_k)
+    starts, slot = (indices(shape.tokens + 1), indices(shape.slots)) if choice else (None, None)
+    combine.forward(rows, row, starts, gates, slot, live, shape.tokens)
+    combine.backward(grad, rows, row, starts, gates, slot, live)
+
+
+def combine_parts(dtype: torch.dtype, shape: Shape) -> None:
+    """Combine without weights, and of the parts of a product whose depth was split."""
+    row, live = indices(shape.tokens, shape.top_k), indices(shape.num_experts + 1)
+    combine.forward(empty(shape.slots, shape.dim, dtype=dtype), row, None, None, None, live, shape.tokens)
+    parts = empty(4, shape.slots, shape.dim, dtype=torch.float32)
+    gates = empty(shape.tokens, shape.top_k, dtype=dtype)
+    combine.forward(parts, row, None, gates, None, None, shape.tokens, dtype)
+
+
+def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
+    """A grouped linear layer and all its gradients."""
+    x, dy = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
+    weight = empty(shape.num_experts, shape.hidden_dim, shape.dim, dtype=dtype)
+    bias = empty(shape.num_experts, shape.hidden_dim, dtype=dtype) if biased else None
+    offsets = indices(shape.num_experts + 1)
+    for rows, operand, added in ((x, weight, bias), (dy, weight.mT, None)):
+        config = grouped_gemm.forward_config(rows, shape.slots, shape.num_experts, None)
+        (tiles,) = plan.tile_schedules(offsets, shape.slots, (config.block_m,), dead_tiles=True)
+        grouped_gemm.forward(rows, operand, offsets, tiles, config, shape.slots, bias=added)
+    grouped_gemm.weight_grad(dy, x, offsets, shape.slots)
+    if biased:
+        grouped_gemm.bias_grad(dy, offsets)
+
+
+def multiply_with_epilogue(dtype: torch.dtype, shape: Shape) -> None:
+    """A grouped linear layer that gathers, activates, weights and scatters, and what goes back through that."""
+    x, dout = empty(shape.tokens, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
+    weight = empty(shape.num_experts, 2 * shape.hidden_dim, shape.dim, dtype=dtype)
+    offsets, rows, gates = indices(shape.num_experts + 1), indices(shape.slots), empty(shape.slots, dtype=dtype)
+    config = grouped_gemm.forward_config(x, shape.slots, shape.num_experts, "swiglu")
+    (tiles,) = plan.tile_schedules(offsets, shape.slots, (config.block_m,), dead_tiles=True)
+    homes = {"gates": gates, "scatter": rows, "slot": rows}
+    call = partial(grouped_gemm.forward, x, weight, offsets, tiles, config, shape.slots, gather=rows, keep_pre=True)
+    _, pre = call(activation="swiglu", **homes)
+    grouped_gemm.epilogue_grad(dout, pre, offsets, "swiglu", **homes)
+    grouped_gemm.epilogue_grad(dout, dout, offsets, "gelu")
+
+
+def ffn(
+    dtype: torch.dtype,
+    shape: Shape,
+    activation: str,
+    biased: bool,
+    recompute: str = "activation",
+    choice: bool = False,
+    trained: bool = True,
+) -> None:
+    """The whole expert FFN: forward without gradients, and unless ``trained`` is false, with them, and backward."""
+    tokens, width, hidden, experts, top_k = shape
+    up_width = hidden * (2 if "glu" in activation else 1)
+    x, gates = empty(tokens, width, dtype=dtype), empty(*((shape.slots,) if choice else (tokens, top_k)), dtype=dtype)
+    up_proj, down_proj = empty(experts, up_width, width, dtype=dtype), empty(experts, width, hidden, dtype=dtype)
+    up_bias = empty(experts, up_width, dtype=dtype) if biased else None
+    down_bias = empty(experts, width, dtype=dtype) if biased else None
+    row = None if choice else indices(tokens, top_k)
+    plan_of = (indices(shape.slots), indices(shape.slots), indices(experts + 1), row)
+    tensors = (x, gates, *plan_of, up_proj, down_proj, up_bias, down_bias)
+    if not biased:
+        moe_ffn.forward(*tensors, activation, False, False)
+    if not trained:
+        return
+    _, pre, kept = moe_ffn.forward(*tensors, activation, recompute != "all", recompute == "none")
+    moe_ffn.backward(x, *tensors, pre, kept, activation, True, True)
+
+
+def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
+    """Each case by its name."""
+    found: dict[str, Callable[[torch.dtype], None]] = {
+        "route qwen3": partial(
+            route, tokens=32768, experts=128, top_k=8, scoring="softmax", grouped=False, masked=False
+        ),
+        "route mixtral": partial(
+            route, tokens=8192, experts=8, top_k=2, scoring="topk_softmax", grouped=False, masked=True
+        ),
+        "route deepseek": partial(
+            route, tokens=8192, experts=256, top_k=8, scoring="sigmoid", grouped=True, masked=False
+        ),
+        "route most": partial(
+            route, tokens=1001, experts=4096, top_k=64, scoring="softmax", grouped=False, masked=True
+        ),
+        "combine parts": partial(combine_parts, shape=SHAPES["decode"]),
+        "grouped GEMM biased": partial(multiply, shape=SHAPES["qwen3"], biased=True),
+    }
+    swiglu = {"activation": "swiglu", "biased": False}
+    for name, shape in SHAPES.items():
+        found[f"FFN {name}"] = partial(ffn, shape=shape, **swiglu)
+        if name == "few":
+            continue  # as any other for what has no tiles
+        found[f"plan {name}"] = partial(sort, shape=shape, capped=False)
+        found[f"schedule {name}"] = partial(schedule, shape=shape)
+        found[f"combine {name}"] = partial(combine_tokens, shape=shape, choice=False)
+    qwen3, decode = SHAPES["qwen3"], SHAPES["decode"]
+    return found | {
+        "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
+        "grouped GEMM epilogue": partial(multiply_with_epilogue, shape=qwen3),
+        "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu, trained=False),
+        "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu, trained=False),
+        "plan most": partial(sort, shape=Shape(8192, 1024, 1024, 4096, 64), capped=False),
+        "plan capped": partial(sort, shape=qwen3, capped=True),
+        "plan decode capped": partial(sort, shape=decode, capped=True),
+        "combine expert choice": partial(combine_tokens, shape=qwen3, choice=True),
+        "FFN geglu interleaved": partial(
+            ffn, shape=qwen3, activation="geglu_interleaved", biased=True, recompute="all"
+        ),
+        "FFN gelu": partial(ffn, shape=qwen3, activation="gelu", biased=True, recompute="none", choice=True),
+        "FFN decode gelu": partial(ffn, shape=decode, activation="gelu", biased=True),
+    }
+
+
+OPERATIONS = operations()
+"""Each case by its name; it takes the dtype."""

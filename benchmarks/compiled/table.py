@@ -1,0 +1,86 @@
+"""The committed table: ``results/compiled.json``, its summary, and what differs from it."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from benchmarks.compiled.survey import Entry, broken_by
+
+PATH = Path(__file__).parents[1] / "results" / "compiled.json"
+
+
+def write(entries: Iterable[Entry], path: Path = PATH) -> None:
+    """Writes the table, one line an entry."""
+    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in entries)
+    path.write_text(f'{{"triton": "{triton.__version__}",\n"entries": [\n{lines}\n]}}\n')
+
+
+def read(path: Path = PATH) -> dict[str, Any]:
+    """The table: ``{"triton": version, "entries": [...]}``."""
+    return json.loads(path.read_text())
+
+
+def differences(before: Iterable[Entry], after: Iterable[Entry]) -> list[str]:
+    """One line for each entry that is new, gone or different."""
+    old, new = ({title(entry): entry for entry in entries} for entries in (before, after))
+    found = [f"gone: {one}" for one in old.keys() - new.keys()]
+    for one, entry in new.items():
+        if one not in old:
+            found.append(f"new: {one}")
+            continue
+        changes = [
+            f"{key} {old[one].get(key)} -> {entry.get(key)}"
+            for key in sorted(old[one].keys() | entry.keys())
+            if old[one].get(key) != entry.get(key)
+        ]
+        if changes:
+            found.append(f"changed: {one}: {', '.join(changes)}")
+    return sorted(found)
+
+
+def markdown(entries: Iterable[Entry]) -> str:
+    """The worst of each kernel on each target, over all its cases."""
+    groups: defaultdict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry["kernel"], entry["target"]].append(entry)
+    lines = [
+        "| kernel | target | compiled | most registers | spills | most shared bytes | matrix instructions | laws |",
+        "|---|---|---:|---:|---:|---:|---|---|",
+    ]
+    for (kernel, target), group in groups.items():
+        read = [entry for entry in group if "error" not in entry]
+        used = sorted({name for entry in read for name in entry["instructions"] if entry["instructions"][name]})
+        most = {key: max((entry[key] for entry in read), default=0) for key in ("registers", "spills", "shared")}
+        broken = sum(bool(broken_by(entry)) for entry in group)
+        lines.append(
+            f"| {kernel} | {target} | {len(group)} | {most['registers']} | {most['spills']} | {most['shared']} "
+            f"| {', '.join(used) or '–'} | {f'{broken} broken' if broken else 'held'} |"
+        )
+    return "\n".join(lines)
+
+
+def detail(entries: Iterable[Entry]) -> str:
+    """Every entry on its own, for choosing tiles."""
+    lines: list[str] = []
+    for entry in entries:
+        lines.append(f"{title(entry)} num_warps={entry['num_warps']} num_stages={entry['num_stages']}")
+        if "error" not in entry:
+            counts = " ".join(f"{name}={count}" for name, count in entry["instructions"].items() if count)
+            lines.append(
+                f"  registers={entry['registers']} spills={entry['spills']} stack={entry['stack']} "
+                f"shared={entry['shared']} {counts}"
+            )
+        lines += [f"  BROKEN: {sentence}" for sentence in broken_by(entry)]
+    return "\n".join(lines)
+
+
+def title(entry: Entry) -> str:
+    """Which piece of code an entry is about; no two entries of a table have the same."""
+    constants = ",".join(f"{name}={value}" for name, value in entry["constants"].items())
+    variant = f" #{entry['variant']}" if entry["variant"] else ""
+    cases, dtypes = ", ".join(entry["cases"]), "/".join(entry["dtypes"])
+    return f"{entry['kernel']}{variant} {entry['target']} {dtypes} [{cases}] ({constants})"

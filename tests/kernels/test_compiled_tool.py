@@ -1,0 +1,182 @@
+"""The tool that reads compiled code: that it specialises as Triton does, and that its laws can be broken."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moekit_kernels.runtime import Launch, interpreting, triton_is_installed
+
+if not triton_is_installed() or interpreting():
+    pytest.skip("kernels are compiled with Triton, and not where it interprets them", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from benchmarks.compiled import __main__ as command
+from benchmarks.compiled import table
+from benchmarks.compiled.compile import report
+from benchmarks.compiled.laws import broken_laws
+from benchmarks.compiled.specialize import specialize
+from benchmarks.compiled.survey import Recorded, broken_by, survey
+from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100, Target
+
+
+@triton.jit
+def product_kernel(a, b, c, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``c = a @ b`` of one tile."""
+    m, n = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        acc = tl.dot(tl.load(a + m * K + k[None, :]), tl.load(b + k[:, None] * BLOCK_N + n), acc)
+    tl.store(c + m * BLOCK_N + n, acc)
+
+
+@triton.jit
+def arguments_kernel(x, missing, one, small, wide, even, share, flag, SIZE: tl.constexpr):
+    """Takes one argument of each kind."""
+    place = tl.arange(0, SIZE)
+    value = tl.load(x + place) * share + one + small + wide + even
+    tl.store(x + place, tl.where(flag, value, 0.0))
+
+
+@triton.jit
+def wrong_kernel(x, SIZE: tl.constexpr):
+    """Does not compile."""
+    tl.static_assert(SIZE == 0, "a size of nothing")
+
+
+def product(
+    m: int, n: int, k: int, num_warps: int = 4, num_stages: int = 3, dtype: torch.dtype = torch.bfloat16
+) -> Launch:
+    """The launch of a product of tiles ``(m, k)`` and ``(k, n)``."""
+    tile = torch.empty(256, 256, dtype=dtype, device="meta")
+    arguments = {"a": tile, "b": tile, "c": tile, "K": 1024, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+    return Launch(product_kernel, (1,), arguments, num_warps, num_stages)
+
+
+def arguments(**changed: Any) -> Launch:
+    """The launch of :func:`arguments_kernel`."""
+    given: dict[str, Any] = {"x": torch.empty(64, device="meta"), "missing": None, "one": 1, "small": 7, "wide": 2**40}
+    given |= {"even": 48, "share": 0.5, "flag": True, "SIZE": 16} | changed
+    return Launch(arguments_kernel, (1,), given, 4, 2)
+
+
+def laws(launch: Launch, target: Target) -> list[str]:
+    """What is wrong with a launch."""
+    return list(broken_laws(report(launch, target), target))
+
+
+def test_arguments_are_specialized_as_the_jit_does() -> None:
+    found = specialize(arguments(), SM_90)
+    assert found.signature == {
+        "x": "*fp32",
+        "missing": "constexpr",
+        "one": "constexpr",
+        "small": "i32",
+        "wide": "i64",
+        "even": "i32",
+        "share": "fp32",
+        "flag": "u1",
+        "SIZE": "constexpr",
+    }
+    assert found.constants == {(1,): None, (2,): 1, (8,): 16}
+    divisible = [["tt.divisibility", 16]]
+    assert found.attributes == {(0,): divisible, (4,): divisible, (5,): divisible}
+    assert found.declared_constants() == {"SIZE": 16}
+
+
+def test_launches_of_equal_code_are_compiled_once() -> None:
+    launches = [arguments(), arguments(small=9, x=torch.empty(32, device="meta")), arguments(even=47)]
+    entries = survey([Recorded(f"case {i}", "bf16", specialize(one, SM_80)) for i, one in enumerate(launches)], 1)
+    assert [entry["cases"] for entry in entries] == [["case 0", "case 1"], ["case 2"]]
+    assert not any(broken_by(entry) for entry in entries)
+
+
+def test_views_that_are_not_aligned_are_no_aligned_pointers() -> None:
+    x: Tensor = torch.empty(65, device="meta")[1:]
+    assert (0,) not in specialize(arguments(x=x), SM_90).attributes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("target", "instruction"), [(SM_80, "HMMA"), (SM_90, "HGMMA"), (SM_100, "UTCMMA"), (GFX942, "MFMA")], ids=str
+)
+def test_matrix_instructions_are_found(target: Target, instruction: str, dtype: torch.dtype) -> None:
+    code = report(product(128, 128, 32, num_warps=8, num_stages=2, dtype=dtype), target)
+    assert code.instructions[instruction] > 0
+    assert code.dots == [(128, 128, 32)]
+    assert 0 < code.registers <= 255
+    assert 2 * 128 * 32 <= code.shared <= target.shared_memory
+    assert list(broken_laws(code, target)) == []
+
+
+def test_tiles_for_decoding_may_use_the_smaller_instruction() -> None:
+    assert laws(product(16, 64, 64), SM_90) == []
+
+
+@pytest.mark.parametrize("target", [SM_80, GFX942], ids=lambda target: target.name)
+def test_spilling_breaks_a_law(target: Target) -> None:
+    (law,) = (law for law in laws(product(256, 256, 32, num_stages=1), target) if "spill" in law)
+    assert "spills: 0" not in law
+    assert "0 bytes of stack" not in law.split(", ")[1:]
+
+
+def test_too_much_shared_memory_breaks_a_law() -> None:
+    assert laws(product(128, 128, 128, num_warps=8, num_stages=4), SM_80) == [
+        "needs 196608 bytes of shared memory, sm_80 has 166912."
+    ]
+
+
+def test_too_much_tensor_memory_breaks_a_law() -> None:
+    code = report(product(128, 128, 32, num_warps=4), SM_100)
+    assert code.tensor_memory == 128
+    (law,) = broken_laws(code._replace(tensor_memory=1024), SM_100)
+    assert law == "needs 1024 columns of tensor memory, sm_100 has 512."
+
+
+def test_a_product_without_its_instruction_breaks_a_law() -> None:
+    # A group of four warps is the least that HGMMA takes.
+    assert laws(product(64, 64, 32, num_warps=2), SM_90) == ["multiplies tiles [(64, 64, 32)] without HGMMA."]
+
+
+def test_what_does_not_compile_is_a_finding() -> None:
+    launch = Launch(wrong_kernel, (1,), {"x": torch.empty(1, device="meta"), "SIZE": 16}, 4, 2)
+    (entry,) = survey([Recorded("wrong", "bf16", specialize(launch, SM_80))], 1)
+    (law,) = broken_by(entry)
+    assert law.startswith("does not compile: ")
+    assert "a size of nothing" in law
+    assert "| wrong_kernel | sm_80 | 1 | 0 | 0 | 0 | – | 1 broken |" in table.markdown([entry])
+    assert "BROKEN: does not compile" in table.detail([entry])
+
+
+def test_a_kernel_of_the_interpreter_cannot_be_compiled() -> None:
+    launch = arguments()._replace(kernel=product_kernel.fn)
+    with pytest.raises(
+        ValueError, match="must be a compiled kernel, a JITFunction, got function: unset TRITON_INTERPRET"
+    ):
+        specialize(launch, SM_80)
+
+
+def test_differences_name_what_is_new_gone_and_changed(tmp_path: Any) -> None:
+    entry = {"kernel": "k", "variant": 0, "target": "sm_80", "dtypes": ["bf16"], "cases": ["a"], "constants": {"B": 16}}
+    entry |= {"registers": 8}
+    other = entry | {"target": "sm_90"}
+    table.write([entry], tmp_path / "table.json")
+    before = table.read(tmp_path / "table.json")
+    assert before == {"triton": triton.__version__, "entries": [entry]}
+    assert table.differences(before["entries"], [entry]) == []
+    assert table.differences(before["entries"], [other]) == [
+        "gone: k sm_80 bf16 [a] (B=16)",
+        "new: k sm_90 bf16 [a] (B=16)",
+    ]
+    assert table.differences(before["entries"], [entry | {"registers": 9}]) == [
+        "changed: k sm_80 bf16 [a] (B=16): registers 8 -> 9"
+    ]
+
+
+def test_a_check_is_of_the_whole_table() -> None:
+    with pytest.raises(ValueError, match="--check compares the whole table: leave out --kernel"):
+        command.main(["--check", "--target", "sm_80"])
