@@ -26,7 +26,7 @@ from moekit_kernels.configs import KINDS, GemmConfig
 PASSES = {
     "forward": ("forward", "backward"),  # the down product, and the product that gives the gradient of x
     "glu": ("forward",),
-    "activation_grad": ("backward",),
+    "activation": ("backward",),
     "weight_grad": ("backward",),
     "few_rows": ("forward",),
 }

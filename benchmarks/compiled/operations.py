@@ -89,7 +89,7 @@ def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
     bias = empty(shape.num_experts, shape.hidden_dim, dtype=dtype) if biased else None
     offsets = indices(shape.num_experts + 1)
     for rows, operand, added in ((x, weight, bias), (dy, weight.mT, None)):
-        config = grouped_gemm.forward_config(rows, shape.slots, shape.num_experts, None)
+        config = grouped_gemm.forward_config(rows, operand, shape.slots, None)
         (tiles,) = plan.tile_schedules(offsets, shape.slots, (config.block_m,), dead_tiles=True)
         grouped_gemm.forward(rows, operand, offsets, tiles, config, shape.slots, bias=added)
     grouped_gemm.weight_grad(dy, x, offsets, shape.slots)
@@ -102,7 +102,7 @@ def multiply_with_epilogue(dtype: torch.dtype, shape: Shape) -> None:
     x, dout = empty(shape.tokens, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
     weight = empty(shape.num_experts, 2 * shape.hidden_dim, shape.dim, dtype=dtype)
     offsets, rows, gates = indices(shape.num_experts + 1), indices(shape.slots), empty(shape.slots, dtype=dtype)
-    config = grouped_gemm.forward_config(x, shape.slots, shape.num_experts, "swiglu")
+    config = grouped_gemm.forward_config(x, weight, shape.slots, "swiglu")
     (tiles,) = plan.tile_schedules(offsets, shape.slots, (config.block_m,), dead_tiles=True)
     homes = {"gates": gates, "scatter": rows, "slot": rows}
     call = partial(grouped_gemm.forward, x, weight, offsets, tiles, config, shape.slots, gather=rows, keep_pre=True)

@@ -1,7 +1,8 @@
 """How big the tiles of each GEMM kernel are, on each target: a committed table, and how to override it.
 
-The table is ``configs.json`` beside this file: target, then kind of kernel, then class of dtype, then a list of
-``[least rows per expert, configuration]``. What is looked up is a function of device, dtype and shape alone,
+The table is ``configs.json`` beside this file: target, then kind of kernel, then class of operands (``"16-bit"``,
+``"32-bit"``, or ``"odd"`` where rows are not a multiple of 16 bytes, so that they are read number by number), then a
+list of ``[least rows per expert, configuration]``. What is looked up is a function of device, dtype and shape alone,
 so every run takes the same; nothing is timed on first use. To use another table, for one block of code::
 
     with override({"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]]]}}}): ...
@@ -21,7 +22,7 @@ import torch
 
 from moekit_kernels.targets import Target
 
-KINDS = ("forward", "glu", "activation_grad", "weight_grad", "few_rows")
+KINDS = ("forward", "glu", "activation", "weight_grad", "few_rows")
 
 Table = Mapping[str, Mapping[str, Mapping[str, Sequence[Sequence[Any]]]]]
 
@@ -51,30 +52,38 @@ class GemmConfig(NamedTuple):
 _override: ContextVar[Table | None] = ContextVar("_override", default=None)
 
 
-def gemm_config(kind: str, target: Target, dtype: torch.dtype, rows_per_expert: int) -> GemmConfig:
+def gemm_config(
+    kind: str, target: Target, dtype: torch.dtype, rows_per_expert: int, aligned: bool = True
+) -> GemmConfig:
     """The configuration of a GEMM kernel.
 
     Args:
         kind: One of :data:`KINDS`: ``"forward"`` for one product, ``"glu"`` for the pair of a gated
-            activation, ``"activation_grad"`` for the product whose epilogue differentiates the activation,
+            activation, ``"activation"`` for one product whose epilogue computes or differentiates an activation,
             ``"weight_grad"``, and ``"few_rows"`` for decoding.
         target: Where it runs.
         dtype: Of the operands.
         rows_per_expert: ``N // E``, known on the host; the true counts are not.
+        aligned: Whether rows of the operands are multiples of 16 bytes; see :func:`is_aligned`.
 
     Raises:
         ValueError: If the table has no such entry.
     """
-    dtypes = "16-bit" if dtype.itemsize == 2 else "32-bit"
+    operands = "odd" if not aligned else "16-bit" if dtype.itemsize == 2 else "32-bit"
     for table in (_override.get(), committed()):
         try:
-            entries = table[target.name][kind][dtypes] if table is not None else ()
+            entries = table[target.name][kind][operands] if table is not None else ()
         except KeyError:
             continue
         fitting = [config for least, config in entries if rows_per_expert >= least]
         if fitting:
             return GemmConfig(*fitting[-1])
-    raise ValueError(f"no configuration of kernel {kind!r} for {dtypes} operands on {target.name!r}.")
+    raise ValueError(f"no configuration of kernel {kind!r} for {operands} operands on {target.name!r}.")
+
+
+def is_aligned(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether contiguous rows of every one of ``widths`` numbers are multiples of 16 bytes."""
+    return all(width * dtype.itemsize % 16 == 0 for width in widths)
 
 
 @contextmanager

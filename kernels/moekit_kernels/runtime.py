@@ -112,8 +112,10 @@ def _start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num
         return torch.empty(size, dtype=torch.int8, device=device)
 
     triton.set_allocator(allocate)
+    # Triton's default so far, said because it is to change.
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     if device.type == "cpu":
-        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+        kernel[grid](**arguments, **options)
         return
     with torch.cuda.device(device):
-        kernel[grid](**arguments, num_warps=num_warps, num_stages=num_stages)
+        kernel[grid](**arguments, **options)

@@ -81,7 +81,7 @@ def test_every_committed_tile_is_compiled(entries: list[dict[str, Any]], target:
     kernels = {
         "forward": ("grouped_gemm_fwd_kernel", False),
         "glu": ("grouped_gemm_fwd_kernel", True),
-        "activation_grad": ("moe_ffn_bwd_act_kernel", True),
+        "activation": ("moe_ffn_bwd_act_kernel", True),
         "weight_grad": ("grouped_gemm_bwd_dw_kernel", None),
         "few_rows": ("few_rows_fwd_kernel", True),
     }

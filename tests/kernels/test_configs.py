@@ -1,11 +1,12 @@
 """The table of tile sizes: complete, looked up by rows, overridden for a block of code."""
 
+import itertools
 import json
 
 import pytest
 import torch
 
-from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, load, override
+from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, is_aligned, load, override
 from moekit_kernels.targets import INTERPRETER, SM_80, SM_90, TARGETS
 
 MINE = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [128, 64, 32, 4, 8, 2, 2]]]}}}
@@ -15,8 +16,8 @@ MINE = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_target_kind_and_dtype_has_one_for_any_number_of_rows(target, kind, dtype):
-    for rows in (0, 1, 20, 100, 10**6):
-        config = gemm_config(kind, target, dtype, rows)
+    for rows, aligned in itertools.product((0, 1, 20, 100, 10**6), (True, False)):
+        config = gemm_config(kind, target, dtype, rows, aligned)
         blocks = (config.block_m, config.block_n, config.block_k)
         assert all(block >= 16 and block & (block - 1) == 0 for block in blocks), "Triton multiplies powers of two"
         assert min(config) >= 1
@@ -27,7 +28,7 @@ def test_the_table_has_no_other_names():
     for kinds in committed().values():
         assert set(kinds) == set(KINDS)
         for entries in kinds.values():
-            assert set(entries) == {"16-bit", "32-bit"}
+            assert set(entries) == {"16-bit", "32-bit", "odd"}
             for least in ([least for least, _ in rows] for rows in entries.values()):
                 assert least[0] == 0
                 assert least == sorted(set(least))
@@ -52,6 +53,14 @@ def test_what_an_override_lacks_comes_from_the_committed_table():
     assert after == before
     ((_, numbers), *_) = committed()["sm_90"]["forward"]["16-bit"]
     assert gemm_config("forward", SM_90, torch.bfloat16, 0) == GemmConfig(*numbers)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "widths", "aligned"),
+    [(torch.bfloat16, (8, 1024), True), (torch.bfloat16, (1024, 12), False), (torch.float32, (12,), True)],
+)
+def test_rows_are_aligned_where_they_are_multiples_of_16_bytes(dtype, widths, aligned):
+    assert is_aligned(dtype, *widths) == aligned
 
 
 def test_a_table_is_read_from_a_file(tmp_path):

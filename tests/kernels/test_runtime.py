@@ -63,6 +63,7 @@ def test_a_launch_passes_arguments_and_leaves_the_allocator_of_others_alone():
         ((grid, arguments),) = kernel.calls
         assert grid == (5,)
         assert (arguments["BLOCK"], arguments["num_warps"], arguments["num_stages"]) == (16, 2, 4)
+        assert arguments["enable_fp_fusion"]
         assert _allocation._allocator.get() is mine
 
     contextvars.copy_context().run(scenario)

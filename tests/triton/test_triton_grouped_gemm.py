@@ -151,7 +151,7 @@ def test_dtypes(device, loads, dtype, n_major):
 
 @pytest.mark.parametrize("block", [(32, 16, 16), (16, 32, 32), (64, 64, 32)])
 def test_other_tiles_give_the_same(device, loads, block):
-    entry = {"16-bit": [[0, [*block, 2, 4, 2, 1]]], "32-bit": [[0, [*block, 2, 4, 2, 1]]]}
+    entry = {key: [[0, [*block, 2, 4, 2, 1]]] for key in ("16-bit", "32-bit", "odd")}
     kinds = dict.fromkeys(("forward", "glu", "weight_grad"), entry)
     with override(dict.fromkeys(targets.TARGETS, kinds)):
         _compare(*_case(device, features=40), torch.float32)

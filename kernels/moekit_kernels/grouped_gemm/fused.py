@@ -34,7 +34,7 @@ def _grouped_gemm(
     from moekit_kernels.plan.schedule import tile_schedules
 
     num_rows = x.shape[0] if token is None else token.shape[0]
-    config = launch.forward_config(x, num_rows, weight.shape[0], activation)
+    config = launch.forward_config(x, weight, num_rows, activation)
     (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), dead_tiles=True)
     return launch.forward(
         x, weight, offsets, tiles, config, num_rows, bias=bias, activation=activation, gather=token,
@@ -62,7 +62,7 @@ def _grouped_gemm_backward(
     from moekit_kernels.grouped_gemm import launch
     from moekit_kernels.plan.schedule import tile_schedules
 
-    num_rows, num_experts = grad.shape[0], weight.shape[0]
+    num_rows = grad.shape[0]
     scatter = slot if by_slot else None
     found: list[Tensor] = []
     dpre, dy_gather = grad, scatter
@@ -77,7 +77,7 @@ def _grouped_gemm_backward(
     if wanted[1]:
         found.insert(0, launch.weight_grad(dpre, x, offsets, num_rows, dy_gather=dy_gather, x_gather=token))
     if wanted[0]:
-        config = launch.forward_config(x, num_rows, num_experts, None)
+        config = launch.forward_config(x, weight, num_rows, None)
         (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), dead_tiles=True)
         dx, _ = launch.forward(dpre, weight.mT, offsets, tiles, config, num_rows, gather=dy_gather)
         if token is not None:

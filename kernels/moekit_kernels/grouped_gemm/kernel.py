@@ -7,11 +7,51 @@ M are rows of a plan, N columns of the output, K the depth.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.tiles import pair_product, product, row_tile, weight_descriptor
+from moekit_kernels.grouped_gemm.pairs import load_pair_row, load_pair_tile, store_pair_tile
+from moekit_kernels.grouped_gemm.tiles import halves, pair_product, product, row_tile, weight_descriptor
 from moekit_kernels.language import act, act_and_derivative, dot
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_inputs"])
+@triton.jit
+def _finish(
+    result, value, bias, pre, out, row_offsets, gate, inside, column, known, num_columns, stride_pm,
+    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """What follows the product of a strip of columns: bias, activation, gate, stores.
+
+    ``pre`` points to the first row of the tile, ``out`` and ``row_offsets`` to each. The bias ends at the column
+    ``known``. What the activation sees is rounded, kept or not: with and without gradients, the same bits.
+    """
+    columns = column + tl.arange(0, BLOCK_N)
+    mask = inside[:, None] & (columns < num_columns)[None, :]
+    dtype: tl.constexpr = out.dtype.element_ty
+    if PAIR:
+        if bias is not None:
+            gate_bias, value_bias = load_pair_row(bias, column, known, num_columns, INTERLEAVED, BLOCK_N)
+            result += gate_bias[None, :]
+            value += value_bias[None, :]
+        seen, seen_value = result.to(dtype), value.to(dtype)
+        if pre is not None:
+            store_pair_tile(
+                pre, inside, stride_pm, column, num_columns, seen, seen_value, INTERLEAVED, BLOCK_M, BLOCK_N
+            )
+        result = act(seen.to(tl.float32), ACTIVATION) * seen_value.to(tl.float32)
+    else:
+        if bias is not None:
+            result += tl.load(bias + columns, mask=columns < known, other=0.0).to(tl.float32)[None, :]
+        if ACTIVATION != "none" or pre is not None:
+            seen = result.to(dtype)
+            if pre is not None:
+                in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_pm
+                tl.store(pre + (in_tile + columns[None, :]), seen, mask=mask)
+            result = act(seen.to(tl.float32), ACTIVATION)
+    if gate is not None:
+        result *= gate
+    tl.store(out + (row_offsets[:, None] + columns[None, :]), result, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_rows", "num_inputs", "num_experts"])
 def grouped_gemm_fwd_kernel(
     x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gates_ptr, gather_ptr, scatter_ptr, slot_ptr, offsets_ptr, tiles_ptr,
     num_rows, num_inputs, num_experts, num_columns, weight_columns, K,
@@ -45,58 +85,44 @@ def grouped_gemm_fwd_kernel(
         alive = expert < num_experts
         k_tiles = tl.where(alive, tl.cdiv(K, BLOCK_K), 0)
         column = block_n * BLOCK_N
-        columns = column + tl.arange(0, BLOCK_N)
-        mask = inside[:, None] & (columns < num_columns)[None, :]
         if PAIR:
-            STEP: tl.constexpr = 2 if INTERLEAVED else 1
             result, value = pair_product(
                 x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
                 INTERLEAVED, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            gate_columns = columns * STEP
-            value_columns = gate_columns + (1 if INTERLEAVED else num_columns)
-            if bias_ptr is not None:
-                bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
-                given = columns < tl.where(alive, num_columns, 0)
-                result += tl.load(bias + gate_columns, mask=given, other=0.0).to(tl.float32)[None, :]
-                value += tl.load(bias + value_columns, mask=given, other=0.0).to(tl.float32)[None, :]
-            # Rounded, kept or not: with and without gradients, forward gives the same bits.
-            gate = result.to(out_ptr.dtype.element_ty)
-            value = value.to(out_ptr.dtype.element_ty)
-            if pre_ptr is not None:
-                pre = pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
-                in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_pm
-                tl.store(pre + (in_tile + gate_columns[None, :]), gate, mask=mask)
-                tl.store(pre + (in_tile + value_columns[None, :]), value, mask=mask)
-            result = act(gate.to(tl.float32), ACTIVATION) * value.to(tl.float32)
         else:
             result = product(
                 x, w, first_row, row_offsets, expert, column, K, k_tiles, stride_we, stride_wn, stride_wk,
                 weight_columns, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            if bias_ptr is not None:
-                bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
-                given = columns < tl.where(alive, num_columns, 0)
-                result += tl.load(bias + columns, mask=given, other=0.0).to(tl.float32)[None, :]
-            if ACTIVATION != "none":
-                result = result.to(out_ptr.dtype.element_ty).to(tl.float32)
-            if pre_ptr is not None:
-                pre = pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
-                in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_pm
-                tl.store(pre + (in_tile + columns[None, :]), result, mask=mask)
-            result = act(result, ACTIVATION)
+            value = result
+        gate = None
         if gates_ptr is not None:
             slots = places if slot_ptr is None else tl.load(slot_ptr + places)
-            result *= tl.load(gates_ptr + slots).to(tl.float32)[:, None]
-        if scatter_ptr is None:
+            gate = tl.load(gates_ptr + slots).to(tl.float32)[:, None]
+        bias = None if bias_ptr is None else bias_ptr + tl.cast(expert, tl.int64) * stride_be
+        pre = None if pre_ptr is None else pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
+        if scatter_ptr is None:  # then places in the tile are few enough for 32 bits
             out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
-            tl.store(out + (tl.arange(0, BLOCK_M)[:, None] * stride_om + columns[None, :]), result, mask=mask)
+            out_offsets = tl.arange(0, BLOCK_M) * stride_om
         else:
-            targets = tl.load(scatter_ptr + places).to(tl.int64)
-            tl.store(out_ptr + targets[:, None] * stride_om + columns[None, :], result, mask=mask)
+            out = out_ptr
+            out_offsets = tl.load(scatter_ptr + places).to(tl.int64) * stride_om
+        known = tl.where(alive, num_columns, 0)
+        # Half by half: a whole tile, its neighbours in the epilogue and all addresses do not fit the registers.
+        left, right = halves(result, BLOCK_M, BLOCK_N)
+        left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
+        _finish(
+            left, left_value, bias, pre, out, out_offsets, gate, inside, column, known, num_columns, stride_pm,
+            ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
+        _finish(
+            right, right_value, bias, pre, out, out_offsets, gate, inside, column + BLOCK_N // 2, known, num_columns,
+            stride_pm, ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
+        )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts"])
 def grouped_gemm_bwd_dw_kernel(
     dy_ptr, x_ptr, dw_ptr, dy_gather_ptr, x_gather_ptr, offsets_ptr,
     num_experts, M, N, stride_dy, stride_x, stride_de, stride_dm,
@@ -166,7 +192,7 @@ def grouped_gemm_bwd_db_kernel(
     tl.store(db_ptr + tl.cast(expert, tl.int64) * stride_be + n, acc, mask=n < N)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def grouped_gemm_bwd_epilogue_kernel(
     dout_ptr, pre_ptr, gates_ptr, dpre_ptr, dgates_ptr, scatter_ptr, slot_ptr, offsets_ptr, num_rows, num_experts,
     num_columns, stride_dm, stride_pm,
@@ -187,23 +213,28 @@ def grouped_gemm_bwd_epilogue_kernel(
     if gates_ptr is not None:
         slots = rows if slot_ptr is None else tl.load(slot_ptr + rows, mask=exists, other=0)
         gate = tl.load(gates_ptr + slots, mask=inside, other=0.0).to(tl.float32)[:, None]
-    STEP: tl.constexpr = 2 if PAIR and INTERLEAVED else 1
     per_row = tl.zeros((BLOCK_M,), tl.float32)
-    starts = rows.to(tl.int64)[:, None] * stride_pm
+    first = tl.program_id(0).to(tl.int64) * BLOCK_M * stride_pm
     for n in range(0, num_columns, BLOCK_N):
         columns = n + tl.arange(0, BLOCK_N)
         known = (columns < num_columns)[None, :]
         grad = tl.load(dout + columns[None, :], mask=inside[:, None] & known, other=0.0).to(tl.float32)
-        places = starts + (columns * STEP)[None, :]
-        pre = tl.load(pre_ptr + places, mask=inside[:, None] & known, other=0.0).to(tl.float32)
-        result, slope = act_and_derivative(pre, ACTIVATION)
         if PAIR:
-            value_places = places + (1 if INTERLEAVED else num_columns)
-            value = tl.load(pre_ptr + value_places, mask=inside[:, None] & known, other=0.0).to(tl.float32)
-            tl.store(dpre_ptr + value_places, grad * gate * result, mask=exists[:, None] & known)
-            slope *= value
+            seen, value = load_pair_tile(
+                pre_ptr + first, inside, stride_pm, n, num_columns, INTERLEAVED, BLOCK_M, BLOCK_N
+            )
+            value = value.to(tl.float32)
+            result, slope = act_and_derivative(seen.to(tl.float32), ACTIVATION)
+            store_pair_tile(
+                dpre_ptr + first, exists, stride_pm, n, num_columns, grad * gate * slope * value, grad * gate * result,
+                INTERLEAVED, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
             result *= value
-        tl.store(dpre_ptr + places, grad * gate * slope, mask=exists[:, None] & known)
+        else:
+            places = first + tl.arange(0, BLOCK_M)[:, None] * stride_pm + columns[None, :]
+            seen = tl.load(pre_ptr + places, mask=inside[:, None] & known, other=0.0).to(tl.float32)
+            result, slope = act_and_derivative(seen, ACTIVATION)
+            tl.store(dpre_ptr + places, grad * gate * slope, mask=exists[:, None] & known)
         per_row += tl.sum(grad * result, 1)
     if dgates_ptr is not None:
         tl.store(dgates_ptr + slots, per_row, mask=exists)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.configs import GemmConfig, gemm_config
+from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import kernel
 from moekit_kernels.plan.schedule import max_tiles
 from moekit_kernels.precision import float32_precision
@@ -81,10 +81,11 @@ def persistent_grid(target: Target, config: GemmConfig, tiles: int) -> tuple[int
     return (min(tiles, target.processors * config.per_processor),)
 
 
-def forward_config(x: Tensor, num_rows: int, num_experts: int, activation: str | None) -> GemmConfig:
+def forward_config(x: Tensor, weight: Tensor, num_rows: int, activation: str | None) -> GemmConfig:
     """The configuration of :func:`forward`; its ``block_m`` is that of the tiles it wants."""
-    kind = "glu" if epilogue_of(activation).pair else "forward"
-    return gemm_config(kind, current_target(x.device), x.dtype, num_rows // num_experts)
+    kind = "forward" if activation is None else "glu" if epilogue_of(activation).pair else "activation"
+    num_experts, *widths = weight.shape
+    return gemm_config(kind, current_target(x.device), x.dtype, num_rows // num_experts, is_aligned(x.dtype, *widths))
 
 
 def forward(
@@ -190,8 +191,12 @@ def weight_grad(
     target = current_target(x.device)
     dy, x = rows_layout(dy), rows_layout(x)
     num_experts = offsets.shape[0] - 1
-    config = gemm_config("weight_grad", target, x.dtype, num_rows // num_experts)
     height, width = dy.shape[1], x.shape[1]
+    aligned = is_aligned(x.dtype, height, width)
+    config = gemm_config("weight_grad", target, x.dtype, num_rows // num_experts, aligned)
+    # A load that waits for an index takes two stages of the pipeline where another takes one.
+    gathers = dy_gather is not None or x_gather is not None
+    num_stages = config.num_stages if gathers else (config.num_stages + 1) // 2
     dw = x.new_empty(num_experts, height, width)
     arguments = {
         "dy_ptr": dy,
@@ -215,7 +220,7 @@ def weight_grad(
     }
     tiles = num_experts * -(-height // config.block_m) * -(-width // config.block_n)
     grid = persistent_grid(target, config, tiles)
-    launch(kernel.grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    launch(kernel.grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=num_stages)
     return dw
 
 
@@ -269,7 +274,7 @@ def epilogue_grad(
     columns = width // 2 if epilogue.pair else width
     dpre = pre.new_empty(num_rows, width)
     dgates = None if gates is None else gates.new_empty(gates.shape)
-    block_m = 8
+    block_m = 4
     arguments = {
         "dout_ptr": dout,
         "pre_ptr": pre,

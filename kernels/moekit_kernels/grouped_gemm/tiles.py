@@ -169,3 +169,9 @@ def pair_product(
         gate = dot(a, b, gate, PRECISION)
         value = dot(a, c, value, PRECISION)
     return gate, value
+
+
+@triton.jit
+def halves(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The left and the right half of the columns."""
+    return tl.split(tl.permute(tl.reshape(tile, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))

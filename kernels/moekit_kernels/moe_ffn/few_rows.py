@@ -13,7 +13,7 @@ from moekit_kernels.grouped_gemm.tiles import load_pair, load_weights, weight_de
 from moekit_kernels.language import act, dot
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def few_rows_fwd_kernel(
     x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr,
     num_rows, num_experts, num_columns, weight_columns, K,

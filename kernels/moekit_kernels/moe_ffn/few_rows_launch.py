@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moekit_kernels.configs import gemm_config
+from moekit_kernels.configs import gemm_config, is_aligned
 from moekit_kernels.grouped_gemm.launch import WeightLoads, epilogue_of, rows_layout, weight_layout
 from moekit_kernels.moe_ffn import few_rows
 from moekit_kernels.precision import float32_precision
@@ -45,7 +45,8 @@ def down(hidden: Tensor, down_proj: Tensor, offsets: Tensor, num_rows: int, bias
     """``(N, D2)``, or float32 parts ``(S, N, D2)`` to be added up, where one program an expert and strip is too few."""
     num_experts, columns, depth = down_proj.shape
     target = current_target(hidden.device)
-    config = gemm_config("few_rows", target, hidden.dtype, num_rows // num_experts)
+    aligned = is_aligned(hidden.dtype, columns, depth)
+    config = gemm_config("few_rows", target, hidden.dtype, num_rows // num_experts, aligned)
     programs = max(1, min(num_rows, num_experts)) * -(-columns // config.block_n)
     wanted = 2 * target.processors * config.per_processor // programs
     parts = max(1, min(wanted, 8, depth // (4 * config.block_k)))
@@ -73,7 +74,8 @@ def _launch(
     x, weight = rows_layout(x), weight_layout(weight)
     num_experts, weight_columns, depth = weight.shape
     columns = weight_columns // 2 if epilogue.pair else weight_columns
-    config = gemm_config("few_rows", target, x.dtype, num_rows // num_experts)
+    aligned = is_aligned(x.dtype, weight_columns, depth)
+    config = gemm_config("few_rows", target, x.dtype, num_rows // num_experts, aligned)
     loads = WeightLoads.of(weight, target, epilogue, config)
     steps = -(-depth // config.block_k)
     arguments = {

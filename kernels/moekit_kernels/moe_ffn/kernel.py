@@ -7,14 +7,9 @@ https://arxiv.org/abs/2512.14080), so neither the experts' output nor the activa
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.tiles import product, row_tile, weight_descriptor
+from moekit_kernels.grouped_gemm.pairs import load_pair_tile, store_pair_tile
+from moekit_kernels.grouped_gemm.tiles import halves, product, row_tile, weight_descriptor
 from moekit_kernels.language import act_and_derivative
-
-
-@triton.jit
-def _halves(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The left and the right half of the columns."""
-    return tl.split(tl.permute(tl.reshape(tile, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
 
 
 @triton.jit
@@ -32,14 +27,14 @@ def _through_activation(
     in_tile = tl.arange(0, BLOCK_M)[:, None]
     narrow = in_tile * num_columns + columns[None, :]
     if PAIR:
-        STEP: tl.constexpr = 2 if INTERLEAVED else 1
-        gate_places = in_tile * stride_pm + (columns * STEP)[None, :]
-        value_places = gate_places + (1 if INTERLEAVED else num_columns)
-        a, slope = act_and_derivative(tl.load(pre + gate_places, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-        value = tl.load(pre + value_places, mask=mask, other=0.0).to(tl.float32)
+        seen, value = load_pair_tile(pre, inside, stride_pm, column, num_columns, INTERLEAVED, BLOCK_M, BLOCK_N)
+        value = value.to(tl.float32)
+        a, slope = act_and_derivative(seen.to(tl.float32), ACTIVATION)
         weighted_grad = grad * gate
-        tl.store(dpre + value_places, weighted_grad * a, mask=mask)
-        tl.store(dpre + gate_places, weighted_grad * value * slope, mask=mask)
+        store_pair_tile(
+            dpre, inside, stride_pm, column, num_columns, weighted_grad * value * slope, weighted_grad * a, INTERLEAVED,
+            BLOCK_M, BLOCK_N,
+        )  # fmt: skip
         a = a * value
     else:
         wide = in_tile * stride_pm + columns[None, :]
@@ -54,7 +49,7 @@ def _through_activation(
     return tl.sum(tl.where(mask, grad * a, 0.0), 1)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def moe_ffn_bwd_act_kernel(
     dout_ptr, w_ptr, pre_ptr, hidden_ptr, gates_ptr, dpre_ptr, weighted_ptr, partial_ptr, token_ptr, slot_ptr,
     offsets_ptr, tiles_ptr, num_rows, num_experts, num_columns, K,
@@ -93,9 +88,9 @@ def moe_ffn_bwd_act_kernel(
         hidden = None if hidden_ptr is None else hidden_ptr + first * num_columns
         per_row = tl.zeros((BLOCK_M,), tl.float32)
         # Strip by strip: a whole tile of gradients, pre-activations and addresses does not fit the registers.
-        left, right = _halves(grad, BLOCK_M, BLOCK_N)
+        left, right = halves(grad, BLOCK_M, BLOCK_N)
         for half in tl.static_range(2):
-            strip_a, strip_b = _halves(left if half == 0 else right, BLOCK_M, BLOCK_N // 2)
+            strip_a, strip_b = halves(left if half == 0 else right, BLOCK_M, BLOCK_N // 2)
             for quarter in tl.static_range(2):
                 per_row += _through_activation(
                     strip_a if quarter == 0 else strip_b, gate, column + (2 * half + quarter) * (BLOCK_N // 4),
@@ -105,7 +100,7 @@ def moe_ffn_bwd_act_kernel(
         tl.store(partial_ptr + block_n.to(tl.int64) * num_rows + rows, per_row, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def moe_ffn_bwd_gates_kernel(
     partial_ptr, dgates_ptr, dout_ptr, bias_ptr, slot_ptr, token_ptr, tiles_ptr, offsets_ptr,
     num_rows, num_parts, num_experts, D, stride_dm, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.combine import launch as combine
-from moekit_kernels.configs import GemmConfig, gemm_config
+from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import launch as gemm
 from moekit_kernels.moe_ffn import few_rows_launch, kernel
 from moekit_kernels.moe_ffn.gradients import Gradients
@@ -67,8 +67,8 @@ def forward(
         hidden, pre = few_rows_launch.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
         y = few_rows_launch.down(hidden, down_proj, offsets, num_rows, down_bias)
     else:
-        up = gemm.forward_config(x, num_rows, num_experts, activation)
-        down = gemm.forward_config(x, num_rows, num_experts, None)
+        up = gemm.forward_config(x, up_proj, num_rows, activation)
+        down = gemm.forward_config(x, down_proj, num_rows, None)
         up_tiles, down_tiles = tile_schedules(offsets, num_rows, (up.block_m, down.block_m))
         hidden, pre = gemm.forward(
             x, up_proj, offsets, up_tiles, up, num_rows,
@@ -104,8 +104,9 @@ def backward(
     """
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
     grad = gemm.rows_layout(grad.to(x.dtype))
-    act = gemm_config("activation_grad", current_target(x.device), x.dtype, num_rows // num_experts)
-    plain = gemm.forward_config(x, num_rows, num_experts, None)
+    aligned = is_aligned(x.dtype, *down_proj.shape[1:])
+    act = gemm_config("activation", current_target(x.device), x.dtype, num_rows // num_experts, aligned)
+    plain = gemm.forward_config(x, up_proj, num_rows, None)
     act_tiles, plain_tiles, gate_tiles = tile_schedules(offsets, num_rows, (act.block_m, plain.block_m, _GATE_ROWS))
     if pre.shape[0] < num_rows:
         pre, _ = gemm.forward(x, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=token)

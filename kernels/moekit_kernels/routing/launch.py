@@ -13,7 +13,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Warps per multiprocessor: enough to hide latency, few enough for the partial sums to stay small.
 _WARPS_PER_PROCESSOR = 16
-_BLOCK_PARTIALS = 32
+_BLOCK_PARTIALS = 16
 
 
 class Blocks(NamedTuple):
@@ -22,7 +22,7 @@ class Blocks(NamedTuple):
     Attributes:
         width: Columns of the tile: the experts, up to the next power of two.
         rows: Rows of the tile.
-        num_warps: So many that a thread holds 16 logits; up to 512 experts no row spans two warps.
+        num_warps: So many that a thread holds 8 logits, or 16 of many experts; up to 512 no row spans two warps.
     """
 
     width: int
@@ -34,7 +34,7 @@ def blocks(num_experts: int) -> Blocks:
     """The tile for a number of experts."""
     width = 1 << (num_experts - 1).bit_length()
     if width <= 128:
-        return Blocks(width, 2048 // width, 4)
+        return Blocks(width, 1024 // width, 4)
     return Blocks(width, max(512 // width, 1), max(width // 512, 1))
 
 
