@@ -1,0 +1,144 @@
+"""What would be started on a GPU, recorded from tensors without data: how many kernels, and with which loads."""
+
+import pytest
+import torch
+
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.runtime import interpreting, record, triton_is_installed
+from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100
+
+if not triton_is_installed() or interpreting():
+    pytest.skip("launches of Triton kernels are recorded, not interpreted", allow_module_level=True)
+
+from moekit_kernels.moe_ffn import few_rows_launch
+from moekit_kernels.moe_ffn import launch as moe_ffn
+
+NVIDIA = [SM_80, SM_90, SM_100]
+
+
+def _empty(*shape, dtype=torch.bfloat16):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _index(*shape):
+    return _empty(*shape, dtype=torch.int64)
+
+
+def _launches(target, tokens=4096, dim=256, hidden=512, experts=8, top_k=2, activation="swiglu", **options):
+    """The launches of forward and of backward."""
+    dtype, bias = options.get("dtype", torch.bfloat16), options.get("bias", False)
+    wide = hidden * (2 if ACTIVATIONS[activation].gated else 1)
+    num_rows = tokens * top_k
+    tensors = (
+        _empty(tokens, dim, dtype=dtype), _empty(tokens, top_k, dtype=torch.float32), _index(num_rows),
+        _index(num_rows), _index(experts + 1), _index(tokens, top_k), _empty(experts, wide, dim, dtype=dtype),
+        _empty(experts, dim, hidden, dtype=dtype), _empty(experts, wide, dtype=dtype) if bias else None,
+        _empty(experts, dim, dtype=dtype) if bias else None,
+    )  # fmt: skip
+    with record(target) as forward:
+        out, pre, kept = moe_ffn.forward(*tensors, activation, True, False)
+    with record(target) as backward:
+        moe_ffn.backward(out, *tensors, pre, kept, activation, True, True)
+    return forward, backward
+
+
+def _names(launches):
+    return [launch.kernel.fn.__name__ for launch in launches]
+
+
+def test_as_few_launches_as_documented():
+    forward, backward = _launches(SM_90)
+    gemm = "grouped_gemm_fwd_kernel"
+    assert _names(forward) == ["tile_schedule_kernel", gemm, gemm, "combine_fwd_kernel"]
+    assert len(backward) == 7
+    assert len(_launches(SM_90, bias=True)[1]) == 9
+
+
+def test_a_handful_of_rows_takes_three_launches_and_no_schedule():
+    forward, _ = _launches(SM_90, tokens=32, dim=1024, hidden=4096)
+    assert _names(forward) == ["few_rows_fwd_kernel", "few_rows_fwd_kernel", "combine_fwd_kernel"]
+    up, down, combine = forward
+    assert up.grid[2] == 1
+    assert down.grid[2] > 1, "the depth of the second product is split, for there are few strips of columns"
+    assert combine.arguments["SPLITS"] == down.grid[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "experts", "few"), [(0, 8, True), (512, 8, True), (513, 64, False), (65, 1, False), (64, 1, True)]
+)
+def test_when_rows_are_few(rows, experts, few):
+    assert few_rows_launch.serves(rows, experts) == few
+
+
+def _gemms(launches):
+    return [launch for launch in launches if "W_TMA" in launch.arguments]
+
+
+@pytest.mark.parametrize("target", [*NVIDIA, GFX942], ids=lambda target: target.name)
+@pytest.mark.parametrize("activation", ["swiglu", "gelu", "geglu_interleaved"])
+def test_weights_come_by_descriptors_where_the_target_has_them(target, activation):
+    for launches in _launches(target, activation=activation):
+        assert all(launch.arguments["W_TMA"] == target.tma for launch in _gemms(launches))
+        gathers = [launch.arguments.get("gather_ptr") is not None for launch in _gemms(launches)]
+        by_descriptor = [launch.arguments.get("X_TMA", False) for launch in _gemms(launches)]
+        assert not any(gather and tma for gather, tma in zip(gathers, by_descriptor, strict=True))
+        assert any(by_descriptor) == target.tma
+
+
+def test_rows_that_no_descriptor_can_read_come_by_pointers():
+    for launches in _launches(SM_90, dim=251, hidden=333):
+        assert _gemms(launches)
+        assert not any(launch.arguments["W_TMA"] or launch.arguments.get("X_TMA") for launch in _gemms(launches))
+
+
+def test_programs_are_as_many_as_run_at_once_and_no_more_than_tiles():
+    (_, up, _, _), _ = _launches(SM_90, tokens=65536)
+    assert up.grid == (SM_90.processors,)
+    (_, up, _, _), _ = _launches(SM_90, tokens=520, experts=1, dim=128, hidden=128, top_k=1)
+    tiles = -(-520 // up.arguments["BLOCK_M"]) + 1  # one more where no row may have an expert
+    assert up.grid == (tiles * -(-128 // up.arguments["BLOCK_N"]),)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_float32_is_multiplied_as_torchs_switch_says(precision):
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = precision
+        found = {
+            launch.arguments["PRECISION"]
+            for launches in _launches(SM_90, dtype=torch.float32)
+            for launch in launches
+            if "PRECISION" in launch.arguments
+        }
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert found == {precision}
+
+
+def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
+    tensors = (
+        _empty(4096, 64), _empty(4096, 2, dtype=torch.float32), _index(8192), _index(8192), _index(9), _index(4096, 2),
+        _empty(8, 128, 64), _empty(8, 64, 64), None, None,
+    )  # fmt: skip
+    out, pre, kept = _empty(4096, 64), _empty(8192, 128), _empty(0, 64)
+    with record(SM_90) as frozen:
+        found = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, False)
+    assert "grouped_gemm_bwd_dw_kernel" not in _names(frozen)
+    assert found.up_proj is None
+    assert found.x is not None
+    with record(SM_90) as weights:
+        found = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", False, True)
+    assert "combine_fwd_kernel" not in _names(weights)
+    assert found.x is found.gates is None
+
+
+@pytest.mark.parametrize(("recompute", "launches"), [("activation", 7), ("all", 8)])
+def test_the_dial_costs_one_product(recompute, launches):
+    tensors = (
+        _empty(4096, 64), _empty(4096, 2, dtype=torch.float32), _index(8192), _index(8192), _index(9), _index(4096, 2),
+        _empty(8, 128, 64), _empty(8, 64, 64), None, None,
+    )  # fmt: skip
+    with record(SM_90) as found:
+        pre = _empty(8192 if recompute == "activation" else 0, 128)
+        moe_ffn.backward(_empty(4096, 64), *tensors, pre, _empty(0, 64), "swiglu", True, True)
+    assert len(found) == launches
