@@ -158,7 +158,7 @@ class OnGPU:
 
 
 def test_auto_is_triton_on_a_gpu_within_the_limits_and_reference_elsewhere(monkeypatch) -> None:
-    monkeypatch.setattr(op, "_TRITON_IS_INSTALLED", True)
+    monkeypatch.setattr(op, "triton_is_installed", lambda: True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert resolve_impl("auto", OnGPU(dtype, 3, 4096), 64) == "triton"
         assert resolve_impl("auto", torch.zeros(3, 4, dtype=dtype), 2) == "reference"
@@ -166,7 +166,7 @@ def test_auto_is_triton_on_a_gpu_within_the_limits_and_reference_elsewhere(monke
     assert resolve_impl("auto", OnGPU(torch.float32, 3, 4097), 2) == "reference"
     assert resolve_impl("auto", OnGPU(torch.float32, 3, 100), 65) == "reference"
     assert resolve_impl("reference", OnGPU(torch.float32, 3, 8), 2) == "reference"
-    monkeypatch.setattr(op, "_TRITON_IS_INSTALLED", False)
+    monkeypatch.setattr(op, "triton_is_installed", lambda: False)
     assert resolve_impl("auto", OnGPU(torch.float32, 3, 8), 2) == "reference"
 
 
