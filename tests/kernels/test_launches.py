@@ -10,6 +10,7 @@ from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100
 if not triton_is_installed() or interpreting():
     pytest.skip("launches of Triton kernels are recorded, not interpreted", allow_module_level=True)
 
+from moekit_kernels.grouped_gemm.launch import use_descriptor
 from moekit_kernels.moe_ffn import few_rows_launch
 from moekit_kernels.moe_ffn import launch as moe_ffn
 
@@ -89,6 +90,12 @@ def test_rows_that_no_descriptor_can_read_come_by_pointers():
     for launches in _launches(SM_90, dim=251, hidden=333):
         assert _gemms(launches)
         assert not any(launch.arguments["W_TMA"] or launch.arguments.get("X_TMA") for launch in _gemms(launches))
+
+
+def test_a_stride_of_zero_is_no_descriptors():
+    assert use_descriptor(SM_90, _empty(64, 64))
+    assert not use_descriptor(SM_90, _empty(1, 64).expand(64, 64))
+    assert not use_descriptor(SM_90, _empty(64, 65)[:, :64])
 
 
 def test_programs_are_as_many_as_run_at_once_and_no_more_than_tiles():

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from moekit_kernels.combine import launch
 from moekit_kernels.combine.reference import combine_by_token_reference, combine_reference
+from moekit_kernels.precision import KERNEL_DTYPES
 from moekit_kernels.runtime import triton_is_installed
 
 Impl = Literal["auto", "torch", "triton"]
 IMPLS = ("auto", "torch", "triton")
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.library.custom_op("moekit::combine", mutates_args=())
@@ -102,9 +101,8 @@ def resolve_impl(impl: str, rows: Tensor, gates: Tensor | None) -> Literal["torc
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}.")
     if impl == "torch":
         return "torch"
-    unknown = [
-        (name, t.dtype) for name, t in (("rows", rows), ("gates", gates)) if t is not None and t.dtype not in _DTYPES
-    ]
+    given = [(name, t.dtype) for name, t in (("rows", rows), ("gates", gates)) if t is not None]
+    unknown = [(name, dtype) for name, dtype in given if dtype not in KERNEL_DTYPES]
     if impl == "auto":
         return "triton" if rows.device.type == "cuda" and triton_is_installed() and not unknown else "torch"
     if not triton_is_installed():

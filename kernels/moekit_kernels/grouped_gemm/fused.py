@@ -234,6 +234,9 @@ def grouped_gemm(
             x, weight, offsets, bias, activation=activation, token=token, gates=gates, slot=slot, order=order,
             plain=way == "reference",
         )  # fmt: skip
+    # Kernels read indices and gates with a stride of 1; only a view that has another is copied.
+    offsets = offsets.contiguous()
+    token, slot, gates = (None if t is None else t.contiguous() for t in (token, slot, gates))
     differentiable = [t for t in (x, weight, bias, gates) if t is not None]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     keep = keep and (activation is not None or gates is not None)

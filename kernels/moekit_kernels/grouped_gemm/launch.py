@@ -50,12 +50,12 @@ def weight_layout(weight: Tensor) -> Tensor:
 
 
 def use_descriptor(target: Target, tensor: Tensor) -> bool:
-    """Whether the copy engine can read ``tensor``: 16-byte aligned start and strides, one of them 1."""
+    """Whether the copy engine can read ``tensor``: 16-byte aligned start and strides, one of them 1 and none 0."""
     if not target.tma or tensor.numel() == 0 or 1 not in tensor.stride()[-2:]:
         return False
     strides = sorted(tensor.stride())
-    aligned = all(stride * tensor.itemsize % 16 == 0 for stride in strides[strides.index(1) + 1 :])
-    return aligned and strides.count(1) == 1 and (tensor.is_meta or tensor.data_ptr() % 16 == 0)
+    aligned = all(stride * tensor.itemsize % 16 == 0 for stride in strides[1:])
+    return aligned and strides[0] == 1 and (tensor.is_meta or tensor.data_ptr() % 16 == 0)
 
 
 class WeightLoads(NamedTuple):

@@ -257,6 +257,8 @@ def moe_ffn(
     x = autocast(x)
     check_dtypes(x, *weights)
     check_shapes(x, offsets, row, *weights, activation)
+    # Kernels read indices with a stride of 1; only a view that has another is copied.
+    token, slot, offsets = token.contiguous(), slot.contiguous(), offsets.contiguous()
     differentiable = [t for t in (x, gates, *weights) if t is not None]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     kept = (keep and recompute != "all", keep and recompute == "none")
