@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from recipes.medvlmoe.config import PRESETS, Config
+from recipes.shared.cli import parse_preset, run_stage
 
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
@@ -18,35 +19,13 @@ _ABOUT = {
 
 def main(arguments: list[str]) -> None:
     """Runs one stage."""
-    stage, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     stages = {"train": _train, "evaluate": _evaluate, "predict": _predict, "report": _report}
-    if stage not in stages:
-        print("usage: python -m recipes.medvlmoe STAGE [options]\n\nStages (each has --help):")
-        print("\n".join(f"  {name:9} {about}" for name, about in _ABOUT.items()))
-        sys.exit(0 if stage in ("-h", "--help") else 2)
-    try:
-        stages[stage](rest)
-    except (ValueError, RuntimeError, ImportError) as error:
-        if "--traceback" in rest:
-            raise
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_stage("recipes.medvlmoe", stages, _ABOUT, arguments)
 
 
 def parse_train(arguments: list[str]) -> Config:
     """Settings of ``train``: the preset's, with what the arguments change."""
-    name = "tiny"
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--preset"):
-            name = argument.partition("=")[2] or (arguments[place + 1] if place + 1 < len(arguments) else "")
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}.")
-    return tyro.cli(
-        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(Config),
-        default=PRESETS[name](),
-        args=arguments,
-        prog="python -m recipes.medvlmoe train",
-        description=f"{_ABOUT['train']} Defaults below are those of the preset {name!r}; --preset chooses another.",
-    )
+    return parse_preset(Config, PRESETS, arguments, prog="python -m recipes.medvlmoe train", about=_ABOUT["train"])
 
 
 def _train(arguments: list[str]) -> None:

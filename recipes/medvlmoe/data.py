@@ -1,19 +1,19 @@
 """Studies as batches of tensors."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from recipes.medvlmoe.config import DataConfig, TrainConfig
 from recipes.shared.data.manifest import manifest_source
 from recipes.shared.data.medmnist_npz import medmnist_source
 from recipes.shared.data.phantom import phantom_source
+from recipes.shared.data.sampling import EpochSampler
 from recipes.shared.data.sections import section_of
 from recipes.shared.data.studies import StudySource, StudySplit
 from recipes.shared.data.transforms import augment, fit_square, to_tensor
@@ -136,42 +136,6 @@ class StudyDataset(Dataset[Batch]):
         if self.augment_seed is not None:
             image = augment(image, np.random.default_rng((self.augment_seed, epoch, index)))
         return to_tensor(image, self.spec), self.tokens[index], self.split.labels[index], index
-
-
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(epoch, index)``, in an order that ``(seed, epoch)`` decides, dealt to the ranks.
-
-    Args:
-        size: Number of studies.
-        batch_size: Studies per batch and rank.
-        seed: Seed of the order; ``None`` keeps the studies in theirs.
-        rank: This rank.
-        world_size: Number of ranks.
-    """
-
-    def __init__(self, size: int, batch_size: int, *, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._mine(range(self._padded()))) / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self.seed is None:
-            mine = self._mine(range(self.size))
-        else:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size).tolist()
-            mine = self._mine([order[place % self.size] for place in range(self._padded())])
-        for start in range(0, len(mine), self.batch_size):
-            yield [(self.epoch, index) for index in mine[start : start + self.batch_size]]
-
-    def _padded(self) -> int:
-        """In training all ranks must take as many steps, so the first studies fill the last round up."""
-        return self.size + (0 if self.seed is None else -self.size % self.world_size)
-
-    def _mine(self, order: Sequence[int]) -> Sequence[int]:
-        return order[self.rank :: self.world_size]
 
 
 def make_loader(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from recipes.medvlmoe.model import MedVLMoE
 from recipes.shared.data.studies import StudySource
 from recipes.shared.runs import peak_memory_bytes, read_json, write_history, write_json
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.training import check_same_settings, lr_factor, write_checkpoint
 
 MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "download")
 """Settings that a resumed run may change: how long it trains, and where."""
@@ -56,7 +57,7 @@ def train_one(config: Config) -> None:
         raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
     resuming = last.exists()
     if resuming:
-        check_same_settings(Config.from_json(read_json(out / "config.json")), config)
+        check_same_settings(Config.from_json(read_json(out / "config.json")), config, may_change=MAY_CHANGE)
     fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
     fabric.launch()
     torch.manual_seed(seed)
@@ -100,22 +101,6 @@ def train_one(config: Config) -> None:
         _say(fabric, record, settings.epochs, better)
 
 
-def check_same_settings(old: Config, new: Config) -> None:
-    """Refuses to go on with a run under settings that would make it another one.
-
-    Raises:
-        ValueError: Naming the settings that differ; those of ``MAY_CHANGE`` may.
-    """
-    differing = [f"seeds ({old.seeds}, now {new.seeds})"] if old.seeds != new.seeds else []
-    for before, after in ((old.data, new.data), (old.model, new.model), (old.train, new.train)):
-        for field in fields(before):
-            values = getattr(before, field.name), getattr(after, field.name)
-            if values[0] != values[1] and field.name not in MAY_CHANGE:
-                differing.append(f"{field.name} ({values[0]!r}, now {values[1]!r})")
-    if differing:
-        raise ValueError(f"a run is resumed with the settings that it was started with, but {', '.join(differing)}.")
-
-
 def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabric) -> tuple[Any, Any]:
     settings, seed = config.train, config.seeds[0]
     tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
@@ -152,15 +137,6 @@ def _parameter_groups(model: MedVLMoE, settings: TrainConfig) -> list[dict[str, 
     ]
 
 
-def lr_factor(step: int, steps_per_epoch: int, settings: TrainConfig) -> float:
-    """Linear warm-up to 1, then a cosine to 0; a function of the step, so there is nothing to resume."""
-    warmup = settings.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / warmup
-    total = settings.epochs * steps_per_epoch
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
 def _train_epoch(
     fabric: Fabric,
     wrapped: nn.Module,
@@ -185,7 +161,7 @@ def _train_epoch(
         window = number // settings.accumulate * settings.accumulate
         micro_batches = min(settings.accumulate, len(loader) - window)
         closes = number + 1 == window + micro_batches
-        factor = lr_factor(step, steps_per_epoch, settings)
+        factor = lr_factor(step, steps_per_epoch, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         with fabric.no_backward_sync(wrapped, enabled=not closes):
@@ -269,9 +245,9 @@ def _save(
     weights = model.state_dict()
     scaler = fabric.strategy.precision.state_dict()
     last = {"model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler, **state}
-    _write_checkpoint(folder / "last.ckpt", last)
+    write_checkpoint(folder / "last.ckpt", last)
     if better:
-        _write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
+        write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
     write_history(out / "history.jsonl", state["history"])
     training = {
         "epochs": state["epoch"],
@@ -280,12 +256,6 @@ def _save(
         "peak_memory_bytes": peak_memory_bytes(),
     }
     write_json(out / "training.json", training)
-
-
-def _write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    part.replace(path)
 
 
 def _restore(path: Path, model: MedVLMoE, optimizer: torch.optim.Optimizer, fabric: Fabric) -> dict[str, Any]:

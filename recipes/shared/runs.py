@@ -31,6 +31,13 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def update_metrics(run: Path, /, **sections: Any) -> None:
+    """Replaces sections of ``metrics.json``, to which every stage adds its own."""
+    path = run / "metrics.json"
+    known = read_json(path) if path.is_file() else {}
+    write_json(path, known | sections)
+
+
 def write_history(path: Path, epochs: Iterable[dict[str, Any]]) -> None:
     """Writes one json object per epoch and line."""
     path.write_text("".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))

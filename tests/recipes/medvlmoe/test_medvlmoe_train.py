@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from recipes.medvlmoe import train
-from recipes.medvlmoe.config import TrainConfig
-from recipes.medvlmoe.train import lr_factor
+from recipes.shared.training import lr_factor
 from tests.recipes.medvlmoe.conftest import small_config
 
 CURVES = ("train_loss", "task_loss", "balance_loss", "z_loss", "val_loss", "val_macro_auroc", "router_entropy")
@@ -153,8 +152,7 @@ def test_no_seed_is_an_error(tmp_path):
 
 
 def test_the_learning_rate_warms_up_and_decays_to_zero():
-    settings = TrainConfig(epochs=10, warmup_epochs=2)
-    factors = [lr_factor(step, 5, settings) for step in range(50)]
+    factors = [lr_factor(step, 5, epochs=10, warmup_epochs=2) for step in range(50)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == pytest.approx(1.0)
     assert all(a < b for a, b in pairwise(factors[:10]))
