@@ -4,7 +4,7 @@ A *study* is one image with the text that came with it and its labels. Readers (
 MedMNIST) differ in where studies come from; everything behind them sees only these types.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -39,6 +39,8 @@ class Study:
         labels: ``float32`` of shape ``(C,)``: 1 present, 0 absent, NaN unknown; one-hot for
             single-label tasks.
         boxes: Known places of findings, if any.
+        modality: Kind of the image (``xray``, ``ct``, ``mri``, ``ultrasound``, ``pathology``, ``fundus``) or
+            ``None`` where it is not known.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Study:
     text: str | None
     labels: NDArray[np.float32]
     boxes: tuple[Box, ...] = ()
+    modality: str | None = None
 
 
 @runtime_checkable
@@ -97,15 +100,28 @@ def check_groups_apart(source: StudySource) -> None:
     Raises:
         ValueError: Naming the source, the splits and up to five of the groups.
     """
+    check_splits_apart(source.name, source.splits())
+
+
+def check_splits_apart(source: str, splits: Iterable[tuple[str, StudySplit]]) -> None:
+    """Refuses named splits that share a group (a patient).
+
+    Args:
+        source: What the splits are of, for the message.
+        splits: Name and split, as many as there are.
+
+    Raises:
+        ValueError: Naming the source, the splits and up to five of the groups.
+    """
     seen: dict[str, str] = {}
     crossing: dict[str, tuple[str, str]] = {}
-    for name, split in source.splits():
+    for name, split in splits:
         for group in dict.fromkeys(split.groups):
             if seen.setdefault(group, name) != name:
                 crossing[group] = (seen[group], name)
     if crossing:
         shown = ", ".join(f"{group!r} ({first} and {second})" for group, (first, second) in list(crossing.items())[:5])
         raise ValueError(
-            f"{source.name}: groups must not cross splits, but {len(crossing)} do: {shown}. "
+            f"{source}: groups must not cross splits, but {len(crossing)} do: {shown}. "
             "Split by patient, or name the column that identifies one."
         )

@@ -41,11 +41,14 @@ def _spline(size: int, cells: int) -> Field:
     return (weights / scale).astype(np.float32)
 
 
-def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Field:
-    """Draws smooth noise of mean 0 and variance about 1 whose grain is ``size / cells`` pixels."""
-    spline = _spline(size, cells)
-    knots = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
-    return spline @ knots @ spline.T
+def smooth_noise(rng: np.random.Generator, size: int, cells: int, *, rows: int | None = None) -> Field:
+    """Draws smooth noise of mean 0 and variance about 1 whose grain is ``size / cells`` pixels.
+
+    With ``rows`` the grain is ``size / rows`` pixels high, and ``size / cells`` wide as before.
+    """
+    rows = cells if rows is None else rows
+    knots = rng.standard_normal((rows + 3, cells + 3), dtype=np.float32)
+    return _spline(size, rows) @ knots @ _spline(size, cells).T
 
 
 def enclosing_box(change: Field) -> PixelBox | None:

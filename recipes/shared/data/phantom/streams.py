@@ -27,6 +27,14 @@ class Purpose(IntEnum):
     LESION = 5
     PERSON = 6
     NOTE = 7
+    PAIR_GROUPS = 8
+    PAIR_MODALITY = 9
+    PAIR_STATE = 10
+    PAIR_PLACE = 11
+    PAIR_ANATOMY = 12
+    PAIR_ACQUISITION = 13
+    PAIR_LESION = 14
+    PAIR_REPORT = 15
 
 
 def stream(seed: int, split: str, purpose: Purpose, *index: int) -> np.random.Generator:
@@ -45,8 +53,8 @@ def draw_causes(seed: int, split: str, count: int) -> NDArray[np.int64]:
     return (stream(seed, split, Purpose.CAUSES).random((count, len(PATTERNS))) < 0.5).astype(np.int64)
 
 
-def draw_patients(seed: int, split: str, count: int) -> NDArray[np.int64]:
+def draw_patients(seed: int, split: str, count: int, purpose: Purpose = Purpose.GROUPS) -> NDArray[np.int64]:
     """Draws the patient of each study: non-decreasing numbers, 1 to 3 studies each, shape ``(count,)``."""
     # One patient has at least one study, so ``count`` sizes always suffice.
-    sizes = stream(seed, split, Purpose.GROUPS).integers(1, MAX_STUDIES_PER_PATIENT + 1, size=count)
+    sizes = stream(seed, split, purpose).integers(1, MAX_STUDIES_PER_PATIENT + 1, size=count)
     return np.repeat(np.arange(count), sizes)[:count]

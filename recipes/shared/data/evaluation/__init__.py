@@ -1,0 +1,1 @@
+"""Labelled sets that a pretrained model is evaluated on."""
