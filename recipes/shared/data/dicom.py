@@ -1,5 +1,6 @@
 """Reads one DICOM image as 8 bits, the way a viewer would first show it."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from recipes.shared.extras import require
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
-def is_dicom(path: Path) -> bool:
+def is_dicom(path: Path | BytesIO) -> bool:
     """Tells whether a file is DICOM: by its ending, or by ``DICM`` after the 128 bytes of preamble."""
+    if isinstance(path, BytesIO):
+        return path.getvalue()[128:132] == b"DICM"
     if path.suffix.lower() in (".dcm", ".dicom"):
         return True
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
-def read_dicom(path: Path) -> NDArray[np.uint8]:
+def read_dicom(path: Path | BytesIO) -> NDArray[np.uint8]:
     """Reads a single-frame DICOM image.
 
     Greyscale goes through DICOM's own chain (PS3.3 C.11.1 and C.11.2): the rescale slope and intercept or
@@ -32,7 +35,7 @@ def read_dicom(path: Path) -> NDArray[np.uint8]:
     Colour (RGB, YBR, palette) becomes RGB; more than 8 bits of it are stretched likewise.
 
     Args:
-        path: The file.
+        path: The file, or its bytes.
 
     Returns:
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``.

@@ -1,5 +1,6 @@
 """Reads one medical image file of any common kind as 8 bits."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,37 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     """
     path = Path(path)
     _check_file(path)
+    return _read(path, str(path))
+
+
+def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Reads an image that is not a file of its own, by the rules of `read_image`.
+
+    Args:
+        data: What the file would hold.
+        name: What to call it in messages.
+
+    Returns:
+        ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, writable and owned by the caller.
+
+    Raises:
+        ValueError: If the image is empty, damaged, of no known kind, or holds several frames; the message
+            names it.
+        ImportError: If Pillow or pydicom is not installed.
+    """
+    if not data:
+        raise ValueError(f"image {name!r} is empty (0 bytes)")
+    return _read(BytesIO(data), name)
+
+
+def _read(file: Path | BytesIO, name: str) -> NDArray[np.uint8]:
     try:
-        return read_dicom(path) if is_dicom(path) else _read_with_pillow(path)
+        return read_dicom(file) if is_dicom(file) else _read_with_pillow(file)
     except ImportError:
         raise
     # Decoders fail on damaged bytes with whatever they trip over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ValueError(f"cannot read the image {str(path)!r}: {_reason(error)}") from error
+        raise ValueError(f"cannot read the image {name!r}: {_reason(error)}") from error
 
 
 def image_problem(path: str | Path) -> str | None:
@@ -65,12 +90,35 @@ def image_problem(path: str | Path) -> str | None:
         ImportError: If Pillow or pydicom is not installed.
     """
     path = Path(path)
-    image_module = require("PIL.Image", "reading an image")
     try:
         _check_file(path)
-        kind = None if is_dicom(path) else _verify_with_pillow(path, image_module)
+    except ValueError as error:
+        return _reason(error)
+    return _problem(path, str(path))
+
+
+def image_bytes_problem(data: bytes, name: str) -> str | None:
+    """Says what is wrong with an image that is not a file of its own, as `image_problem` does.
+
+    Args:
+        data: What the file would hold.
+        name: What to call it in messages.
+
+    Returns:
+        One sentence, or ``None`` if the image is sound.
+
+    Raises:
+        ImportError: If Pillow or pydicom is not installed.
+    """
+    return _problem(BytesIO(data), name) if data else f"image {name!r} is empty (0 bytes)"
+
+
+def _problem(file: Path | BytesIO, name: str) -> str | None:
+    image_module = require("PIL.Image", "reading an image")
+    try:
+        kind = None if is_dicom(file) else _verify_with_pillow(file, image_module)
         if kind not in ("PNG", "JPEG"):
-            read_image(path)
+            _read(file, name)
     except ImportError:
         raise
     except Exception as error:
@@ -88,10 +136,13 @@ def _check_file(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+    # Pillow would print where in memory the bytes lie.
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "cannot identify its kind: no decoder knows it"
     return str(error) or type(error).__name__
 
 
-def _verify_with_pillow(path: Path, image_module: Any) -> str | None:
+def _verify_with_pillow(path: Path | BytesIO, image_module: Any) -> str | None:
     """Checks a file as far as is cheap and returns its kind."""
     with image_module.open(path) as image:
         _check_one_frame(image)
@@ -111,7 +162,7 @@ def _check_one_frame(image: Any) -> None:
         raise ValueError(f"it holds {frames} frames, expected one image: save the frame you want by itself")
 
 
-def _read_with_pillow(path: Path) -> NDArray[np.uint8]:
+def _read_with_pillow(path: Path | BytesIO) -> NDArray[np.uint8]:
     image_module = require("PIL.Image", "reading an image")
     operations = require("PIL.ImageOps", "reading an image")
     with image_module.open(path) as file:

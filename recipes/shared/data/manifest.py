@@ -1,29 +1,17 @@
 """Reads a data set from a csv: one row per image, with its text, labels, split and group."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.shared.data.images import image_problem, read_image
-from recipes.shared.data.labels import (
-    Blank,
-    Uncertain,
-    check_choice,
-    is_blank,
-    labels_from_column,
-    labels_from_columns,
-)
-from recipes.shared.data.splits import draw_splits
-from recipes.shared.data.studies import SPLITS, Study, StudySource, Task, check_groups_apart
-from recipes.shared.data.tables import filled, read_table, split_names
-
-OnBadImage = Literal["error", "skip"]
+from recipes.shared.data.labels import Blank, Uncertain, check_choice, labels_from_column, labels_from_columns
+from recipes.shared.data.manifest_rows import Layout, OnBadImage, divide, read_rows
+from recipes.shared.data.studies import StudySource, Task, check_groups_apart
+from recipes.shared.data.tables import read_table
 
 
 class _LabelPlan(NamedTuple):
@@ -43,57 +31,12 @@ class _LabelPlan(NamedTuple):
         return [self.label_column] if self.label_columns is None else list(self.label_columns)
 
 
-@dataclass(frozen=True, eq=False)
-class ManifestSplit:
-    """One split of a csv; images are read when a study is asked for.
-
-    Attributes:
-        ids: The image column, as written.
-        paths: Where the images lie.
-        labels: ``float32`` of shape ``(N, C)``, NaN where unknown.
-        groups: Group of each study.
-        texts: Text of each study, ``None`` where there is none.
-    """
-
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: NDArray[np.float32]
-    groups: tuple[str, ...]
-    texts: tuple[str | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Study:
-        """Reads one study.
-
-        Raises:
-            ValueError: If the image cannot be read; the message names it.
-        """
-        return Study(
-            id=self.ids[index],
-            group=self.groups[index],
-            image=read_image(self.paths[index]),
-            text=self.texts[index],
-            labels=self.labels[index].copy(),
-        )
-
-    def take(self, rows: Sequence[int]) -> "ManifestSplit":
-        """Returns the studies of some rows, in their order."""
-        return ManifestSplit(
-            ids=tuple(self.ids[row] for row in rows),
-            paths=tuple(self.paths[row] for row in rows),
-            labels=self.labels[list(rows)],
-            groups=tuple(self.groups[row] for row in rows),
-            texts=tuple(self.texts[row] for row in rows),
-        )
-
-
 def manifest_source(
     csv: str | Path,
     *,
     image_column: str = "image",
     text_column: str | None = "text",
+    modality_column: str | None = None,
     label_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     label_separator: str | None = "|",
@@ -120,6 +63,8 @@ def manifest_source(
         csv: The table: comma-separated, UTF-8, a header row; ``.csv.gz`` works too.
         image_column: Path of the image, absolute or below ``image_root``. One row per image.
         text_column: Report or note; a blank cell means none. ``None``: no study has a text.
+        modality_column: Kind of the image (``xray``, ``ct``, ...), kept in lower case; a blank cell means that it
+            is not known. ``None``: it is known of no study.
         label_columns: Columns of the classes; the task is multi-label unless ``task`` says otherwise.
         label_column: Column of class names; the task is multi-label if ``label_separator`` occurs in it or
             ``negative_label`` is given, else multi-class.
@@ -150,39 +95,27 @@ def manifest_source(
             each other. The message names the file and the column, row or image.
         ImportError: If pandas or Pillow is not installed.
     """
-    csv, where = Path(csv), str(csv)
     check_choice("on_bad_image", on_bad_image, OnBadImage)
     plan = _LabelPlan(label_columns, label_column, label_separator, task, classes, uncertain, blank, negative_label)
     _check_plan(plan)
-    optional = [column for column in (text_column, split_column, group_column) if column is not None]
-    table = read_table(csv, [image_column, *plan.columns(), *optional])
-
-    ids = filled(table[image_column], image_column, where)
-    root = csv.parent if image_root is None else Path(image_root)
-    paths = tuple(os.path.normpath(root / path) for path in ids)
-    given = None if split_column is None else split_names(table[split_column], split_column, where)
-    _check_images_differ(paths, given, where)
-    task, classes, labels = _read_labels(plan, table, where)
-    groups = ids if group_column is None else filled(table[group_column], group_column, where)
-    texts = [""] * len(ids) if text_column is None else table[text_column]
-    texts = tuple(None if is_blank(text) else text.strip() for text in texts)
-    studies = ManifestSplit(ids, paths, labels, groups, texts)
-
-    bad = _bad_images(studies, where, root, skip=on_bad_image == "skip")
-    kept = [row for row in range(len(ids)) if row not in bad]
-    notes = [_skipped_note(studies, bad)] if bad else []
-    studies = studies.take(kept)
-    if given is not None:
-        splits = [given[row] for row in kept]
-    elif kept:
-        splits = draw_splits(studies.groups, fractions=fractions, seed=seed)
-        notes.append(f"splits drawn by group with seed {seed} and fractions {fractions}")
-    else:
-        splits = []
-    if group_column is None:
-        notes.append("no group column: every image is its own group, so a patient may lie in two splits")
-    name = name or csv.name.removesuffix(".gz").removesuffix(".csv")
-    source = StudySource(name, task, classes, **_parts(studies, splits, where, bad), notes=tuple(notes))
+    layout = Layout(
+        csv=Path(csv),
+        image_column=image_column,
+        text_column=text_column,
+        modality_column=modality_column,
+        split_column=split_column,
+        group_column=group_column,
+        image_root=image_root,
+        on_bad_image=on_bad_image,
+        seed=seed,
+        fractions=fractions,
+    )
+    table = read_table(layout.csv, [*layout.columns(), *plan.columns()])
+    studies, given = read_rows(layout, table)
+    _check_images_differ(studies.paths, given, str(csv))
+    task, classes, labels = _read_labels(plan, table, str(csv))
+    parts, notes = divide(layout, replace(studies, labels=labels), given)
+    source = StudySource(name or layout.stem(), task, classes, **parts, notes=tuple(notes))
     check_groups_apart(source)
     return source
 
@@ -245,49 +178,3 @@ def _check_images_differ(paths: Sequence[str], splits: Sequence[str] | None, whe
         if splits is not None and splits[other] != splits[row]:
             raise ValueError(f"{rows}, in different splits ({splits[other]} and {splits[row]})")
         raise ValueError(f"{rows}: expected one row per image, so join their labels and texts")
-
-
-def _bad_images(studies: ManifestSplit, where: str, root: Path, *, skip: bool) -> dict[int, str]:
-    """Finds the images that cannot be read: what is wrong, by row.
-
-    Raises:
-        ValueError: If not ``skip`` and a file is missing or empty.
-    """
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(image_problem if skip else _absence, studies.paths))
-    bad = {row: problem for row, problem in enumerate(problems) if problem is not None}
-    if bad and not skip:
-        raise ValueError(
-            f"{where}: {len(bad)} of {len(studies)} images are missing or empty, looked for in "
-            f"{str(root)!r}: {_some(studies, bad)}. "
-            "Set image_root, or pass on_bad_image='skip' to leave them out."
-        )
-    return bad
-
-
-def _absence(path: str) -> str | None:
-    try:
-        return None if os.stat(path).st_size else "empty"
-    # ValueError: a name no file can have, such as one with a NUL byte.
-    except (OSError, ValueError):
-        return "missing"
-
-
-def _some(studies: ManifestSplit, bad: dict[int, str]) -> str:
-    shown = ", ".join(studies.ids[row] for row in list(bad)[:5])
-    return shown if len(bad) <= 5 else f"{shown}, ..."
-
-
-def _skipped_note(studies: ManifestSplit, bad: dict[int, str]) -> str:
-    return f"skipped {len(bad)} of {len(studies)} images that cannot be read: {_some(studies, bad)}"
-
-
-def _parts(studies: ManifestSplit, splits: Sequence[str], where: str, bad: dict[int, str]) -> dict[str, ManifestSplit]:
-    """Cuts the studies into train, val and test, none of them empty."""
-    rows = {split: [row for row, value in enumerate(splits) if value == split] for split in SPLITS}
-    empty = [split for split in SPLITS if not rows[split]]
-    if empty:
-        counts = ", ".join(f"{split} {len(rows[split])}" for split in SPLITS)
-        skipped = f" after {len(bad)} unreadable images were skipped ({next(iter(bad.values()))})" if bad else ""
-        raise ValueError(f"{where}: every split needs a study, but {' and '.join(empty)} has none: {counts}{skipped}")
-    return {split: studies.take(rows[split]) for split in SPLITS}

@@ -69,3 +69,8 @@ def split_names(cells: Sequence[str], column: str, where: str) -> list[str]:
                 f"{where}: column {column!r}, row {row}: a split must be one of {', '.join(_SPLIT_WORDS)}, got {cell!r}"
             )
     return [_SPLIT_WORDS[cell.strip().lower()] for cell in cells]
+
+
+def modality_name(cell: str) -> str | None:
+    """Reads the name of a kind of image: lower case, stripped; ``None`` where the cell is blank."""
+    return None if is_blank(cell) else cell.strip().lower()

@@ -6,7 +6,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from recipes.shared import extras
 from recipes.shared.data.dicom import is_dicom
-from recipes.shared.data.images import image_problem, read_image
+from recipes.shared.data.images import image_bytes_problem, image_problem, read_image, read_image_bytes
 
 CT = np.array([[0, 1000], [1040, 2000]], np.uint16)
 
@@ -40,6 +40,8 @@ def test_eight_bits_without_a_window_are_kept(tmp_path):
     path = write(tmp_path / "a.dcm", stored)
     np.testing.assert_array_equal(read_image(path), stored)
     assert image_problem(path) is None
+    np.testing.assert_array_equal(read_image_bytes(path.read_bytes(), "a"), stored)
+    assert image_bytes_problem(path.read_bytes(), "a") is None
 
 
 def test_eight_bits_that_the_rescale_changes_are_stretched(tmp_path):

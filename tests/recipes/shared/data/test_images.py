@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from recipes.shared import extras
-from recipes.shared.data.images import image_problem, read_image
+from recipes.shared.data.images import image_bytes_problem, image_problem, read_image, read_image_bytes
 
 GREY = np.array([[0, 17, 255], [3, 128, 64]], np.uint8)
 COLOUR = np.stack([GREY, GREY[::-1], 255 - GREY], axis=-1)
@@ -163,3 +163,23 @@ def test_says_how_to_install_what_is_missing(tmp_path, monkeypatch, function):
     monkeypatch.setattr(extras.importlib, "import_module", absent)
     with pytest.raises(ImportError, match=r'reading an image needs PIL.*pip install "moekit\[recipes\]"'):
         function(path)
+
+
+def test_bytes_are_read_and_checked_as_files_are(tmp_path):
+    for ending in ("png", "tiff", "jpg"):
+        path = save(tmp_path / f"a.{ending}", COLOUR)
+        data = path.read_bytes()
+        np.testing.assert_array_equal(read_image_bytes(data, "a"), read_image(path))
+        assert image_bytes_problem(data, "a") is None
+        assert image_bytes_problem(data[: len(data) // 2], "a"), ending
+        with pytest.raises(ValueError, match="cannot read the image 'shard/a': "):
+            read_image_bytes(data[: len(data) // 2], "shard/a")
+
+
+def test_bytes_of_no_image():
+    with pytest.raises(ValueError, match="cannot read the image 'a': cannot identify its kind: no decoder knows it"):
+        read_image_bytes(b"text", "a")
+    assert image_bytes_problem(b"text", "a") == "cannot identify its kind: no decoder knows it"
+    with pytest.raises(ValueError, match=r"image 'a' is empty \(0 bytes\)"):
+        read_image_bytes(b"", "a")
+    assert image_bytes_problem(b"", "a") == "image 'a' is empty (0 bytes)"

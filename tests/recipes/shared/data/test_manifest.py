@@ -59,6 +59,14 @@ def test_reads_labels_texts_groups_and_images(folder):
     np.testing.assert_array_equal(study.labels, [1, 0])
 
 
+def test_a_column_may_name_modalities(folder):
+    source = manifest_source(write(folder), **COLUMNS, modality_column="label")
+    assert (source.train.modalities, source.train[1].modality) == (("none", "mass"), "mass")
+    source = manifest_source(write(folder), **COLUMNS, modality_column="text")
+    assert source.train.modalities == ("clear lungs", None)
+    assert manifest_source(write(folder), **COLUMNS).train[0].modality is None
+
+
 def test_a_split_is_a_sequence_of_its_own(folder):
     source = manifest_source(write(folder), **COLUMNS)
     for _, split in source.splits():
@@ -197,7 +205,7 @@ def test_blank_names_are_refused_with_file_and_column(folder):
         manifest_source(write(folder, changed(2, "label", "")), label_column="label")
 
 
-@pytest.mark.parametrize("argument", ["image_column", "text_column", "split_column", "group_column"])
+@pytest.mark.parametrize("argument", ["image_column", "text_column", "modality_column", "split_column", "group_column"])
 def test_a_column_the_csv_lacks(folder, argument):
     with pytest.raises(ValueError, match=r"set\.csv: lacks the column 'other'; it has \['image', 'text', 'split'"):
         manifest_source(write(folder), **(COLUMNS | {argument: "other"}))

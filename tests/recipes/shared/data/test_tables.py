@@ -2,7 +2,7 @@ import gzip
 
 import pytest
 
-from recipes.shared.data.tables import filled, read_table, split_names
+from recipes.shared.data.tables import filled, modality_name, read_table, split_names
 
 
 def test_cells_stay_text(tmp_path):
@@ -64,3 +64,7 @@ def test_refuses_blank_cells_where_each_row_needs_one():
     assert filled([" a "], "image", "t.csv") == ("a",)
     with pytest.raises(ValueError, match=r"t\.csv: column 'image', row 2 is blank"):
         filled(["a", " "], "image", "t.csv")
+
+
+def test_modalities_are_lower_case_and_blank_is_unknown():
+    assert [modality_name(cell) for cell in (" CT", "X-ray ", "", " ", "NaN")] == ["ct", "x-ray", None, None, None]
