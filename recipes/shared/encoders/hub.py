@@ -21,8 +21,12 @@ def loading(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         if not _is_loading_error(error):
             raise
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RuntimeError(f"{what} could not be loaded: {first_line} {remedy}") from error
+        raise RuntimeError(f"{what} could not be loaded: {first_line(error)} {remedy}") from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_loading_error(error: Exception) -> bool:

@@ -1,28 +1,33 @@
-"""Text encoders: any transformers model, or a small BioGPT with a vocabulary of the training texts."""
+"""Text encoders: any transformers model, or a small BioGPT or BERT with a vocabulary of the training texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoTokenizer,
+    BertConfig,
     BioGptConfig,
-    BioGptModel,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
 )
 
 from recipes.shared.encoders.hub import loading
 
 TINY = "tiny"
+TINY_BERT = "tiny-bert"
 _SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
 
 
 class TextEncoder(nn.Module):
     """A transformers model without its head, and the tokenizer that belongs to it.
+
+    A pooler (BERT has one after its first token) is taken off: nothing here reads it, and weights without
+    gradients stop distributed training.
 
     Args:
         model: Gives ``last_hidden_state``.
@@ -31,6 +36,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         super().__init__()
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
         self.model = model
         self.tokenizer = tokenizer
         self.dim: int = model.config.hidden_size
@@ -51,14 +58,16 @@ class TextEncoder(nn.Module):
 
 
 def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] = ()) -> TextEncoder:
-    """Loads an encoder by hub id or from a local folder, or makes the tiny one.
+    """Loads an encoder by hub id or from a local folder, or makes a tiny one.
 
     Args:
-        name: A hub id (``microsoft/biogpt``), a folder saved by ``save_pretrained`` (model and tokenizer), or
-            ``"tiny"``: two layers of BioGPT, width 128, random, with the words of ``texts`` as vocabulary.
+        name: A hub id (``microsoft/biogpt``, ``emilyalsentzer/Bio_ClinicalBERT``), a folder saved by
+            ``save_pretrained`` (model and tokenizer), or one of two that are random, have two layers of width
+            128, and the words of ``texts`` as vocabulary: ``"tiny"``, a BioGPT, where a word sees the words
+            before it, and ``"tiny-bert"``, a BERT, where it sees all of them, as word-level alignment wants.
         weights: ``"hub"`` for pretrained weights, ``"random"`` for the architecture alone (its
             configuration and tokenizer still come from ``name``).
-        texts: The training texts, for ``"tiny"`` only.
+        texts: The training texts, for the tiny ones only.
 
     Raises:
         ValueError: If ``weights`` is neither word.
@@ -66,11 +75,11 @@ def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] =
     """
     if weights not in ("hub", "random"):
         raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r}.')
-    if name == TINY:
-        return _tiny(texts)
+    if name in (TINY, TINY_BERT):
+        return _tiny(texts, bert=name == TINY_BERT)
     remedy = (
         "Give --text-encoder a local folder that holds the model and its tokenizer (save_pretrained writes both), "
-        "or --text-encoder tiny for a small one trained from scratch."
+        "or --text-encoder tiny or tiny-bert for a small one trained from scratch."
     )
     with loading(f"text encoder {name!r}", remedy):
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -83,7 +92,25 @@ def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] =
     return TextEncoder(model, tokenizer)
 
 
-def _tiny(texts: Sequence[str]) -> TextEncoder:
+def _tiny(texts: Sequence[str], *, bert: bool) -> TextEncoder:
+    tokenizer = _word_tokenizer(texts, framed=bert)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "max_position_embeddings": 512,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config: PretrainedConfig = BertConfig(**sizes) if bert else BioGptConfig(**sizes)
+    return TextEncoder(AutoModel.from_config(config), tokenizer)
+
+
+def _word_tokenizer(texts: Sequence[str], *, framed: bool) -> PreTrainedTokenizerFast:
+    """One token per word of the texts; ``framed`` puts ``[BOS]`` and ``[EOS]`` around a text, as BERT has it."""
     words = Tokenizer(models.WordLevel(unk_token=_SPECIAL["unk_token"]))
     words.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -91,16 +118,9 @@ def _tiny(texts: Sequence[str]) -> TextEncoder:
         vocab_size=8192, min_frequency=2, special_tokens=list(_SPECIAL.values()), show_progress=False
     )
     words.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **_SPECIAL)
-    config = BioGptConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=256,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return TextEncoder(BioGptModel(config), tokenizer)
+    if framed:
+        frame = [_SPECIAL["bos_token"], _SPECIAL["eos_token"]]
+        words.post_processor = processors.TemplateProcessing(
+            single=f"{frame[0]} $A {frame[1]}", special_tokens=[(token, words.token_to_id(token)) for token in frame]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=words, **_SPECIAL)
