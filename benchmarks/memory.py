@@ -1,6 +1,7 @@
-"""How much memory a layer takes: what autograd keeps, and the allocator's peaks on a GPU."""
+"""How much memory a layer takes: what autograd keeps, the allocator's peaks on a GPU, a process's peak on CPU."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,21 @@ def peaks(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], d
     step = torch.cuda.max_memory_allocated(device)
     del gradients, out
     return Peaks(forward_peak - before, kept - before, step - before)
+
+
+def resident_peak(step: Callable[[], object]) -> int:
+    """Bytes by which ``step`` raises the resident memory of this process at its peak (Linux).
+
+    Right only where the step needs more than the process ever held at once: call it once, in a new process.
+    """
+    before = _status("VmRSS")
+    step()
+    return max(_status("VmHWM") - before, 0)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{field}:")))
 
 
 def _storage(tensor: Tensor) -> int:

@@ -34,6 +34,7 @@ class Record:
         reason: Why it is absent or failed; for a verdict, the numbers.
         median_ms: Milliseconds, with ``p20_ms`` and ``p80_ms`` over ``repeats``.
         graph: Whether a CUDA graph was replayed.
+        flops: Operations, where they were counted.
         tflops: 10^12 operations a second.
         gbps: 10^9 bytes a second, counting the bytes at least moved.
         of_dense: Speed relative to the fastest dense network of as many operations.
@@ -45,7 +46,8 @@ class Record:
         saved_input_bytes: What it keeps of the inputs.
         kept_bytes: What the allocator holds after forward beyond inputs and output (GPU).
         peak_forward_bytes: The allocator's peak in forward, above what was there before (GPU).
-        peak_step_bytes: The same over forward and backward, gradients of the weights included (GPU).
+        peak_step_bytes: The same over forward and backward, gradients of the weights included (GPU); on CPU, where
+            a process of its own measured it, its resident memory.
     """
 
     kind: Kind
@@ -65,6 +67,7 @@ class Record:
     p80_ms: float | None = None
     repeats: int | None = None
     graph: bool = False
+    flops: int | None = None
     tflops: float | None = None
     gbps: float | None = None
     of_dense: float | None = None

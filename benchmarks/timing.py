@@ -6,7 +6,7 @@ A step has a part that is prepared and a part that is timed. On a GPU the L2 cac
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,6 +82,34 @@ def time_steps(
         estimate = statistics.median(run(steps, device, max(warm_up - 1, 1))) / 1e3
     repeats = min(most, max(least, int(seconds / max(estimate, 1e-6))))
     return summary(run(steps, device, repeats))
+
+
+def time_in_turn(
+    steps: Mapping[str, Step], device: torch.device, *, seconds: float = 1.0, least: int = 5, most: int = 200
+) -> dict[str, Timing]:
+    """Times different steps in turn, so that what else the machine does falls on all alike.
+
+    Args:
+        steps: Steps by name.
+        device: Where they run.
+        seconds: About how long to repeat all of them together; one more round before it warms up.
+        least: Fewest rounds.
+        most: Most rounds.
+
+    Raises:
+        ValueError: If there is no step.
+    """
+    if not steps:
+        raise ValueError("steps must hold at least one step, got none.")
+    run = _times_on_gpu if device.type == "cuda" else _times_on_cpu
+    for step in steps.values():
+        run([step], device, 1)
+    estimate = sum(run([step], device, 1)[0] for step in steps.values()) / 1e3
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(min(most, max(least, int(seconds / max(estimate, 1e-6))))):
+        for name, step in steps.items():
+            times[name] += run([step], device, 1)
+    return {name: summary(found) for name, found in times.items()}
 
 
 def _times_on_cpu(steps: Sequence[Step], device: torch.device, repeats: int) -> list[float]:

@@ -1,6 +1,10 @@
-"""Statistics over ranks."""
+"""Statistics and tensors over ranks."""
 
+from typing import Any, cast
+
+import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.distributed.nn import functional as differentiable  # collectives with a gradient
 
@@ -31,3 +35,56 @@ def all_reduce_stats(stats: RouterStats, group: dist.ProcessGroup | None = None)
             dist.all_reduce(total, group=group)
             reduced.append(total)
     return RouterStats(*reduced)
+
+
+def all_gather_with_gradient(
+    x: Shaped[Tensor, "rows *D"], group: dist.ProcessGroup | None = None
+) -> Shaped[Tensor, "gathered *D"]:
+    """Concatenates the rows of all ranks of ``group``, in the order of ranks.
+
+    Differentiable: each rank's ``x`` receives the sum of the gradients of all ranks' results. All ranks must
+    therefore run backward through the result, or none.
+
+    Args:
+        x: This rank's rows, of any dtype and as many on every rank.
+        group: Process group; the default group if None.
+
+    Returns:
+        The same on every rank; ``x`` itself where no process group is initialised.
+
+    Raises:
+        ValueError: On every rank, if numbers of rows differ. To know, they are gathered too and read on the host.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return x
+    if x.ndim == 0:
+        raise ValueError("x must have rows to concatenate, got a tensor without dimensions.")
+    own = torch.tensor([len(x)], device=x.device)
+    rows = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(rows, own, group=group)
+    counts = cast(list[int], torch.cat(rows).tolist())
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"x must have as many rows on every rank, got {counts} over ranks. Drop the last, smaller batch "
+            "(drop_last=True) or give every rank as many samples."
+        )
+    # torch's own types leave the result of apply unknown.
+    return cast(Tensor, _AllGather.apply(x, group))
+
+
+class _AllGather(torch.autograd.Function):
+    """Gathers forward; backward adds the gradients of all ranks up and keeps its own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group, ctx.rows = group, x.shape[0]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        # Not a reduce-scatter: not every backend has one, and gradients of features are small.
+        total = grad_outputs[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total.narrow(0, dist.get_rank(ctx.group) * ctx.rows, ctx.rows), None

@@ -1,0 +1,81 @@
+"""How well each text's words are found in each image.
+
+Shape letters: B images, M regions of an image, T texts, N words of a text, D width.
+"""
+
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from moekit.checks import check_choice, check_positive
+from moekit.contrastive.checks import check_regions_and_words, check_scales
+from moekit.contrastive.chunked_scores import ChunkedScores, Form, texts_per_chunk
+from moekit_kernels.autocast import autocast
+
+# Of a chunk where the caller gives no size, in bytes: enough work for a launch, little beside regions of a batch.
+CHUNK_BUDGET = 128 << 20
+
+
+def local_scores(
+    regions: Float[Tensor, "B M D"],
+    words: Float[Tensor, "T N D"],
+    word_mask: Bool[Tensor, "T N"],
+    *,
+    temperatures: tuple[float, float] = (4.0, 5.0),
+    aggregation: Literal["mean", "sum", "max"] = "mean",
+    word_softmax: bool = True,
+    chunk_size: int | None = None,
+) -> Float[Tensor, "B T"]:
+    """GLoRIA's scores of every image with every text.
+
+    ``log(mean_n exp(τ2 cos(w_n, c_n)))``, ``c_n = Σ_m a_nm v_m`` being the regions that word ``n`` attends to
+    with the weights of :func:`attention_maps`. Texts are taken a few at a time and backward computes their
+    attention again, so that memory is that of the gradients and of one chunk, not B·T·N·M. Softmaxes, lengths
+    and sums are computed in float32 (float64 for float64 input), matrix products in the dtype of the input or
+    of autocast.
+
+    Args:
+        regions: Regions, shape (B, M, D).
+        words: Words, shape (T, N, D).
+        word_mask: True at words, shape (T, N); what stands elsewhere never matters.
+        temperatures: GLoRIA's ``temp1``, of the attention, and ``temp2``, of the words; both multiply. Its
+            ``temp3`` scales the scores in the loss and is no part of them.
+        aggregation: Over words: ``"mean"``; ``"sum"``, GLoRIA's default in training, which favours long
+            texts; or ``"max"``, its choice for zero-shot.
+        word_softmax: Whether words compete for a region, as in GLoRIA's code; its paper prints the softmax
+            over regions alone.
+        chunk_size: Texts at a time; by default what fits 128 MiB.
+
+    Returns:
+        Scores, shape (B, T), in float32 or float64; -inf for a text without words.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit or a number is out of range.
+        RuntimeError: When gradients are differentiated again, which this backward does not offer.
+
+    Reference:
+        GLoRIA, equations 4 to 7, https://openaccess.thecvf.com/content/ICCV2021/html/Huang_GLoRIA_ICCV_2021_paper.html
+        and its code, ``local_loss`` and ``get_local_similarities``, https://github.com/marshuang80/gloria.
+        Deviation: the mean by default.
+
+    Example:
+        >>> regions = torch.eye(3).view(3, 1, 3)  # three images of one region
+        >>> words = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]])
+        >>> local_scores(regions, words, torch.ones(1, 2, dtype=torch.bool)).T
+        tensor([[0., 5., 0.]])
+    """
+    check_regions_and_words(regions, words, word_mask, "T, N, D")
+    check_scales("temperatures", temperatures, "attention, words")
+    check_choice("aggregation", aggregation, ("mean", "sum", "max"))
+    if chunk_size is None:
+        chunk_size = texts_per_chunk(regions, words.shape[1], CHUNK_BUDGET)
+    check_positive("chunk_size", chunk_size)
+    if words.shape[1] == 0:
+        words, word_mask = F.pad(words, (0, 0, 0, 1)), F.pad(word_mask, (0, 1))  # no word, but a place for one
+    form = Form(*temperatures, aggregation, word_softmax, chunk_size)
+    words = torch.where(word_mask.unsqueeze(2), words, 0.0)
+    # torch's own types leave the result of apply unknown.
+    return cast(Tensor, ChunkedScores.apply(autocast(regions), autocast(words), word_mask, form))
