@@ -15,7 +15,9 @@ def run_stage(
     about: Mapping[str, str],
     arguments: list[str],
 ) -> None:
-    """Runs the stage that the first argument names; a caller's mistake ends as one line, not as a traceback.
+    """Runs the stage that the first argument names.
+
+    A caller's mistake ends as one line; ``--traceback``, which every stage takes, shows where it was found.
 
     Args:
         module: The recipe, as in ``python -m MODULE``.
@@ -30,7 +32,7 @@ def run_stage(
         print("\n".join(f"  {name:{width}} {line}" for name, line in about.items()))
         sys.exit(0 if stage in ("-h", "--help") else 2)
     try:
-        stages[stage](rest)
+        stages[stage]([argument for argument in rest if argument != "--traceback"])
     except (ValueError, RuntimeError, ImportError) as error:
         if "--traceback" in rest:
             raise

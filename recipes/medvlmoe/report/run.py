@@ -1,14 +1,14 @@
 """Reads what a run left in its folder, and says which file is at fault when something is wrong."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from recipes.shared.report.files import MISSING, read_examples, read_history, read_object
 
 HISTORY_KEYS = ("epoch", "train_loss")
 TEST_KEYS = ("macro_auroc", "per_class", "undefined_classes", "studies", "groups", "bootstrap")
@@ -52,8 +52,8 @@ def read_run(run_dir: Path) -> Run:
         ValueError: Naming the file that is missing, cannot be read, lacks a field or contradicts another.
             Only ``examples.npz`` may be missing.
     """
-    config = _json_object(run_dir / "config.json", ())
-    metrics = _json_object(run_dir / "metrics.json", ("run", "test"))
+    config = read_object(run_dir / "config.json")
+    metrics = read_object(run_dir / "metrics.json", ("run", "test"))
     for key in TEST_KEYS:
         if key not in metrics["test"]:
             raise ValueError(f'{run_dir / "metrics.json"}: "test" lacks the field "{key}".')
@@ -66,48 +66,13 @@ def read_run(run_dir: Path) -> Run:
             f"{run_dir / 'predictions.csv'}: expected the {metrics['test']['studies']} test studies of "
             f"metrics.json, got {len(labels)}. The two files are of different runs."
         )
-    history = _history(run_dir / "history.jsonl")
+    history = read_history(run_dir / "history.jsonl", HISTORY_KEYS)
     return Run(config, metrics, history, labels, probs, _examples(run_dir / "examples.npz", labels.shape[1]))
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path}: the file is missing. A report needs the whole folder of a finished run.")
-    return path.read_text(encoding="utf-8")
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: expected JSON, got something else ({error}).") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}.")
-    return value
-
-
-def _json_object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    value = _parse(path, _text(path))
-    for key in keys:
-        if key not in value:
-            raise ValueError(f'{path}: the field "{key}" is missing.')
-    return value
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    records = [_parse(path, line) for line in _text(path).splitlines() if line.strip()]
-    if not records:
-        raise ValueError(f"{path}: expected one line per epoch, got none.")
-    for record in records:
-        for key in HISTORY_KEYS:
-            if key not in record:
-                raise ValueError(f'{path}: a line lacks the field "{key}".')
-    return records
 
 
 def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if not path.is_file():
-        raise ValueError(f"{path}: the file is missing. A report needs the whole folder of a finished run.")
+        raise ValueError(f"{path}: {MISSING}")
     labels, probs = [f"label:{name}" for name in classes], [f"prob:{name}" for name in classes]
     try:
         frame = pd.read_csv(path)
@@ -120,21 +85,11 @@ def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.float64], N
 
 
 def _examples(path: Path, num_classes: int) -> dict[str, NDArray[Any]] | None:
-    if not path.is_file():
+    arrays = read_examples(path, EXAMPLE_KEYS)
+    if arrays is None:
         return None
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, BadZipFile) as error:
-        raise ValueError(f"{path}: expected arrays saved by numpy.savez ({error}).") from error
-    missing = [key for key in EXAMPLE_KEYS if key not in arrays]
-    if missing:
-        raise ValueError(f"{path}: the arrays {missing} are missing.")
-    count = len(arrays["images"])
-    for key, array in arrays.items():
-        if len(array) != count:
-            raise ValueError(f"{path}: expected {count} studies in every array, got {len(array)} in {key!r}.")
     for key in ("probs", "labels"):
-        if arrays[key].shape != (count, num_classes):
-            raise ValueError(f"{path}: {key!r} must have shape {(count, num_classes)}, got {arrays[key].shape}.")
-    return arrays if count else None
+        expected = (len(arrays["images"]), num_classes)
+        if arrays[key].shape != expected:
+            raise ValueError(f"{path}: {key!r} must have shape {expected}, got {arrays[key].shape}.")
+    return arrays

@@ -8,20 +8,24 @@ STRONG = 0.55
 """Opacity of a heat cell from which its text is set in the light ink."""
 
 
-def interval_bar(value: float, interval: Sequence[float] | None, low: float, high: float) -> Markup:
-    """A point with its interval on the axis from ``low`` to ``high``, 0.5 marked.
+def interval_bar(
+    value: float, interval: Sequence[float] | None, low: float, high: float, *, mark: float | None = 0.5
+) -> Markup:
+    """A point with its interval on the axis from ``low`` to ``high``.
 
     Args:
         value: Where the point stands.
         interval: Its two ends, or ``None``.
         low: Left end of the axis.
         high: Right end of the axis.
+        mark: Where a dashed line stands, for comparison: chance, or ``None`` for no line.
     """
 
     def place(x: float) -> str:
         return f"{100 * (min(max(x, low), high) - low) / (high - low):.2f}%"
 
-    parts = [_rule(place(0.5), "var(--muted)", dashed=True)] if low <= 0.5 <= high else []
+    marked = mark is not None and low <= mark <= high
+    parts = [_rule(place(mark), "var(--muted)", dashed=True)] if marked and mark is not None else []
     if interval is not None:
         left, right = place(interval[0]), place(interval[1])
         parts += [
@@ -36,7 +40,7 @@ def interval_bar(value: float, interval: Sequence[float] | None, low: float, hig
 def heat_map(
     rows: Sequence[tuple[object, Sequence[float] | None]],
     *,
-    columns: Sequence[str],
+    columns: Sequence[object],
     load: Sequence[float],
     top: float,
     empty: str,
@@ -70,6 +74,23 @@ def heat_map(
     return tag("div", tag("table", tag("thead", head), tag("tbody", *body), class_="heat"), class_="scroll")
 
 
+def count_map(rows: Sequence[tuple[object, Sequence[int]]], *, columns: Sequence[object], corner: object) -> Markup:
+    """Counts as annotated cells, coloured by their share of the row.
+
+    Args:
+        rows: Title and counts of each row.
+        columns: Titles of the columns.
+        corner: What rows and columns are.
+    """
+    head = tag("tr", tag("th", corner), *[tag("th", name) for name in columns])
+    body = []
+    for title, counts in rows:
+        total = sum(counts)
+        cells = [_cell(count / total if total else 0.0, 1.0, f"{count:,}") for count in counts]
+        body.append(tag("tr", tag("th", title), *cells))
+    return tag("div", tag("table", tag("thead", head), tag("tbody", *body), class_="heat counts"), class_="scroll")
+
+
 def probability_bars(rows: Sequence[tuple[str, float, float | None]]) -> Markup:
     """Predicted probabilities with what is true beside them.
 
@@ -77,17 +98,26 @@ def probability_bars(rows: Sequence[tuple[str, float, float | None]]) -> Markup:
         rows: Class, probability and label (1, 0 or ``None`` for unknown) of each bar.
     """
     truths = {1.0: "● present", 0.0: "○ absent", None: "? unknown"}
+    return labelled_bars([(name, share, truths[label], label == 1) for name, share, label in rows])
+
+
+def labelled_bars(rows: Sequence[tuple[str, float, str, bool]]) -> Markup:
+    """Shares as bars with their number and a word beside them.
+
+    Args:
+        rows: Title, share from 0 to 1, word, and whether to single the bar out.
+    """
     made = []
-    for name, probability, label in rows:
-        width = f"width:{100 * min(max(probability, 0), 1):.1f}%"
+    for name, share, word, strong in rows:
+        width = f"width:{100 * min(max(share, 0), 1):.1f}%"
         made.append(
             tag(
                 "tr",
                 tag("th", name),
                 tag("td", tag("div", tag("span", style=width)), class_="track"),
-                tag("td", f"{probability:.2f}", class_="r"),
-                tag("td", truths[label], class_="truth"),
-                class_="present" if label == 1 else None,
+                tag("td", f"{share:.2f}", class_="r"),
+                tag("td", word, class_="truth"),
+                class_="present" if strong else None,
             )
         )
     return tag("table", tag("tbody", *made), class_="probs")
@@ -111,9 +141,14 @@ def _rule(x: str, colour: str, *, dashed: bool = False, reach: int = 11) -> Mark
     return Markup(f'<line {ends} stroke="{colour}" stroke-width="1.5"{dash}/>')
 
 
-def _cell(share: float, top: float) -> Markup:
+def _cell(share: float, top: float, text: str | None = None) -> Markup:
     alpha = min(share / top, 1.0)
-    return tag("td", _percent(share), style=f"--a:{alpha:.2f}", class_="strong" if alpha > STRONG else None)
+    return tag(
+        "td",
+        _percent(share) if text is None else text,
+        style=f"--a:{alpha:.2f}",
+        class_="strong" if alpha > STRONG else None,
+    )
 
 
 def _percent(share: float) -> str:

@@ -71,6 +71,30 @@ def attention_overlay(attention: NDArray[np.floating]) -> NDArray[np.uint8]:
     return (rgba * 255).round().astype(np.uint8)
 
 
+def colour_field(values: NDArray[np.floating], low: float, high: float) -> NDArray[np.uint8]:
+    """Colours a map of weights from ``low`` (dark) to ``high`` (bright), one even square per cell.
+
+    Args:
+        values: Weights, shape ``(h, w)``.
+        low: The weight that gets the darkest colour; lower ones get it too.
+        high: The weight that gets the brightest colour; higher ones get it too.
+
+    Returns:
+        RGB ``uint8`` with about ``OVERLAY_SIDE`` pixels on the longer side, at least one per cell.
+
+    Raises:
+        ValueError: If the map is not 2-D or ``high`` is not above ``low``.
+    """
+    weights = np.asarray(values, np.float32)
+    if weights.ndim != 2 or weights.size == 0:
+        raise ValueError(f"values must have shape (h, w), got {weights.shape}.")
+    if not high > low:
+        raise ValueError(f"high must be above low, got {high} and {low}.")
+    rgb = (matplotlib.colormaps["viridis"]((weights - low) / (high - low))[..., :3] * 255).round().astype(np.uint8)
+    times = max(1, OVERLAY_SIDE // max(weights.shape))
+    return rgb.repeat(times, axis=0).repeat(times, axis=1)
+
+
 def frame(
     pixels: NDArray[np.uint8],
     caption: object,

@@ -1,1 +1,1 @@
-"""Scores of predictions, their intervals, and how experts were used."""
+"""Scores of predictions and of retrieval, their intervals, and how experts were used."""

@@ -1,4 +1,4 @@
-"""Confidence intervals of the AUROC by resampling patients.
+"""Confidence intervals of the AUROC and of means (an accuracy) by resampling patients.
 
 A test set of several studies per patient is not a set of independent studies: what is drawn again,
 with replacement, is the group (the patient). Drawing a group ``m`` times equals giving each of its
@@ -76,6 +76,36 @@ def bootstrap_auroc(
         for c, one in enumerate(ranked):
             values[start:stop, c] = _weighted_auroc(one, counts)
     return values
+
+
+def bootstrap_mean(
+    values: NDArray[np.float64], codes: NDArray[np.int64], *, samples: int, seed: int
+) -> NDArray[np.float64]:
+    """Mean over studies in every resample of the groups, such as an accuracy from hits of 0 and 1.
+
+    The resamples are those of :func:`bootstrap_auroc` for the same groups and seed.
+
+    Args:
+        values: One per study, shape ``(N,)``; NaN leaves the study out.
+        codes: As for :func:`bootstrap_auroc`, shape ``(N,)``.
+        samples: How many resamples, ``B``.
+        seed: Seed of the draws.
+
+    Returns:
+        Shape ``(B,)``, NaN where a resample holds no study with a value.
+    """
+    rng = np.random.default_rng(seed)
+    num_groups = int(codes.max()) + 1
+    known = ~np.isnan(values)
+    total = np.bincount(codes, np.where(known, values, 0.0), num_groups)
+    studies = np.bincount(codes, known, num_groups)
+    means = np.full(samples, np.nan)
+    for start in range(0, samples, CHUNK):
+        counts = resample_counts(num_groups, min(CHUNK, samples - start), rng)
+        weight = counts @ studies
+        part = means[start : start + len(counts)]
+        np.divide(counts @ total, weight, out=part, where=weight > 0)
+    return means
 
 
 def percentile_interval(values: NDArray[np.float64], confidence: float) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""What a classifier is worth on a test set: AUROC with patient-level intervals, and its company.
+"""What a classifier is worth on a test set: AUROC and accuracy with patient-level intervals, and their company.
 
 Every number leaves as a plain Python value that ``json`` can write; what is undefined is ``None``.
 The two intervals answer different questions and are never mixed: the bootstrap here says how far the
@@ -15,11 +15,11 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from recipes.shared.data.studies import Task
-from recipes.shared.scores.bootstrap import bootstrap_auroc, percentile_interval
+from recipes.shared.scores.bootstrap import bootstrap_auroc, bootstrap_mean, percentile_interval
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.seeds import aggregate_seeds, t_interval
 
-__all__ = ["aggregate_seeds", "auroc", "evaluate_predictions", "expert_usage", "t_interval"]
+__all__ = ["aggregate_seeds", "auroc", "correct", "evaluate_predictions", "expert_usage", "t_interval"]
 
 SLACK = 1e-4
 """How far a probability computed in low precision may lie outside [0, 1]."""
@@ -93,7 +93,8 @@ def evaluate_predictions(
             (``"auroc_ci95"``).
 
     Returns:
-        ``macro_auroc``, ``macro_auroc_ci95``, ``accuracy`` (single-label tasks only), ``per_class``
+        ``macro_auroc``, ``macro_auroc_ci95``, ``accuracy`` and ``accuracy_ci95`` (single-label tasks only;
+        ``None`` where no study is labelled), ``per_class``
         (name to ``auroc``, ``auroc_ci95``, ``positives``, ``negatives``, ``prevalence``,
         ``average_precision``), ``undefined_classes``, ``studies``, ``groups`` and ``bootstrap``
         (``samples``, ``seed``, ``skipped``: pairs of a resample and a class defined on the whole split
@@ -111,14 +112,19 @@ def evaluate_predictions(
     defined = [c for c, value in enumerate(values) if value is not None]
     codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
     replicates = bootstrap_auroc(probs, labels, codes, samples=bootstrap, seed=seed)
-    interval = f"auroc_ci{100 * confidence:g}"
+    suffix = f"ci{100 * confidence:g}"
+    interval = f"auroc_{suffix}"
 
     result: dict[str, Any] = {
         "macro_auroc": float(np.mean([values[c] for c in defined])) if defined else None,
         f"macro_{interval}": percentile_interval(_row_means(replicates[:, defined]), confidence),
     }
     if task != "multi-label":
-        result["accuracy"] = _accuracy(probs, labels)
+        hits = correct(probs, labels)
+        known = hits[~np.isnan(hits)]
+        result["accuracy"] = float(known.mean()) if known.size else None
+        means = bootstrap_mean(hits, codes, samples=bootstrap, seed=seed)
+        result[f"accuracy_{suffix}"] = percentile_interval(means, confidence)
     result["per_class"] = {
         name: _class_metrics(probs[:, c], labels[:, c])
         | {"auroc": values[c], interval: percentile_interval(replicates[:, c], confidence)}
@@ -157,8 +163,19 @@ def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
-def _accuracy(probs: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:
-    """Share of labelled studies whose most probable class is the true one; None without any."""
+def correct(probs: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whether each study's most probable class is the true one: 1, 0, or NaN for an unlabelled study.
+
+    Args:
+        probs: Shape ``(N, C)``; of equal probabilities the first class is taken.
+        labels: Shape ``(N, C)``, one-hot; a row with a NaN is unlabelled.
+
+    Returns:
+        Shape ``(N,)``.
+
+    Raises:
+        ValueError: If a row of ``labels`` without NaN is not one-hot.
+    """
     known = ~np.isnan(labels).any(axis=1)
     one_hot = (labels[known] == 1).sum(axis=1) == 1
     if not one_hot.all():
@@ -166,9 +183,9 @@ def _accuracy(probs: NDArray[np.float64], labels: NDArray[np.float64]) -> float 
             f"labels must be one-hot for a single-label task, but {int((~one_hot).sum())} rows are not. "
             'Use task="multi-label" or mark unknown studies with NaN in every class.'
         )
-    if not known.any():
-        return None
-    return float((probs[known].argmax(axis=1) == labels[known].argmax(axis=1)).mean())
+    hits = np.full(len(labels), np.nan)
+    hits[known] = probs[known].argmax(axis=1) == labels[known].argmax(axis=1)
+    return hits
 
 
 def _check_labels(labels: NDArray[np.float64]) -> None:

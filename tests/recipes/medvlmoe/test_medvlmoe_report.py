@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from recipes.medvlmoe.report import write_report
-from recipes.medvlmoe.report.page import _duration
 from recipes.shared.scores.metrics import evaluate_predictions, expert_usage
 
 CLASSES = ["Effusion", "Mass <b>", "Hernia"]
@@ -296,8 +295,3 @@ def test_empty_examples_are_no_examples(run):
         np.savez(run / "none.npz", **{key: file[key][:0] for key in file.files})
     (run / "none.npz").replace(run / "examples.npz")
     assert "The run saved no example studies" in read(run)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(4.25, "4.2 s"), (75, "1 min 15 s"), (7500, "2 h 5 min")])
-def test_durations(seconds, text):
-    assert _duration(seconds) == text

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from recipes.shared.report.bars import gauge, heat_map, interval_bar, probability_bars
+from recipes.shared.report.bars import count_map, gauge, heat_map, interval_bar, labelled_bars, probability_bars
 
 
 def test_an_interval_is_placed_on_its_axis():
@@ -45,3 +45,21 @@ def test_probabilities_stand_beside_the_truth_in_words():
 def test_a_gauge_never_overflows():
     assert "width:100.0%" in gauge(1.2, "left", "right")
     assert "width:50.0%" in gauge(0.5, "left", "right")
+
+
+def test_an_interval_may_be_compared_with_any_mark_or_with_none():
+    assert 'x1="25.00%" x2="25.00%"' in interval_bar(0.8, None, 0.0, 1.0, mark=0.25)
+    assert "<line" not in interval_bar(0.8, None, 0.0, 1.0, mark=None)
+
+
+def test_counts_are_coloured_by_their_share_of_the_row():
+    made = count_map([("a<b", [3, 1]), ("c", [0, 0])], columns=["x", "y"], corner="true")
+    assert '<td style="--a:0.75" class="strong">3</td><td style="--a:0.25">1</td>' in made
+    assert made.count('<td style="--a:0.00">0</td>') == 2
+    assert "a&lt;b" in made
+
+
+def test_labelled_bars_single_out_what_they_are_told_to():
+    made = labelled_bars([("E0", 0.25, "chosen", True), ("E1", 0.75, "", False)])
+    assert made.count('class="present"') == 1
+    assert made.index("chosen</td>") < made.index("E1")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.shared.report.images import LONGEST_SIDE, OVERLAY_SIDE, attention_overlay, data_uri, frame
+from recipes.shared.report.images import LONGEST_SIDE, OVERLAY_SIDE, attention_overlay, colour_field, data_uri, frame
 
 
 def decoded(uri):
@@ -64,3 +64,24 @@ def test_boxes_are_drawn_in_the_image_s_own_pixels():
     assert "&lt;Mass&gt;" in made
     assert "a &lt; b" in made
     assert 'alt="&quot;x&quot;"' in made
+
+
+def test_fields_are_coloured_cell_by_cell_up_to_a_common_height():
+    field = colour_field(np.array([[0.1, 0.5], [0.3, 9.0]]), 0.1, 0.5)
+    side = OVERLAY_SIDE // 2
+    assert field.shape == (2 * side, 2 * side, 3)
+    assert len(np.unique(field[:side, :side].reshape(-1, 3), axis=0)) == 1
+    np.testing.assert_array_equal(field[0, -1], field[-1, -1])
+    assert field[0, 0].astype(int).sum() < field[-1, 0].astype(int).sum() < field[0, -1].astype(int).sum()
+
+
+@pytest.mark.parametrize(
+    ("values", "high", "message"),
+    [
+        (np.zeros(3), 1.0, r"values must have shape \(h, w\), got \(3,\)"),
+        (np.zeros((2, 2)), 0.0, "high must be above low, got 0.0 and 0.0"),
+    ],
+)
+def test_fields_refuse(values, high, message):
+    with pytest.raises(ValueError, match=message):
+        colour_field(values, 0.0, high)

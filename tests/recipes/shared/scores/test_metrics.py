@@ -219,3 +219,33 @@ def test_evaluation_refuses(change, message):
     }
     with pytest.raises(ValueError, match=message):
         evaluate_predictions(**(arguments | change))
+
+
+def test_the_interval_of_the_accuracy_agrees_with_a_loop_over_the_same_resamples():
+    rng = np.random.default_rng(5)
+    probs = rng.dirichlet(np.ones(3), size=24)
+    labels = np.eye(3)[rng.integers(3, size=24)]
+    labels[3] = np.nan
+    groups = [f"patient {i // 2:02d}" for i in range(24)]
+    result = evaluate_predictions(probs, labels, groups, "abc", task="multi-class", bootstrap=100, seed=3)
+    draws = np.random.default_rng(3)
+    expected = []
+    for _ in range(100):
+        rows = [row for g in draws.integers(12, size=12) for row in (2 * g, 2 * g + 1) if row != 3]
+        expected.append(np.mean(probs[rows].argmax(1) == labels[rows].argmax(1)))
+    assert result["accuracy_ci95"] == pytest.approx(np.quantile(expected, [0.025, 0.975]).tolist())
+
+
+def test_an_accuracy_without_resamples_or_labels_has_no_interval():
+    probs, labels = np.eye(2), np.eye(2)
+    arguments = {"groups": ["p", "q"], "classes": ["a", "b"], "task": "binary-class"}
+    assert evaluate_predictions(probs, labels, bootstrap=0, **arguments)["accuracy_ci95"] is None
+    assert evaluate_predictions(probs, labels * np.nan, bootstrap=9, **arguments)["accuracy_ci95"] is None
+    assert evaluate_predictions(probs, labels, bootstrap=9, **arguments)["accuracy_ci95"] == [1.0, 1.0]
+
+
+def test_the_accuracy_resamples_do_not_depend_on_the_chunk(monkeypatch):
+    codes, values = np.arange(30) // 3, np.arange(30.0)
+    whole = bootstrap_module.bootstrap_mean(values, codes, samples=25, seed=1)
+    monkeypatch.setattr(bootstrap_module, "CHUNK", 7)
+    assert np.array_equal(bootstrap_module.bootstrap_mean(values, codes, samples=25, seed=1), whole)
