@@ -5,11 +5,14 @@ order (:class:`DispatchPlan`), experts compute, combine brings the slots home.
 """
 
 from moekit.__about__ import __version__
-from moekit.distributed import all_reduce_stats
-from moekit.experts import FFN, Experts, FFNExperts, ModuleExperts, ZeroExpert
+from moekit.contrastive import global_contrastive_loss, local_contrastive_loss
+from moekit.distributed import all_gather_with_gradient, all_reduce_stats
+from moekit.experts import FFN, CrossScaleExpert, CrossScaleExperts, Experts, FFNExperts, ModuleExperts, ZeroExpert
 from moekit.fusion import (
     BidirectionalCrossAttention,
     CrossAttentionOutput,
+    CrossScaleAttention,
+    CrossScaleOutput,
     GateOutput,
     ModalityGate,
     first_token,
@@ -26,6 +29,7 @@ from moekit.losses import (
     load_loss,
     mutual_information_loss,
     router_entropy,
+    router_label_loss,
     router_z_loss,
 )
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
@@ -37,6 +41,10 @@ __all__ = [
     "FFN",
     "BidirectionalCrossAttention",
     "CrossAttentionOutput",
+    "CrossScaleAttention",
+    "CrossScaleExpert",
+    "CrossScaleExperts",
+    "CrossScaleOutput",
     "DispatchPlan",
     "ExpertChoiceRouter",
     "Experts",
@@ -55,20 +63,24 @@ __all__ = [
     "TopKRouter",
     "ZeroExpert",
     "__version__",
+    "all_gather_with_gradient",
     "all_reduce_stats",
     "combine",
     "dispatch",
     "first_token",
+    "global_contrastive_loss",
     "importance_loss",
     "last_token",
     "load_balancing_loss",
     "load_loss",
+    "local_contrastive_loss",
     "masked_max",
     "masked_mean",
     "mutual_information_loss",
     "plan_dispatch",
     "plan_expert_choice",
     "router_entropy",
+    "router_label_loss",
     "router_stats",
     "router_z_loss",
     "sdpa_attention",

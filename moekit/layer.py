@@ -1,6 +1,7 @@
 """The sparse layer: router, plan, experts and combine, put together."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,9 +9,9 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from moekit.capacity import Capacity
-from moekit.checks import check_choice, check_floating, check_mask, check_same_device
+from moekit.checks import check_choice, check_mask, check_same_device
 from moekit.experts.activation import ActivationLike
-from moekit.experts.base import Experts
+from moekit.experts.base import Experts, input_tensors
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts, Impl
 from moekit.plan import DROP_POLICIES, DispatchPlan, plan_dispatch, plan_expert_choice
@@ -24,7 +25,8 @@ class MoEOutput(NamedTuple):
     """What a layer returns.
 
     Attributes:
-        output: Of the shape of the input (its last dimension may differ with the experts' ``out_dim``).
+        output: Of the shape of the input (its last dimension may differ with the experts' ``out_dim``); for a
+            pyramid one map.
         stats: What was counted, for losses and logs.
     """
 
@@ -144,7 +146,7 @@ class SparseMoE(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "... D"],
+        x: Float[Tensor, "... D"] | Sequence[Float[Tensor, "..."]],
         *,
         router_input: Shaped[Tensor, "..."] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
@@ -153,7 +155,8 @@ class SparseMoE(nn.Module):
         """Routes, computes and combines.
 
         Args:
-            x: Tokens ``(..., D)``; with experts over samples ``(..., *token)`` of their ``token_ndim``.
+            x: Tokens ``(..., D)``; with experts over samples ``(..., *token)`` of their ``token_ndim``. With experts
+                over pyramids a sequence of maps ``(..., C, H, W)`` that share their leading dimensions.
             router_input: What the router sees instead of ``x``. Its leading dimensions are those of ``x``
                 (one decision per token) or the first few of them (one decision for all tokens below: a
                 context ``(B, Dc)`` routes each sample of ``x (B, S, D)`` as a whole).
@@ -167,20 +170,20 @@ class SparseMoE(nn.Module):
         Raises:
             ValueError: If a shape, dtype or device does not fit; the message names the argument.
         """
-        lead = self._leading_shape(x)
-        flat_mask = None if mask is None else self._flat_mask(mask, x, lead)
+        inputs, lead = input_tensors(self.experts, x)
+        flat_mask = None if mask is None else self._flat_mask(mask, inputs[0], lead)
         if routing is None:
-            routing = self._route(x, router_input, lead, flat_mask)
+            routing = self._route(inputs[0], router_input, lead, flat_mask)
         elif router_input is not None:
             raise ValueError("router_input and routing exclude each other; give one of them.")
         elif routing.valid.shape[0] != math.prod(lead):
             raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
-        tokens = x.reshape(-1, *x.shape[len(lead) :])
+        tokens = [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
         plan = self.plan(routing, flat_mask)
         gates = routing.gates
         if flat_mask is not None and routing.token_ids is None:
             gates = torch.where(flat_mask.unsqueeze(-1), gates, 0)
-        y: Tensor = self.experts(tokens, plan, gates)
+        y: Tensor = self.experts(tokens if self.experts.takes_pyramid else tokens[0], plan, gates)
         y = y.reshape(*lead, *y.shape[1:])
         if self.shared is not None:
             y = y + self.shared(x)
@@ -188,7 +191,7 @@ class SparseMoE(nn.Module):
 
     def route(
         self,
-        x: Float[Tensor, "... D"],
+        x: Float[Tensor, "... D"] | Sequence[Float[Tensor, "..."]],
         *,
         router_input: Shaped[Tensor, "..."] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
@@ -203,8 +206,9 @@ class SparseMoE(nn.Module):
         Raises:
             ValueError: If a shape, dtype or device does not fit.
         """
-        lead = self._leading_shape(x)
-        return self._route(x, router_input, lead, None if mask is None else self._flat_mask(mask, x, lead))
+        inputs, lead = input_tensors(self.experts, x)
+        flat_mask = None if mask is None else self._flat_mask(mask, inputs[0], lead)
+        return self._route(inputs[0], router_input, lead, flat_mask)
 
     def plan(self, routing: Routing, mask: Bool[Tensor, "T"] | None = None) -> DispatchPlan:
         """Turns a routing into the order in which its slots meet their experts.
@@ -235,12 +239,6 @@ class SparseMoE(nn.Module):
         if self.capacity_factor is None:
             return "dropless"
         return f"capacity_factor={self.capacity_factor}, drop_policy={self.drop_policy!r}"
-
-    def _leading_shape(self, x: Tensor) -> torch.Size:
-        check_floating("x", x)
-        if x.ndim < self.experts.token_ndim:
-            raise ValueError(f"x must have at least {self.experts.token_ndim} dimensions, got shape {tuple(x.shape)}.")
-        return x.shape[: x.ndim - self.experts.token_ndim]
 
     @staticmethod
     def _flat_mask(mask: Tensor, x: Tensor, lead: torch.Size) -> Tensor:

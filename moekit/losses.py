@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moekit.routing import RouterStats, entropy
+from moekit.checks import check_integer, check_same_device
+from moekit.routing import RouterStats, Routing, entropy
 
 
 def load_balancing_loss(stats: RouterStats, *, tokens_per_expert: Int[Tensor, "E"] | None = None) -> Float[Tensor, ""]:
@@ -132,6 +133,54 @@ def mutual_information_loss(
     total = tokens.sum().clamp(min=1)
     conditional = (tokens * entropy(sums / tokens.clamp(min=1).unsqueeze(-1))).sum() / total
     return conditional - entropy(sums.sum(0) / total)
+
+
+def router_label_loss(
+    logits: Float[Tensor, "... E"] | Routing, labels: Int[Tensor, "..."], *, ignore_index: int = -100
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the router's own logits with known experts, a mean over the labelled tokens, in nats.
+
+    ``ln E`` for zero logits, 0 for certain and right ones; 0, with a zero gradient, where nothing is labelled.
+    Computed in float32 or wider. Tokens whose logits were not finite do not count in a :class:`Routing`.
+
+    It takes the *logits*: cross-entropy of probabilities, a softmax of a softmax, can go no lower than
+    ``ln(1 + (E - 1) / e)`` and has no gradient where the router is certain, also of the wrong expert.
+
+    Args:
+        logits: Router logits, or a routing.
+        labels: The right expert of each token, in ``[0, E)``, or ``ignore_index``.
+        ignore_index: Marks tokens without a label.
+
+    Raises:
+        ValueError: If the routing has no logits, or ``labels`` is not of an integer dtype, not of the shape of
+            ``logits`` without its last dimension, or on another device.
+
+    Reference:
+        MedMoE, section 4.5, supervises a head of its own, ``W_c t_g``, with the labels and routes by
+        ``argmax softmax(W_2 relu(W_1 t_g))``. The argmax has no gradient and ``W_c`` shares no weight with ``W_1``
+        and ``W_2``, so these are never trained as printed. Here the router's own logits are that head.
+
+    Example:
+        >>> logits = torch.zeros(3, 4)
+        >>> router_label_loss(logits, torch.tensor([2, -100, 0])) == torch.tensor(4.0).log()
+        tensor(True)
+    """
+    check_integer("labels", labels)
+    if isinstance(logits, Routing):
+        if logits.logits is None:
+            raise ValueError("logits must be those of a router that has some, got a Routing without logits.")
+        if labels.shape == logits.valid.shape:
+            labels = torch.where(logits.valid, labels, ignore_index)
+        logits = logits.logits
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels must have one value per token, {tuple(logits.shape[:-1])}, got shape {tuple(labels.shape)}."
+        )
+    check_same_device("labels", labels, "logits", logits)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, logits.shape[-1])
+    flat = labels.reshape(-1).long()
+    total = F.cross_entropy(wide, flat, ignore_index=ignore_index, reduction="sum")
+    return total / (flat != ignore_index).sum().clamp(min=1)
 
 
 def _mean(per_token: Tensor) -> Tensor:

@@ -1,9 +1,21 @@
 """Experts: what is computed once it is known who goes where."""
 
 from moekit.experts.base import Experts
+from moekit.experts.cross_scale import CrossScaleExperts
+from moekit.experts.cross_scale_expert import CrossScaleExpert
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
 from moekit.experts.glu_layout import concatenate_glu, interleave_glu
 from moekit.experts.modules import ModuleExperts, ZeroExpert
 
-__all__ = ["FFN", "Experts", "FFNExperts", "ModuleExperts", "ZeroExpert", "concatenate_glu", "interleave_glu"]
+__all__ = [
+    "FFN",
+    "CrossScaleExpert",
+    "CrossScaleExperts",
+    "Experts",
+    "FFNExperts",
+    "ModuleExperts",
+    "ZeroExpert",
+    "concatenate_glu",
+    "interleave_glu",
+]

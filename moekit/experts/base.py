@@ -1,10 +1,14 @@
 """What every bank of experts is: a module from tokens, a plan and gates to one output per token."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moekit.checks import check_floating, check_same_device
 from moekit.plan import DispatchPlan, check_gates, check_tokens
 
 
@@ -19,19 +23,20 @@ class Experts(nn.Module, ABC):
         num_experts: ``E``.
         token_ndim: Trailing dimensions of the input that make one token: 1 for feature vectors, 3 for
             samples that are ``(C, H, W)`` maps.
+        takes_pyramid: Whether the input is a sequence of tensors, the maps of a feature pyramid, each with the
+            same tokens in its leading dimension.
     """
 
     num_experts: int
     token_ndim: int = 1
+    takes_pyramid: bool = False
 
     @abstractmethod
-    def forward(
-        self, x: Float[Tensor, "T ..."], plan: DispatchPlan, gates: Float[Tensor, "A B"]
-    ) -> Float[Tensor, "T ..."]:
+    def forward(self, x: Any, /, plan: DispatchPlan, gates: Float[Tensor, "A B"]) -> Float[Tensor, "T ..."]:
         """Computes ``out[t] = sum over the slots s of token t of gates[s] * expert_of_s(x[t])``.
 
         Args:
-            x: Tokens.
+            x: Tokens ``(T, ...)``, or a sequence of such tensors where ``takes_pyramid``.
             plan: Which rows belong to which expert.
             gates: Weights, whose flat index is the slot.
         """
@@ -47,3 +52,32 @@ def check_plan(x: Tensor, plan: DispatchPlan, gates: Tensor, num_experts: int) -
         raise ValueError(f"plan must be for {num_experts} experts, got one for {plan.offsets.shape[0] - 1}.")
     check_tokens(x, plan)
     check_gates(gates, plan)
+
+
+def input_tensors(experts: Experts, x: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
+    """The tensors that ``x`` consists of, one unless it is a pyramid, and the leading dimensions that they share.
+
+    Raises:
+        ValueError: If ``x`` is not what ``experts`` take.
+    """
+    if isinstance(x, Tensor) == experts.takes_pyramid:
+        wanted = "a sequence of feature maps" if experts.takes_pyramid else "one tensor"
+        given = "one tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"x must be {wanted} for {type(experts).__name__}, got {given}.")
+    named = {"x": x} if isinstance(x, Tensor) else {f"x[{index}]": each for index, each in enumerate(x)}
+    inputs = list(named.values())
+    if not inputs:
+        raise ValueError("x must hold at least one feature map, got none.")
+    features = experts.token_ndim
+    for name, each in named.items():
+        check_floating(name, each)
+        if each.ndim < features:
+            raise ValueError(f"{name} must have at least {features} dimensions, got shape {tuple(each.shape)}.")
+        check_same_device(name, each, "x[0]", inputs[0])
+    lead = inputs[0].shape[: inputs[0].ndim - features]
+    for name, each in named.items():
+        if each.shape[: each.ndim - features] != lead:
+            raise ValueError(
+                f"{name} must have the leading dimensions of x[0], {tuple(lead)}, got shape {tuple(each.shape)}."
+            )
+    return inputs, lead

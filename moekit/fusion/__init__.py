@@ -1,4 +1,4 @@
-"""Fusing two token streams: cross-attention both ways, pooling of padded sequences, a sigmoid gate."""
+"""Fusing token streams and feature maps: cross-attention both ways, attention over scales, pooling, a sigmoid gate."""
 
 from moekit.fusion.attention import (
     AttentionFunction,
@@ -8,6 +8,7 @@ from moekit.fusion.attention import (
     xformers_attention,
 )
 from moekit.fusion.cross_attention import BidirectionalCrossAttention, CrossAttentionOutput
+from moekit.fusion.cross_scale import CrossScaleAttention, CrossScaleOutput
 from moekit.fusion.gate import GateOutput, ModalityGate
 from moekit.fusion.pooling import first_token, last_token, masked_max, masked_mean
 
@@ -15,6 +16,8 @@ __all__ = [
     "AttentionFunction",
     "BidirectionalCrossAttention",
     "CrossAttentionOutput",
+    "CrossScaleAttention",
+    "CrossScaleOutput",
     "GateOutput",
     "ModalityGate",
     "WeightedAttention",

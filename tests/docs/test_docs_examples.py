@@ -1,6 +1,7 @@
 """Every code block of the documentation runs, and every public name has a place in it."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import moekit
+import moekit.contrastive
 import moekit.fusion
 import moekit.interop
 import moekit_kernels.combine
@@ -23,6 +25,10 @@ import moekit_kernels.grouped_gemm
 import moekit_kernels.moe_ffn
 import moekit_kernels.plan
 import moekit_kernels.routing
+import recipes.medmoe.report
+from recipes.medmoe import __main__ as medmoe_cli
+from recipes.medmoe import config as medmoe_config
+from recipes.medmoe import explain, flops, pretrain, probe, retrieve, zero_shot
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, report, train
 from recipes.medvlmoe.config import paper, tiny
@@ -115,8 +121,40 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     return asked
 
 
+MEDMOE = {
+    "pretrain": pretrain,
+    "zero-shot": zero_shot,
+    "probe": probe,
+    "retrieve": retrieve,
+    "flops": flops,
+    "explain": explain,
+}
+
+
+@pytest.fixture
+def medmoe_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, int]:
+    """Replaces what the stages of MedMoE do by a count of how often they were asked, with the right options."""
+    asked = dict.fromkeys((*MEDMOE, "report"), 0)
+
+    def counted(stage: str, original: Any, result: Any) -> Any:
+        @functools.wraps(original)  # the options are made of the signature
+        def run(*args: Any, **kwargs: Any) -> Any:
+            asked[stage] += 1
+            return result
+
+        return run
+
+    for stage, module in MEDMOE.items():
+        monkeypatch.setattr(module, "main", counted(stage, module.main, []))
+    written = tmp_path / "report.html"
+    monkeypatch.setattr(
+        recipes.medmoe.report, "write_report", counted("report", recipes.medmoe.report.write_report, written)
+    )
+    return asked
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if any(commands_of(page))], ids=name_of)
-def test_commands_exist(page: Path, stages: dict[str, list[Any]]) -> None:
+def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages: dict[str, int]) -> None:
     makefile = (ROOT / "Makefile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for words in commands_of(page):
@@ -126,6 +164,10 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]]) -> None:
             case ["python", "-m", "recipes.medvlmoe", stage, *options]:
                 cli.main([stage, *options])
                 assert len(stages[stage]) > 0, f"{shlex.join(words)} did not reach its stage"
+            case ["python", "-m", "recipes.medmoe", stage, *options]:
+                before = medmoe_stages[stage]
+                medmoe_cli.main([stage, *options])
+                assert medmoe_stages[stage] == before + 1, f"{shlex.join(words)} did not reach its stage"
             case ["make", target]:
                 assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
             case ["pip", "install", "-e", what]:
@@ -149,8 +191,10 @@ def test_an_option_that_does_not_exist_is_noticed(stages: dict[str, list[Any]]) 
 
 
 def test_options_named_in_the_text_exist() -> None:
-    known = set(re.findall(r"--[\w-]+", _help_texts()))
-    for page in ("docs/recipes.md", "docs/papers.md"):
+    ours, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
+    pages = {"docs/recipes.md": ours, "docs/papers.md": ours | medmoe}
+    pages |= {"docs/medmoe.md": medmoe, "docs/medmoe-data.md": medmoe}
+    for page, known in pages.items():
         named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
         assert named <= known | {"--help"}, f"{page} names options that do not exist: {sorted(named - known)}"
 
@@ -161,6 +205,43 @@ def _help_texts() -> str:
         with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
             cli.main([stage, "--help"])
     return said.getvalue()
+
+
+def _medmoe_help_texts() -> str:
+    said = io.StringIO()
+    for stage in (*MEDMOE, "report"):
+        with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+            medmoe_cli.main([stage, "--help"])
+    return said.getvalue()
+
+
+def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/medmoe.md").read_text().splitlines()]
+    cells = {row[0]: row[1:] for row in rows if len(row) == 4}
+    for column, name in enumerate(("tiny", "paper", "release")):
+        preset = medmoe_config.PRESETS[name]()
+        model, settings = preset.model, preset.train
+        assert f"`{model.image_encoder}`" in cells["image encoder"][column]
+        assert f"{model.image_size} px" in cells["image encoder"][column]
+        said = {
+            "experts K, their width": f"{model.num_experts}, {model.expert_dim}",
+            "norm of the experts": model.expert_norm,
+            "common width": f"{model.dim}",
+            "longest text, in tokens": f"{model.text_tokens}",
+            "routed on": model.route_on,
+            "temperatures": ", ".join(f"{t:g}" for t in model.temperatures),
+            "global loss": settings.global_directions,
+            "local loss": f"{settings.local_form}, {settings.word_aggregation}",
+            "weights: global, local, router": ", ".join(
+                f"{w:g}" for w in (settings.global_weight, settings.local_weight, settings.router_weight)
+            ),
+            "epochs, batch, accumulated": f"{settings.epochs}, {settings.batch_size}, {settings.accumulate}",
+            "optimiser": f"{settings.optimizer}, {settings.lr:g}",
+            "gradient clipped at": f"{settings.clip_norm:g}",
+            "devices, precision": f"{settings.devices}, {settings.precision}",
+        }
+        for row, value in said.items():
+            assert cells[row][column] == value, f"{name}: {row}"
 
 
 def test_the_table_of_presets_is_that_of_the_code() -> None:
@@ -191,6 +272,7 @@ def documented() -> set[str]:
     "module",
     [
         moekit,
+        moekit.contrastive,
         moekit.fusion,
         moekit.interop,
         moekit_kernels.combine,

@@ -8,6 +8,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook(["moekit", "moekit_kernels"], "beartype.beartype"):
     import moekit
+    import moekit.contrastive
     import moekit.routers.noise
     import moekit.routing
     from moekit_kernels.grouped_gemm import grouped_linear, grouped_linear_reference
@@ -104,6 +105,14 @@ def call_layers(x: Tensor) -> list:
     outputs.append(layers[0](x, router_input=context))
     outputs.append(layers[0](x, routing=layers[0].route(x, mask=mask)))
     outputs.append(moekit.SparseMoE(router, convolutions)(torch.randn(2, 1, 5, 5), router_input=context))
+    maps = [torch.randn(2, 3, 8, 8), torch.randn(2, 4, 4, 4)]
+    pyramids = moekit.CrossScaleExperts((3, 4), 5, EXPERTS, depth=1)
+    outputs.append(moekit.SparseMoE(router, pyramids)(maps, router_input=context))
+    plan = moekit.plan_dispatch(torch.zeros(2, 1, dtype=torch.int64), EXPERTS)
+    pyramids.scale_weights(maps, plan)
+    pyramids.run_all(maps)
+    for need_weights in (False, True):
+        check_fields(moekit.CrossScaleAttention((3, 4), 5)(maps, need_weights=need_weights))
     hashed = moekit.SparseMoE(moekit.HashRouter(EXPERTS, 20), modules)
     outputs.append(hashed(x, router_input=torch.zeros(2, TOKENS // 2, dtype=torch.int64)))
     for output in outputs:
@@ -120,10 +129,29 @@ def call_losses(stats: moekit.RouterStats) -> None:
         loss(stats)
         loss(logits)
     moekit.mutual_information_loss([stats, stats])
+    moekit.router_label_loss(logits, torch.full((2, 3), -100))
     moekit.routing.entropy(logits.softmax(-1))
     check_fields(moekit.all_reduce_stats(stats))
     check_fields(stats + stats)
     check_fields(stats.detach())
+
+
+def call_contrastive() -> None:
+    image, text, ids = torch.randn(3, DIM), torch.randn(3, DIM), torch.tensor([0, 1, 0])
+    moekit.global_contrastive_loss(image, text, temperature=0.1)
+    moekit.global_contrastive_loss(image, text, logit_scale=torch.ones(1), text_ids=ids, gather=True)
+    moekit.all_gather_with_gradient(ids)
+    pieces, word_ids = torch.randn(3, 7, DIM), torch.randint(-1, 5, (3, 7))
+    found = moekit.contrastive.aggregate_word_pieces(pieces, word_ids, num_words=5)
+    check_fields(found)
+    regions = torch.randn(3, 4, DIM, requires_grad=True)
+    for form in ({"text_ids": ids, "word_softmax": False}, {"form": "report", "temperature": 0.1}):
+        contrast = moekit.local_contrastive_loss(regions, *found, need_attention=True, **form)
+        contrast.loss.backward()
+        check_fields(contrast)
+    moekit.local_contrastive_loss(regions, *found, chunk_size=2).loss.backward()
+    moekit.contrastive.local_scores(regions[:2], *found, aggregation="max")
+    moekit.contrastive.attention_maps(regions, *found)
 
 
 def refuse_wrong_shapes(x: Tensor, routing: moekit.Routing, stats: moekit.RouterStats) -> None:
@@ -156,6 +184,7 @@ def main() -> None:
     call_plans_and_kernels(x, routing)
     stats = call_layers(x)[0].stats
     call_losses(stats)
+    call_contrastive()
     refuse_wrong_shapes(x, routing, stats)
     print("all shape annotations hold")
 
