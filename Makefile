@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo demo-medmoe test lint docs bench clean
 
 demo: $(VENV)/recipes
 	rm -rf runs/demo
@@ -11,6 +11,16 @@ demo: $(VENV)/recipes
 	$(BIN)/python -m recipes.medvlmoe evaluate runs/demo
 	$(BIN)/python -m recipes.medvlmoe report runs/demo
 	@echo "The demo is done. Open runs/demo/report.html in a browser."
+
+demo-medmoe: $(VENV)/recipes
+	rm -rf runs/demo-medmoe
+	$(BIN)/python -m recipes.medmoe pretrain --preset tiny --out runs/demo-medmoe
+	$(BIN)/python -m recipes.medmoe zero-shot runs/demo-medmoe
+	$(BIN)/python -m recipes.medmoe retrieve runs/demo-medmoe
+	$(BIN)/python -m recipes.medmoe probe runs/demo-medmoe
+	$(BIN)/python -m recipes.medmoe explain runs/demo-medmoe
+	$(BIN)/python -m recipes.medmoe report runs/demo-medmoe
+	@echo "The demo is done. Open runs/demo-medmoe/report.html in a browser."
 
 # The second line runs the Triton kernels on CPU, interpreted; where there is a GPU the first runs them compiled.
 test: $(VENV)/dev

@@ -1,0 +1,110 @@
+"""The command line: ``python -m recipes.medmoe pretrain|zero-shot|probe|retrieve|flops|explain|report``."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from recipes.medmoe.config import PRESETS, Config
+from recipes.shared.cli import parse_preset, run_stage
+
+_ABOUT = {
+    "pretrain": "Pretrain a run (or one per seed) into a folder.",
+    "zero-shot": "Classify labelled sets by their class names alone.",
+    "probe": "Fit linear classifiers on frozen features, with 1, 10 and 100 % of the training set.",
+    "retrieve": "Find reports by image and images by report.",
+    "flops": "Count parameters and operations: the paper's Table 3.",
+    "explain": "Draw word maps, scale weights and experts; play the pointing game.",
+    "report": "Draw report.html from a run.",
+}
+_MODULE = "recipes.medmoe"
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one stage."""
+    stages = {
+        "pretrain": _pretrain,
+        "zero-shot": _zero_shot,
+        "probe": _probe,
+        "retrieve": _retrieve,
+        "flops": _flops,
+        "explain": _explain,
+        "report": _report,
+    }
+    run_stage(_MODULE, stages, _ABOUT, arguments)
+
+
+def parse_pretrain(arguments: list[str]) -> Config:
+    """Settings of ``pretrain``: the preset's, with what the arguments change."""
+    return parse_preset(Config, PRESETS, arguments, prog=f"python -m {_MODULE} pretrain", about=_ABOUT["pretrain"])
+
+
+def _pretrain(arguments: list[str]) -> None:
+    config = parse_pretrain(arguments)
+    from recipes.medmoe import pretrain
+    from recipes.medmoe.summary import summarise
+
+    for run in pretrain.main(config):
+        print(summarise(run))
+        print(f"pretrained: {run}\nnext: python -m {_MODULE} zero-shot {run}")
+
+
+def _zero_shot(arguments: list[str]) -> None:
+    from recipes.medmoe import zero_shot
+
+    _call(zero_shot.main, "zero-shot", arguments)
+
+
+def _probe(arguments: list[str]) -> None:
+    from recipes.medmoe import probe
+
+    _call(probe.main, "probe", arguments)
+
+
+def _retrieve(arguments: list[str]) -> None:
+    from recipes.medmoe import retrieve
+
+    _call(retrieve.main, "retrieve", arguments)
+
+
+def _flops(arguments: list[str]) -> None:
+    from recipes.medmoe import flops
+
+    _call(flops.main, "flops", arguments)
+
+
+def _explain(arguments: list[str]) -> None:
+    from recipes.medmoe import explain
+
+    _call(explain.main, "explain", arguments)
+
+
+def _report(arguments: list[str]) -> None:
+    def report(run: tyro.conf.Positional[Path]) -> None:
+        """Draw report.html from what lies in a run's folder.
+
+        Args:
+            run: Folder of the run.
+        """
+        from recipes.medmoe.report import write_report
+
+        print(f"open {write_report(run)}")
+
+    tyro.cli(report, args=arguments, prog=f"python -m {_MODULE} report")
+
+
+def _call(stage: Callable[..., Any], name: str, arguments: list[str]) -> None:
+    """Runs a stage whose options are the arguments of its function; those without a default have no dashes."""
+    tyro.cli(
+        stage,
+        args=arguments,
+        prog=f"python -m {_MODULE} {name}",
+        description=_ABOUT[name],
+        config=(tyro.conf.PositionalRequiredArgs,),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,264 @@
+"""The settings of a run, and the presets ``paper``, ``release`` and ``tiny``."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+MODALITIES = ("xray", "ct", "mri", "ultrasound", "pathology", "fundus")
+"""The six kinds of image of the public release; expert k is meant for the k-th."""
+
+RouteOn = Literal["image", "text", "label"]
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """Sizes of the drawn data set; used with --data phantom only."""
+
+    train_studies: int = 1600
+    """Pairs drawn for training."""
+    val_studies: int = 240
+    """Pairs drawn for validation."""
+    test_studies: int = 480
+    """Pairs drawn for testing."""
+
+
+@dataclass(frozen=True)
+class ManifestConfig:
+    """How to read a csv of your own images and texts; used with --data FILE.csv only."""
+
+    image_column: str = "image"
+    """Column with the image's path, relative to the csv."""
+    text_column: str = "text"
+    """Column with the report or caption."""
+    modality_column: str | None = "modality"
+    """Column with the kind of the image; a blank cell is one that is not known."""
+    split_column: str | None = "split"
+    """Column of train, val and test; None draws a split by group."""
+    group_column: str | None = None
+    """Column that identifies the patient."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """Whether an unreadable image stops the run, or is skipped and counted."""
+    on_missing_text: Literal["error", "skip"] = "error"
+    """Whether a row without a text stops the run, or is skipped and counted."""
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """How to read WebDataset tars; used with --data PATTERN.tar only."""
+
+    val_shards: str = ""
+    """Tars of the validation split: a path, a glob, or a brace pattern."""
+    test_shards: str = ""
+    """Tars of the test split."""
+    steps_per_epoch: int = 1000
+    """Optimiser steps that make an epoch: a stream has no length."""
+    text_key: str = "text"
+    """Name of the text in each sample's .json."""
+    shuffle_buffer: int = 1000
+    """Pairs among which the next one is drawn."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pairs come from."""
+
+    data: str = "phantom"
+    """phantom (drawn on the fly), a .csv, or WebDataset tars (train-{0000..0099}.tar)."""
+    modality: str | None = None
+    """Kind of all images, where the data do not name it."""
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    manifest: ManifestConfig = field(default_factory=ManifestConfig)
+    shards: ShardConfig = field(default_factory=ShardConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture."""
+
+    modalities: tuple[str, ...] = MODALITIES
+    """Kinds of image that the router is taught; expert k is meant for the k-th."""
+    num_experts: int = 6
+    """Number of experts, K; at least one per modality."""
+    image_encoder: str = "swin_tiny_patch4_window7_224"
+    """Any timm name with a pyramid of four scales, a local folder (timm's save_for_hf), or hf-hub:owner/name."""
+    image_weights: str = "hub"
+    """hub (pretrained), random, or a file with a state dict: timm's or MedCLIP's."""
+    image_size: int = 224
+    """Side of the square input, in pixels."""
+    image_pooling: Literal["mean", "max"] = "mean"
+    """How the coarsest map becomes the global vector of an image."""
+    text_encoder: str = "emilyalsentzer/Bio_ClinicalBERT"
+    """A transformers hub id, a local folder, or tiny-bert."""
+    text_weights: Literal["hub", "random"] = "hub"
+    """Pretrained weights, or the architecture alone; the encoder tiny-bert is always random."""
+    text_frozen: bool = True
+    """Whether the text encoder stays as it is; what projects its states is always trained."""
+    text_tokens: int = 25
+    """Longest text, in tokens; the rest is cut off."""
+    text_pooling: Literal["mean", "first"] = "mean"
+    """How the tokens of a report become one vector."""
+    word_pieces: Literal["sum", "mean"] = "sum"
+    """How the pieces of a word become one vector."""
+    dim: int = 768
+    """Width of the space in which images and texts meet."""
+    expert_dim: int = 192
+    """Width inside an expert."""
+    expert_depth: int = 3
+    """3x3 convolutions of an expert, each with a norm and a ReLU."""
+    expert_norm: Literal["batch", "group"] = "batch"
+    """Norm of the convolutions."""
+    align_to: int = 1
+    """Scale to which the pyramid is aligned, from 0 (finest): 1 gives 28 x 28 regions at 224 px."""
+    scale_logits: Literal["own", "aligned"] = "own"
+    """Whether scale attention is computed at each scale's own resolution, or after alignment (dearer)."""
+    route_on: RouteOn = "image"
+    """What chooses the expert: the image, the report, or the known modality."""
+    router_hidden_dim: int = 256
+    """Hidden width of the router."""
+    router_gradient: Literal["scale", "straight_through", "none"] = "none"
+    """Whether the losses reach the router too, besides the supervision by modality."""
+    temperatures: tuple[float, float, float] = (4.0, 5.0, 10.0)
+    """GLoRIA's three: attention over regions, words of a report, logits. They multiply."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained."""
+
+    epochs: int = 50
+    """Passes over the training split."""
+    warmup_epochs: float = 1
+    """Linear warm-up; then a cosine to zero."""
+    batch_size: int = 32
+    """Pairs per step, device and micro-batch."""
+    accumulate: int = 10
+    """Micro-batches per optimiser step; each is a contrast of its own."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam adds its weight decay to the gradient, AdamW to the weights."""
+    lr: float = 5e-5
+    """Learning rate."""
+    weight_decay: float = 1e-6
+    """On matrices only."""
+    clip_norm: float = 0.25
+    """Largest norm of the gradient; 0 for no limit."""
+    global_weight: float = 1.0
+    """Coefficient of the global loss, both directions added."""
+    global_directions: Literal["both", "image-to-text"] = "both"
+    """The paper prints one direction."""
+    local_weight: float = 1.0
+    """Coefficient of the local loss, both directions added."""
+    local_form: Literal["batch", "report"] = "batch"
+    """GLoRIA's contrast of reports over the batch, or the printed contrast of words within each report."""
+    word_aggregation: Literal["mean", "sum"] = "mean"
+    """How the words' scores of a report are put together; a sum favours long reports."""
+    router_weight: float = 1.0
+    """Coefficient λ of the supervision of the router by the modality."""
+    balance_weight: float = 0.0
+    """Coefficient of the load-balancing loss, for data without modalities."""
+    gather: bool = True
+    """Whether the global loss contrasts over all devices."""
+    augment: bool = True
+    """Small shifts, rotations, scalings and changes of exposure."""
+    patience: int = 10
+    """Stop after so many epochs without a better validation loss."""
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
+    """Lightning's name of the precision."""
+    accelerator: str = "auto"
+    """Lightning's name of the accelerator."""
+    devices: int = 1
+    """How many of them."""
+    workers: int = 4
+    """Processes that load data; 0 loads in the main process."""
+    cache_images: bool = False
+    """Keep decoded images in memory."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    preset: Literal["paper", "release", "tiny"] = "paper"
+    """Where the defaults come from."""
+    out: Path = Path("runs/medmoe")
+    """Folder of the run."""
+    seeds: tuple[int, ...] = (0,)
+    """One run per seed; several go to OUT/seed-N."""
+    resume: bool = False
+    """Go on from OUT/checkpoints/last.ckpt."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        """From what :meth:`to_json` gave, once written and read."""
+        data = dict(values["data"])
+        data["phantom"] = PhantomConfig(**data["phantom"])
+        data["manifest"] = ManifestConfig(**data["manifest"])
+        data["shards"] = ShardConfig(**data["shards"])
+        return cls(
+            preset=values["preset"],
+            out=Path(values["out"]),
+            seeds=tuple(values["seeds"]),
+            resume=values["resume"],
+            data=DataConfig(**data),
+            model=ModelConfig(**_tuples(ModelConfig, values["model"])),
+            train=TrainConfig(**values["train"]),
+        )
+
+
+def paper() -> Config:
+    """As printed where that computes: routed by the report, words contrasted within each report and summed."""
+    model = ModelConfig(route_on="text")
+    train = TrainConfig(global_directions="image-to-text", local_form="report", word_aggregation="sum", devices=8)
+    return Config(preset="paper", model=model, train=train)
+
+
+def release() -> Config:
+    """What the public release settles: K=6, routed by the image, weights 0.5, 0.5, 2.0, temperatures 4, 5, 10."""
+    train = TrainConfig(global_weight=0.5, local_weight=0.5, router_weight=2.0, word_aggregation="sum")
+    return Config(preset="release", train=train)
+
+
+def tiny() -> Config:
+    """Small encoders from scratch, for a laptop CPU; the demo."""
+    model = ModelConfig(
+        image_encoder="test_resnet",
+        image_weights="random",
+        image_size=96,
+        text_encoder="tiny-bert",
+        text_weights="random",
+        text_frozen=False,
+        text_tokens=48,
+        dim=128,
+        expert_dim=48,
+        align_to=1,
+        router_hidden_dim=64,
+    )
+    train = TrainConfig(
+        epochs=12,
+        warmup_epochs=1,
+        batch_size=32,
+        accumulate=1,
+        optimizer="adamw",
+        lr=2e-3,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        precision="32-true",
+        workers=0,
+        cache_images=True,
+    )
+    return replace(Config(preset="tiny"), model=model, train=train)
+
+
+PRESETS = {"paper": paper, "release": release, "tiny": tiny}
+
+
+def _tuples(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which json made of tuples, back to tuples."""
+    names = {f.name for f in fields(kind)}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names}

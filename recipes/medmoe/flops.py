@@ -1,0 +1,247 @@
+"""Parameters and operations of the image side: the paper's Table 3, with its two conventions kept apart.
+
+The printed row of MedMoE has the parameters of all experts beside the operations of one. Here both are given for
+both: parameters in total and active, multiply-adds and operations, experts run and experts whose output is used.
+"""
+
+import warnings
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from moekit import CrossScaleExpert
+from recipes.medmoe.config import PRESETS, ModelConfig
+from recipes.medmoe.model import ImageFeatures, MedMoE, TextFeatures
+from recipes.shared.encoders.pyramid import PyramidEncoder, load_pyramid_encoder
+from recipes.shared.encoders.text import TINY, TINY_BERT
+from recipes.shared.extras import require
+from recipes.shared.runs import write_json
+
+COUNTED = "matrix products and convolutions of one forward pass, batch 1; a multiply-add is 2 operations (FLOPs)"
+TOLERANCE = 0.01
+"""Largest relative difference between the two counters that passes without a mark."""
+
+_SWIN = "swin_tiny_patch4_window7_224"
+_PRINTED = {"swin-t alone": "27 M, 4.5 G", "medmoe (ours)": "37 M, 7.8 G"}
+# What fvcore counts besides (norms, resizing) torch's counter leaves out.
+_FVCORE_OPERATORS = ("conv", "linear", "matmul", "addmm", "bmm", "baddbmm", "einsum")
+_TINY_TEXT_DIM, _BERT_BASE_DIM = 128, 768
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the table.
+
+    Attributes:
+        name: What was counted.
+        params_total: Parameters of all experts and the rest.
+        params_active: Parameters that take part in the computation of one image.
+        gmacs: Billions of multiply-adds, by ``torch.utils.flop_counter``.
+        flops: Operations, two per multiply-add.
+        experts_run: Experts that computed something for the image, as observed.
+        experts_active: Experts whose output was used.
+        fvcore_gmacs: Billions of multiply-adds, by fvcore.
+        difference: Relative difference between the counters.
+        counters_agree: Whether that is at most :data:`TOLERANCE`.
+    """
+
+    name: str
+    params_total: int
+    params_active: int
+    gmacs: float
+    flops: int
+    experts_run: int
+    experts_active: int
+    fvcore_gmacs: float
+    difference: float
+    counters_agree: bool
+
+
+class ImageSide(nn.Module):
+    """From images to embedding and regions: encoder, projection, router, experts, projection of the regions.
+
+    Args:
+        model: The model; of its text side only the router's width counts, where it routes on text.
+        run_all: Whether every expert runs for every image, as in the public release, and one output is taken.
+    """
+
+    def __init__(self, model: MedMoE, *, run_all: bool) -> None:
+        super().__init__()
+        parts = ["image_encoder", "image_projection", "experts", "region_projection"]
+        parts += [] if model.router is None else ["router_norm", "router"]
+        self.parts = nn.ModuleDict({name: model.get_submodule(name) for name in parts})
+        self.run_all = run_all
+        self._model = [model]  # in a list, so that the text side is no part of this module
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes ``(B, 3, size, size)`` into ``(B, D)`` and ``(B, D, h, w)``."""
+        model = self._model[0]
+        image = model.encode_images(images)
+        routing = model.route(image=image, text=_blank_text(model, image), labels=images.new_zeros(len(images)).long())
+        if not self.run_all:
+            return image.embedding, model.local(image, routing).regions
+        maps = model.experts.run_all(image.maps)
+        chosen = maps[torch.arange(len(maps)), routing.expert_ids[:, 0]] * routing.gates[:, :, None, None]
+        return image.embedding, model.region_projection(chosen)
+
+
+def main(
+    *,
+    preset: Literal["paper", "release", "tiny"] = "paper",
+    image_size: int | None = None,
+    num_experts: int | None = None,
+    expert_dim: int | None = None,
+    json: Path | None = None,
+) -> list[Row]:
+    """Counts parameters and operations: the paper's Table 3.
+
+    Args:
+        preset: Whose architecture to count. Weights are random; nothing is downloaded.
+        image_size: Side of the square input, in pixels; the preset's by default (paper: 224).
+        num_experts: Experts; the preset's by default (6).
+        expert_dim: Width inside an expert; the preset's by default.
+        json: File to write the table to.
+
+    Returns:
+        The rows: the encoder alone, MedMoE, and MedMoE with all experts run.
+
+    Raises:
+        ValueError: If a size is out of range, or the encoder does not take images of that size.
+        ImportError: If fvcore is not installed.
+    """
+    config = _changed(PRESETS[preset]().model, image_size, num_experts, expert_dim)
+    encoder = load_pyramid_encoder(config.image_encoder, config.image_size, weights="random")
+    model = MedMoE(config, encoder, _NoText(config)).eval()
+    rows = table(model)
+    about = {
+        "preset": preset,
+        "image_encoder": config.image_encoder,
+        "image_size": config.image_size,
+        "num_experts": config.num_experts,
+        "expert_dim": config.expert_dim,
+        "route_on": config.route_on,
+        "counted": COUNTED,
+        "versions": {"torch": torch.__version__, "fvcore": require("fvcore", "counting operations twice").__version__},
+    }
+    printed = _PRINTED if _is_printed(config) else {}
+    print(render(rows, about, printed))
+    if json is not None:
+        json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json, {**about, "rows": [asdict(row) for row in rows], "paper_prints": printed})
+    return rows
+
+
+def table(model: MedMoE) -> list[Row]:
+    """Counts the encoder alone, the image side, and the image side with all experts run.
+
+    Args:
+        model: In eval mode, on the CPU.
+    """
+    encoder = model.image_encoder
+    images = torch.zeros(1, 3, encoder.spec.size, encoder.spec.size)
+    return [
+        _count(_name(encoder), encoder, images),
+        _count("medmoe (ours)", ImageSide(model, run_all=False), images),
+        _count("medmoe, all experts run", ImageSide(model, run_all=True), images),
+    ]
+
+
+def render(rows: list[Row], about: dict[str, Any], printed: dict[str, str]) -> str:
+    """The table as text, with what the paper prints beside the rows that it has."""
+    lines = [
+        f"Image side of MedMoE, preset {about['preset']}: {about['image_encoder']} at {about['image_size']} px, "
+        f"{about['num_experts']} experts of width {about['expert_dim']}, routed on the {about['route_on']}.",
+        f"Counted: {COUNTED}.",
+        "",
+        f"{'':24}{'parameters':>22}{'GMACs':>9}{'GFLOPs':>9}{'experts':>15}{'fvcore':>10}  paper prints",
+        f"{'':24}{'total':>11}{'active':>11}{'':9}{'':9}{'run':>7}{'active':>8}{'GMACs':>10}",
+    ]
+    for row in rows:
+        paper = printed.get(row.name, "")
+        mark = "" if row.counters_agree else f"  the counters differ by {row.difference:.1%}"
+        lines.append(
+            f"{row.name:24}{row.params_total / 1e6:9.2f} M{row.params_active / 1e6:9.2f} M{row.gmacs:9.2f}"
+            f"{row.flops / 1e9:9.2f}{row.experts_run:7d}{row.experts_active:8d}{row.fvcore_gmacs:10.2f}  {paper}{mark}"
+        )
+    if printed:
+        lines += ["", "The paper's G are multiply-adds; its parameters are those of all experts, its G those of one."]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _count(name: str, module: PyramidEncoder | ImageSide, images: Tensor) -> Row:
+    total = sum(parameter.numel() for parameter in module.parameters())
+    run: list[CrossScaleExpert] = []
+    experts = [part for part in module.modules() if isinstance(part, CrossScaleExpert)]
+    hooks = [expert.register_forward_hook(lambda expert, *_: run.append(expert)) for expert in experts]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(images)
+    for hook in hooks:
+        hook.remove()
+    idle = sum(parameter.numel() for expert in experts if expert not in run for parameter in expert.parameters())
+    flops = counter.get_total_flops()
+    fvcore_macs = _fvcore_macs(module, images)
+    difference = abs(2 * fvcore_macs - flops) / flops
+    return Row(
+        name=name,
+        params_total=total,
+        params_active=total - idle,
+        gmacs=flops / 2e9,
+        flops=flops,
+        experts_run=len(run),
+        experts_active=min(len(run), 1),  # a hard router keeps one output
+        fvcore_gmacs=fvcore_macs / 1e9,
+        difference=difference,
+        counters_agree=difference <= TOLERANCE,
+    )
+
+
+def _fvcore_macs(module: nn.Module, images: Tensor) -> int:
+    """The same by fvcore, which reads a traced graph and calls a multiply-add one flop."""
+    with warnings.catch_warnings():
+        # fvcore uses torch.jit, which recent versions of torch call deprecated.
+        warnings.simplefilter("ignore")
+        analysis = require("fvcore.nn", "counting operations twice").FlopCountAnalysis(module, images)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        by_operator = analysis.by_operator()
+    return int(sum(by_operator[operator] for operator in _FVCORE_OPERATORS))
+
+
+def _changed(
+    config: ModelConfig, image_size: int | None, num_experts: int | None, expert_dim: int | None
+) -> ModelConfig:
+    wishes = {"image_size": image_size, "num_experts": num_experts, "expert_dim": expert_dim}
+    for name, value in wishes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    config = replace(config, **{name: value for name, value in wishes.items() if value is not None})
+    return replace(config, modalities=config.modalities[: config.num_experts])
+
+
+def _name(encoder: PyramidEncoder) -> str:
+    architecture = encoder.spec.architecture
+    return "swin-t alone" if architecture == _SWIN else f"{architecture} alone"
+
+
+def _is_printed(config: ModelConfig) -> bool:
+    return (config.image_encoder, config.image_size, config.num_experts) == (_SWIN, 224, 6)
+
+
+class _NoText(nn.Module):
+    """Stands for the text encoder, of which the image side needs no more than the width of a text's vector."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dim = _TINY_TEXT_DIM if config.text_encoder in (TINY, TINY_BERT) else _BERT_BASE_DIM
+
+
+def _blank_text(model: MedMoE, image: ImageFeatures) -> TextFeatures:
+    """A text without words, for a router that reads texts: their vectors come from elsewhere, at no cost here."""
+    batch, like = len(image.pooled), image.pooled
+    words = like.new_zeros(batch, 0, model.config.dim)
+    mask = like.new_zeros(batch, 0, dtype=torch.bool)
+    pooled = like.new_zeros(batch, model.text_encoder.dim)
+    return TextFeatures(words, mask, like.new_zeros(batch, model.config.dim), pooled)

@@ -1,0 +1,103 @@
+"""Reads what the stages left in a run's folder; every stage but the pretraining may be missing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from recipes.shared.report.files import read_examples, read_history, read_object
+
+DECIDES = {"image": "the image", "text": "the report", "label": "the known modality"}
+"""What chooses the expert, by the run's ``route_on``, in words."""
+HISTORY_KEYS = ("epoch", "train_loss", "val_loss")
+RUN_KEYS = ("route_on", "modalities")
+ROUTING_KEYS = ("modalities", "experts", "matrix", "counts", "accuracy", "by")
+ZERO_SHOT_KEYS = ("accuracy", "chance", "macro_auroc", "mean_over", "route_on", "sets")
+SET_KEYS = ("set", "accuracy", "scoring", "split", "confusion")
+EXAMPLE_KEYS = (
+    "images", "ids", "texts", "modalities", "boxes", "words", "word_maps", "hits", "scale_weights", "expert_probs",
+    "expert", "expert_names",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder's content.
+
+    Attributes:
+        config: The frozen configuration.
+        metrics: ``metrics.json``, to which every stage adds its section.
+        history: One record per epoch, in order.
+        zero_shot: ``zero_shot/SET.json`` by set.
+        examples: Arrays of ``explain/examples.npz``, or ``None`` where there is no such file.
+    """
+
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    history: list[dict[str, Any]]
+    zero_shot: dict[str, dict[str, Any]]
+    examples: dict[str, NDArray[Any]] | None
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of ``metrics.json``, empty where the stage was not run."""
+        return self.metrics.get(name) or {}
+
+    def expert_name(self, expert: int) -> str:
+        """The modality that an expert is meant for; empty for a spare one."""
+        names = self.metrics["run"]["modalities"]
+        return names[expert] if expert < len(names) else ""
+
+
+def read_run(run_dir: Path) -> Run:
+    """Reads ``config.json``, ``metrics.json``, ``history.jsonl``, ``zero_shot/*.json`` and ``explain/examples.npz``.
+
+    Args:
+        run_dir: The run's folder.
+
+    Raises:
+        ValueError: Naming the file that is missing, cannot be read, lacks a field or contradicts another. The
+            sections of ``metrics.json`` that later stages write, ``zero_shot`` and ``explain`` may be missing.
+    """
+    config = read_object(run_dir / "config.json")
+    metrics = _metrics(run_dir / "metrics.json")
+    history = read_history(run_dir / "history.jsonl", HISTORY_KEYS)
+    sets = [read_object(path, SET_KEYS) for path in sorted((run_dir / "zero_shot").glob("*.json"))]
+    zero_shot = {one["set"]: one for one in sets}
+    _check_sets(run_dir, metrics, zero_shot)
+    return Run(config, metrics, history, zero_shot, _examples(run_dir / "explain" / "examples.npz"))
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    metrics = read_object(path, ("run",))
+    for name, keys in (("run", RUN_KEYS), ("routing", ROUTING_KEYS), ("zero_shot", ZERO_SHOT_KEYS)):
+        for key in keys:
+            if metrics.get(name) is not None and key not in metrics[name]:
+                raise ValueError(f'{path}: "{name}" lacks the field "{key}".')
+    return metrics
+
+
+def _check_sets(run_dir: Path, metrics: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+    """The summary in ``metrics.json`` and the result of each set must be of the same call."""
+    known = (metrics.get("zero_shot") or {}).get("sets", {})
+    for name, one in found.items():
+        summary = known.get(name)
+        if summary is None or summary.get("accuracy") != one["accuracy"]:
+            raise ValueError(
+                f"{run_dir / 'zero_shot'}: the result of {name!r} is not the one of metrics.json. Run zero-shot again."
+            )
+
+
+def _examples(path: Path) -> dict[str, NDArray[Any]] | None:
+    arrays = read_examples(path, EXAMPLE_KEYS, common=("expert_names",))
+    if arrays is None:
+        return None
+    words, experts = arrays["words"].shape[1], len(arrays["expert_names"])
+    for key, size, what in (
+        ("word_maps", words, "words"),
+        ("hits", words, "words"),
+        ("expert_probs", experts, "experts"),
+    ):
+        if arrays[key].shape[1] != size:
+            raise ValueError(f"{path}: {key!r} must hold {size} {what} per study, got {arrays[key].shape[1]}.")
+    return arrays

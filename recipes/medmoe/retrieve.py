@@ -1,0 +1,92 @@
+"""Retrieval between the images and the reports of a run's own data. Writes the section ``retrieval``."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recipes.medmoe.embedding import embed
+from recipes.medmoe.inference import Session
+from recipes.shared.data.pairs import PairStream
+from recipes.shared.data.studies import StudySplit
+from recipes.shared.runs import update_metrics
+from recipes.shared.scores.retrieval import RECALLS, retrieval_scores, unique_texts
+
+Score = Literal["global", "global+local"]
+
+
+def main(
+    run: Path,
+    *,
+    split: Literal["train", "val", "test"] = "test",
+    score: Score = "global",
+    checkpoint: Literal["best", "last"] = "best",
+) -> dict[str, Any]:
+    """Finds reports by image and images by report; adds the section ``retrieval`` to the run's ``metrics.json``.
+
+    Args:
+        run: Folder of a pretrained run.
+        split: Which pairs.
+        score: Cosine of the global embeddings, or with the local score of words and regions beside it, both
+            brought to the same spread over all pairs.
+        checkpoint: Which weights.
+
+    Returns:
+        The section: what :func:`~recipes.shared.scores.retrieval.retrieval_scores` gives for the split, with
+        ``split``, ``score``, ``route_on``, ``images``, ``texts`` (distinct ones) and ``checkpoint``.
+
+    Raises:
+        ValueError: If the split is a stream.
+    """
+    session = Session.open(run, checkpoint)
+    pairs = getattr(session.source(), split)
+    if isinstance(pairs, PairStream):
+        raise ValueError(f"split: the {split} split of this run is a stream, which cannot be ranked. Use val or test.")
+    result = {"split": split, "checkpoint": checkpoint} | retrieve(session, pairs, score=score)
+    update_metrics(run, retrieval=result)
+    print(_line(result))
+    return result
+
+
+@torch.no_grad()
+def retrieve(session: Session, pairs: StudySplit, *, score: Score = "global") -> dict[str, Any]:
+    """Ranks the texts of a split by its images and the other way round.
+
+    Args:
+        session: The run.
+        pairs: Images with texts.
+        score: See :func:`main`.
+
+    Raises:
+        ValueError: If an image has no text, or local scores need the kind of an image that is not known.
+    """
+    lacking = [name for name, text in zip(pairs.ids, pairs.texts, strict=True) if not text]
+    if lacking:
+        raise ValueError(f"pairs must all have a text, but {len(lacking)} have none, such as {lacking[0]!r}.")
+    texts, index = unique_texts([str(text) for text in pairs.texts])
+    local = score == "global+local"
+    found = embed(session, pairs, texts, local=local, kind=None, title="retrieval")
+    scores = found.images @ found.prompts.T
+    if found.local is not None:
+        scores = (_standard(scores) + _standard(found.local)) / 2
+    about = {"score": score, "route_on": session.model.config.route_on, "images": len(pairs), "texts": len(texts)}
+    return about | retrieval_scores(scores, index)
+
+
+def _standard(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean 0 and standard deviation 1 over all pairs: keeps every ranking, so that two scores can be added."""
+    spread = scores.std()
+    return (scores - scores.mean()) / (spread if spread > 0 else 1)
+
+
+def _line(result: dict[str, Any]) -> str:
+    ways = []
+    for way in ("image_to_text", "text_to_image"):
+        one = result[way]
+        recalls = ", ".join(
+            f"R@{k} {one['recall'][str(k)]:.3f} (chance {one['chance']['recall'][str(k)]:.3f})" for k in RECALLS
+        )
+        ways.append(f"{way.replace('_', ' ')}: {recalls}, median rank {one['median_rank']:g} of {one['candidates']}")
+    return "\n".join(ways)

@@ -1,0 +1,155 @@
+"""The model: what routing changes, what it does not, and what is trained."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from recipes.medmoe.build import new_model
+from recipes.medmoe.config import paper, release, tiny
+from recipes.medmoe.data import Batch, text_id
+from recipes.medmoe.model import label_routing
+from recipes.medmoe.objective import pair_losses
+from recipes.medmoe.tokens import tokenize
+from tests.recipes.medmoe.conftest import small_config
+
+TEXTS = ["a kidney stone on the left", "normal brain", "normal brain", "a liver mass", "a lung nodule"]
+
+
+def model_of(tmp_path, **changes):
+    config = small_config(tmp_path)
+    config = replace(config, model=replace(config.model, **changes))
+    torch.manual_seed(0)
+    return new_model(config, TEXTS * 2), config
+
+
+def batch_of(model) -> Batch:
+    torch.manual_seed(1)
+    tokens = tokenize(TEXTS, model.text_encoder.tokenizer, 16)
+    ids = torch.tensor([text_id(text) for text in TEXTS])
+    return Batch(
+        torch.randn(5, 3, 64, 64), tokens, torch.tensor([1, 2, 2, -100, 0]), ids, torch.arange(5), torch.tensor(0)
+    )
+
+
+def losses_of(model, config, **train):
+    batch = batch_of(model)
+    image, text, local = model(batch.images, batch.tokens, batch.labels)
+    return pair_losses(batch, image, text, local, config.model, replace(config.train, **train))
+
+
+def test_the_embedding_does_not_depend_on_the_expert_and_the_regions_do(tmp_path):
+    model, _ = model_of(tmp_path)
+    model.eval()
+    images = batch_of(model).images
+    seen = model.encode_images(images)
+    torch.testing.assert_close(seen.embedding.norm(dim=1), torch.ones(5))
+    first, second = (model.local(seen, label_routing(torch.full((5,), k), 6)).regions for k in (0, 1))
+    assert (first - second).abs().max() > 1e-3
+    mixed = model.local(seen, label_routing(torch.tensor([0, 1, 0, 1, 0]), 6), need_weights=True)
+    torch.testing.assert_close(mixed.regions[::2], first[::2])
+    torch.testing.assert_close(mixed.regions[1::2], second[1::2])
+    torch.testing.assert_close(mixed.scale_weights.sum(1), torch.ones_like(mixed.scale_weights[:, 0]))
+
+
+@pytest.mark.parametrize("route_on", ["image", "text", "label"])
+def test_the_router_sees_what_it_is_told_to(tmp_path, route_on):
+    model, _ = model_of(tmp_path, route_on=route_on)
+    model.eval()
+    batch = batch_of(model)
+    given = {
+        "image": model.encode_images(batch.images),
+        "text": model.encode_texts(batch.tokens),
+        "labels": batch.labels.clamp(min=0),
+    }
+    key = "labels" if route_on == "label" else route_on
+    routing = model.route(**{key: given[key]})
+    torch.testing.assert_close(routing.probs.sum(1), torch.ones(5))
+    if route_on == "label":
+        assert routing.expert_ids[:, 0].tolist() == [1, 2, 2, 0, 0]
+    else:
+        expected = model.router(model.router_norm(given[key].pooled))
+        assert torch.equal(routing.logits, expected.logits)
+    others = {name: value for name, value in given.items() if name != key}
+    with pytest.raises(ValueError, match=f"routes on the {route_on}, which was not given"):
+        model.route(**others)
+
+
+def test_routing_on_unknown_labels_is_refused():
+    with pytest.raises(ValueError, match="needs the modality of every image, but some are not known"):
+        label_routing(torch.tensor([0, -100]), 6)
+
+
+def test_a_frozen_text_encoder_gets_no_gradient_and_no_dropout(tmp_path):
+    model, config = model_of(tmp_path, text_frozen=True)
+    model.train()
+    assert not model.text_encoder.training
+    assert model.image_encoder.training
+    losses_of(model, config).total.backward()
+    assert all(p.grad is None for p in model.text_encoder.parameters())
+    assert model.word_projection.weight.grad.abs().sum() > 0
+    assert model.text_projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("gradient", ["none", "scale", "straight_through"])
+def test_what_teaches_the_router(tmp_path, gradient):
+    """Supervision always; the contrast only where the gradient is let through."""
+    model, config = model_of(tmp_path, router_gradient=gradient)
+    losses_of(model, config, router_weight=0.0).total.backward()
+    taught = model.router.gate.layers[0].weight.grad.abs().sum() > 0
+    assert taught == (gradient != "none")
+    model.zero_grad()
+    losses_of(model, config).router_loss.backward()
+    assert model.router.gate.layers[0].weight.grad.abs().sum() > 0
+
+
+def test_the_total_is_the_weighted_sum(tmp_path):
+    model, config = model_of(tmp_path)
+    model.eval()
+    found = losses_of(model, config, global_weight=0.3, local_weight=0.7, router_weight=2.0, balance_weight=0.1)
+    expected = 0.3 * found.global_loss + 0.7 * found.local_loss + 2 * found.router_loss + 0.1 * found.balance_loss
+    torch.testing.assert_close(found.total, expected)
+    assert found.balance_loss > 0
+
+
+def test_the_printed_forms_are_other_losses(tmp_path):
+    model, config = model_of(tmp_path)
+    model.eval()
+    ours = losses_of(model, config)
+    printed = losses_of(model, config, global_directions="image-to-text", local_form="report", word_aggregation="sum")
+    assert printed.global_loss < ours.global_loss  # one direction of two
+    assert abs(printed.local_loss - ours.local_loss) > 1e-3
+
+
+def test_unlabelled_pairs_do_not_teach_the_router(tmp_path):
+    model, config = model_of(tmp_path)
+    batch = batch_of(model)
+    unknown = batch._replace(labels=torch.full((5,), -100))
+    image, text, local = model(unknown.images, unknown.tokens, unknown.labels)
+    losses = pair_losses(unknown, image, text, local, config.model, config.train)
+    assert losses.router_loss == 0
+    losses.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_too_few_experts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_experts must be at least the number of modalities, 6, got 2"):
+        model_of(tmp_path, num_experts=2)
+
+
+def test_the_presets_are_what_they_say():
+    printed, released, small = paper(), release(), tiny()
+    assert (printed.model.route_on, printed.train.local_form, printed.train.word_aggregation) == (
+        "text",
+        "report",
+        "sum",
+    )
+    assert printed.train.batch_size * printed.train.devices == 256
+    assert printed.train.accumulate == 10
+    assert printed.model.image_encoder == "swin_tiny_patch4_window7_224"
+    train, model = released.train, released.model
+    assert (train.global_weight, train.local_weight, train.router_weight) == (0.5, 0.5, 2.0)
+    assert (model.num_experts, model.temperatures, model.text_tokens) == (6, (4.0, 5.0, 10.0), 25)
+    assert (train.optimizer, train.lr, train.clip_norm, model.text_frozen) == ("adam", 5e-5, 0.25, True)
+    assert (model.route_on, model.text_encoder) == ("image", "emilyalsentzer/Bio_ClinicalBERT")
+    assert (small.model.text_encoder, small.train.accumulate) == ("tiny-bert", 1)

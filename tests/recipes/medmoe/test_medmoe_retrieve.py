@@ -1,0 +1,70 @@
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.medmoe import retrieve
+from recipes.medmoe.inference import Session
+from recipes.medmoe.local_scoring import local_scores
+from recipes.shared.runs import read_json
+from recipes.shared.scores.retrieval import unique_texts
+
+
+@pytest.fixture
+def run(pretrained_run, tmp_path):
+    return shutil.copytree(pretrained_run, tmp_path / "run")
+
+
+def test_a_call_adds_its_section(run, capsys):
+    found = retrieve.main(run, split="val")
+    assert "image to text: R@1 " in capsys.readouterr().out
+    assert read_json(run / "metrics.json")["retrieval"] == found
+    assert (found["split"], found["score"], found["route_on"], found["images"]) == ("val", "global", "image", 24)
+    assert found["image_to_text"]["candidates"] == found["texts"] == found["text_to_image"]["queries"]
+    assert found["image_to_text"]["queries"] == found["text_to_image"]["candidates"] == 24
+
+
+def test_recall_is_that_of_the_similarities(pretrained_run):
+    session = Session.open(pretrained_run)
+    split = session.source().test
+    texts, index = unique_texts(split.texts)
+    image = torch.cat([image.embedding for _, image in session.image_batches(split)])
+    cosines = (image @ session.texts(texts).embedding.T).numpy()
+    local = np.concatenate(
+        [local_scores(session, image, session.texts(texts)).numpy() for _, image in session.image_batches(split)]
+    )
+    both = (cosines - cosines.mean()) / cosines.std() + (local - local.mean()) / local.std()
+    for score, scores in (("global", cosines), ("global+local", both)):
+        found = retrieve.retrieve(session, split, score=score)
+        ranks = (scores >= scores[np.arange(len(index)), index][:, None]).sum(1)
+        assert found["image_to_text"]["recall"] == {str(k): pytest.approx((ranks <= k).mean()) for k in (1, 5, 10)}
+
+
+def test_equal_reports_are_one_candidate_and_any_of_their_images_a_hit(pretrained_run):
+    session = Session.open(pretrained_run)
+    split = session.source().val
+    split.texts = ["Clear lungs.", "clear  lungs."] * 12
+    found = retrieve.retrieve(session, split)
+    assert found["texts"] == 1
+    assert found["text_to_image"]["recall"]["1"] == found["image_to_text"]["recall"]["1"] == 1
+
+
+def test_what_cannot_be_ranked_is_refused(run, monkeypatch):
+    class Stream:
+        def iterate(self, *, seed, epoch, part, num_parts):
+            yield from ()
+
+        def first_texts(self, count):
+            return []
+
+    session = Session.open(run)
+    source = session.source()
+    monkeypatch.setattr(Session, "source", lambda self: replace(source, train=Stream()))
+    with pytest.raises(ValueError, match="the train split of this run is a stream, which cannot be ranked"):
+        retrieve.main(run, split="train")
+    lacking = SimpleNamespace(ids=["a", "b"], texts=["x", None])
+    with pytest.raises(ValueError, match="pairs must all have a text, but 1 have none, such as 'b'"):
+        retrieve.retrieve(session, lacking)
