@@ -119,6 +119,9 @@ class ModelConfig:
     """Whether the losses reach the router too, besides the supervision by modality."""
     temperatures: tuple[float, float, float] = (4.0, 5.0, 10.0)
     """GLoRIA's three: attention over regions, words of a report, logits. They multiply."""
+    word_softmax: bool = True
+    """Whether the words of a report compete for a region before regions compete for a word, as in GLoRIA's code. The
+    papers print the second softmax alone; the report form has that one only."""
 
 
 @dataclass(frozen=True)

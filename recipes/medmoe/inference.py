@@ -126,6 +126,7 @@ class Session:
             text.mask,
             temperatures=self.config.model.temperatures[:2],
             aggregation=self.config.train.word_aggregation,
+            word_softmax=self.config.model.word_softmax,
         )
 
 

@@ -71,9 +71,7 @@ def pair_losses(
     return Losses(total, contrast, word_loss, router_loss, balance)
 
 
-def _word_loss(
-    regions: Tensor, text: TextFeatures, batch: Batch, model: ModelConfig, settings: TrainConfig
-) -> Tensor:
+def _word_loss(regions: Tensor, text: TextFeatures, batch: Batch, model: ModelConfig, settings: TrainConfig) -> Tensor:
     """The local loss: the sum of both directions of the batch form, or the one direction of the report form."""
     places = regions.flatten(2).mT
     if settings.local_form == "report":
@@ -94,6 +92,7 @@ def _word_loss(
             text.mask,
             temperatures=model.temperatures,
             aggregation=settings.word_aggregation,
+            word_softmax=model.word_softmax,
             text_ids=batch.text_ids,
         ).loss
     )

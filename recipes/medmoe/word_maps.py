@@ -35,9 +35,9 @@ class WordMaps(NamedTuple):
 def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routing: Routing) -> WordMaps:
     """Attention of each word over the regions of its own image (the paper's Figure 3).
 
-    It is the attention of the local loss that the run was trained with: in the batch form words compete for each
-    region first, and GLoRIA's first temperature multiplies; in the printed form per report they do not, and the one
-    temperature of that form does.
+    It is the attention of the local loss that the run was trained with: in the batch form GLoRIA's first temperature
+    multiplies, and words compete for each region first if the settings say so; in the printed form per report they do
+    not, and the one temperature of that form multiplies.
 
     Args:
         session: The run.
@@ -62,7 +62,7 @@ def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routi
         text.words,
         text.mask,
         temperature=session.config.model.temperatures[2 if by_report else 0],
-        word_softmax=not by_report,
+        word_softmax=session.config.model.word_softmax and not by_report,
     )
     return WordMaps(maps.unflatten(-1, (height, width)), text.mask, local.scale_weights)
 
