@@ -224,7 +224,8 @@ def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
         assert f"`{model.image_encoder}`" in cells["image encoder"][column]
         assert f"{model.image_size} px" in cells["image encoder"][column]
         said = {
-            "experts K, their width": f"{model.num_experts}, {model.expert_dim}",
+            "experts K, their width, convolutions": f"{model.num_experts}, {model.expert_dim}, {model.expert_depth}",
+            "words compete for a region": ("yes" if model.word_softmax and settings.local_form == "batch" else "no"),
             "norm of the experts": model.expert_norm,
             "common width": f"{model.dim}",
             "longest text, in tokens": f"{model.text_tokens}",

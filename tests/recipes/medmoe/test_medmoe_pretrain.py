@@ -95,7 +95,7 @@ def test_a_second_run_into_the_same_folder_is_refused(pretrained_run):
 @pytest.mark.slow
 def test_a_run_is_not_resumed_as_another(pretrained_run):
     config = replace(small_config(pretrained_run, lr=0.5), resume=True)
-    with pytest.raises(ValueError, match=r"lr \(0.002, now 0.5\)"):
+    with pytest.raises(ValueError, match=r"lr \(0.003, now 0.5\)"):
         pretrain.main(config)
 
 

@@ -26,7 +26,7 @@ def manifest() -> Path:
 def run(manifest, tmp_path_factory) -> Path:
     """The tiny preset, for a few epochs."""
     out = tmp_path_factory.mktemp("real") / "run"
-    options = ["--group-column", "group", "--epochs", "5", "--accelerator", "cpu", "--no-augment"]
+    options = ["--group-column", "group", "--epochs", "5", "--accelerator", "cpu"]
     pretrain.main(parse_pretrain(["--data", str(manifest), "--out", str(out), *options]))
     summarise(out)
     return out
