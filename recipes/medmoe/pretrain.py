@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,15 @@ from recipes.medmoe.data import (
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.objective import pair_losses, stats_of
 from recipes.shared.data.pairs import PairSource
-from recipes.shared.runs import peak_memory_bytes, read_json, write_history, write_json
-from recipes.shared.training import check_same_settings, lr_factor, write_checkpoint
+from recipes.shared.runs import peak_memory_bytes, read_json, write_json
+from recipes.shared.training import (
+    check_same_settings,
+    last_checkpoint,
+    lr_factor,
+    one_run_per_seed,
+    restore_checkpoint,
+    save_checkpoints,
+)
 
 MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images")
 """Settings that a resumed run may change: how long it trains, and where."""
@@ -50,23 +56,14 @@ def main(config: Config) -> list[Path]:
         ValueError: If the settings contradict each other, or ``config.out`` holds a run already and
             ``resume`` is off.
     """
-    if not config.seeds:
-        raise ValueError("seeds must name at least one seed, got none.")
-    runs = []
-    for seed in config.seeds:
-        out = config.out if len(config.seeds) == 1 else config.out / f"seed-{seed}"
-        pretrain_one(replace(config, out=out, seeds=(seed,)))
-        runs.append(out)
-    return runs
+    return one_run_per_seed(config, pretrain_one)
 
 
 def pretrain_one(config: Config) -> None:
     """Pretrains one run, from its beginning or from its last checkpoint."""
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
-    last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and not config.resume:
-        raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
+    last = last_checkpoint(out, resume=config.resume)
     resuming = last.exists()
     if resuming:
         old = Config.from_json(read_json(out / "config.json"))
@@ -86,7 +83,7 @@ def pretrain_one(config: Config) -> None:
     optimizer = _optimizer(model, settings)
     state: dict[str, Any] = {"epoch": 0, "best": math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
     if resuming:
-        state |= _restore(last, model, optimizer, fabric)
+        state |= restore_checkpoint(last, model, optimizer, fabric)
     wrapped, optimizer = fabric.setup(model, optimizer)
 
     for epoch in range(state["epoch"], settings.epochs):
@@ -107,7 +104,7 @@ def pretrain_one(config: Config) -> None:
         state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
         started = time.monotonic()
         if fabric.is_global_zero:
-            _save(out, model, optimizer, fabric, state, better=better)
+            save_checkpoints(out, model, optimizer, fabric, state, better=better)
         fabric.barrier()
         _say(fabric, record, settings.epochs, better)
     if fabric.is_global_zero:
@@ -262,36 +259,6 @@ def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], config: Co
     means = tally.means(fabric)
     losses = {f"val_{name}": means[name] for name in ("loss", "global_loss", "local_loss", "router_loss")}
     return losses | {"val_routing_accuracy": means["accuracy"]}
-
-
-def _save(
-    out: Path,
-    model: MedMoE,
-    optimizer: torch.optim.Optimizer,
-    fabric: Fabric,
-    state: dict[str, Any],
-    *,
-    better: bool,
-) -> None:
-    """Writes the checkpoints in one step each, then the curves."""
-    folder = out / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
-    scaler = fabric.strategy.precision.state_dict()
-    write_checkpoint(
-        folder / "last.ckpt", {"model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler, **state}
-    )
-    if better:
-        write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
-    write_history(out / "history.jsonl", state["history"])
-
-
-def _restore(path: Path, model: MedMoE, optimizer: torch.optim.Optimizer, fabric: Fabric) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(content.pop("model"))
-    optimizer.load_state_dict(content.pop("optimizer"))
-    fabric.strategy.precision.load_state_dict(content.pop("scaler"))
-    return content
 
 
 def _write_training(out: Path, state: dict[str, Any], source: PairSource) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,16 @@ from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts
 from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE
 from recipes.shared.data.studies import StudySource
-from recipes.shared.runs import peak_memory_bytes, read_json, write_history, write_json
+from recipes.shared.runs import peak_memory_bytes, read_json, write_json
 from recipes.shared.scores.metrics import evaluate_predictions
-from recipes.shared.training import check_same_settings, lr_factor, write_checkpoint
+from recipes.shared.training import (
+    check_same_settings,
+    last_checkpoint,
+    lr_factor,
+    one_run_per_seed,
+    restore_checkpoint,
+    save_checkpoints,
+)
 
 MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "download")
 """Settings that a resumed run may change: how long it trains, and where."""
@@ -38,23 +44,14 @@ def main(config: Config) -> list[Path]:
         ValueError: If the settings contradict each other, or ``config.out`` holds a run already and
             ``resume`` is off.
     """
-    if not config.seeds:
-        raise ValueError("seeds must name at least one seed, got none.")
-    runs = []
-    for seed in config.seeds:
-        out = config.out if len(config.seeds) == 1 else config.out / f"seed-{seed}"
-        train_one(replace(config, out=out, seeds=(seed,)))
-        runs.append(out)
-    return runs
+    return one_run_per_seed(config, train_one)
 
 
 def train_one(config: Config) -> None:
     """Trains one run, from its beginning or from its last checkpoint."""
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
-    last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and not config.resume:
-        raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
+    last = last_checkpoint(out, resume=config.resume)
     resuming = last.exists()
     if resuming:
         check_same_settings(Config.from_json(read_json(out / "config.json")), config, may_change=MAY_CHANGE)
@@ -75,7 +72,7 @@ def train_one(config: Config) -> None:
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
     state: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
     if resuming:
-        state |= _restore(last, model, optimizer, fabric)
+        state |= restore_checkpoint(last, model, optimizer, fabric)
     wrapped, optimizer = fabric.setup(model, optimizer)
 
     for epoch in range(state["epoch"], settings.epochs):
@@ -96,7 +93,8 @@ def train_one(config: Config) -> None:
         state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
         started = time.monotonic()
         if fabric.is_global_zero:
-            _save(out, model, optimizer, fabric, state, better=better)
+            save_checkpoints(out, model, optimizer, fabric, state, better=better)
+            _write_training(out, state)
         fabric.barrier()
         _say(fabric, record, settings.epochs, better)
 
@@ -230,25 +228,7 @@ def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource)
     return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"]}
 
 
-def _save(
-    out: Path,
-    model: MedVLMoE,
-    optimizer: torch.optim.Optimizer,
-    fabric: Fabric,
-    state: dict[str, Any],
-    *,
-    better: bool,
-) -> None:
-    """Writes the checkpoints in one step each, then the curves."""
-    folder = out / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
-    scaler = fabric.strategy.precision.state_dict()
-    last = {"model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler, **state}
-    write_checkpoint(folder / "last.ckpt", last)
-    if better:
-        write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
-    write_history(out / "history.jsonl", state["history"])
+def _write_training(out: Path, state: dict[str, Any]) -> None:
     training = {
         "epochs": state["epoch"],
         "best_epoch": state["best_epoch"],
@@ -256,14 +236,6 @@ def _save(
         "peak_memory_bytes": peak_memory_bytes(),
     }
     write_json(out / "training.json", training)
-
-
-def _restore(path: Path, model: MedVLMoE, optimizer: torch.optim.Optimizer, fabric: Fabric) -> dict[str, Any]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(content.pop("model"))
-    optimizer.load_state_dict(content.pop("optimizer"))
-    fabric.strategy.precision.load_state_dict(content.pop("scaler"))
-    return content
 
 
 def _say(fabric: Fabric, record: dict[str, Any], epochs: int, better: bool) -> None:

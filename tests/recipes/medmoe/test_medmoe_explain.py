@@ -97,15 +97,19 @@ def test_maps_are_where_the_regions_are_like_the_word(session):
     assert found.maps.sum((2, 3)).tolist() == [pytest.approx([1.0, 1.0, 1.0])]
 
 
-@pytest.mark.parametrize("form", ["batch", "report"])
-def test_maps_are_the_attention_of_the_loss_that_the_run_was_trained_with(session, split, form):
-    trained = replace(session, config=replace(session.config, train=replace(session.config.train, local_form=form)))
+@pytest.mark.parametrize(("form", "word_softmax"), [("batch", True), ("batch", False), ("report", False)])
+def test_maps_are_the_attention_of_the_loss_that_the_run_was_trained_with(session, split, form, word_softmax):
+    model, train = session.config.model, session.config.train
+    settings = {"model": replace(model, word_softmax=word_softmax), "train": replace(train, local_form=form)}
+    trained = replace(session, config=replace(session.config, **settings))
     images = session.images([session.fit(split[i].image) for i in (0, 1)])
     text = session.texts([split[0].text, split[1].text])
     routing = session.model.route(image=images)
     regions = session.model.local(images, routing).regions.flatten(2).mT
     temperatures = session.config.model.temperatures
-    options = {"temperatures": temperatures} if form == "batch" else {"temperature": 1 / temperatures[2]}
+    options = {"temperatures": temperatures, "word_softmax": word_softmax}
+    if form == "report":
+        options = {"temperature": 1 / temperatures[2]}
     expected = local_contrastive_loss(
         regions, text.words, text.mask, form=form, need_attention=True, **options
     ).attention
