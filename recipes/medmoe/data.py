@@ -12,11 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.tokens import TokenIds, Tokens, pad_tokens, token_ids
-from recipes.shared.data.pair_manifest import pair_manifest_source
 from recipes.shared.data.pairs import BadSample, PairSource, PairSplit, PairStream
-from recipes.shared.data.phantom import phantom_modalities_source
 from recipes.shared.data.sampling import EpochSampler
-from recipes.shared.data.shards import shard_source
 from recipes.shared.data.transforms import augment, fit_square, to_tensor
 from recipes.shared.encoders.image import ImageEncoderSpec
 
@@ -56,52 +53,6 @@ class Item(NamedTuple):
     label: int
     text_id: int
     index: int
-
-
-def build_source(config: Config) -> PairSource:
-    """Opens the pairs that ``config.data.data`` names.
-
-    Args:
-        config: What and how to read; the model's settings name the modalities and the side of drawn images.
-
-    Raises:
-        ValueError: If there is no such data set; the message lists the kinds there are.
-    """
-    data = config.data
-    if data.data == "phantom":
-        sizes = data.phantom
-        return phantom_modalities_source(
-            train=sizes.train_studies,
-            val=sizes.val_studies,
-            test=sizes.test_studies,
-            size=config.model.image_size,
-        )
-    name = data.data.lower()
-    if name.endswith((".csv", ".csv.gz")):
-        m = data.manifest
-        return pair_manifest_source(
-            data.data,
-            image_column=m.image_column,
-            text_column=m.text_column,
-            modality_column=m.modality_column,
-            modality=data.modality,
-            split_column=m.split_column,
-            group_column=m.group_column,
-            on_bad_image=m.on_bad_image,
-            on_missing_text=m.on_missing_text,
-        )
-    if name.endswith(".tar"):
-        s = data.shards
-        return shard_source(
-            data.data,
-            s.val_shards,
-            s.test_shards,
-            modality=data.modality,
-            modalities=config.model.modalities,
-            text_key=s.text_key,
-            shuffle_buffer=s.shuffle_buffer,
-        )
-    raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r}.")
 
 
 def text_id(text: str) -> int:
@@ -303,10 +254,3 @@ def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
     """Says which epoch's order and augmentation come next."""
     place: Any = loader.dataset if isinstance(loader.dataset, StreamDataset) else loader.batch_sampler
     place.epoch = epoch
-
-
-def train_texts(source: PairSource, most: int = 20_000) -> list[str]:
-    """Texts of the training pairs, the first ones of a stream: what a vocabulary is made of."""
-    if isinstance(source.train, PairStream):
-        return source.train.first_texts(most)
-    return [text for text in source.train.texts if text]

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from moekit.contrastive import local_scores
 from recipes.medmoe.build import load_model
 from recipes.medmoe.config import Config
-from recipes.medmoe.data import build_source
 from recipes.medmoe.model import ImageFeatures, LocalFeatures, MedMoE, TextFeatures
+from recipes.medmoe.sources import build_source
 from recipes.medmoe.tokens import Tokens, tokenize
 from recipes.shared.data.pairs import PairSource
 from recipes.shared.data.studies import Box, Study, StudySplit

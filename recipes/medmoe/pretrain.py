@@ -20,14 +20,13 @@ from recipes.medmoe.data import (
     Batch,
     PairDataset,
     PairReader,
-    build_source,
     make_loader,
     set_epoch,
     train_loader,
-    train_texts,
 )
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.objective import pair_losses, stats_of
+from recipes.medmoe.sources import build_source, train_texts
 from recipes.shared.data.pairs import PairSource
 from recipes.shared.runs import peak_memory_bytes, read_json, write_json
 from recipes.shared.training import (

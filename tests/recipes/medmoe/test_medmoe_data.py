@@ -13,13 +13,12 @@ from recipes.medmoe.data import (
     PairDataset,
     PairReader,
     StreamDataset,
-    build_source,
     make_loader,
     set_epoch,
     text_id,
     train_loader,
-    train_texts,
 )
+from recipes.medmoe.sources import build_source, train_texts
 from recipes.shared.data.pairs import BadSample, PairSource
 from recipes.shared.data.phantom import phantom_modalities_source
 from recipes.shared.data.studies import Study
