@@ -241,7 +241,7 @@ def tiny() -> Config:
         expert_dim=32,
         expert_depth=1,
         router_hidden_dim=64,
-        temperatures=(2.0, 1.0, 20.0),
+        temperatures=(0.2, 1.0, 20.0),
         word_softmax=False,
     )
     train = TrainConfig(

@@ -31,14 +31,14 @@ def bilinear(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def naive(layer: CrossScaleAttention, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Project, then resize, then score (or score at the coarser of both sizes), location by location."""
+    """Project, then resize, then score; or score at its own size a map that is not finer than the output."""
     height, width = maps[layer.align_to].shape[-2:]
     features, logits = [], []
     for projection, head, x in zip(layer.projections, layer.heads, maps, strict=True):
         feature = bilinear(projection(x), height, width)
         features.append(feature)
-        coarser = x.shape[2] * x.shape[3] < height * width
-        own = layer.logits_at == "own" and coarser
+        finer = x.shape[2] * x.shape[3] > height * width
+        own = layer.logits_at == "own" and not finer
         logits.append(bilinear(head(projection(x)), height, width) if own else head(feature))
     weights = torch.cat(logits, 1).softmax(1)
     return (weights.unsqueeze(2) * torch.stack(features, 1)).sum(1), weights

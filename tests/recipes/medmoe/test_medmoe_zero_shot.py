@@ -137,7 +137,7 @@ def test_scores_are_the_cosines_of_the_embeddings(session):
     assert result["accuracy_ci95"][0] <= result["accuracy"] <= result["accuracy_ci95"][1]
     assert result["majority_share"] == result["chance"] == 0.5
     assert result["per_class"]["dark"]["recall"] == result["confusion"]["matrix"][0][0] / 6
-    assert result["scale"] == 10.0
+    assert result["scale"] == session.config.model.temperatures[2]
     assert result["groups"] == 6
 
 
