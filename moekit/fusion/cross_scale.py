@@ -164,7 +164,7 @@ class CrossScaleAttention(nn.Module):
             align_to=self.align_to,
             logits_at=self.logits_at,
         )
-        return fused if need_weights else fused._replace(weights=None)
+        return fused if need_weights else CrossScaleOutput(fused.output, None)
 
     def extra_repr(self) -> str:
         """Show the widths and the options."""
