@@ -1,8 +1,10 @@
 """The settings of a run, and the presets ``paper``, ``release`` and ``tiny``."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from recipes.shared.settings import known_fields
 
 MODALITIES = ("xray", "ct", "mri", "ultrasound", "pathology", "fundus")
 """The six kinds of image of the public release; expert k is meant for the k-th."""
@@ -209,7 +211,7 @@ class Config:
             seeds=tuple(values["seeds"]),
             resume=values["resume"],
             data=DataConfig(**data),
-            model=ModelConfig(**_tuples(ModelConfig, values["model"])),
+            model=ModelConfig(**known_fields(ModelConfig, values["model"])),
             train=TrainConfig(**values["train"]),
         )
 
@@ -262,9 +264,3 @@ def tiny() -> Config:
 
 
 PRESETS = {"paper": paper, "release": release, "tiny": tiny}
-
-
-def _tuples(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Lists, which json made of tuples, back to tuples."""
-    names = {f.name for f in fields(kind)}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names}

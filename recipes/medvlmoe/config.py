@@ -1,8 +1,10 @@
 """The settings of a run, and the presets ``paper`` and ``tiny``."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from recipes.shared.settings import known_fields
 
 Variant = Literal["full", "no-moe", "no-fusion", "no-text", "vision-only"]
 Balance = Literal["switch", "cv2", "bias", "printed"]
@@ -179,7 +181,7 @@ class Config:
         """From what :meth:`to_json` gave, once written and read."""
         data = dict(values["data"])
         data["phantom"] = PhantomConfig(**data["phantom"])
-        data["manifest"] = ManifestConfig(**_tuples(ManifestConfig, data["manifest"]))
+        data["manifest"] = ManifestConfig(**known_fields(ManifestConfig, data["manifest"]))
         data["data_root"] = None if data["data_root"] is None else Path(data["data_root"])
         return cls(
             preset=values["preset"],
@@ -225,9 +227,3 @@ def tiny() -> Config:
 
 
 PRESETS = {"paper": paper, "tiny": tiny}
-
-
-def _tuples(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Lists, which json made of tuples, back to tuples."""
-    names = {f.name for f in fields(kind)}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in names}
