@@ -104,7 +104,7 @@ def run_kernel_stages(base: Record, workload: Workload, seconds: float) -> list[
 
 def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
     """The passes of ``impl="triton"`` by direction, each below autograd, so that its launches can be recorded."""
-    from moekit_kernels.moe_ffn import launch as moe_ffn
+    from moekit_kernels.moe_ffn import launches as moe_ffn
     from moekit_kernels.plan import plan_slots
     from moekit_kernels.routing import route
 

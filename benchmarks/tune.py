@@ -56,11 +56,11 @@ def parser() -> argparse.ArgumentParser:
 
 def in_class(shape: Shape, leasts: Sequence[int], least: int, few_rows: bool) -> bool:
     """Whether a workload falls into the class of ``least`` rows an expert, of all that begin at ``leasts``."""
-    from moekit_kernels.moe_ffn import few_rows_launch
+    from moekit_kernels.moe_ffn import launches_few_rows
 
     rows = shape.slots // shape.num_experts
     own = max(one for one in leasts if rows >= one)
-    return own == least and few_rows_launch.serves(shape.slots, shape.num_experts) == few_rows
+    return own == least and launches_few_rows.serves(shape.slots, shape.num_experts) == few_rows
 
 
 def measure_on_gpu(

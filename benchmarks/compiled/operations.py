@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import PRESETS, Shape
-from moekit_kernels.combine import launch as combine
-from moekit_kernels.grouped_gemm import launch as grouped_gemm
-from moekit_kernels.moe_ffn import launch as moe_ffn
-from moekit_kernels.plan import launch as plan
-from moekit_kernels.routing import launch as routing
+from moekit_kernels.combine import launches as combine
+from moekit_kernels.grouped_gemm import launches as grouped_gemm
+from moekit_kernels.moe_ffn import launches as moe_ffn
+from moekit_kernels.plan import launches as plan
+from moekit_kernels.routing import launches as routing
 
 SHAPES = {
     "qwen3": PRESETS["qwen3-30b-a3b"],

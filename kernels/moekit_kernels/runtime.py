@@ -5,18 +5,15 @@ so that tools can compile exactly what a GPU would be given, from meta tensors, 
 """
 
 import contextvars
-import importlib.util
-import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from moekit_kernels.targets import Target
+from moekit_kernels.targets import Target, target_of
 
 
 class Launch(NamedTuple):
@@ -38,53 +35,30 @@ class Launch(NamedTuple):
 
 
 class _Recording(NamedTuple):
-    target: "Target"
+    target: Target
     launches: list[Launch]
 
 
 _recording: ContextVar[_Recording | None] = ContextVar("_recording", default=None)
 
 
-def _find_triton() -> bool:
-    try:
-        return importlib.util.find_spec("triton") is not None
-    except ImportError:  # a finder that refuses it
-        return False
-
-
-# Looked for once: a compiler cannot look through the search.
-_TRITON_IS_INSTALLED = _find_triton()
-
-
-def triton_is_installed() -> bool:
-    """Whether Triton can be imported; it exists for Linux only."""
-    return _TRITON_IS_INSTALLED
-
-
-def interpreting() -> bool:
-    """Whether Triton's interpreter was asked for, which runs kernels on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 @contextmanager
-def record(target: "Target") -> Generator[list[Launch]]:
+def record(target: Target) -> Generator[list[Launch]]:
     """Collects launches for ``target`` instead of running them; tensors may be on the meta device."""
-    found: list[Launch] = []
-    token = _recording.set(_Recording(target, found))
+    launches: list[Launch] = []
+    token = _recording.set(_Recording(target, launches))
     try:
-        yield found
+        yield launches
     finally:
         _recording.reset(token)
 
 
-def current_target(device: torch.device) -> "Target":
+def current_target(device: torch.device) -> Target:
     """The target that launches on ``device`` are for.
 
     Raises:
         ValueError: If no kernel runs there.
     """
-    from moekit_kernels.targets import target_of
-
     recording = _recording.get()
     return target_of(device) if recording is None else recording.target
 

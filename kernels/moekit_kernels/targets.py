@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
-from moekit_kernels.runtime import interpreting
+from moekit_kernels.availability import interpreting
 
 
 class Target(NamedTuple):

@@ -24,10 +24,10 @@ from moekit.experts.base import Experts, check_plan
 from moekit.init import scaled_normal_
 from moekit.plan import DispatchPlan, combine, dispatch
 from moekit_kernels.autocast import autocast_is_on
+from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.grouped_gemm import grouped_linear
 from moekit_kernels.moe_ffn import Recompute, moe_ffn, moe_ffn_reference
 from moekit_kernels.precision import KERNEL_DTYPES
-from moekit_kernels.runtime import triton_is_installed
 
 Impl = Literal["auto", "reference", "torch", "triton"]
 IMPLS = ("auto", "reference", "torch", "triton")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from moekit_kernels.availability import interpreting, triton_is_installed
 from moekit_kernels.configs import KINDS, GemmConfig, committed
-from moekit_kernels.runtime import interpreting, triton_is_installed
 
 if not triton_is_installed() or interpreting():
     pytest.skip("kernels are compiled with Triton, and not where it interprets them", allow_module_level=True)

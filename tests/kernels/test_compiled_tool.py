@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit_kernels.runtime import Launch, interpreting, triton_is_installed
+from moekit_kernels.availability import interpreting, triton_is_installed
+from moekit_kernels.runtime import Launch
 
 if not triton_is_installed() or interpreting():
     pytest.skip("kernels are compiled with Triton, and not where it interprets them", allow_module_level=True)

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.runtime import interpreting, record, triton_is_installed
+from moekit_kernels.availability import interpreting, triton_is_installed
+from moekit_kernels.runtime import record
 from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100
 
 if not triton_is_installed() or interpreting():
     pytest.skip("launches of Triton kernels are recorded, not interpreted", allow_module_level=True)
 
-from moekit_kernels.grouped_gemm.launch import use_descriptor
-from moekit_kernels.moe_ffn import few_rows_launch
-from moekit_kernels.moe_ffn import launch as moe_ffn
+from moekit_kernels.grouped_gemm.launches import use_descriptor
+from moekit_kernels.moe_ffn import launches as moe_ffn
+from moekit_kernels.moe_ffn import launches_few_rows
 
 NVIDIA = [SM_80, SM_90, SM_100]
 
@@ -68,7 +69,7 @@ def test_a_handful_of_rows_takes_three_launches_and_no_schedule():
     ("rows", "experts", "few"), [(0, 8, True), (512, 8, True), (513, 64, False), (65, 1, False), (64, 1, True)]
 )
 def test_when_rows_are_few(rows, experts, few):
-    assert few_rows_launch.serves(rows, experts) == few
+    assert launches_few_rows.serves(rows, experts) == few
 
 
 def _gemms(launches):

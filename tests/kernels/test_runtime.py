@@ -5,7 +5,7 @@ import contextvars
 import pytest
 import torch
 
-from moekit_kernels import runtime
+from moekit_kernels.availability import interpreting
 from moekit_kernels.precision import check_kernel_dtype, float32_precision
 from moekit_kernels.runtime import current_target, launch, record
 from moekit_kernels.targets import GFX942, SM_90, target_of
@@ -78,10 +78,10 @@ def test_off_a_gpu_the_error_says_what_to_do(device, monkeypatch):
 
 def test_interpreting_follows_the_environment(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert runtime.interpreting()
+    assert interpreting()
     assert target_of(torch.device("cpu")).name == "interpreter"
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert not runtime.interpreting()
+    assert not interpreting()
 
 
 def test_float32_is_exact_unless_torch_allows_otherwise():

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from moekit_kernels.runtime import triton_is_installed
+from moekit_kernels.availability import triton_is_installed
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -8,9 +8,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from moekit_kernels import targets
 from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.availability import interpreting
 from moekit_kernels.configs import override
 from moekit_kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
-from moekit_kernels.runtime import interpreting
 from tests.oracles import poisoned_empty
 from tests.triton.tolerances import assert_near
 

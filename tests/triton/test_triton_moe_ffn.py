@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.moe_ffn import few_rows_launch
+from moekit_kernels.moe_ffn import launches_few_rows
 from moekit_kernels.moe_ffn.checks import RECOMPUTE
 from tests.oracles import poisoned_empty
 from tests.strategies import Routed, ffn_case
@@ -21,7 +21,7 @@ fewer = hypothesis_settings(max_examples=15, deadline=None, derandomize=True, da
 def path(request, monkeypatch) -> str:
     """Both ways forward: small cases alone would all take the one for few rows."""
     if request.param == "tiles":
-        monkeypatch.setattr(few_rows_launch, "MOST_ROWS", -1)
+        monkeypatch.setattr(launches_few_rows, "MOST_ROWS", -1)
     return request.param
 
 

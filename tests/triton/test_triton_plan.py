@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit import plan_dispatch
-from moekit_kernels.plan import launch, plan_slots, plan_slots_reference
+from moekit_kernels.plan import launches, plan_slots, plan_slots_reference
 from tests.oracles import poisoned_empty
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,7 +45,7 @@ def _same(ids, num_experts, **options):
 @pytest.fixture(params=["few", "many"])
 def slots(request, monkeypatch):
     """Both ways, whatever the size."""
-    monkeypatch.setattr(launch, "FEW_SLOTS", 2**30 if request.param == "few" else 0)
+    monkeypatch.setattr(launches, "FEW_SLOTS", 2**30 if request.param == "few" else 0)
     return request.param
 
 
@@ -64,7 +64,7 @@ _cases = given(
 
 @pytest.mark.parametrize("few", [True, False])
 def test_same_bits_as_the_sort(few, monkeypatch):
-    monkeypatch.setattr(launch, "FEW_SLOTS", 2**30 if few else 0)
+    monkeypatch.setattr(launches, "FEW_SLOTS", 2**30 if few else 0)
 
     @quick
     @_cases
@@ -86,8 +86,8 @@ def test_many_experts(num_experts, policy, slots):
 
 
 def test_more_experts_than_one_histogram_holds(monkeypatch):
-    monkeypatch.setattr(launch, "FEW_SLOTS", 0)
-    monkeypatch.setattr(launch, "_MOST_BINS", 64)
+    monkeypatch.setattr(launches, "FEW_SLOTS", 0)
+    monkeypatch.setattr(launches, "_MOST_BINS", 64)
     ids, kept, _ = _case(150, 2, 150, "even", 2, "tokens")
     _same(ids, 150, kept=kept)
 
@@ -114,7 +114,7 @@ def test_ids_out_of_range_write_nothing_outside(slots):
 
 
 def test_both_ways_are_taken_by_size():
-    ids, _, _ = _case(launch.FEW_SLOTS // 2 + 1, 2, 2, "even", 4)
+    ids, _, _ = _case(launches.FEW_SLOTS // 2 + 1, 2, 2, "even", 4)
     _same(ids, 2)
 
 
@@ -177,4 +177,4 @@ def test_what_does_not_fit_is_named(options, message):
 def test_too_many_slots_are_named():
     ids = torch.zeros(1, 1, dtype=torch.int8, device=DEVICE).expand(2**30, 2)
     with pytest.raises(ValueError, match=r"expert_ids must have fewer than 2\*\*31 elements, got 2147483648"):
-        launch.plan(ids, 2, None, None, None, None)
+        launches.plan(ids, 2, None, None, None, None)

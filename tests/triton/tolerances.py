@@ -7,7 +7,7 @@ times the largest magnitude of the tensor.
 import torch
 from torch import Tensor
 
-from moekit_kernels.runtime import interpreting
+from moekit_kernels.availability import interpreting
 
 RELATIVE = {
     torch.float32: 2e-6,  # 6e-8 a rounding; sums of up to some hundred terms, three of them in a row

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moekit_kernels.combine import launch
+from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.combine import launches
 from moekit_kernels.combine.reference import combine_by_token_reference, combine_reference
 from moekit_kernels.precision import KERNEL_DTYPES
-from moekit_kernels.runtime import triton_is_installed
 
 Impl = Literal["auto", "torch", "triton"]
 IMPLS = ("auto", "torch", "triton")
@@ -20,7 +20,7 @@ IMPLS = ("auto", "torch", "triton")
 def _combine(
     rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None, num_tokens: int
 ) -> Tensor:
-    return launch.forward(rows, row, starts, gates, slot, None, num_tokens)
+    return launches.forward(rows, row, starts, gates, slot, None, num_tokens)
 
 
 @torch.library.custom_op("moekit::combine_backward", mutates_args=())
@@ -34,7 +34,7 @@ def _combine_backward(
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    found = launch.backward(grad, rows, row, starts, gates, slot, None, rows_grad, gates_grad)
+    found = launches.backward(grad, rows, row, starts, gates, slot, None, rows_grad, gates_grad)
     return [gradient for gradient in found if gradient is not None]
 
 

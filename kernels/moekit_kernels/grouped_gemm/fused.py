@@ -8,10 +8,10 @@ from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.autocast import autocast
+from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.grouped_gemm.checks import check_operands
 from moekit_kernels.grouped_gemm.fused_reference import grouped_gemm_reference
 from moekit_kernels.precision import KERNEL_DTYPES, check_kernel_dtype
-from moekit_kernels.runtime import triton_is_installed
 
 Impl = Literal["auto", "reference", "torch", "triton"]
 IMPLS = ("auto", "reference", "torch", "triton")
@@ -30,13 +30,13 @@ def _grouped_gemm(
     by_slot: bool,
     keep_pre: bool,
 ) -> tuple[Tensor, Tensor]:
-    from moekit_kernels.grouped_gemm import launch
+    from moekit_kernels.grouped_gemm import launches
     from moekit_kernels.plan.schedule import tile_schedules
 
     num_rows = x.shape[0] if token is None else token.shape[0]
-    config = launch.forward_config(x, weight, num_rows, activation)
+    config = launches.forward_config(x, weight, num_rows, activation)
     (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), dead_tiles=True)
-    return launch.forward(
+    return launches.forward(
         x, weight, offsets, tiles, config, num_rows, bias=bias, activation=activation, gather=token,
         scatter=slot if by_slot else None, gates=None if gates is None else gates.reshape(-1), slot=slot,
         keep_pre=keep_pre,
@@ -58,8 +58,8 @@ def _grouped_gemm_backward(
     by_slot: bool,
     wanted: list[bool],
 ) -> list[Tensor]:
-    from moekit_kernels.combine import launch as combine
-    from moekit_kernels.grouped_gemm import launch
+    from moekit_kernels.combine import launches as combine
+    from moekit_kernels.grouped_gemm import launches
     from moekit_kernels.plan.schedule import tile_schedules
 
     num_rows = grad.shape[0]
@@ -68,18 +68,18 @@ def _grouped_gemm_backward(
     dpre, dy_gather = grad, scatter
     if activation is not None or gates is not None:
         flat = None if gates is None else gates.reshape(-1)
-        dpre, dgates = launch.epilogue_grad(grad, pre, offsets, activation, gates=flat, scatter=scatter, slot=slot)
+        dpre, dgates = launches.epilogue_grad(grad, pre, offsets, activation, gates=flat, scatter=scatter, slot=slot)
         dy_gather = None
         if wanted[3] and dgates is not None and gates is not None:
             found.append(dgates.view(gates.shape))
     if wanted[2]:
-        found.insert(0, launch.bias_grad(dpre, offsets, gather=dy_gather))
+        found.insert(0, launches.bias_grad(dpre, offsets, gather=dy_gather))
     if wanted[1]:
-        found.insert(0, launch.weight_grad(dpre, x, offsets, num_rows, dy_gather=dy_gather, x_gather=token))
+        found.insert(0, launches.weight_grad(dpre, x, offsets, num_rows, dy_gather=dy_gather, x_gather=token))
     if wanted[0]:
-        config = launch.forward_config(x, weight, num_rows, None)
+        config = launches.forward_config(x, weight, num_rows, None)
         (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), dead_tiles=True)
-        dx, _ = launch.forward(dpre, weight.mT, offsets, tiles, config, num_rows, gather=dy_gather)
+        dx, _ = launches.forward(dpre, weight.mT, offsets, tiles, config, num_rows, gather=dy_gather)
         if token is not None:
             by_token, rows = token.sort(stable=True)
             starts = torch.searchsorted(by_token, torch.arange(x.shape[0] + 1, device=x.device))

@@ -7,9 +7,9 @@ M are rows of a plan, N columns of the output, K the depth.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.pairs import load_pair_row, load_pair_tile, store_pair_tile
-from moekit_kernels.grouped_gemm.tiles import halves, pair_product, product, row_tile, weight_descriptor
-from moekit_kernels.language import act, act_and_derivative, dot
+from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_row, load_pair_tile, store_pair_tile
+from moekit_kernels.grouped_gemm.kernel_tiles import halves, pair_product, product, row_tile, weight_descriptor
+from moekit_kernels.kernel_language import act, act_and_derivative, dot
 
 
 @triton.jit

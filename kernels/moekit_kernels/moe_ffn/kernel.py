@@ -7,9 +7,9 @@ https://arxiv.org/abs/2512.14080), so neither the experts' output nor the activa
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.pairs import load_pair_tile, store_pair_tile
-from moekit_kernels.grouped_gemm.tiles import halves, product, row_tile, weight_descriptor
-from moekit_kernels.language import act_and_derivative
+from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_tile, store_pair_tile
+from moekit_kernels.grouped_gemm.kernel_tiles import halves, product, row_tile, weight_descriptor
+from moekit_kernels.kernel_language import act_and_derivative
 
 
 @triton.jit

@@ -12,10 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast
+from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.moe_ffn import loop
 from moekit_kernels.moe_ffn.checks import check_dtypes, check_names, check_shapes
 from moekit_kernels.precision import KERNEL_DTYPES
-from moekit_kernels.runtime import current_target, triton_is_installed
+from moekit_kernels.runtime import current_target
 
 Impl = Literal["auto", "loop", "triton"]
 Recompute = Literal["activation", "none", "all"]
@@ -72,9 +73,9 @@ def _kernel(impl: str, x: Tensor, gates: Tensor) -> ModuleType:
     """The module whose ``forward`` and ``backward`` compute."""
     if resolve(impl, x.device, torch.promote_types(x.dtype, gates.dtype)) == "loop":
         return loop
-    from moekit_kernels.moe_ffn import launch
+    from moekit_kernels.moe_ffn import launches
 
-    return launch
+    return launches
 
 
 @torch.library.custom_op("moekit::moe_ffn", mutates_args=())

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit_kernels.plan import launch
+from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.plan import launches
 from moekit_kernels.plan.checks import IMPLS, Impl, check_arguments, check_companions
 from moekit_kernels.plan.reference import plan_slots_reference
 from moekit_kernels.plan.slot_plan import SlotPlan
-from moekit_kernels.runtime import triton_is_installed
 
 
 @torch.library.custom_op("moekit::plan_slots", mutates_args=())
@@ -22,7 +22,7 @@ def _plan_slots(
     limit_at: Tensor | None,
     gates: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return launch.plan(expert_ids, num_experts, kept, limit, limit_at, gates)
+    return launches.plan(expert_ids, num_experts, kept, limit, limit_at, gates)
 
 
 @_plan_slots.register_fake
@@ -34,7 +34,7 @@ def _(
     limit_at: Tensor | None,
     gates: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    return launch.outputs(expert_ids, num_experts)
+    return launches.outputs(expert_ids, num_experts)
 
 
 def resolve_impl(impl: str, expert_ids: Tensor) -> Literal["torch", "triton"]:

@@ -7,7 +7,7 @@ without a second look at memory.
 import triton
 import triton.language as tl
 
-from moekit_kernels.routing.ranking import CHOSEN, PADDING, first_of_largest, limit_to_groups, sort_key
+from moekit_kernels.routing.kernel_ranking import CHOSEN, PADDING, first_of_largest, limit_to_groups, sort_key
 
 
 @triton.jit

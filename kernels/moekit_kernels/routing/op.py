@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moekit_kernels.routing import launch
+from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import IMPLS, MAX_EXPERTS, MAX_TOP_K, Impl, Scoring, check_arguments, check_limits
 from moekit_kernels.routing.reference import Routed, route_reference
-from moekit_kernels.runtime import triton_is_installed
 
 _FLOAT_OUTPUTS = (0, 2, 5, 6, 7, 8)  # gates, probs and the four float sums; the others have no gradient
 
@@ -28,7 +28,7 @@ def _route(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     options = (top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, mask)
-    gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy = launch.forward(logits, *options)
+    gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy = launches.forward(logits, *options)
     return gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy
 
 
@@ -48,7 +48,7 @@ def _route_backward(
     scaling_factor: float,
 ) -> Tensor:
     grads = (d_gates, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
-    return launch.backward(*grads, logits, ids, mask, scoring, renormalize, scaling_factor)
+    return launches.backward(*grads, logits, ids, mask, scoring, renormalize, scaling_factor)
 
 
 @_route.register_fake
@@ -63,7 +63,7 @@ def _(
     topk_groups: int,
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    return launch.outputs(logits, top_k)
+    return launches.outputs(logits, top_k)
 
 
 @_route_backward.register_fake
@@ -140,7 +140,7 @@ def resolve_impl(impl: Impl, logits: Float[Tensor, "T E"], top_k: int) -> Litera
     """
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}.")
-    known, num_experts = logits.dtype in launch.DTYPES, logits.shape[-1]
+    known, num_experts = logits.dtype in launches.DTYPES, logits.shape[-1]
     if impl == "auto":
         within = known and num_experts <= MAX_EXPERTS and top_k <= MAX_TOP_K
         return "triton" if within and logits.device.type == "cuda" and triton_is_installed() else "reference"

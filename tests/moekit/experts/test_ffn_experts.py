@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moekit import FFNExperts, plan_dispatch, plan_expert_choice
 from moekit.experts import ffn
 from moekit.experts.ffn import resolve_impl
-from moekit_kernels.runtime import triton_is_installed
+from moekit_kernels.availability import triton_is_installed
 from tests.oracles import NAIVE_ACTIVATIONS, assert_close, naive_experts, poisoned_empty, stacked_expert
 from tests.strategies import few, ffn_cases
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from moekit_kernels.runtime import interpreting
+from moekit_kernels.availability import interpreting
 
 # Triton's interpreter multiplies bfloat16 as if it were something else; there, operands are widened.
 INTERPRETING = tl.constexpr(interpreting())

@@ -8,7 +8,7 @@ columns past the last repeat the last: loads stay in bounds without masks, and w
 import triton
 import triton.language as tl
 
-from moekit_kernels.language import dot
+from moekit_kernels.kernel_language import dot
 
 
 @triton.jit

@@ -113,14 +113,14 @@ def outputs(expert_ids: Tensor, num_experts: int) -> SlotPlan:
 
 
 def _few(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
-    from moekit_kernels.plan import few_rows
+    from moekit_kernels.plan import kernel_few_rows
 
     row_blocks = -(-slots.ids.numel() // _FEW["BLOCK"])
     left = None
     if caps is not None:
         left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
         launch(
-            few_rows.plan_few_drop_kernel,
+            kernel_few_rows.plan_few_drop_kernel,
             (row_blocks,),
             {
                 **slots.arguments(),
@@ -132,7 +132,7 @@ def _few(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
             },
         )
     launch(
-        few_rows.plan_few_kernel,
+        kernel_few_rows.plan_few_kernel,
         (row_blocks - (-(slots.num_experts + 1) // _FEW["BLOCK"]),),
         {**slots.arguments(), "left": left, **_outputs(found), "row_blocks": row_blocks, **_FEW},
     )

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.configs import gemm_config, is_aligned
-from moekit_kernels.grouped_gemm.launch import WeightLoads, epilogue_of, rows_layout, weight_layout
-from moekit_kernels.moe_ffn import few_rows
+from moekit_kernels.grouped_gemm.launches import WeightLoads, epilogue_of, rows_layout, weight_layout
+from moekit_kernels.moe_ffn import kernel_few_rows
 from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch
 
@@ -109,4 +109,6 @@ def _launch(
         "BLOCK_K": config.block_k,
     }
     grid = (-(-columns // config.block_n) if num_rows else 0, num_experts, parts)
-    launch(few_rows.few_rows_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
+    launch(
+        kernel_few_rows.few_rows_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages
+    )

@@ -9,8 +9,8 @@ are added in a fixed order by combine.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.tiles import load_pair, load_weights, weight_descriptor
-from moekit_kernels.language import act, dot
+from moekit_kernels.grouped_gemm.kernel_tiles import load_pair, load_weights, weight_descriptor
+from moekit_kernels.kernel_language import act, dot
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts"])

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moekit_kernels.combine import launch as combine
+from moekit_kernels.combine import launches as combine
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
-from moekit_kernels.grouped_gemm import launch as gemm
-from moekit_kernels.moe_ffn import few_rows_launch, kernel
+from moekit_kernels.grouped_gemm import launches as gemm
+from moekit_kernels.moe_ffn import kernel, launches_few_rows
 from moekit_kernels.moe_ffn.gradients import Gradients
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules
 from moekit_kernels.precision import check_kernel_dtype, float32_precision
@@ -54,7 +54,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``(out (T, D2), pre-activations (N or 0, F1), hidden (N or 0, F))``.
 
-    Three launches for a handful of rows (:func:`few_rows_launch.serves`), else four: the schedule of tiles, the up
+    Three launches for a handful of rows (:func:`launches_few_rows.serves`), else four: the schedule of tiles, the up
     product with the activation in its epilogue, the down product, and the weighted sum over each token's rows.
 
     Raises:
@@ -63,9 +63,9 @@ def forward(
     check_kernel_dtype("x", x.dtype)
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
     homes = Homes.of(token, row, x.shape[0])
-    if few_rows_launch.serves(num_rows, num_experts):
-        hidden, pre = few_rows_launch.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
-        y = few_rows_launch.down(hidden, down_proj, offsets, num_rows, down_bias)
+    if launches_few_rows.serves(num_rows, num_experts):
+        hidden, pre = launches_few_rows.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
+        y = launches_few_rows.down(hidden, down_proj, offsets, num_rows, down_bias)
     else:
         up = gemm.forward_config(x, up_proj, num_rows, activation)
         down = gemm.forward_config(x, down_proj, num_rows, None)
