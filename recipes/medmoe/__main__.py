@@ -43,8 +43,8 @@ def parse_pretrain(arguments: list[str]) -> Config:
 
 def _pretrain(arguments: list[str]) -> None:
     config = parse_pretrain(arguments)
-    from recipes.medmoe import pretrain
-    from recipes.medmoe.summary import summarise
+    from recipes.medmoe.pretrain import stage as pretrain
+    from recipes.medmoe.pretrain.summary import summarise
 
     for run in pretrain.main(config):
         print(summarise(run))
@@ -52,13 +52,13 @@ def _pretrain(arguments: list[str]) -> None:
 
 
 def _zero_shot(arguments: list[str]) -> None:
-    from recipes.medmoe import zero_shot
+    from recipes.medmoe.zero_shot import stage as zero_shot
 
     _call(zero_shot.main, "zero-shot", arguments)
 
 
 def _probe(arguments: list[str]) -> None:
-    from recipes.medmoe import probe
+    from recipes.medmoe.probe import stage as probe
 
     _call(probe.main, "probe", arguments)
 
@@ -76,7 +76,7 @@ def _flops(arguments: list[str]) -> None:
 
 
 def _explain(arguments: list[str]) -> None:
-    from recipes.medmoe import explain
+    from recipes.medmoe.explain import stage as explain
 
     _call(explain.main, "explain", arguments)
 

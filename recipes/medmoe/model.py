@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from moekit import CrossScaleExperts, DispatchPlan, HardRouter, Routing, first_token, masked_mean, plan_dispatch
 from moekit.contrastive import aggregate_word_pieces
 from recipes.medmoe.config import ModelConfig
-from recipes.medmoe.tokens import Tokens
+from recipes.medmoe.data.tokens import Tokens
 from recipes.shared.encoders.pyramid import PyramidEncoder
 from recipes.shared.encoders.text import TextEncoder
 

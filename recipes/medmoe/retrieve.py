@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipes.medmoe.embedding import embed
-from recipes.medmoe.inference import Session
-from recipes.shared.data.pairs import PairStream
-from recipes.shared.data.studies import StudySplit
+from recipes.data.pairs import PairStream
+from recipes.data.studies import StudySplit
+from recipes.medmoe.inference.embedding import embed
+from recipes.medmoe.inference.run import Session
 from recipes.shared.runs import update_metrics
 from recipes.shared.scores.retrieval import RECALLS, retrieval_scores, unique_texts
 

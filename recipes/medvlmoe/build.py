@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from recipes.data.studies import Task
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.model import MedVLMoE, reads_text
-from recipes.shared.data.studies import Task
 from recipes.shared.encoders.image import ImageEncoder, ImageEncoderSpec, load_image_encoder
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
 from recipes.shared.runs import read_json, write_json

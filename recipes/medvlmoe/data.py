@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.data.images.transforms import augment, fit_square, to_tensor
+from recipes.data.medmnist.npz import medmnist_source
+from recipes.data.phantom import phantom_source
+from recipes.data.sampling import EpochSampler
+from recipes.data.studies import StudySource, StudySplit
+from recipes.data.tables.sections import section_of
+from recipes.data.tables.studies import manifest_source
 from recipes.medvlmoe.config import DataConfig, TrainConfig
-from recipes.shared.data.manifest import manifest_source
-from recipes.shared.data.medmnist_npz import medmnist_source
-from recipes.shared.data.phantom import phantom_source
-from recipes.shared.data.sampling import EpochSampler
-from recipes.shared.data.sections import section_of
-from recipes.shared.data.studies import StudySource, StudySplit
-from recipes.shared.data.transforms import augment, fit_square, to_tensor
 from recipes.shared.encoders.image import ImageEncoderSpec
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
-from recipes.shared.data.studies import StudySource, StudySplit
 from recipes.shared.runs import environment, peak_memory_bytes, read_json, write_json
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions

@@ -22,8 +22,8 @@ from moekit import (
     last_token,
     masked_mean,
 )
+from recipes.data.studies import Task
 from recipes.medvlmoe.config import Balance, ModelConfig
-from recipes.shared.data.studies import Task
 from recipes.shared.encoders.image import ImageEncoder
 from recipes.shared.encoders.text import TextEncoder
 from recipes.shared.tasks import TaskHead

@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from recipes.data.images.read import read_image
+from recipes.data.studies import Study
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.evaluate import dataset_of
 from recipes.medvlmoe.inference import predict_batches
-from recipes.shared.data.images import read_image
-from recipes.shared.data.studies import Study
 
 
 @dataclass(frozen=True)

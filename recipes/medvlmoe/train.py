@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moekit import SparseMoE, TopKRouter, all_reduce_stats
+from recipes.data.studies import StudySource
 from recipes.medvlmoe.balance import BalanceLosses
 from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE
-from recipes.shared.data.studies import StudySource
 from recipes.shared.runs import peak_memory_bytes, read_json, write_json
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.training import (

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recipes.shared.data.studies import Task
+from recipes.data.studies import Task
 
 
 class TaskHead(nn.Module):

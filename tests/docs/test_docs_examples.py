@@ -28,7 +28,11 @@ import moekit_kernels.routing
 import recipes.medmoe.report
 from recipes.medmoe import __main__ as medmoe_cli
 from recipes.medmoe import config as medmoe_config
-from recipes.medmoe import explain, flops, pretrain, probe, retrieve, zero_shot
+from recipes.medmoe import flops, retrieve
+from recipes.medmoe.explain import stage as explain
+from recipes.medmoe.pretrain import stage as pretrain
+from recipes.medmoe.probe import stage as probe
+from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, report, train
 from recipes.medvlmoe.config import paper, tiny

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.medmoe.pictures import outcome, scale_range
+from recipes.medmoe.explain.pictures import outcome, scale_range
 from recipes.medmoe.report.run import Run
 from recipes.shared.report.bars import labelled_bars
 from recipes.shared.report.html import Markup, section, tag

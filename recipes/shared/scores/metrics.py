@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
-from recipes.shared.data.studies import Task
+from recipes.data.studies import Task
 from recipes.shared.scores.bootstrap import bootstrap_auroc, bootstrap_mean, percentile_interval
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.seeds import aggregate_seeds, t_interval

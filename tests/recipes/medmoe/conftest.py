@@ -22,8 +22,8 @@ def small_config(out: Path, *, route_on: str = "image", **train: object) -> Conf
 @pytest.fixture(scope="session")
 def pretrained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs with its facts and its routing. Do not write into it: copy it first."""
-    from recipes.medmoe import pretrain
-    from recipes.medmoe.summary import summarise
+    from recipes.medmoe.pretrain import stage as pretrain
+    from recipes.medmoe.pretrain.summary import summarise
 
     out = tmp_path_factory.mktemp("runs") / "small"
     pretrain.main(small_config(out))

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from recipes.data.pairs import BadSample, PairSource
+from recipes.data.phantom import phantom_modalities_source
+from recipes.data.studies import Study
 from recipes.medmoe.config import Config, DataConfig, tiny
-from recipes.medmoe.data import (
+from recipes.medmoe.data.batches import (
     UNKNOWN,
     PairDataset,
     PairReader,
@@ -18,10 +21,7 @@ from recipes.medmoe.data import (
     text_id,
     train_loader,
 )
-from recipes.medmoe.sources import build_source, train_texts
-from recipes.shared.data.pairs import BadSample, PairSource
-from recipes.shared.data.phantom import phantom_modalities_source
-from recipes.shared.data.studies import Study
+from recipes.medmoe.data.sources import build_source, train_texts
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.encoders.text import load_text_encoder
 from tests.recipes.medmoe.conftest import small_config

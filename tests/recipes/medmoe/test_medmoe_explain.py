@@ -10,14 +10,14 @@ import torch
 from PIL import Image
 
 from moekit.contrastive import local_contrastive_loss
-from recipes.medmoe import explain
-from recipes.medmoe.inference import Session
+from recipes.data.studies import Box, Study
+from recipes.medmoe.explain import stage as explain
+from recipes.medmoe.explain.pictures import PANEL, Explanation, draw, outcome, scale_range, shorten
+from recipes.medmoe.explain.seen import explanation, look
+from recipes.medmoe.explain.word_maps import distinct_words, finding_words, normal_form, word_maps
+from recipes.medmoe.inference.run import Session
 from recipes.medmoe.model import LocalFeatures
-from recipes.medmoe.pictures import PANEL, Explanation, draw, outcome, scale_range, shorten
 from recipes.medmoe.report import write_report
-from recipes.medmoe.seen import explanation, look
-from recipes.medmoe.word_maps import distinct_words, finding_words, normal_form, word_maps
-from recipes.shared.data.studies import Box, Study
 
 
 class Pairs:

@@ -7,10 +7,10 @@ import torch
 
 from recipes.medmoe.build import new_model
 from recipes.medmoe.config import paper, release, tiny
-from recipes.medmoe.data import Batch, text_id
+from recipes.medmoe.data.batches import Batch, text_id
+from recipes.medmoe.data.tokens import tokenize
 from recipes.medmoe.model import label_routing
-from recipes.medmoe.objective import pair_losses
-from recipes.medmoe.tokens import tokenize
+from recipes.medmoe.pretrain.objective import pair_losses
 from tests.recipes.medmoe.conftest import small_config
 
 TEXTS = ["a kidney stone on the left", "normal brain", "normal brain", "a liver mass", "a lung nodule"]

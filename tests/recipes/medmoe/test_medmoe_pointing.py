@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from recipes.medmoe.pointing import Pointing, best_points, point, summarise
-from recipes.shared.data.studies import Box
+from recipes.data.studies import Box
+from recipes.medmoe.explain.pointing import Pointing, best_points, point, summarise
 
 NODULE = Box("nodule", 10, 20, 30, 40)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.medmoe import pretrain
+from recipes.data.phantom import phantom_modalities_source
 from recipes.medmoe.config import Config
-from recipes.medmoe.inference import Session
-from recipes.medmoe.routing import purity, routing_counts, routing_report
-from recipes.medmoe.summary import summarise
-from recipes.shared.data.phantom import phantom_modalities_source
+from recipes.medmoe.inference.routing import purity, routing_counts, routing_report
+from recipes.medmoe.inference.run import Session
+from recipes.medmoe.pretrain import stage as pretrain
+from recipes.medmoe.pretrain.summary import summarise
 from tests.recipes.medmoe.conftest import small_config
 
 CURVES = (

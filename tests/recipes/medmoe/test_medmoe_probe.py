@@ -8,16 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from recipes.medmoe import features as features_module
-from recipes.medmoe import probe
+from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.studies import Study
 from recipes.medmoe.build import new_model
 from recipes.medmoe.config import Config
-from recipes.medmoe.features import Features, set_features
-from recipes.medmoe.inference import Session
-from recipes.medmoe.linear import fit_probe, predict_probe, validation_score
-from recipes.medmoe.subsets import draw_subset
-from recipes.shared.data.evaluation.types import EvaluationSet
-from recipes.shared.data.studies import Study
+from recipes.medmoe.inference.run import Session
+from recipes.medmoe.probe import features as features_module
+from recipes.medmoe.probe import stage as probe
+from recipes.medmoe.probe.features import Features, set_features
+from recipes.medmoe.probe.linear import fit_probe, predict_probe, validation_score
+from recipes.medmoe.probe.subsets import draw_subset
 from recipes.shared.runs import read_json, update_metrics
 
 

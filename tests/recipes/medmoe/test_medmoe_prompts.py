@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.medmoe.prompt_files import (
+from recipes.data.evaluation import busi, chexpert5x200, knee, rsna, sets, thyroid
+from recipes.data.phantom import phantom_prompts
+from recipes.medmoe.zero_shot.prompt_files import (
     choose_prompts,
     load_prompts,
     parse_prompts,
     prompt_files,
     template_prompts,
 )
-from recipes.shared.data.evaluation import busi, chexpert5x200, knee, rsna, sets, thyroid
-from recipes.shared.data.phantom import phantom_prompts
 
 MEDIMETA_ORGANS = (
     "bladder",

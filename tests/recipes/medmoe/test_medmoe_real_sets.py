@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from recipes.medmoe import pretrain, probe, zero_shot
 from recipes.medmoe.__main__ import parse_pretrain
-from recipes.medmoe.summary import summarise
+from recipes.medmoe.pretrain import stage as pretrain
+from recipes.medmoe.pretrain.summary import summarise
+from recipes.medmoe.probe import stage as probe
+from recipes.medmoe.zero_shot import stage as zero_shot
 
 REAL = os.environ.get("MOEKIT_REAL_DATA")
 pytestmark = [

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from recipes.medmoe.pointing import Pointing, summarise
+from recipes.medmoe.explain.pointing import Pointing, summarise
 from recipes.medmoe.report import write_report
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from recipes.medmoe import retrieve
-from recipes.medmoe.inference import Session
-from recipes.medmoe.local_scoring import local_scores
+from recipes.medmoe.inference.local_scoring import local_scores
+from recipes.medmoe.inference.run import Session
 from recipes.shared.runs import read_json
 from recipes.shared.scores.retrieval import unique_texts
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, softmax
 
-from recipes.medmoe.scoring import class_embeddings, score_classes, z_scores
+from recipes.medmoe.zero_shot.scoring import class_embeddings, score_classes, z_scores
 from recipes.shared.scores.metrics import evaluate_predictions
 
 IMAGES = [[1.0, 0.0], [0.0, 2.0]]

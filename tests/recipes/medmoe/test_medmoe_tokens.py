@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizer
 
-from recipes.medmoe.tokens import NO_WORD, tokenize, words_of
+from recipes.medmoe.data.tokens import NO_WORD, tokenize, words_of
 from recipes.shared.encoders.text import load_text_encoder
 
 TEXTS = ["Small kidney stone on the left.", "No kidney stone, no cyst."]

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.medmoe import zero_shot
+from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.studies import Study
 from recipes.medmoe.build import new_model
 from recipes.medmoe.config import Config
-from recipes.medmoe.evaluation_sets import open_sets, parse_options
-from recipes.medmoe.inference import Session
-from recipes.medmoe.local_scoring import local_scores, mean_regions, modality_labels
+from recipes.medmoe.data.labelled_sets import open_sets, parse_options
+from recipes.medmoe.inference.local_scoring import local_scores, mean_regions, modality_labels
+from recipes.medmoe.inference.run import Session
 from recipes.medmoe.model import TextFeatures
-from recipes.medmoe.prompt_files import choose_prompts, parse_prompts
-from recipes.shared.data.evaluation.types import EvaluationSet
-from recipes.shared.data.studies import Study
+from recipes.medmoe.zero_shot import stage as zero_shot
+from recipes.medmoe.zero_shot.prompt_files import choose_prompts, parse_prompts
 from recipes.shared.runs import read_json
 
 CLASSES = ("dark", "bright")

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.data.phantom import phantom_source
 from recipes.medvlmoe.config import DataConfig, ManifestConfig, PhantomConfig, TrainConfig, tiny
 from recipes.medvlmoe.data import EpochSampler, StudyDataset, build_source, collate, make_loader, texts_of
-from recipes.shared.data.phantom import phantom_source
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.encoders.text import load_text_encoder
 

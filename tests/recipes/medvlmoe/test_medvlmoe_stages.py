@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from recipes.data.phantom import phantom_source
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.config import Config, paper, tiny
 from recipes.medvlmoe.report import write_report
-from recipes.shared.data.phantom import phantom_source
 from recipes.shared.scores.metrics import auroc
 from tests.recipes.medvlmoe.conftest import small_config
 

@@ -1,0 +1,187 @@
+"""Reads one medical image file of any common kind as 8 bits."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.data.images.dicom import is_dicom, read_dicom
+from recipes.data.images.intensity import stretch_min_max
+from recipes.shared.extras import require
+
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
+
+
+def read_image(path: str | Path) -> NDArray[np.uint8]:
+    """Reads PNG, JPEG, TIFF, DICOM and whatever else Pillow opens.
+
+    The rules, all of one image alone and without chance:
+
+    - 8-bit grey and colour are kept; one bit becomes 0 and 255; CMYK and other colour becomes RGB.
+    - Grey of more than 8 bits (16-bit PNG and TIFF, float TIFF) is stretched from its own smallest value to
+      its largest (`recipes.data.images.intensity.stretch_min_max`); TIFF's white-is-zero is inverted.
+    - 16-bit colour PNG is read by its high bytes, which is what Pillow gives.
+    - A palette becomes RGB, or grey if all its colours are grey. Transparency is laid over black.
+    - The orientation a camera wrote (EXIF) is applied.
+    - DICOM: see `recipes.data.images.dicom.read_dicom`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, writable and owned by the caller.
+
+    Raises:
+        ValueError: If the file is missing, empty, damaged, of no known kind, or holds several frames; the
+            message names it.
+        ImportError: If Pillow or pydicom is not installed.
+    """
+    path = Path(path)
+    _check_file(path)
+    return _read(path, str(path))
+
+
+def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Reads an image that is not a file of its own, by the rules of `read_image`.
+
+    Args:
+        data: What the file would hold.
+        name: What to call it in messages.
+
+    Returns:
+        ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, writable and owned by the caller.
+
+    Raises:
+        ValueError: If the image is empty, damaged, of no known kind, or holds several frames; the message
+            names it.
+        ImportError: If Pillow or pydicom is not installed.
+    """
+    if not data:
+        raise ValueError(f"image {name!r} is empty (0 bytes)")
+    return _read(BytesIO(data), name)
+
+
+def _read(file: Path | BytesIO, name: str) -> NDArray[np.uint8]:
+    try:
+        return read_dicom(file) if is_dicom(file) else _read_with_pillow(file)
+    except ImportError:
+        raise
+    # Decoders fail on damaged bytes with whatever they trip over: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
+        raise ValueError(f"cannot read the image {name!r}: {_reason(error)}") from error
+
+
+def image_problem(path: str | Path) -> str | None:
+    """Says what is wrong with an image file, without reading more of it than it takes.
+
+    PNG is checked by its checksums and JPEG by a decode at an eighth of its size, which a truncated file does
+    not survive; every other kind is read in full.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One sentence, or ``None`` if the file is sound.
+
+    Raises:
+        ImportError: If Pillow or pydicom is not installed.
+    """
+    path = Path(path)
+    try:
+        _check_file(path)
+    except ValueError as error:
+        return _reason(error)
+    return _problem(path, str(path))
+
+
+def image_bytes_problem(data: bytes, name: str) -> str | None:
+    """Says what is wrong with an image that is not a file of its own, as `image_problem` does.
+
+    Args:
+        data: What the file would hold.
+        name: What to call it in messages.
+
+    Returns:
+        One sentence, or ``None`` if the image is sound.
+
+    Raises:
+        ImportError: If Pillow or pydicom is not installed.
+    """
+    return _problem(BytesIO(data), name) if data else f"image {name!r} is empty (0 bytes)"
+
+
+def _problem(file: Path | BytesIO, name: str) -> str | None:
+    image_module = require("PIL.Image", "reading an image")
+    try:
+        kind = None if is_dicom(file) else _verify_with_pillow(file, image_module)
+        if kind not in ("PNG", "JPEG"):
+            _read(file, name)
+    except ImportError:
+        raise
+    except Exception as error:
+        return _reason(error)
+    return None
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"image file {str(path)!r} does not exist")
+    if not path.is_file():
+        raise ValueError(f"image file {str(path)!r} is not a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"image file {str(path)!r} is empty (0 bytes)")
+
+
+def _reason(error: Exception) -> str:
+    # Pillow would print where in memory the bytes lie.
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "cannot identify its kind: no decoder knows it"
+    return str(error) or type(error).__name__
+
+
+def _verify_with_pillow(path: Path | BytesIO, image_module: Any) -> str | None:
+    """Checks a file as far as is cheap and returns its kind."""
+    with image_module.open(path) as image:
+        _check_one_frame(image)
+        kind = image.format
+        image.verify()
+    if kind == "JPEG":
+        with image_module.open(path) as image:
+            image.draft(image.mode, (max(1, image.width // 8), max(1, image.height // 8)))
+            image.load()
+    return kind
+
+
+def _check_one_frame(image: Any) -> None:
+    frames = getattr(image, "n_frames", 1)
+    # MPO is a camera's JPEG with a preview behind the picture: its first frame is the picture.
+    if frames > 1 and image.format != "MPO":
+        raise ValueError(f"it holds {frames} frames, expected one image: save the frame you want by itself")
+
+
+def _read_with_pillow(path: Path | BytesIO) -> NDArray[np.uint8]:
+    image_module = require("PIL.Image", "reading an image")
+    operations = require("PIL.ImageOps", "reading an image")
+    with image_module.open(path) as file:
+        _check_one_frame(file)
+        inverted = file.format == "TIFF" and file.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+        image = operations.exif_transpose(file)
+    if image.mode in _DEEP_MODES:
+        # Pillow inverts white-is-zero for 8 bits and less, but not here.
+        grey = stretch_min_max(np.asarray(image))
+        return 255 - grey if inverted else grey
+    mode = "L" if _is_grey(image) else "RGB"
+    if image.has_transparency_data:
+        black = image_module.new("RGBA", image.size, (0, 0, 0, 255))
+        image = image_module.alpha_composite(black, image.convert("RGBA"))
+    return np.array(image.convert(mode))
+
+
+def _is_grey(image: Any) -> bool:
+    if image.mode in ("P", "PA"):
+        colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+        return bool((colours == colours[:, :1]).all())
+    return image.mode in ("1", "L", "LA", "La")

@@ -1,0 +1,1 @@
+"""Drawn chest radiographs with clinical notes, whose best possible scores are known."""

@@ -1,0 +1,1 @@
+"""Reads tables (csv files): studies with labels, and pairs of images and texts."""

@@ -1,0 +1,1 @@
+"""Reads image-text pairs from WebDataset tars."""

@@ -1,0 +1,1 @@
+"""Pairs, labelled sets and texts as the model takes them."""

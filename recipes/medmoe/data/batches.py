@@ -1,0 +1,256 @@
+"""Pairs as batches of tensors."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from recipes.data.images.transforms import augment, fit_square, to_tensor
+from recipes.data.pairs import BadSample, PairSource, PairSplit, PairStream
+from recipes.data.sampling import EpochSampler
+from recipes.medmoe.config import Config, TrainConfig
+from recipes.medmoe.data.tokens import TokenIds, Tokens, pad_tokens, token_ids
+from recipes.shared.encoders.image import ImageEncoderSpec
+
+UNKNOWN = -100
+"""Label of a pair whose modality is not known."""
+
+
+class Batch(NamedTuple):
+    """A batch of pairs.
+
+    Attributes:
+        images: ``(B, 3, size, size)``, normalised.
+        tokens: The texts.
+        labels: ``(B,)``, place of the modality in ``ModelConfig.modalities``, -100 where it is not known.
+        text_ids: ``(B,)``; equal numbers are equal texts.
+        index: ``(B,)``, place in the split; -1 in a stream.
+        skipped: ``()``, samples of a stream that could not be read on the way to this batch.
+    """
+
+    images: Tensor
+    tokens: Tokens
+    labels: Tensor
+    text_ids: Tensor
+    index: Tensor
+    skipped: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(*(field.to(device) for field in self))
+
+
+class Item(NamedTuple):
+    """One pair on its way into a batch."""
+
+    image: Tensor
+    text: TokenIds
+    label: int
+    text_id: int
+    index: int
+
+
+def text_id(text: str) -> int:
+    """A number that equal texts share, on every rank: white space and case do not count."""
+    folded = " ".join(text.lower().split())
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+class PairReader:
+    """Turns a study into an item: image fitted and normalised, text cut, modality numbered.
+
+    Args:
+        modalities: Names of the experts' modalities.
+        tokenizer: Of the text encoder.
+        spec: Of the image encoder.
+        text_tokens: Longest text.
+    """
+
+    def __init__(self, modalities: Sequence[str], tokenizer: Any, spec: ImageEncoderSpec, text_tokens: int) -> None:
+        self.modalities = tuple(modalities)
+        self.tokenizer, self.spec, self.text_tokens = tokenizer, spec, text_tokens
+
+    def label(self, modality: str | None) -> int:
+        """Place of a modality.
+
+        Raises:
+            ValueError: If it is none of those that the router is taught.
+        """
+        if modality is None:
+            return UNKNOWN
+        if modality not in self.modalities:
+            raise ValueError(
+                f"the data hold images of the modality {modality!r}, which is none of {', '.join(self.modalities)}: "
+                "name all of them with --modalities, and give at least as many --num-experts."
+            )
+        return self.modalities.index(modality)
+
+    def item(self, image: np.ndarray, text: str, modality: str | None, index: int) -> Item:
+        """One pair, its image already fitted to the encoder's square."""
+        tokens = token_ids(text, self.tokenizer, self.text_tokens)
+        return Item(to_tensor(image, self.spec), tokens, self.label(modality), text_id(text), index)
+
+    def collate(self, items: Sequence[Item], skipped: int = 0) -> Batch:
+        """Stacks items; texts are padded on the right to the longest."""
+        return Batch(
+            torch.stack([item.image for item in items]),
+            pad_tokens([item.text for item in items], self.tokenizer.pad_token_id),
+            torch.tensor([item.label for item in items]),
+            torch.tensor([item.text_id for item in items]),
+            torch.tensor([item.index for item in items]),
+            torch.tensor(skipped),
+        )
+
+
+class PairDataset(Dataset[Item]):
+    """A split as items of one pair each, addressed by ``(epoch, index)``.
+
+    The epoch is part of the address so that augmentation depends on ``(seed, epoch, index)`` alone: the
+    same whatever the order, the worker, or a resume in between.
+
+    Args:
+        split: The pairs.
+        reader: Makes the items.
+        augment_seed: Seed of the augmentation; ``None`` for none.
+        cache: Whether decoded images stay in memory.
+
+    Raises:
+        ValueError: If a modality is none of those that the router is taught, or a pair has no text.
+    """
+
+    def __init__(
+        self, split: PairSplit, reader: PairReader, *, augment_seed: int | None = None, cache: bool = False
+    ) -> None:
+        self.split, self.reader, self.augment_seed = split, reader, augment_seed
+        for modality in sorted({m for m in split.modalities if m is not None}):
+            reader.label(modality)
+        if any(text is None or not text.strip() for text in split.texts):
+            raise ValueError("every pair must have a text, but the split holds a study without one.")
+        self.cache: dict[int, np.ndarray] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def image(self, index: int) -> np.ndarray:
+        """The study's image at the encoder's size, ``uint8``."""
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        image = fit_square(self.split[index].image, self.reader.spec.size)
+        if self.cache is not None:
+            self.cache[index] = image
+        return image
+
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        epoch, index = address
+        image = self.image(index)
+        if self.augment_seed is not None:
+            image = augment(image, np.random.default_rng((self.augment_seed, epoch, index)))
+        return self.reader.item(image, str(self.split.texts[index]), self.split.modalities[index], index)
+
+
+class StreamDataset(IterableDataset[Batch]):
+    """A stream as whole batches; what cannot be read is left out and counted.
+
+    Set ``epoch`` before each pass. The stream starts again where it ends, in another order, so that it never
+    lacks a batch.
+
+    Args:
+        stream: The pairs.
+        reader: Makes the items.
+        batch_size: Pairs per batch.
+        seed: Seed of the order.
+        augmented: Whether images are augmented.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+
+    def __init__(
+        self,
+        stream: PairStream,
+        reader: PairReader,
+        batch_size: int,
+        *,
+        seed: int,
+        augmented: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.stream, self.reader, self.batch_size = stream, reader, batch_size
+        self.seed, self.augmented = seed, augmented
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        part, parts = self.rank * workers + number, self.world_size * workers
+        rng = np.random.default_rng((self.seed, self.epoch, part))
+        items: list[Item] = []
+        skipped = 0
+        for again in count():
+            read = 0
+            for sample in self.stream.iterate(
+                seed=self.seed + 7919 * again, epoch=self.epoch, part=part, num_parts=parts
+            ):
+                if isinstance(sample, BadSample):
+                    skipped += 1
+                    continue
+                read += 1
+                image = fit_square(sample.image, self.reader.spec.size)
+                if self.augmented:
+                    image = augment(image, rng)
+                items.append(self.reader.item(image, str(sample.text), sample.modality, -1))
+                if len(items) == self.batch_size:
+                    yield self.reader.collate(items, skipped)
+                    items, skipped = [], 0
+            if not read:
+                raise ValueError(f"the shards of reader {part + 1} of {parts} hold no readable pair.")
+
+
+def make_loader(
+    dataset: PairDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """A loader of :class:`Batch` over a split; see :func:`set_epoch`."""
+    sampler = EpochSampler(len(dataset), config.batch_size, seed=seed, rank=rank, world_size=world_size)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=dataset.reader.collate,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def train_loader(
+    config: Config, source: PairSource, reader: PairReader, *, rank: int, world_size: int
+) -> tuple[DataLoader[Any], int]:
+    """The loader of the training pairs, and how many batches of it make an epoch."""
+    settings, seed = config.train, config.seeds[0]
+    if isinstance(source.train, PairStream):
+        stream = StreamDataset(
+            source.train,
+            reader,
+            settings.batch_size,
+            seed=seed,
+            augmented=settings.augment,
+            rank=rank,
+            world_size=world_size,
+        )
+        loader = DataLoader(stream, batch_size=None, num_workers=settings.workers, pin_memory=torch.cuda.is_available())
+        return loader, config.data.shards.steps_per_epoch * settings.accumulate
+    augment_seed = seed if settings.augment else None
+    dataset = PairDataset(source.train, reader, augment_seed=augment_seed, cache=settings.cache_images)
+    loader = make_loader(dataset, settings, seed=seed, rank=rank, world_size=world_size)
+    return loader, len(loader)
+
+
+def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
+    """Says which epoch's order and augmentation come next."""
+    place: Any = loader.dataset if isinstance(loader.dataset, StreamDataset) else loader.batch_sampler
+    place.epoch = epoch

@@ -1,0 +1,115 @@
+"""The labelled sets that a call names: of a run's own phantom data, of a folder, or of a table."""
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipes.data.evaluation.sets import SETS, open_evaluation_set
+from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.phantom import phantom_evaluation_sets, phantom_prompts
+from recipes.medmoe.inference.run import Session
+
+OwnPrompts = dict[str, Any] | None
+"""Prompts, in the form of a prompt file, of a set that brings its own."""
+
+PHANTOM = "phantom-"
+"""How the names of the phantom sets begin."""
+
+LISTS = ("only", "classes", "fractions")
+"""Options of the readers that take several values."""
+
+
+def open_sets(
+    session: Session,
+    *,
+    names: Sequence[str] | None = None,
+    root: Path | None = None,
+    csv: Path | None = None,
+    options: Sequence[str] = (),
+) -> list[tuple[EvaluationSet, OwnPrompts]]:
+    """Opens sets.
+
+    Args:
+        session: The run.
+        names: Names of `recipes.data.evaluation.sets.SETS`, or of the run's phantom sets; none takes all
+            phantom sets.
+        root: Folder or file of the named set. Of several sets, a folder with one folder for each, of its name;
+            where that is missing, the folder itself (MedMNIST's files lie side by side).
+        csv: A table of paths and labels, instead of names.
+        options: ``name=value`` each, for the readers: ``label_column=diagnosis``, ``plane=coronal``.
+
+    Returns:
+        The sets, each with its own prompts where no prompt file has them.
+
+    Raises:
+        ValueError: If too much is named, a set twice, or one that does not exist.
+    """
+    names = tuple(names or ())
+    if csv is not None:
+        if names or root is not None:
+            raise ValueError(f"csv is a set of its own and goes without set and root, got set={names}, root={root}.")
+        return [(open_evaluation_set("csv", csv, **parse_options(options)), None)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"set must name each set once, got {names}.")
+    drawn = [name for name in names if name.startswith(PHANTOM)]
+    if names and len(drawn) < len(names):
+        if drawn:
+            raise ValueError(f"set: phantom sets and sets on disk go into calls of their own, got {names}.")
+        return [(_open(name, root, options), None) for name in names]
+    if root is not None or options:
+        raise ValueError(
+            f"set must name what to open, one of {', '.join(SETS)}, when root or options are given, got "
+            f"{names or 'none'}."
+        )
+    return _phantoms(session, drawn)
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Reads ``name=value``: numbers, True, False and None as such, everything else as text.
+
+    ``only``, ``classes`` and ``fractions`` take several values with commas between them.
+
+    Args:
+        options: As given on the command line; hyphens in names count as underscores.
+
+    Raises:
+        ValueError: If one has no ``=`` or a name is given twice.
+    """
+    found: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise ValueError(f"options: expected name=value, got {option!r}.")
+        if name in found:
+            raise ValueError(f"options: {name} is given twice.")
+        found[name] = tuple(_literal(one) for one in value.split(",")) if name in LISTS else _literal(value)
+    return found
+
+
+def _open(name: str, root: Path | None, options: Sequence[str]) -> EvaluationSet:
+    own = None if root is None else root / name
+    return open_evaluation_set(name, own if own is not None and own.is_dir() else root, **parse_options(options))
+
+
+def _phantoms(session: Session, names: Sequence[str]) -> list[tuple[EvaluationSet, OwnPrompts]]:
+    if session.config.data.data != "phantom":
+        raise ValueError(
+            f"set: the run was trained on {session.config.data.data}, which has no phantom sets. Name sets with set "
+            f"and root ({', '.join(SETS)}), or give a csv."
+        )
+    sets = {one.name: one for one in phantom_evaluation_sets(session.source())}
+    unknown = [name for name in names if name not in sets]
+    if unknown:
+        raise ValueError(f"set: there is no {', '.join(unknown)}; the phantom sets are {', '.join(sets)}.")
+    return [(sets[name], phantom_prompts(name.removeprefix(PHANTOM))) for name in names or sets]
+
+
+def _literal(text: str) -> Any:
+    """A number, True, False or None as such; any other text as it is."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
+    return value if value is None or isinstance(value, bool | int | float) else text.strip()

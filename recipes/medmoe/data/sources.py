@@ -1,0 +1,60 @@
+"""Where pairs come from: drawn images, a csv, or WebDataset tars."""
+
+from recipes.data.pairs import PairSource, PairStream
+from recipes.data.phantom import phantom_modalities_source
+from recipes.data.tables.pairs import pair_manifest_source
+from recipes.data.tars.shards import shard_source
+from recipes.medmoe.config import Config
+
+
+def build_source(config: Config) -> PairSource:
+    """Opens the pairs that ``config.data.data`` names.
+
+    Args:
+        config: What and how to read; the model's settings name the modalities and the side of drawn images.
+
+    Raises:
+        ValueError: If there is no such data set; the message lists the kinds there are.
+    """
+    data = config.data
+    if data.data == "phantom":
+        sizes = data.phantom
+        return phantom_modalities_source(
+            train=sizes.train_studies,
+            val=sizes.val_studies,
+            test=sizes.test_studies,
+            size=config.model.image_size,
+        )
+    name = data.data.lower()
+    if name.endswith((".csv", ".csv.gz")):
+        m = data.manifest
+        return pair_manifest_source(
+            data.data,
+            image_column=m.image_column,
+            text_column=m.text_column,
+            modality_column=m.modality_column,
+            modality=data.modality,
+            split_column=m.split_column,
+            group_column=m.group_column,
+            on_bad_image=m.on_bad_image,
+            on_missing_text=m.on_missing_text,
+        )
+    if name.endswith(".tar"):
+        s = data.shards
+        return shard_source(
+            data.data,
+            s.val_shards,
+            s.test_shards,
+            modality=data.modality,
+            modalities=config.model.modalities,
+            text_key=s.text_key,
+            shuffle_buffer=s.shuffle_buffer,
+        )
+    raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r}.")
+
+
+def train_texts(source: PairSource, most: int = 20_000) -> list[str]:
+    """Texts of the training pairs, the first ones of a stream: what a vocabulary is made of."""
+    if isinstance(source.train, PairStream):
+        return source.train.first_texts(most)
+    return [text for text in source.train.texts if text]

@@ -1,0 +1,1 @@
+"""Word maps, scale weights and the pointing game. Start reading at ``stage``."""

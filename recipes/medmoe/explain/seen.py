@@ -1,0 +1,138 @@
+"""What a run saw in a study: its image, the map of every word, the weights of the scales and the expert."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moekit import Routing
+from recipes.data.studies import Box, Study
+from recipes.medmoe.data.batches import UNKNOWN
+from recipes.medmoe.data.tokens import words_of
+from recipes.medmoe.explain.pictures import Explanation
+from recipes.medmoe.explain.pointing import point
+from recipes.medmoe.explain.word_maps import distinct_words, finding_words, word_maps
+from recipes.medmoe.inference.run import Session
+from recipes.medmoe.model import ImageFeatures, TextFeatures
+
+MOST_WORDS = 4
+"""Maps shown per study: those of its findings first, then the most peaked of other words."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One study as the model saw it. N words, L scales, K experts.
+
+    Attributes:
+        study: The study, its boxes in pixels of ``picture``.
+        picture: The letter-boxed image.
+        words: The report's words.
+        maps: Shape ``(N, h, w)``, one per word.
+        scale_weights: Shape ``(L, h, w)``, β.
+        expert_probs: Shape ``(K,)``.
+        expert: The one that was run.
+    """
+
+    study: Study
+    picture: NDArray[np.uint8]
+    words: list[str]
+    maps: NDArray[np.float32]
+    scale_weights: NDArray[np.float32]
+    expert_probs: NDArray[np.float32]
+    expert: int
+
+    def finding_map(self, finding: str) -> NDArray[np.float32] | None:
+        """Mean map of the words that name a finding, or ``None`` if the report does not."""
+        places = finding_words(finding, self.words)
+        return self.maps[places].mean(0) if places else None
+
+    def findings(self) -> dict[str, list[Box]]:
+        """The boxes of each finding."""
+        found: dict[str, list[Box]] = {}
+        for box in self.study.boxes:
+            found.setdefault(box.finding, []).append(box)
+        return found
+
+
+def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
+    """Runs the model over studies.
+
+    Args:
+        session: The run.
+        studies: At most one batch of them; none gives none.
+
+    Raises:
+        ValueError: If a study has no text, or the run routes on the label and a modality is not among its own.
+    """
+    if not studies:
+        return []
+    for study in studies:
+        if study.text is None or not study.text.strip():
+            raise ValueError(f"study {study.id!r} has no text, so there are no words to look at.")
+    pictures = [session.fit(study.image) for study in studies]
+    images, text = session.images(pictures), session.texts([str(study.text) for study in studies])
+    routing = _route(session, images, text, studies)
+    maps = word_maps(session, images, text, routing)
+    tokenizer, limit = session.model.text_encoder.tokenizer, session.config.model.text_tokens
+    found = []
+    for row, study in enumerate(studies):
+        words = words_of(str(study.text), tokenizer, limit)
+        arrays = [part[row].float().cpu().numpy() for part in (maps.maps, maps.scale_weights, routing.probs)]
+        found.append(
+            Seen(
+                study=replace(study, boxes=tuple(session.boxes(study))),
+                picture=pictures[row],
+                words=words,
+                maps=arrays[0][: len(words)],
+                scale_weights=arrays[1],
+                expert_probs=arrays[2],
+                expert=int(routing.expert_ids[row, 0]),
+            )
+        )
+    return found
+
+
+def explanation(one: Seen, tolerance: float = 0.0) -> Explanation:
+    """Chooses what to show of a study: its findings' maps, then the most peaked maps of other words.
+
+    Args:
+        one: The study.
+        tolerance: Pixels by which boxes are widened, as in the pointing game.
+    """
+    size = one.picture.shape[0]
+    shown: list[tuple[str, NDArray[np.float32], float]] = []
+    used: set[int] = set()
+    for finding, boxes in one.findings().items():
+        values = one.finding_map(finding)
+        if values is not None:
+            hit = point(values, boxes, size, group=one.study.group, tolerance=tolerance).hit
+            shown.append((finding, values, hit))
+            used |= set(finding_words(finding, one.words))
+    others = {word: one.maps[at].mean(0) for word, at in distinct_words(one.words).items() if not used & set(at)}
+    peaked = sorted(others, key=lambda word: -float(others[word].max()))[: max(0, MOST_WORDS - len(shown))]
+    shown = [*shown, *((word, others[word], float("nan")) for word in others if word in peaked)][:MOST_WORDS]
+    return Explanation(
+        id=one.study.id,
+        text=str(one.study.text),
+        modality=one.study.modality,
+        image=one.picture,
+        boxes=one.study.boxes,
+        words=tuple(word for word, _, _ in shown),
+        maps=np.stack([values for _, values, _ in shown]) if shown else one.maps[:0],
+        hits=np.array([hit for _, _, hit in shown], np.float32),
+        scale_weights=one.scale_weights,
+        expert_probs=one.expert_probs,
+        expert=one.expert,
+    )
+
+
+@torch.no_grad()
+def _route(session: Session, images: ImageFeatures, text: TextFeatures, studies: Sequence[Study]) -> Routing:
+    labels = None
+    if session.config.model.route_on == "label":
+        places = {modality: place for place, modality in enumerate(session.modalities)}
+        known = [places.get(str(study.modality), UNKNOWN) for study in studies]
+        labels = torch.tensor(known, device=session.device)
+    return session.model.route(image=images, text=text, labels=labels)

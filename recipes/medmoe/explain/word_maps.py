@@ -1,0 +1,117 @@
+"""Where in an image the words of its report look, and which of the words name a finding."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moekit import Routing
+from moekit.contrastive import attention_maps
+from recipes.medmoe.inference.run import Session
+from recipes.medmoe.model import ImageFeatures, TextFeatures
+
+SMALL_WORDS = frozenset(
+    ("a", "an", "and", "at", "by", "for", "from", "in", "is", "no", "of", "on", "or", "the", "to", "with", "without")
+)
+"""Words that a finding's name may hold without being named by them."""
+
+
+class WordMaps(NamedTuple):
+    """What the words of ``B`` reports see in ``B`` images. N words, L scales, h and w the aligned map.
+
+    Attributes:
+        maps: ``(B, N, h, w)``: each real word's map sums to 1, others are 0.
+        mask: ``(B, N)``, True for real words.
+        scale_weights: ``(B, L, h, w)``, β of each image's expert: at each place they sum to 1 over the scales.
+    """
+
+    maps: Tensor
+    mask: Tensor
+    scale_weights: Tensor
+
+
+@torch.no_grad()
+def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routing: Routing) -> WordMaps:
+    """Attention of each word over the regions of its own image (the paper's Figure 3).
+
+    It is the attention of the local loss that the run was trained with: in the batch form GLoRIA's first temperature
+    multiplies, and words compete for each region first if the settings say so; in the printed form per report they do
+    not, and the one temperature of that form multiplies.
+
+    Args:
+        session: The run.
+        images: Features of the images.
+        text: Features of their reports, in the same order.
+        routing: Which expert sees each image.
+
+    Raises:
+        ValueError: If there are not as many texts as images.
+    """
+    if len(text.words) != len(images.embedding):
+        raise ValueError(
+            f"text must hold one report per image: expected {len(images.embedding)}, got {len(text.words)}."
+        )
+    local = session.model.local(images, routing, need_weights=True)
+    assert local.scale_weights is not None
+    height, width = local.regions.shape[-2:]
+    regions = local.regions.flatten(2).transpose(1, 2)
+    by_report = session.config.train.local_form == "report"
+    maps = attention_maps(
+        regions,
+        text.words,
+        text.mask,
+        temperature=session.config.model.temperatures[2 if by_report else 0],
+        word_softmax=session.config.model.word_softmax and not by_report,
+    )
+    return WordMaps(maps.unflatten(-1, (height, width)), text.mask, local.scale_weights)
+
+
+def normal_form(word: str) -> str:
+    """A word without case, punctuation and the ``s`` of a plural; empty if nothing is left."""
+    letters = "".join(letter for letter in word.casefold() if letter.isalnum())
+    return letters[:-1] if len(letters) > 3 and letters.endswith("s") else letters
+
+
+def finding_words(finding: str, words: Sequence[str]) -> list[int]:
+    """Places of the words of a report that name a finding.
+
+    Where the whole name stands in the report (``pleural effusions``), these are its words; where it does not
+    (``effusion in the pleural space``), all words of the report that belong to the name. Case, punctuation and
+    the plural's ``s`` do not count, and small words like ``of`` belong to no name.
+
+    Args:
+        finding: The finding's name; words are parted by white space, hyphens, underscores or slashes.
+        words: The report's.
+
+    Returns:
+        Ascending places; none if the report does not name the finding.
+    """
+    parts = finding.translate(str.maketrans("-_/", "   ")).split()
+    name = [form for part in parts if part.casefold() not in SMALL_WORDS and (form := normal_form(part))]
+    said = [(place, normal_form(word)) for place, word in enumerate(words) if word.casefold() not in SMALL_WORDS]
+    said = [(place, form) for place, form in said if form]
+    starts = [i for i in range(len(said) - len(name) + 1) if name and [f for _, f in said[i : i + len(name)]] == name]
+    if starts:
+        return sorted({place for start in starts for place, _ in said[start : start + len(name)]})
+    return [place for place, form in said if form in name]
+
+
+def distinct_words(words: Sequence[str]) -> dict[str, list[int]]:
+    """The words of a report that say something, each with its places.
+
+    Args:
+        words: The report's.
+
+    Returns:
+        The words as they first stand there, in that order: those with a letter and without a digit that are
+        longer than two letters and none of `SMALL_WORDS`.
+    """
+    places: dict[str, list[int]] = {}
+    for place, word in enumerate(words):
+        places.setdefault(normal_form(word), []).append(place)
+    return {
+        words[found[0]]: found
+        for form, found in places.items()
+        if len(form) > 2 and form.isalpha() and words[found[0]].casefold() not in SMALL_WORDS
+    }

@@ -1,0 +1,1 @@
+"""A pretrained run, loaded: embeddings, local scores and routing of a split."""

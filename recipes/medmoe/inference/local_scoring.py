@@ -1,0 +1,139 @@
+"""Local scores of images against texts, with the expert that the run's routing gives each pair.
+
+Only local features depend on the routing: the global embedding of an image is the same whichever expert runs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moekit import Routing
+from recipes.data.studies import StudySplit
+from recipes.medmoe.inference.run import Session
+from recipes.medmoe.model import ImageFeatures, TextFeatures, label_routing
+
+
+def modality_labels(session: Session, split: StudySplit, modality: str | None) -> Tensor:
+    """The expert that belongs to each image's kind.
+
+    Args:
+        session: The run.
+        split: Images, which may name their own kinds (``modalities``).
+        modality: Kind of all of them; ``None`` asks the split.
+
+    Returns:
+        ``(N,)`` int64 on the session's device.
+
+    Raises:
+        ValueError: If the kind of an image is not known, or none that the run has an expert for.
+    """
+    kinds = [modality] * len(split) if modality is not None else list(getattr(split, "modalities", [None] * len(split)))
+    unknown = sum(kind is None for kind in kinds)
+    if unknown:
+        raise ValueError(
+            f"modality: the expert is chosen by the kind of the image, which is not known for {unknown} of "
+            f"{len(split)} images. Give modality, one of {', '.join(session.modalities)}."
+        )
+    strange = sorted({kind for kind in kinds if kind not in session.modalities})
+    if strange:
+        raise ValueError(
+            f"modality: the run has no expert for {', '.join(strange)}; it knows {', '.join(session.modalities)}."
+        )
+    return torch.tensor([session.modalities.index(kind) for kind in kinds], device=session.device)
+
+
+def local_scores(session: Session, image: ImageFeatures, text: TextFeatures, labels: Tensor | None = None) -> Tensor:
+    """Scores every image against every text by words and regions.
+
+    Routed by image or label, an image has one expert for all texts. Routed by text, every image runs through the
+    expert of each text: once per distinct decision, which is the expert alone unless the router scales its output.
+
+    Args:
+        session: The run.
+        image: ``B`` images.
+        text: ``T`` texts.
+        labels: ``(B,)`` from :func:`modality_labels`, where the label decides.
+
+    Returns:
+        ``(B, T)``.
+    """
+    model = session.model
+    if model.config.route_on != "text":
+        local = model.local(image, model.route(image=image, labels=labels))
+        return session.local_scores(local, text)
+    routing = model.route(text=text)
+    count = len(image.embedding)
+    scores = text.embedding.new_empty(count, len(text.embedding))
+    for rows in _same_decisions(routing):
+        local = model.local(image, _repeat(routing, rows[0], count))
+        scores[:, rows] = session.local_scores(local, TextFeatures(*(field[rows] for field in text))).to(scores.dtype)
+    return scores
+
+
+def experts_used(session: Session, image: ImageFeatures, labels: Tensor | None = None) -> list[int]:
+    """The expert of each image where images or labels decide.
+
+    Args:
+        session: The run.
+        image: ``B`` images.
+        labels: As for :func:`local_scores`.
+    """
+    return session.model.route(image=image, labels=labels).expert_ids[:, 0].tolist()
+
+
+def mean_regions(session: Session, image: ImageFeatures, labels: Tensor | None) -> Tensor:
+    """Mean over the regions of each image's expert.
+
+    Args:
+        session: The run.
+        image: ``B`` images.
+        labels: ``(B,)`` from :func:`modality_labels`; the expert of each image unless the images decide.
+
+    Returns:
+        ``(B, D)``.
+    """
+    model = session.model
+    known = None if labels is None else label_routing(labels, model.config.num_experts)
+    routing = model.route(image=image) if known is None else known
+    return model.local(image, routing).regions.mean((2, 3))
+
+
+def describe_routing(session: Session, experts: list[int], of: str, modality: str | None) -> dict[str, Any]:
+    """What a result says about the routing.
+
+    Args:
+        session: The run.
+        experts: The expert of each image or prompt.
+        of: ``"images"`` or ``"prompts"``: whose experts they are.
+        modality: Kind of all images, where it is known.
+
+    Returns:
+        ``by``, ``of``, ``modality``, ``counts`` (how often each expert was chosen) and ``experts`` (the kind
+        that each was trained for, ``None`` for one without).
+    """
+    number = session.model.config.num_experts
+    counts = torch.bincount(torch.tensor(experts, dtype=torch.int64), minlength=number)
+    names = [session.modalities[k] if k < len(session.modalities) else None for k in range(number)]
+    by = session.model.config.route_on
+    return {"by": by, "of": of, "modality": modality, "experts": names, "counts": counts.tolist()}
+
+
+def _same_decisions(routing: Routing) -> list[list[int]]:
+    """Rows of equal expert and gate."""
+    groups: dict[tuple[int, float], list[int]] = {}
+    for row, key in enumerate(zip(routing.expert_ids[:, 0].tolist(), routing.gates[:, 0].tolist(), strict=True)):
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _repeat(routing: Routing, row: int, count: int) -> Routing:
+    """One row's decision for ``count`` images."""
+
+    def copies(field: Tensor) -> Tensor:
+        return field[row : row + 1].expand(count, *field.shape[1:]).contiguous()
+
+    logits = None if routing.logits is None else copies(routing.logits)
+    return Routing(
+        copies(routing.gates), copies(routing.expert_ids), logits, copies(routing.probs), copies(routing.valid)
+    )

@@ -1,0 +1,57 @@
+"""What a pretrained run is: its facts and its routing, for ``metrics.json``."""
+
+from pathlib import Path
+from typing import Any
+
+from recipes.data.pairs import PairSource, PairStream
+from recipes.medmoe.inference.routing import routing_report
+from recipes.medmoe.inference.run import Session
+from recipes.shared.runs import environment, read_json, update_metrics
+
+
+def summarise(run: Path) -> str:
+    """Writes the sections ``run``, ``training``, ``routing`` and ``routing_purity`` of a run's ``metrics.json``.
+
+    The routing is that of the test split, by the epoch with the best validation loss.
+
+    Returns:
+        One line on the routing.
+    """
+    session = Session.open(run)
+    source, training = session.source(), read_json(run / "training.json")
+    routing = routing_report(session, source.test)
+    about = {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
+    update_metrics(
+        run,
+        run=_about(session, source, training),
+        training=about,
+        routing_purity=routing["purity"],
+        routing=routing,
+    )
+    if routing["purity"] is None:
+        return "test routing: no modality is known"
+    return f"test routing: purity {routing['purity']:.3f}, accuracy {routing['accuracy']:.3f}"
+
+
+def _about(session: Session, source: PairSource, training: dict[str, Any]) -> dict[str, Any]:
+    config = session.config
+    notes = list(source.notes)
+    if training["skipped"]:
+        notes.append(f"{training['skipped']} samples of the training stream could not be read and were skipped")
+    return {
+        "name": session.run.name,
+        "preset": config.preset,
+        "data": source.name,
+        "seed": config.seeds[0],
+        "route_on": config.model.route_on,
+        "modalities": list(session.modalities),
+        "image_encoder": config.model.image_encoder,
+        "text_encoder": config.model.text_encoder,
+        "pairs": {
+            name: None if isinstance(split, PairStream) else len(split)
+            for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
+        },
+        "parameters": sum(p.numel() for p in session.model.parameters()),
+        "notes": notes,
+        **environment(),
+    }

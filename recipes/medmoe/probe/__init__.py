@@ -1,0 +1,1 @@
+"""Linear probing of frozen features. Start reading at ``stage``."""

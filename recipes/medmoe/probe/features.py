@@ -1,0 +1,135 @@
+"""Frozen features of labelled sets, computed once and kept in ``features/SET-split.npz`` of the run."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.studies import StudySplit
+from recipes.medmoe.inference.local_scoring import experts_used, mean_regions, modality_labels
+from recipes.medmoe.inference.run import Session
+
+
+class Features(NamedTuple):
+    """Features of the ``N`` studies of a split, in its order.
+
+    Attributes:
+        pooled: ``(N, C_L)``, the image encoder's pooled output.
+        regions: ``(N, D)``, mean over the regions of each image's expert; ``None`` where no expert is known.
+        experts: ``(N,)``, the expert of each image; ``None`` likewise.
+    """
+
+    pooled: NDArray[np.float32]
+    regions: NDArray[np.float32] | None
+    experts: NDArray[np.int64] | None
+
+    def matrix(self, kind: str) -> NDArray[np.float32]:
+        """The columns of one kind: ``"global"``, ``"local"`` or ``"both"`` beside one another.
+
+        Raises:
+            ValueError: If local features are asked for and there are none.
+        """
+        if kind == "global":
+            return self.pooled
+        if self.regions is None:
+            raise ValueError(f"features={kind!r} needs the expert of every image, which is not known.")
+        return self.regions if kind == "local" else np.concatenate([self.pooled, self.regions], axis=1)
+
+
+def set_features(
+    session: Session, one: EvaluationSet, split: str, *, local: bool, modality: str | None, checkpoint: str
+) -> Features:
+    """Features of a split of a set, from the run's folder where they fit.
+
+    Kept features are used again only if they were made by the same weights, of the same studies (ids, labels,
+    and the pixels of the first and the last) and with the same choice of experts; else they are made anew.
+
+    Args:
+        session: The run.
+        one: The set.
+        split: Which studies.
+        local: Whether features of the regions are wanted.
+        modality: Kind of the images, where the set does not say it.
+        checkpoint: Which weights the session has.
+
+    Raises:
+        ValueError: If local features are wanted and the expert of an image is not known.
+    """
+    studies = one.splits[split]
+    kind = modality or one.modality
+    labels = _labels(session, studies, kind) if local else None
+    key = _key(session, studies, checkpoint, None if labels is None else labels.tolist(), local=local)
+    path = session.run / "features" / f"{one.name}-{split}.npz"
+    kept = _read(path, key)
+    if kept is not None:
+        return kept
+    made = _compute(session, studies, labels, local=local, title=f"{one.name} {split}")
+    arrays: dict[str, Any] = {name: value for name, value in made._asdict().items() if value is not None}
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, key=np.array(key), **arrays)
+    part.replace(path)
+    return made
+
+
+def _labels(session: Session, studies: StudySplit, kind: str | None) -> torch.Tensor | None:
+    """Labels that choose the experts; ``None`` where the images do."""
+    by = session.model.config.route_on
+    if by == "image":
+        return None
+    try:
+        return modality_labels(session, studies, kind)
+    except ValueError as error:
+        if by == "label":
+            raise
+        raise ValueError(
+            "features: the run chooses experts by the report, and a labelled image has none; by its kind instead "
+            f"they cannot be chosen either. Use features='global', or name the kind. ({error})"
+        ) from error
+
+
+@torch.no_grad()
+def _compute(
+    session: Session, studies: StudySplit, labels: torch.Tensor | None, *, local: bool, title: str
+) -> Features:
+    pooled, regions, experts = [], [], []
+    for rows, image in session.image_batches(studies, title=title):
+        pooled.append(image.pooled.float().cpu().numpy())
+        if local:
+            own = None if labels is None else labels[rows]
+            regions.append(mean_regions(session, image, own).float().cpu().numpy())
+            experts += experts_used(session, image) if own is None else own.tolist()
+    if not local:
+        return Features(np.concatenate(pooled), None, None)
+    return Features(np.concatenate(pooled), np.concatenate(regions), np.array(experts))
+
+
+def _key(session: Session, studies: StudySplit, checkpoint: str, labels: list[int] | None, *, local: bool) -> str:
+    weights = session.run / "checkpoints" / f"{checkpoint}.ckpt"
+    content = hashlib.sha256()
+    for row in (0, len(studies) - 1):
+        content.update(studies[row].image.tobytes())
+    content.update(np.ascontiguousarray(studies.labels).tobytes())
+    content.update(json.dumps([list(studies.ids), labels]).encode())
+    made_of = {
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "studies": content.hexdigest(),
+        "experts": session.model.config.route_on if labels is None else "label",
+        "local": local,
+    }
+    return json.dumps(made_of, sort_keys=True)
+
+
+def _read(path: Path, key: str) -> Features | None:
+    """What is kept, or ``None`` if nothing is, or something else."""
+    if not path.is_file():
+        return None
+    with np.load(path) as kept:
+        if str(kept["key"]) != key:
+            return None
+        return Features(kept["pooled"], kept.get("regions"), kept.get("experts"))

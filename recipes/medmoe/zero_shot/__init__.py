@@ -1,0 +1,1 @@
+"""Zero-shot classification. Start reading at ``stage``."""
