@@ -196,7 +196,7 @@ def test_an_option_that_does_not_exist_is_noticed(stages: dict[str, list[Any]]) 
 
 def test_options_named_in_the_text_exist() -> None:
     ours, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
-    pages = {"docs/recipes.md": ours, "docs/papers.md": ours | medmoe}
+    pages = {"docs/medvlmoe.md": ours, "docs/papers.md": ours | medmoe}
     pages |= {"docs/medmoe.md": medmoe, "docs/medmoe-data.md": medmoe}
     for page, known in pages.items():
         named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
@@ -250,7 +250,7 @@ def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
 
 
 def test_the_table_of_presets_is_that_of_the_code() -> None:
-    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/recipes.md").read_text().splitlines()]
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/medvlmoe.md").read_text().splitlines()]
     cells = {row[0]: row[1:] for row in rows if len(row) == 3}
     for column, preset in enumerate((tiny(), paper())):
         model, settings = preset.model, preset.train
