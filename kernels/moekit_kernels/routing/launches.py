@@ -22,7 +22,8 @@ class Blocks(NamedTuple):
     Attributes:
         width: Columns of the tile: the experts, up to the next power of two.
         rows: Rows of the tile.
-        num_warps: So many that a thread holds 8 logits, or 16 of many experts; up to 512 no row spans two warps.
+        num_warps: So many that a thread of the forward holds 8 logits, 4 of 128 experts, or 16 of more; up to 512
+            no row spans two warps.
     """
 
     width: int
@@ -33,9 +34,20 @@ class Blocks(NamedTuple):
 def blocks(num_experts: int) -> Blocks:
     """The tile for a number of experts."""
     width = 1 << (num_experts - 1).bit_length()
-    if width <= 128:
+    if width < 128:
         return Blocks(width, 1024 // width, 4)
+    if width == 128:  # with 8 rows, code for sm_100 spills registers under Triton 3.8
+        return Blocks(width, 4, 4)
     return Blocks(width, max(512 // width, 1), max(width // 512, 1))
+
+
+def backward_warps(tile: Blocks) -> int:
+    """Warps of the backward kernel: twice those of the forward where a row spans warps.
+
+    With 16 logits a thread, its code for 4096 experts spills registers on sm_90 under Triton 3.8. The forward, which
+    needs more registers, has to stay at 8 warps: 16 leave it 128 registers a thread, too few on sm_100.
+    """
+    return 2 * tile.num_warps if tile.width > 512 else tile.num_warps
 
 
 def forward(
@@ -167,5 +179,5 @@ def backward(
         "RENORMALIZE": renormalize or scoring == "topk_softmax",
     }
     grid = (-(-num_tokens // tile.rows),)
-    launch(kernel.route_bwd_kernel, grid, arguments, num_warps=tile.num_warps, num_stages=1)
+    launch(kernel.route_bwd_kernel, grid, arguments, num_warps=backward_warps(tile), num_stages=1)
     return d_logits
