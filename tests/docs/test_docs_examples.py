@@ -195,9 +195,9 @@ def test_an_option_that_does_not_exist_is_noticed(stages: dict[str, list[Any]]) 
 
 
 def test_options_named_in_the_text_exist() -> None:
-    ours, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
-    pages = {"docs/medvlmoe.md": ours, "docs/papers.md": ours | medmoe}
-    pages |= {"docs/medmoe.md": medmoe, "docs/medmoe-data.md": medmoe}
+    medvlmoe, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
+    pages = {"docs/medvlmoe.md": medvlmoe, "docs/papers.md": medvlmoe | medmoe}
+    pages |= {f"docs/{page.name}": medmoe for page in (ROOT / "docs").glob("medmoe*.md")}
     for page, known in pages.items():
         named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
         assert named <= known | {"--help"}, f"{page} names options that do not exist: {sorted(named - known)}"
