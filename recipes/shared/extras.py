@@ -4,12 +4,13 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, *, extra: str = "recipes") -> ModuleType:
     """Imports ``module`` or says how to get it.
 
     Args:
         module: Dotted name of the module.
         purpose: What needs it, as the beginning of a sentence: ``"reading a DICOM file"``.
+        extra: The extra of this package that installs it.
 
     Returns:
         The module.
@@ -22,5 +23,5 @@ def require(module: str, purpose: str) -> ModuleType:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ImportError(
-            f'{purpose} needs {package}, which cannot be imported ({error}): pip install "moekit[recipes]"'
+            f'{purpose} needs {package}, which cannot be imported ({error}): pip install "moekit[{extra}]"'
         ) from error

@@ -7,74 +7,144 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.images.dicom_window import first_window, windowed
+from recipes.data.images.dicom_words import pixel_bits, pixel_padding
 from recipes.data.images.intensity import stretch, stretch_min_max
 from recipes.shared.extras import require
 
+_PURPOSE = "reading a DICOM file"
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_ENDINGS = (".dcm", ".dicom")
+_PREAMBLE, _PREFIX = 128, b"DICM"
 
 
 def is_dicom(path: Path | BytesIO) -> bool:
     """Tells whether a file is DICOM: by its ending, or by ``DICM`` after the 128 bytes of preamble."""
-    if isinstance(path, BytesIO):
-        return path.getvalue()[128:132] == b"DICM"
-    if path.suffix.lower() in (".dcm", ".dicom"):
+    if isinstance(path, Path) and path.suffix.lower() in _ENDINGS:
         return True
+    return _head(path)[_PREAMBLE:] == _PREFIX
+
+
+def lacks_dicom_header(path: Path | BytesIO) -> bool:
+    """Tells whether a file that no other decoder knows may be DICOM without preamble: it begins with group 2 or 8."""
+    head = _head(path)
+    group = {head[:2], head[1::-1]} & {b"\x02\x00", b"\x08\x00"}
+    return bool(group) and 0 in head[2:4]
+
+
+def _head(path: Path | BytesIO) -> bytes:
+    length = _PREAMBLE + len(_PREFIX)
+    if isinstance(path, BytesIO):
+        return path.getvalue()[:length]
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return file.read(length)
 
 
-def read_dicom(path: Path | BytesIO) -> NDArray[np.uint8]:
+def read_dicom(path: Path | BytesIO, *, force: bool = False) -> NDArray[np.uint8]:
     """Reads a single-frame DICOM image.
+
+    Bits outside ``BitsStored`` and ``HighBit`` are no pixel data and are cleared, compressed or not (PS3.5 8.1.1).
 
     Greyscale goes through DICOM's own chain (PS3.3 C.11.1 and C.11.2): the rescale slope and intercept or
     modality LUT; then the first VOI LUT or, failing that, the first window, mapped to 0..255. Without either,
     unsigned data of 8 stored bits that the rescale leaves alone is kept as it is, and everything else is
-    stretched from its smallest to its largest value, the pixel padding value left out. ``MONOCHROME1`` (small
-    values are white) is inverted last, padding excepted: it stays black.
+    stretched from its smallest to its largest value, the pixel padding (PS3.3 C.7.5.1.1.2) left out.
+    ``MONOCHROME1`` (small values are white) is inverted last, padding excepted: it stays black.
 
     Colour (RGB, YBR, palette) becomes RGB; more than 8 bits of it are stretched likewise.
 
     Args:
         path: The file, or its bytes.
+        force: Whether to read a file without preamble and file meta group, as programs wrote before 1993: its
+            transfer syntax is taken from its first element.
 
     Returns:
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``.
 
     Raises:
-        ValueError: If the file holds no pixels, several frames, or a window that DICOM does not define.
-        ImportError: If pydicom is not installed.
+        ValueError: If the file has no preamble and ``force`` is off, or holds no pixels, several frames, or a window
+            that DICOM does not define.
+        ImportError: If pydicom is not installed, or what decodes the file's compression.
     """
-    pydicom = require("pydicom", "reading a DICOM file")
-    pixels = require("pydicom.pixels", "reading a DICOM file")
-    dataset = pydicom.dcmread(path)
+    pixels = require("pydicom.pixels", _PURPOSE)
+    dataset = _dataset(path, force=force)
     if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
         raise ValueError("the DICOM file holds no pixel data")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ValueError(f"it holds {frames} frames, expected one image: save the frame you want by itself")
-    stored = pixels.pixel_array(dataset)
+    _check_decoder(dataset.file_meta.TransferSyntaxUID, pixels)
+    # Bits that are no pixel data are cleared below: pydicom does so by BitsStored alone, and not for all compressions.
+    words = pixels.pixel_array(dataset, correct_unused_bits=False)
+    stored = pixel_bits(dataset, words)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         stored = pixels.apply_color_lut(stored, dataset)
         # The table's entries span all 16 bits, whatever the image's own range.
         return stored if stored.dtype == np.uint8 else stretch(stored, 0, 65535)
     if stored.ndim == 3:
-        return stored if stored.dtype == np.uint8 else stretch_min_max(stored)
-    return _grey(dataset, stored, pixels)
+        return _colour(dataset, stored)
+    return _grey(dataset, stored, pixel_padding(dataset, words, stored), pixels)
 
 
-def _grey(dataset: Any, stored: NDArray[Any], pixels: Any) -> NDArray[np.uint8]:
+def _dataset(path: Path | BytesIO, *, force: bool) -> Any:
+    pydicom = require("pydicom", _PURPOSE)
+    if isinstance(path, BytesIO):
+        path.seek(0)
+    try:
+        dataset = pydicom.dcmread(path, force=force)
+    except pydicom.errors.InvalidDicomError:
+        raise ValueError(
+            "it has no DICOM preamble and no file meta group, as in DICOM files of old programs. If it is one, pass "
+            "force_dicom=True (on the command line --force-dicom; for labelled sets --options force_dicom=True)"
+        ) from None
+    meta = getattr(dataset, "file_meta", None)
+    if force and (meta is None or "TransferSyntaxUID" not in meta):
+        dataset.file_meta = meta or pydicom.dataset.FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = _plain_syntax(dataset, pydicom.uid)
+    return dataset
+
+
+def _plain_syntax(dataset: Any, uid: Any) -> Any:
+    """The uncompressed transfer syntax in which a file without file meta group was written."""
+    implicit, little_endian = dataset.original_encoding
+    if implicit:
+        return uid.ImplicitVRLittleEndian
+    return uid.ExplicitVRLittleEndian if little_endian else uid.ExplicitVRBigEndian
+
+
+def _check_decoder(syntax: Any, pixels: Any) -> None:
+    """Says how to install what decodes JPEG Lossless and JPEG-LS, where it is missing."""
+    if syntax.is_encapsulated and not pixels.get_decoder(syntax).is_available:
+        require("gdcm", f"{_PURPOSE} of the transfer syntax {syntax.name}", extra="dicom")
+        raise ValueError(
+            f"no decoder is known for its transfer syntax {syntax.name}: save it uncompressed, for example with "
+            "gdcmconv --raw"
+        )
+
+
+def _colour(dataset: Any, stored: NDArray[Any]) -> NDArray[np.uint8]:
+    if _is_8_bit(dataset, stored):
+        return stored.astype(np.uint8)
+    return stretch_min_max(stored)
+
+
+def _is_8_bit(dataset: Any, stored: NDArray[Any]) -> bool:
+    """Tells whether values are unsigned and of 8 stored bits, in how many bits they may be allocated."""
+    return stored.dtype.kind == "u" and int(dataset.BitsStored) == 8
+
+
+def _grey(dataset: Any, stored: NDArray[Any], padding: NDArray[np.bool_] | None, pixels: Any) -> NDArray[np.uint8]:
     """Applies modality LUT, VOI LUT or window, and photometric interpretation."""
-    padding = _padding(dataset, stored)
     values = pixels.apply_modality_lut(stored, dataset)
-    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
+    window = first_window(dataset)
     if dataset.get("VOILUTSequence"):
         bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = pixels.apply_voi(np.rint(values).astype(np.int32), dataset)
         shown = stretch(looked_up, 0, 2**bits - 1)
-    elif center is not None and width is not None:
-        shown = _window(values, center, width, str(dataset.get("VOILUTFunction") or "LINEAR"))
-    elif stored.dtype == np.uint8 and int(dataset.BitsStored) == 8 and np.array_equal(values, stored):
-        shown = stored.copy()
+    elif window is not None:
+        shown = windowed(values, window)
+    elif _is_8_bit(dataset, stored) and np.array_equal(values, stored):
+        shown = stored.astype(np.uint8)
     else:
         shown = stretch_min_max(values, ignore=padding)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
@@ -82,36 +152,3 @@ def _grey(dataset: Any, stored: NDArray[Any], pixels: Any) -> NDArray[np.uint8]:
     if padding is not None:
         shown[padding] = 0
     return shown
-
-
-def _padding(dataset: Any, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Marks the pixels outside the field of view, if the file names their value."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return None
-    mask = stored == int(value)
-    return mask if mask.any() and not mask.all() else None
-
-
-def _first(dataset: Any, keyword: str) -> float | None:
-    """Reads an element of one or many numbers: the first one, or ``None``."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return None
-    return float(value if isinstance(value, int | float) else value[0])
-
-
-def _window(values: NDArray[Any], center: float, width: float, function: str) -> NDArray[np.uint8]:
-    """Maps a window to 0..255 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
-    smallest = 1.0 if function == "LINEAR" else np.nextafter(0.0, 1.0)
-    if not width >= smallest:
-        raise ValueError(f"its window width {width:g} is too small for the VOI LUT function {function}")
-    if function == "LINEAR":
-        half = (width - 1.0) / 2.0
-        return stretch(values, center - 0.5 - half, center - 0.5 + half)
-    if function == "LINEAR_EXACT":
-        return stretch(values, center - width / 2.0, center + width / 2.0)
-    if function == "SIGMOID":
-        exponent = np.clip(-4.0 * (values.astype(np.float64) - center) / width, -700.0, 700.0)
-        return stretch(1.0 / (1.0 + np.exp(exponent)), 0.0, 1.0)
-    raise ValueError(f"its VOI LUT function {function!r} is none of LINEAR, LINEAR_EXACT, SIGMOID")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.images.dicom import is_dicom, read_dicom
+from recipes.data.images.dicom import is_dicom, lacks_dicom_header, read_dicom
 from recipes.data.images.intensity import stretch_min_max
 from recipes.shared.extras import require
 
@@ -15,7 +15,7 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
 
 
-def read_image(path: str | Path) -> NDArray[np.uint8]:
+def read_image(path: str | Path, *, force_dicom: bool = False) -> NDArray[np.uint8]:
     """Reads PNG, JPEG, TIFF, DICOM and whatever else Pillow opens.
 
     The rules, all of one image alone and without chance:
@@ -30,6 +30,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
 
     Args:
         path: The file.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
 
     Returns:
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, writable and owned by the caller.
@@ -37,19 +38,20 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         ValueError: If the file is missing, empty, damaged, of no known kind, or holds several frames; the
             message names it.
-        ImportError: If Pillow or pydicom is not installed.
+        ImportError: If Pillow or pydicom is not installed, or what decodes a DICOM file's compression.
     """
     path = Path(path)
     _check_file(path)
-    return _read(path, str(path))
+    return _read(path, str(path), force_dicom)
 
 
-def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
+def read_image_bytes(data: bytes, name: str, *, force_dicom: bool = False) -> NDArray[np.uint8]:
     """Reads an image that is not a file of its own, by the rules of `read_image`.
 
     Args:
         data: What the file would hold.
         name: What to call it in messages.
+        force_dicom: Whether DICOM data without preamble and file meta group is read.
 
     Returns:
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, writable and owned by the caller.
@@ -57,16 +59,18 @@ def read_image_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
     Raises:
         ValueError: If the image is empty, damaged, of no known kind, or holds several frames; the message
             names it.
-        ImportError: If Pillow or pydicom is not installed.
+        ImportError: If Pillow or pydicom is not installed, or what decodes a DICOM file's compression.
     """
     if not data:
         raise ValueError(f"image {name!r} is empty (0 bytes)")
-    return _read(BytesIO(data), name)
+    return _read(BytesIO(data), name, force_dicom)
 
 
-def _read(file: Path | BytesIO, name: str) -> NDArray[np.uint8]:
+def _read(file: Path | BytesIO, name: str, force_dicom: bool) -> NDArray[np.uint8]:
     try:
-        return read_dicom(file) if is_dicom(file) else _read_with_pillow(file)
+        if is_dicom(file) or _is_headless_dicom(file):
+            return read_dicom(file, force=force_dicom)
+        return _read_with_pillow(file)
     except ImportError:
         raise
     # Decoders fail on damaged bytes with whatever they trip over: OSError, SyntaxError, struct.error, ...
@@ -74,7 +78,19 @@ def _read(file: Path | BytesIO, name: str) -> NDArray[np.uint8]:
         raise ValueError(f"cannot read the image {name!r}: {_reason(error)}") from error
 
 
-def image_problem(path: str | Path) -> str | None:
+def _is_headless_dicom(file: Path | BytesIO) -> bool:
+    """Tells whether a file that Pillow cannot identify begins as DICOM does behind its preamble."""
+    if not lacks_dicom_header(file):
+        return False
+    image_module = require("PIL.Image", "reading an image")
+    try:
+        with image_module.open(file):
+            return False
+    except image_module.UnidentifiedImageError:
+        return True
+
+
+def image_problem(path: str | Path, *, force_dicom: bool = False) -> str | None:
     """Says what is wrong with an image file, without reading more of it than it takes.
 
     PNG is checked by its checksums and JPEG by a decode at an eighth of its size, which a truncated file does
@@ -82,43 +98,45 @@ def image_problem(path: str | Path) -> str | None:
 
     Args:
         path: The file.
+        force_dicom: As in `read_image`.
 
     Returns:
         One sentence, or ``None`` if the file is sound.
 
     Raises:
-        ImportError: If Pillow or pydicom is not installed.
+        ImportError: If Pillow or pydicom is not installed, or what decodes a DICOM file's compression.
     """
     path = Path(path)
     try:
         _check_file(path)
     except ValueError as error:
         return _reason(error)
-    return _problem(path, str(path))
+    return _problem(path, str(path), force_dicom)
 
 
-def image_bytes_problem(data: bytes, name: str) -> str | None:
+def image_bytes_problem(data: bytes, name: str, *, force_dicom: bool = False) -> str | None:
     """Says what is wrong with an image that is not a file of its own, as `image_problem` does.
 
     Args:
         data: What the file would hold.
         name: What to call it in messages.
+        force_dicom: As in `read_image_bytes`.
 
     Returns:
         One sentence, or ``None`` if the image is sound.
 
     Raises:
-        ImportError: If Pillow or pydicom is not installed.
+        ImportError: If Pillow or pydicom is not installed, or what decodes a DICOM file's compression.
     """
-    return _problem(BytesIO(data), name) if data else f"image {name!r} is empty (0 bytes)"
+    return _problem(BytesIO(data), name, force_dicom) if data else f"image {name!r} is empty (0 bytes)"
 
 
-def _problem(file: Path | BytesIO, name: str) -> str | None:
+def _problem(file: Path | BytesIO, name: str, force_dicom: bool) -> str | None:
     image_module = require("PIL.Image", "reading an image")
     try:
-        kind = None if is_dicom(file) else _verify_with_pillow(file, image_module)
+        kind = None if is_dicom(file) or _is_headless_dicom(file) else _verify_with_pillow(file, image_module)
         if kind not in ("PNG", "JPEG"):
-            _read(file, name)
+            _read(file, name, force_dicom)
     except ImportError:
         raise
     except Exception as error:

@@ -1,38 +1,14 @@
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
 
 from recipes.data.images.dicom import is_dicom
 from recipes.data.images.read import image_bytes_problem, image_problem, read_image, read_image_bytes
 from recipes.shared import extras
+from tests.recipes.data.dicom_files import write_dicom as write
 
 CT = np.array([[0, 1000], [1040, 2000]], np.uint16)
-
-
-def write(path, stored, **elements):
-    """Writes a DICOM file of one image."""
-    data = Dataset()
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID
-    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID
-    bits = stored.dtype.itemsize * 8
-    data.Rows, data.Columns = stored.shape[:2]
-    data.SamplesPerPixel = 3 if stored.ndim == 3 else 1
-    if stored.ndim == 3:
-        data.PlanarConfiguration = 0
-    data.PhotometricInterpretation = "RGB" if stored.ndim == 3 else "MONOCHROME2"
-    data.BitsAllocated, data.BitsStored, data.HighBit = bits, bits, bits - 1
-    data.PixelRepresentation = int(stored.dtype.kind == "i")
-    data.PixelData = stored.tobytes()
-    for keyword, value in elements.items():
-        setattr(data, keyword, value)
-    data.save_as(path, enforce_file_format=True)
-    return path
 
 
 def test_eight_bits_without_a_window_are_kept(tmp_path):
@@ -81,6 +57,21 @@ def test_the_sigmoid_window(tmp_path):
     window = {"WindowCenter": 1000, "WindowWidth": 400, "VOILUTFunction": "SIGMOID"}
     read = read_image(write(tmp_path / "a.dcm", CT, **window))
     np.testing.assert_array_equal(read, np.rint(255 / (1 + np.exp(-4 * (CT.astype(float) - 1000) / 400))))
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT"])
+def test_windows_narrower_than_one_value_are_exact(tmp_path, function):
+    """Values rescaled to fractions have windows of such a width, whose ends LINEAR would swap."""
+    window = {"WindowCenter": 0.5, "WindowWidth": 0.5} | ({"VOILUTFunction": function} if function else {})
+    stored = np.array([[0, 350], [500, 650], [750, 1000]], np.uint16)
+    read = read_image(write(tmp_path / "a.dcm", stored, RescaleSlope=0.001, RescaleIntercept=0, **window))
+    np.testing.assert_array_equal(read, [[0, 51], [128, 204], [255, 255]])
+
+
+def test_a_window_of_width_one_is_a_step(tmp_path):
+    stored = np.array([[998, 999], [1000, 1001]], np.uint16)
+    read = read_image(write(tmp_path / "a.dcm", stored, WindowCenter=1000, WindowWidth=1))
+    np.testing.assert_array_equal(read, [[0, 0], [255, 255]])
 
 
 def test_a_lookup_table_comes_before_the_window(tmp_path):
