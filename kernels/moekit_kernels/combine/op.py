@@ -10,6 +10,7 @@ from torch import Tensor
 from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.combine import launches
 from moekit_kernels.combine.reference import combine_by_token_reference, combine_reference
+from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.precision import KERNEL_DTYPES
 
 Impl = Literal["auto", "torch", "triton"]
@@ -66,6 +67,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_rows, needs_gates = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+    refuse_forward_mode("combine", grad, remedy='impl="torch"')
     found = _combine_backward(grad, *ctx.saved_tensors, needs_rows, needs_gates)
     return (
         found[0] if needs_rows else None,
@@ -150,6 +152,7 @@ def combine(
         raise ValueError(f"gates must have the shape of row, {tuple(row.shape)}, got {tuple(gates.shape)}.")
     if resolve_impl(impl, rows, gates) == "torch":
         return combine_reference(rows, row, gates)
+    refuse_forward_mode("combine", rows, gates, remedy='impl="torch"')
     out = _combine(_matrix(rows), row, None, gates, None, row.shape[0])
     return out.view(row.shape[0], *rows.shape[1:])
 
@@ -192,6 +195,7 @@ def combine_by_token(
         return combine_by_token_reference(rows, token, slot, gates, num_tokens)
     by_token, order = token.sort(stable=True)
     starts = torch.searchsorted(by_token, torch.arange(num_tokens + 1, device=token.device))
+    refuse_forward_mode("combine", rows, gates, remedy='impl="torch"')
     out = _combine(_matrix(rows), order, starts, gates, slot, num_tokens)
     return out.view(num_tokens, *rows.shape[1:])
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.autocast import autocast
 from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.flops import grouped_gemm_backward_flops, grouped_gemm_flops, register_flops
+from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.grouped_gemm.checks import check_operands
 from moekit_kernels.grouped_gemm.fused_reference import grouped_gemm_reference
 from moekit_kernels.precision import KERNEL_DTYPES, check_kernel_dtype
@@ -136,6 +138,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
     gradients: list[Tensor | None] = [None] * 10
     if grad is None:
         return tuple(gradients)
+    refuse_forward_mode("grouped_gemm", grad)
     places = (0, 1, 3, 5)  # x, weight, bias, gates
     wanted = [ctx.needs_input_grad[place] for place in places]
     found = iter(_grouped_gemm_backward(grad, *ctx.saved_tensors, ctx.activation, ctx.by_slot, wanted))
@@ -153,6 +156,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 
 _grouped_gemm.register_autograd(_backward, setup_context=_save)
 _grouped_gemm_backward.register_autograd(_no_second_order, setup_context=_save_nothing)
+register_flops("grouped_gemm", grouped_gemm_flops)
+register_flops("grouped_gemm_backward", grouped_gemm_backward_flops)
 
 
 def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> Literal["reference", "torch", "triton"]:
@@ -238,6 +243,7 @@ def grouped_gemm(
     offsets = offsets.contiguous()
     token, slot, gates = (None if t is None else t.contiguous() for t in (token, slot, gates))
     differentiable = [t for t in (x, weight, bias, gates) if t is not None]
+    refuse_forward_mode("grouped_gemm", *differentiable)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     keep = keep and (activation is not None or gates is not None)
     return _grouped_gemm(x, weight, offsets, bias, token, gates, slot, activation, order == "slot", keep)[0]

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast
+from moekit_kernels.flops import grouped_linear_flops, grouped_weight_grad_flops, register_flops
+from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.grouped_gemm import backends
 
 
@@ -47,6 +49,7 @@ def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, offsets = ctx.saved_tensors
+    refuse_forward_mode("grouped_linear", grad, remedy="grouped_linear_reference")
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
         grad_x = _grouped_linear(grad, weight.mT, offsets, None)
@@ -61,6 +64,7 @@ def _save_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
 
 def _weight_grad_backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
     grad, x, offsets = ctx.saved_tensors
+    refuse_forward_mode("grouped_linear", grad_weight, grad_bias, remedy="grouped_linear_reference")
     return (
         _grouped_linear(x, grad_weight, offsets, grad_bias),
         _grouped_linear(grad, grad_weight.mT, offsets, None),
@@ -70,6 +74,8 @@ def _weight_grad_backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> t
 
 _grouped_linear.register_autograd(_linear_backward, setup_context=_save_linear)
 _grouped_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_weight_grad)
+register_flops("grouped_linear", grouped_linear_flops)
+register_flops("grouped_weight_grad", grouped_weight_grad_flops)
 
 
 def grouped_linear(
@@ -96,4 +102,5 @@ def grouped_linear(
     Reference:
         :func:`moekit_kernels.grouped_gemm.grouped_linear_reference`.
     """
+    refuse_forward_mode("grouped_linear", x, weight, bias, remedy="grouped_linear_reference")
     return _grouped_linear(autocast(x), autocast(weight), offsets, autocast(bias))

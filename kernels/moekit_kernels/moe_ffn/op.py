@@ -13,6 +13,8 @@ from torch import Tensor
 
 from moekit_kernels.autocast import autocast
 from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.flops import moe_ffn_backward_flops, moe_ffn_flops, register_flops
+from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.moe_ffn import loop
 from moekit_kernels.moe_ffn.checks import check_dtypes, check_names, check_shapes
 from moekit_kernels.precision import KERNEL_DTYPES
@@ -182,6 +184,7 @@ def _backward(ctx: Any, grad: Tensor | None, *kept_grads: None) -> tuple[Tensor 
     gradients: list[Tensor | None] = [None] * (len(ctx.present) + 4)
     if grad is None:
         return tuple(gradients)
+    refuse_forward_mode("moe_ffn", grad)
     *saved, pre, hidden = ctx.saved_tensors
     given = iter(saved)
     tensors = [next(given) if present else None for present in ctx.present]
@@ -206,6 +209,8 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 
 _moe_ffn.register_autograd(_backward, setup_context=_save)
 _moe_ffn_backward.register_autograd(_no_second_order, setup_context=_save_nothing)
+register_flops("moe_ffn", moe_ffn_flops)
+register_flops("moe_ffn_backward", moe_ffn_backward_flops)
 
 
 def moe_ffn(
@@ -261,6 +266,7 @@ def moe_ffn(
     # Kernels read indices with a stride of 1; only a view that has another is copied.
     token, slot, offsets = token.contiguous(), slot.contiguous(), offsets.contiguous()
     differentiable = [t for t in (x, gates, *weights) if t is not None]
+    refuse_forward_mode("moe_ffn", *differentiable)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     kept = (keep and recompute != "all", keep and recompute == "none")
     out, _, _ = _moe_ffn(x, gates, token, slot, offsets, row, *weights, activation, *kept, impl)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import IMPLS, MAX_EXPERTS, MAX_TOP_K, Impl, Scoring, check_arguments, check_limits
 from moekit_kernels.routing.reference import Routed, route_reference
@@ -95,6 +96,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     wanted = [grads[place] for place in _FLOAT_OUTPUTS]
     d_logits = None
     if any(grad is not None for grad in wanted):
+        refuse_forward_mode("route", *wanted)
         d_logits = _route_backward(*wanted, *ctx.saved_tensors, ctx.scoring, ctx.renormalize, ctx.scaling_factor)
     return d_logits, *(None,) * 8
 
@@ -208,5 +210,6 @@ def route(
             mask=mask,
         )
     check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
+    refuse_forward_mode("route", logits)
     groups = (num_groups or 0, topk_groups or 0)
     return Routed(*_route(logits, top_k, scoring, renormalize, float(scaling_factor), selection_bias, *groups, mask))

@@ -1,0 +1,113 @@
+"""Formulas by which ``torch.utils.flop_counter.FlopCounterMode`` counts the operations of this package.
+
+As torch's own formulas do, they count products of matrices alone, two operations for each multiplication, from
+shapes: every row of a plan counts, whether or not an expert owns it. Routing, planning and combining have no products.
+
+The formulas are registered when torch's counter is imported: not here, because it imports Triton.
+
+Letters: N rows, D width of the input, F hidden width, F1 rows of the first matrix (F, or 2F where gated).
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+Shape = Sequence[int]
+Formula = Callable[..., int]
+
+_COUNTER = "torch.utils.flop_counter"
+_waiting: dict[str, Formula] = {}
+
+
+def register_flops(operation: str, formula: Formula) -> None:
+    """Registers the formula of ``torch.ops.moekit.<operation>``, now or once torch's counter is imported.
+
+    Args:
+        operation: Name of the operation.
+        formula: Takes what the operation takes, a shape for each tensor, and keyword arguments to ignore.
+    """
+    _waiting[operation] = formula
+    if _COUNTER in sys.modules:
+        _register_waiting()
+    elif not any(isinstance(finder, _OnImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _OnImport())
+
+
+def _register_waiting() -> None:
+    # torch's own types leave a parameter of it unknown.
+    from torch.utils.flop_counter import register_flop_formula  # pyright: ignore[reportUnknownVariableType]
+
+    while _waiting:
+        operation, formula = _waiting.popitem()
+        register_flop_formula(getattr(torch.ops.moekit, operation))(formula)
+
+
+class _OnImport(importlib.abc.MetaPathFinder):
+    """Registers the formulas right after torch's counter was imported, and leaves."""
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != _COUNTER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module: ModuleType) -> None:
+                run(module)
+                _register_waiting()
+
+            spec.loader.exec_module = run_and_register
+        return spec
+
+
+def moe_ffn_flops(
+    x: Shape, gates: Shape, token: Shape, slot: Shape, offsets: Shape, row: Shape | None, up_proj: Shape,
+    down_proj: Shape, *others: Any, **ignored: Any,
+) -> int:  # fmt: skip
+    """``2·N·D·F1 + 2·N·D·F``: ``6·N·D·F`` where gated."""
+    return _products(token[0], up_proj) + _products(token[0], down_proj)
+
+
+def moe_ffn_backward_flops(
+    grad: Shape, x: Shape, gates: Shape, token: Shape, slot: Shape, offsets: Shape, row: Shape | None, up_proj: Shape,
+    down_proj: Shape, up_bias: Shape | None, down_bias: Shape | None, pre: Shape, hidden: Shape, activation: str,
+    input_grad: bool, weight_grad: bool, *others: Any, **ignored: Any,
+) -> int:  # fmt: skip
+    """Gradient of the hidden rows; of tokens; of both weights; and the first product again if it was not kept."""
+    up, down = _products(token[0], up_proj), _products(token[0], down_proj)
+    again = up if pre[0] < token[0] else 0
+    return again + down + input_grad * up + weight_grad * (up + down)
+
+
+def grouped_linear_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
+    """``2·N·D·F``."""
+    return _products(x[0], weight)
+
+
+def grouped_weight_grad_flops(grad: Shape, x: Shape, *others: Any, **ignored: Any) -> int:
+    """``2·N·D·F``."""
+    return 2 * grad[0] * grad[1] * x[1]
+
+
+def grouped_gemm_flops(
+    x: Shape, weight: Shape, offsets: Shape, bias: Shape | None, token: Shape | None, *others: Any, **ignored: Any
+) -> int:
+    """``2·N·D·F1``."""
+    return _products(x[0] if token is None else token[0], weight)
+
+
+def grouped_gemm_backward_flops(grad: Shape, x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
+    """``2·N·D·F1`` for each of the input's and the weight's gradient, as the last argument asks for them."""
+    of_input, of_weight = others[-1][:2]
+    return (of_input + of_weight) * _products(grad[0], weight)
+
+
+def _products(rows: int, weight: Shape) -> int:
+    return 2 * rows * weight[1] * weight[2]
