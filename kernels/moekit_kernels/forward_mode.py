@@ -61,5 +61,5 @@ def refuse_forward_mode(operation: str, *tensors: Tensor | None, remedy: str = '
 def _error(operation: str, remedy: str) -> NotImplementedError:
     return NotImplementedError(
         f"{operation} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian): use {remedy}, which has, "
-        "or reverse mode (torch.func.vjp, jacrev)."
+        "or reverse mode (torch.autograd.grad)."
     )

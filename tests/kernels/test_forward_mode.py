@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from moekit import FFNExperts, HashRouter, SparseMoE, combine, plan_dispatch
+from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.grouped_gemm import grouped_gemm, grouped_linear
 from moekit_kernels.routing import route
-from moekit_kernels.availability import triton_is_installed
 
 pytestmark = [
     # torch's own, from its decompositions for forward mode
