@@ -302,7 +302,7 @@ def test_every_public_name_has_a_place_on_an_api_page(module: Any) -> None:
 def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
-        assert page.relative_to(ROOT / "docs").as_posix() in nav
+        assert re.search(rf"[ :-] {page.relative_to(ROOT / 'docs').as_posix()}$", nav, re.MULTILINE), page.name
 
 
 def test_conventions_name_every_letter_of_the_shapes() -> None:
@@ -318,9 +318,25 @@ def test_conventions_name_every_letter_of_the_shapes() -> None:
     assert not missing, f"docs/conventions.md does not explain {missing}"
 
 
-def test_the_picture_is_the_same_for_readers_of_the_source_and_of_the_pages() -> None:
-    assert 'src="docs/assets/layer.svg"' in (ROOT / "README.md").read_text()
-    picture = (ROOT / "docs" / "assets" / "layer.svg").read_text()
+@pytest.mark.parametrize("name", ["layer.svg", "repository.svg"])
+def test_pictures_have_texts_and_load_nothing(name: str) -> None:
+    picture = (ROOT / "docs" / "assets" / name).read_text()
     assert "<title" in picture
     assert "<desc" in picture
     assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")
+    assert "prefers-color-scheme:dark" in picture
+
+
+def test_the_picture_is_the_same_for_readers_of_the_source_and_of_the_pages() -> None:
+    assert 'src="docs/assets/layer.svg"' in (ROOT / "README.md").read_text()
+    assert "assets/layer.svg" in (ROOT / "docs" / "index.md").read_text()
+
+
+# In capitals, with a star or an ellipsis, a path is a pattern.
+_PATH = re.compile(r"`((?:moekit|kernels|recipes|benchmarks|tests|docs)/[a-z0-9_./-]*)`")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_paths_named_in_the_text_exist(page: Path) -> None:
+    missing = [path for path in _PATH.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()]
+    assert not missing, f"{name_of(page)} names paths that do not exist: {missing}"
