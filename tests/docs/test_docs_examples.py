@@ -196,7 +196,7 @@ def test_an_option_that_does_not_exist_is_noticed(stages: dict[str, list[Any]]) 
 
 def test_options_named_in_the_text_exist() -> None:
     medvlmoe, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
-    pages = {"docs/medvlmoe.md": medvlmoe, "docs/papers.md": medvlmoe | medmoe}
+    pages = {"docs/medvlmoe.md": medvlmoe, "docs/papers.md": medvlmoe | medmoe, "docs/recipes.md": medvlmoe & medmoe}
     pages |= {f"docs/{page.name}": medmoe for page in (ROOT / "docs").glob("medmoe*.md")}
     for page, known in pages.items():
         named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
