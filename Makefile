@@ -1,9 +1,15 @@
-# Everything runs in .venv, which the first target that needs it creates.
+# Everything runs in VENV, which the first target that needs it creates. CONSTRAINTS is a file of pip's constraints;
+# TRITON is a version of Triton to put beside the installed one. CONTRIBUTING.md says what they are for.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?=
+TRITON ?=
 BIN := $(VENV)/bin
+BESIDE := $(if $(TRITON),$(VENV)/triton-$(TRITON))
+PYTEST := OMP_NUM_THREADS=1 $(if $(TRITON),PYTHONPATH=$(abspath $(BESIDE))) $(BIN)/python -m pytest --durations=10
+PARALLEL := -n auto --dist worksteal
 
-.PHONY: demo demo-medmoe test lint docs bench clean
+.PHONY: demo demo-medmoe test test-interpreter gate check lint docs bench clean
 
 demo: $(VENV)/recipes
 	rm -rf runs/demo
@@ -22,10 +28,24 @@ demo-medmoe: $(VENV)/recipes
 	$(BIN)/python -m recipes.medmoe report runs/demo-medmoe
 	@echo "The demo is done. Open runs/demo-medmoe/report.html in a browser."
 
-# The second line runs the Triton kernels on CPU, interpreted; where there is a GPU the first runs them compiled.
-test: $(VENV)/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/triton -n auto --dist worksteal
+# What a user runs. The kernels run compiled where there is a GPU, and interpreted on CPU everywhere.
+test: $(VENV)/dev $(BESIDE)
+	$(PYTEST) $(PARALLEL) -m "not slow and not gate"
+	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) tests/triton -m "not slow"
+
+# Every kernel through Triton's interpreter, the widest sweeps too.
+test-interpreter: $(VENV)/dev $(BESIDE)
+	TRITON_INTERPRET=1 $(PYTEST) $(PARALLEL) tests/triton
+
+# The code of every kernel, compiled for four targets without a GPU.
+gate: $(VENV)/dev $(BESIDE)
+	$(PYTEST) tests/gate -rs
+
+# Everything: what must pass before a change lands.
+check: lint docs
+	$(PYTEST) $(PARALLEL) -m "not gate"
+	$(MAKE) test-interpreter
+	$(MAKE) gate
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -48,5 +68,11 @@ clean:
 $(VENV)/recipes $(VENV)/dev $(VENV)/bench: $(VENV)/%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("moekit needs Python 3.11 or newer, got " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".[$*]"
 	touch $@
+
+# torch asks for one version of Triton; another goes into a folder of its own, without what it depends on.
+ifneq ($(TRITON),)
+$(BESIDE): $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ "triton==$(TRITON).*"
+endif

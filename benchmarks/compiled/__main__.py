@@ -1,7 +1,8 @@
-"""``python -m benchmarks.compiled``: compiles every kernel for every target and writes ``results/compiled.json``.
+"""``python -m benchmarks.compiled``: compiles every kernel for every target and writes a table.
 
-Nothing needs a GPU. With a filter (``--kernel``, ``--target``, ``--dtype``, ``--case``) nothing is written, and
-every piece of code is printed on its own: the way to look for tiles, together with ``--configs``.
+The table is ``results/compiled/triton-VERSION.json``. Nothing needs a GPU. With a filter (``--kernel``, ``--target``,
+``--dtype``, ``--case``) nothing is written, and every piece of code is printed on its own: the way to look for tiles,
+together with ``--configs``.
 """
 
 import argparse
@@ -16,7 +17,10 @@ from moekit_kernels import configs
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 1 if a law is broken, or with ``--check`` if the table is another."""
+    """Returns the exit status: 1 if a law is broken, or with ``--check`` if the table is another.
+
+    A version of Triton whose code was not read gives a report with ``--check``, and status 0.
+    """
     options = _parser().parse_args(arguments)
     filtered = bool(options.kernel or options.target or options.dtype or options.case or options.configs)
     if options.check and filtered:
@@ -33,11 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{len(entries)} pieces of code, {len(broken)} broken laws.")
     if not filtered:
         print("\n".join(broken))
-    changes = table.differences(table.read()["entries"], entries) if options.check else []
+    if options.check and (report := table.not_read()):
+        print(report)
+        return 0
+    changes = table.differences(table.read(table.path_of())["entries"], entries) if options.check else []
     if changes:
         print("\n".join(["The committed table is another; write it with python -m benchmarks.compiled:", *changes]))
     if options.output or not (filtered or options.check):
-        table.write(entries, options.output or table.PATH)
+        table.write(entries, options.output or table.path_of())
     return bool(broken or changes)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from benchmarks.compiled.compile import Code
+from benchmarks.compiled.code import Code
+from benchmarks.compiled.exceptions import SpillException
 from moekit_kernels.targets import Target
 
 # The instruction that multiplies 16-bit tiles at full speed, and the least rows of a tile that it takes.
@@ -11,21 +12,23 @@ TENSOR_MEMORY = 512
 """Columns of tensor memory of a processor of sm_100."""
 
 
-def broken_laws(code: Code, target: Target) -> Iterator[str]:
+def broken_laws(code: Code, target: Target, exception: SpillException | None = None) -> Iterator[str]:
     """One sentence for each law that ``code`` breaks on ``target``.
 
-    No register may live in local memory, memory must suffice, and products of 16-bit tiles must use the
-    target's matrix instruction. Tiles of fewer than 64 rows, for decoding, are too small for those of sm_90
-    and sm_100 and must use ``HMMA`` there.
+    No register may live in local memory (or not more than an exception allows), memory must suffice, and products of
+    16-bit tiles must use the target's matrix instruction. Tiles of fewer than 64 rows, for decoding, are too small for
+    those of sm_90 and sm_100 and must use ``HMMA`` there.
     """
-    if code.spills or code.stack:
-        yield f"spills: {code.spills} instructions or registers, {code.stack} bytes of stack."
+    spills, stack = (0, 0) if exception is None else (exception.spills, exception.stack)
+    if code.spills > spills or code.stack > stack:
+        allowed = "" if exception is None else f" (an exception allows {spills} and {stack})"
+        yield f"spills: {code.spills} instructions or registers, {code.stack} bytes of stack{allowed}."
     if code.shared > target.shared_memory:
         yield f"needs {code.shared} bytes of shared memory, {target.name} has {target.shared_memory}."
     if code.tensor_memory > TENSOR_MEMORY:
         yield f"needs {code.tensor_memory} columns of tensor memory, {target.name} has {TENSOR_MEMORY}."
     if code.dots:
         name, rows = MATRIX_INSTRUCTION[target.name]
-        wanted = name if any(m >= rows for m, _, _ in code.dots) else "HMMA"
-        if not code.instructions[wanted]:
-            yield f"multiplies tiles {code.dots} without {wanted}."
+        instruction = name if any(m >= rows for m, _, _ in code.dots) else "HMMA"
+        if not code.instructions[instruction]:
+            yield f"multiplies tiles {code.dots} without {instruction}."

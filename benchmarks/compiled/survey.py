@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
+import triton
+
 from benchmarks.compiled.compile import compile_code
+from benchmarks.compiled.exceptions import exception_for
 from benchmarks.compiled.laws import broken_laws
 from benchmarks.compiled.specialize import Specialization
 from moekit_kernels.targets import TARGETS
@@ -31,16 +34,18 @@ class Recorded(NamedTuple):
 
 def survey(recorded: Iterable[Recorded], workers: int) -> list[Entry]:
     """One entry for each different piece of code, sorted; what does not compile has the key ``"error"``."""
-    wanted: dict[str, Specialization] = {}
+    specializations: dict[str, Specialization] = {}
     users: dict[str, list[Recorded]] = {}
     for one in recorded:
         key = one.specialization.key
-        wanted.setdefault(key, one.specialization)
+        specializations.setdefault(key, one.specialization)
         users.setdefault(key, []).append(one)
     # Fresh processes: Triton starts threads, and a fork does not survive those.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        read = list(pool.map(_read, wanted.values()))
-    entries = [_entry(wanted[key], users[key]) | values for key, values in zip(wanted, read, strict=True)]
+        read = list(pool.map(_read, specializations.values()))
+    entries = [
+        _entry(one, users[key]) | values for (key, one), values in zip(specializations.items(), read, strict=True)
+    ]
     targets = list(TARGETS)
     entries.sort(key=lambda e: (e["kernel"], targets.index(e["target"]), e["dtypes"], e["cases"], str(e["constants"])))
     _number_variants(entries)
@@ -79,7 +84,11 @@ def _read(specialization: Specialization) -> Entry:
     except Exception as error:  # Triton's compilers raise of many types, and each is a finding
         return {"error": _innermost(error)}
     values = code._asdict() | {"dots": [list(shape) for shape in code.dots]}
-    return values | {"broken": list(broken_laws(code, specialization.target))}
+    target, constants = specialization.target, specialization.declared_constants()
+    exception = exception_for(specialization.name, target.name, triton.__version__, constants)
+    if exception is not None and (code.spills or code.stack):
+        values["exception"] = exception.citation
+    return values | {"broken": list(broken_laws(code, target, exception))}
 
 
 def _innermost(error: BaseException) -> str:

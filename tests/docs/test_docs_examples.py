@@ -172,8 +172,13 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
                 before = medmoe_stages[stage]
                 medmoe_cli.main([stage, *options])
                 assert medmoe_stages[stage] == before + 1, f"{shlex.join(words)} did not reach its stage"
-            case ["make", target]:
-                assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
+            case ["make", *targets]:
+                for target in targets:
+                    variable, assigned, value = target.partition("=")
+                    pattern = rf"^{variable} \?=" if assigned else rf"^{target}:"
+                    assert re.search(pattern, makefile, re.MULTILINE), f"the Makefile has no {variable}"
+                    if variable == "CONSTRAINTS":
+                        assert (ROOT / value).is_file(), f"there is no {value}"
             case ["pip", "install", "-e", what]:
                 for extra in re.findall(r"\[(.*)\]", what):
                     assert extra in extras, f"pyproject.toml has no extra {extra}"

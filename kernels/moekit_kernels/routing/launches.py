@@ -101,7 +101,7 @@ def forward(
         "TOP_GROUPS": topk_groups,
     }
     launch(kernel.route_fwd_kernel, (programs,), arguments, num_warps=tile.num_warps, num_stages=1)
-    block_e = min(tile.width, 64)
+    block_e = min(tile.width, 32)  # with 64, code for sm_100 spills registers under Triton 3.8
     names = ("tokens_per_expert", "prob_sum", "gate_sum", "logsumexp_sq_sum", "entropy_sum")
     arguments = {
         **partials,

@@ -1,26 +1,19 @@
-"""The tool that reads compiled code: that it specialises as Triton does, and that its laws can be broken."""
+"""The tool that reads compiled code: that it specialises as Triton does, and that code breaks its laws."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-from moekit_kernels.availability import interpreting, triton_is_installed
-from moekit_kernels.runtime import Launch
-
-if not triton_is_installed() or interpreting():
-    pytest.skip("kernels are compiled with Triton, and not where it interprets them", allow_module_level=True)
-
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from benchmarks.compiled import __main__ as command
 from benchmarks.compiled import table
 from benchmarks.compiled.compile import report
 from benchmarks.compiled.laws import broken_laws
 from benchmarks.compiled.specialize import specialize
 from benchmarks.compiled.survey import Recorded, broken_by, survey
+from moekit_kernels.runtime import Launch
 from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100, Target
 
 
@@ -60,9 +53,9 @@ def product(
 
 def arguments(**changed: Any) -> Launch:
     """The launch of :func:`arguments_kernel`."""
-    given: dict[str, Any] = {"x": torch.empty(64, device="meta"), "missing": None, "one": 1, "small": 7, "wide": 2**40}
-    given |= {"even": 48, "share": 0.5, "flag": True, "SIZE": 16} | changed
-    return Launch(arguments_kernel, (1,), given, 4, 2)
+    values: dict[str, Any] = {"x": torch.empty(64, device="meta"), "missing": None, "one": 1, "small": 7, "wide": 2**40}
+    values |= {"even": 48, "share": 0.5, "flag": True, "SIZE": 16} | changed
+    return Launch(arguments_kernel, (1,), values, 4, 2)
 
 
 def laws(launch: Launch, target: Target) -> list[str]:
@@ -71,8 +64,8 @@ def laws(launch: Launch, target: Target) -> list[str]:
 
 
 def test_arguments_are_specialized_as_the_jit_does() -> None:
-    found = specialize(arguments(), SM_90)
-    assert found.signature == {
+    specialization = specialize(arguments(), SM_90)
+    assert specialization.signature == {
         "x": "*fp32",
         "missing": "constexpr",
         "one": "constexpr",
@@ -83,10 +76,10 @@ def test_arguments_are_specialized_as_the_jit_does() -> None:
         "flag": "u1",
         "SIZE": "constexpr",
     }
-    assert found.constants == {(1,): None, (2,): 1, (8,): 16}
+    assert specialization.constants == {(1,): None, (2,): 1, (8,): 16}
     divisible = [["tt.divisibility", 16]]
-    assert found.attributes == {(0,): divisible, (4,): divisible, (5,): divisible}
-    assert found.declared_constants() == {"SIZE": 16}
+    assert specialization.attributes == {(0,): divisible, (4,): divisible, (5,): divisible}
+    assert specialization.declared_constants() == {"SIZE": 16}
 
 
 def test_launches_of_equal_code_are_compiled_once() -> None:
@@ -105,7 +98,7 @@ def test_views_that_are_not_aligned_are_no_aligned_pointers() -> None:
 @pytest.mark.parametrize(
     ("target", "instruction"), [(SM_80, "HMMA"), (SM_90, "HGMMA"), (SM_100, "UTCMMA"), (GFX942, "MFMA")], ids=str
 )
-def test_matrix_instructions_are_found(target: Target, instruction: str, dtype: torch.dtype) -> None:
+def test_matrix_instructions_are_read(target: Target, instruction: str, dtype: torch.dtype) -> None:
     code = report(product(128, 128, 32, num_warps=8, num_stages=2, dtype=dtype), target)
     assert code.instructions[instruction] > 0
     assert code.dots == [(128, 128, 32)]
@@ -119,10 +112,12 @@ def test_tiles_for_decoding_may_use_the_smaller_instruction() -> None:
 
 
 @pytest.mark.parametrize("target", [SM_80, GFX942], ids=lambda target: target.name)
-def test_spilling_breaks_a_law(target: Target) -> None:
-    (law,) = (law for law in laws(product(256, 256, 32, num_stages=1), target) if "spill" in law)
-    assert "spills: 0" not in law
-    assert "0 bytes of stack" not in law.split(", ")[1:]
+def test_spilling_is_read_from_the_code(target: Target) -> None:
+    # One warp holds the whole sum of 256 x 256: four times as many registers as a thread of AMD's can have at most.
+    code = report(product(256, 256, 16, num_warps=1, num_stages=1), target)
+    assert code.spills > 0
+    assert code.stack > 0
+    assert any(law.startswith("spills: ") for law in broken_laws(code, target))
 
 
 def test_too_much_shared_memory_breaks_a_law() -> None:
@@ -131,11 +126,8 @@ def test_too_much_shared_memory_breaks_a_law() -> None:
     ]
 
 
-def test_too_much_tensor_memory_breaks_a_law() -> None:
-    code = report(product(128, 128, 32, num_warps=4), SM_100)
-    assert code.tensor_memory == 128
-    (law,) = broken_laws(code._replace(tensor_memory=1024), SM_100)
-    assert law == "needs 1024 columns of tensor memory, sm_100 has 512."
+def test_tensor_memory_is_read_from_the_code() -> None:
+    assert report(product(128, 128, 32, num_warps=4), SM_100).tensor_memory == 128
 
 
 def test_a_product_without_its_instruction_breaks_a_law() -> None:
@@ -143,7 +135,7 @@ def test_a_product_without_its_instruction_breaks_a_law() -> None:
     assert laws(product(64, 64, 32, num_warps=2), SM_90) == ["multiplies tiles [(64, 64, 32)] without HGMMA."]
 
 
-def test_what_does_not_compile_is_a_finding() -> None:
+def test_what_does_not_compile_is_in_the_table() -> None:
     launch = Launch(wrong_kernel, (1,), {"x": torch.empty(1, device="meta"), "SIZE": 16}, 4, 2)
     (entry,) = survey([Recorded("wrong", "bf16", specialize(launch, SM_80))], 1)
     (law,) = broken_by(entry)
@@ -159,25 +151,3 @@ def test_a_kernel_of_the_interpreter_cannot_be_compiled() -> None:
         ValueError, match="must be a compiled kernel, a JITFunction, got function: unset TRITON_INTERPRET"
     ):
         specialize(launch, SM_80)
-
-
-def test_differences_name_what_is_new_gone_and_changed(tmp_path: Any) -> None:
-    entry = {"kernel": "k", "variant": 0, "target": "sm_80", "dtypes": ["bf16"], "cases": ["a"], "constants": {"B": 16}}
-    entry |= {"registers": 8}
-    other = entry | {"target": "sm_90"}
-    table.write([entry], tmp_path / "table.json")
-    before = table.read(tmp_path / "table.json")
-    assert before == {"triton": triton.__version__, "entries": [entry]}
-    assert table.differences(before["entries"], [entry]) == []
-    assert table.differences(before["entries"], [other]) == [
-        "gone: k sm_80 bf16 [a] (B=16)",
-        "new: k sm_90 bf16 [a] (B=16)",
-    ]
-    assert table.differences(before["entries"], [entry | {"registers": 9}]) == [
-        "changed: k sm_80 bf16 [a] (B=16): registers 8 -> 9"
-    ]
-
-
-def test_a_check_is_of_the_whole_table() -> None:
-    with pytest.raises(ValueError, match="--check compares the whole table: leave out --kernel"):
-        command.main(["--check", "--target", "sm_80"])

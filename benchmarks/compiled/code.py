@@ -1,0 +1,101 @@
+"""What is read from compiled code: from text, without a compiler."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# What the columns of the table count, in the words of the machine code. The tensor cores of sm_100 are
+# UTCHMMA (16-bit operands) and its siblings; SASS has no word with "tcgen05" in it.
+NVIDIA_INSTRUCTIONS = {
+    "HMMA": r"HMMA(?:\.|$)",
+    "HGMMA": r"HGMMA(?:\.|$)",
+    "UTCMMA": r"UTC\w*MMA(?:\.|$)",
+    "UTMALDG": r"UTMALDG(?:\.|$)",
+    "LDGSTS": r"LDGSTS(?:\.|$)",
+    "STL": r"STL(?:\.|$)",
+    "LDL": r"LDL(?:\.|$)",
+}
+AMD_INSTRUCTIONS = {
+    "MFMA": r"v_mfma_",
+    "scratch": r"scratch_(?:store|load)_",
+}
+
+
+class Code(NamedTuple):
+    """What was read from one compiled kernel.
+
+    Attributes:
+        registers: Per thread: vector registers on AMD, accumulation registers included.
+        spills: Instructions that move registers to or from local memory; on AMD, spilled
+            vector registers if those are more.
+        stack: Bytes of local memory per thread.
+        shared: Bytes of shared memory per program.
+        tensor_memory: Columns of tensor memory, sm_100 alone.
+        instructions: How often each instruction of interest stands in the code.
+        dots: Shapes ``(M, N, K)`` of the 16-bit tiles that ``tl.dot`` multiplies.
+    """
+
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+    tensor_memory: int
+    instructions: dict[str, int]
+    dots: list[tuple[int, int, int]]
+
+
+def read_nvidia(usage: str, assembly: str, ttir: str, shared: int, tensor_memory: int) -> Code:
+    """Reads what ``cuobjdump -res-usage`` and ``nvdisasm -c`` print, and Triton's own representation."""
+    counts = _count(NVIDIA_INSTRUCTIONS, _opcodes(assembly))
+    return Code(
+        registers=_number(r"REG:(\d+)", usage),
+        spills=counts.pop("STL") + counts.pop("LDL"),
+        stack=_number(r"STACK:(\d+)", usage),
+        shared=shared,
+        tensor_memory=tensor_memory,
+        instructions=counts,
+        dots=_dots(ttir),
+    )
+
+
+def read_amd(assembly: str, ttir: str, shared: int) -> Code:
+    """Reads AMD's assembly and the metadata that follow it, and Triton's own representation."""
+    counts = _count(AMD_INSTRUCTIONS, [line.strip() for line in assembly.splitlines()])
+    # Scalar registers spill into lanes of vector registers, not into memory: those are no spills here.
+    spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)
+    return Code(
+        registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
+        spills=max(counts.pop("scratch"), spilled),
+        stack=_number(r"\.private_segment_fixed_size:\s*(\d+)", assembly),
+        shared=max(shared, _number(r"\.group_segment_fixed_size:\s*(\d+)", assembly)),
+        tensor_memory=0,
+        instructions=counts,
+        dots=_dots(ttir),
+    )
+
+
+def _opcodes(assembly: str) -> list[str]:
+    """The words after the address and the predicate: ``/*0a10*/ @!P0 HGMMA.64x256x16.F32 R24, ...``."""
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
+
+
+def _count(patterns: dict[str, str], lines: Iterable[str]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for line, times in Counter(lines).items():
+        counts.update({name: times for name, pattern in patterns.items() if re.match(pattern, line)})
+    return {name: counts[name] for name in patterns}
+
+
+def _number(pattern: str, text: str) -> int:
+    numbers = re.findall(pattern, text)
+    if not numbers:
+        raise ValueError(
+            f"compiled code must contain {pattern!r}, got none: this version of Triton writes it in another way."
+        )
+    return max(map(int, numbers))
+
+
+def _dots(ttir: str) -> list[tuple[int, int, int]]:
+    products = re.findall(r"tt\.dot .*tensor<(\d+)x(\d+)xb?f16> \* tensor<\d+x(\d+)xb?f16>", ttir)
+    return sorted({(int(m), int(n), int(k)) for m, k, n in products})

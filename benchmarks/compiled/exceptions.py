@@ -1,0 +1,47 @@
+"""Code that may spill registers, because a measurement says that it is faster so: each exception cites its record."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+
+class SpillException(NamedTuple):
+    """One kernel with one tile that may spill.
+
+    Attributes:
+        kernel: Name of the ``@triton.jit`` function.
+        target: Name of the processor that it is compiled for.
+        triton: Version of Triton whose code was measured.
+        constants: Compile-time constants that it is about, such as the tile; others may have any value.
+        spills: Most spilling instructions (on AMD, registers).
+        stack: Most bytes of stack a thread.
+        citation: File of this repository that holds the measurement, under ``benchmarks/results`` or ``docs``.
+    """
+
+    kernel: str
+    target: str
+    triton: str
+    constants: Mapping[str, Any]
+    spills: int
+    stack: int
+    citation: str
+
+    def covers(self, kernel: str, target: str, triton: str, constants: Mapping[str, Any]) -> bool:
+        """Whether it is about this piece of code."""
+        same = (kernel, target, triton) == (self.kernel, self.target, self.triton)
+        return same and self.constants.items() <= constants.items()
+
+
+EXCEPTIONS: tuple[SpillException, ...] = ()
+"""All exceptions. The gate fails for one that no code needs, or whose citation does not exist."""
+
+
+def exception_for(
+    kernel: str,
+    target: str,
+    triton: str,
+    constants: Mapping[str, Any],
+    exceptions: Iterable[SpillException] | None = None,
+) -> SpillException | None:
+    """The first exception that covers a piece of code; of :data:`EXCEPTIONS` unless others are given."""
+    every = EXCEPTIONS if exceptions is None else exceptions
+    return next((one for one in every if one.covers(kernel, target, triton, constants)), None)
