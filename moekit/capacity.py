@@ -1,4 +1,4 @@
-"""How many slots an expert may take."""
+"""Capacity: the number of slots that an expert may take."""
 
 from fractions import Fraction
 from typing import cast, overload
@@ -8,33 +8,38 @@ from torch import Tensor
 
 
 class Capacity:
-    """``ceil(capacity_factor * T * K / E)``, at most ``T``, in whole numbers.
+    """Computes ``ceil(capacity_factor * T * K / E)``, at most ``T``, in whole numbers.
 
     So it is exact, and the same for a Python number, a symbolic size of ``torch.export`` and a count that is
     known on the device only.
 
     Args:
         capacity_factor: Slots of an expert, over its equal share; positive.
-        num_experts: ``E``.
-        top_k: ``K``.
 
     Raises:
         ValueError: If ``capacity_factor`` is not a positive number.
     """
 
-    def __init__(self, capacity_factor: float, num_experts: int, top_k: int = 1) -> None:
+    def __init__(self, capacity_factor: float) -> None:
         if not 0 < capacity_factor < float("inf"):
             raise ValueError(f"capacity_factor must be positive, or None for no limit, got {capacity_factor}.")
-        share = Fraction(capacity_factor).limit_denominator(1_000_000) * top_k / num_experts
-        self.numerator, self.denominator = share.numerator, share.denominator
+        precision = 1_000_000
+        factor = max(Fraction(capacity_factor).limit_denominator(precision), Fraction(1, precision))
+        self.numerator, self.denominator = factor.numerator, factor.denominator
 
     @overload
-    def __call__(self, num_tokens: int) -> int: ...
+    def __call__(self, num_tokens: int, num_experts: int, top_k: int = 1) -> int: ...
     @overload
-    def __call__(self, num_tokens: Tensor) -> Tensor: ...
-    def __call__(self, num_tokens: int | Tensor) -> int | Tensor:
-        """Capacity for ``num_tokens`` tokens, a number or an integer tensor ``()``."""
-        wanted = -(num_tokens * -self.numerator // self.denominator)
+    def __call__(self, num_tokens: Tensor, num_experts: int, top_k: int = 1) -> Tensor: ...
+    def __call__(self, num_tokens: int | Tensor, num_experts: int, top_k: int = 1) -> int | Tensor:
+        """Returns the capacity of one expert.
+
+        Args:
+            num_tokens: ``T``, a number or an integer tensor ``()``.
+            num_experts: ``E``.
+            top_k: ``K``.
+        """
+        slots = -(num_tokens * -(self.numerator * top_k) // (self.denominator * num_experts))
         if isinstance(num_tokens, Tensor):
-            return torch.minimum(torch.as_tensor(wanted), num_tokens)
-        return cast(int, torch.sym_min(cast(int, wanted), num_tokens))
+            return torch.minimum(torch.as_tensor(slots), num_tokens)
+        return cast(int, torch.sym_min(cast(int, slots), num_tokens))

@@ -1,4 +1,4 @@
-"""How weights start."""
+"""Initial weights."""
 
 import math
 
@@ -15,3 +15,16 @@ def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
         nn.init.zeros_(weight)
     else:
         nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def reset_parameters(module: nn.Module) -> None:
+    """Draws the weights of ``module`` anew.
+
+    Calls its ``reset_parameters``; where it has none (a wrapper), those of the modules in it.
+    """
+    own = getattr(module, "reset_parameters", None)
+    if callable(own):
+        own()
+        return
+    for child in module.children():
+        reset_parameters(child)

@@ -1,8 +1,8 @@
-"""The sparse layer: router, plan, experts and combine, put together."""
+"""The sparse layer: router, plan, experts and combine, composed."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -14,43 +14,48 @@ from moekit.experts.activation import ActivationLike
 from moekit.experts.base import Experts, input_tensors
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts, Impl
+from moekit.parts import ExpertsPart, RouterPart, check_module, experts_part, router_part
 from moekit.plan import DROP_POLICIES, DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routers.base import Router
 from moekit.routers.top_k import TopKRouter
 from moekit.routing import RouterStats, Routing, router_stats
+from moekit.settings import SettingsModule
 from moekit_kernels.moe_ffn import Recompute
 
 
 class MoEOutput(NamedTuple):
-    """What a layer returns.
+    """Output of a layer.
 
     Attributes:
         output: Of the shape of the input (its last dimension may differ with the experts' ``out_dim``); for a
             pyramid one map.
-        stats: What was counted, for losses and logs.
+        stats: Counts and sums for losses and logs; ``None`` of a call with ``stats=False``.
     """
 
     output: Float[Tensor, "... D"]
-    stats: RouterStats
+    stats: RouterStats | None
 
 
-class SparseMoE(nn.Module):
+class SparseMoE(SettingsModule):
     """A sparsely activated Mixture-of-Experts layer: ``y = sum_k gate_k * expert_k(x) + shared(x)``.
 
-    Four parts, each replaceable alone: a router says who goes where, a plan turns ids into an order,
-    experts compute, combine brings the slots home. Nothing is written in ``forward``; what was counted
-    is returned.
+    Four parts, each replaceable alone: a router chooses experts for each token, a plan orders the chosen slots by
+    expert, experts compute, combine adds each token's results. Nothing is written in ``forward``; counts are returned.
+
+    Whatever stands in ``router``, ``experts`` and ``shared`` is called, so a wrapper (LoRA, activation checkpointing,
+    FSDP, a compiled module) may replace each. The attributes that the layer needs are read when a part is assigned.
 
     Args:
-        router: Who goes where.
-        experts: What is computed.
-        shared: A module that sees every token and is added to the routed output.
+        router: Chooses experts for each token.
+        experts: Compute.
+        shared: A module that every token passes, added to the routed output.
         capacity_factor: Drops what an expert gets beyond ``ceil(capacity_factor * T * K / E)`` slots, where
-            ``T`` counts the unmasked tokens; a dropped slot contributes nothing. Dropless by default.
-        drop_policy: Which slots keep their place; see :func:`~moekit.plan.plan_dispatch`.
+            ``T`` counts the unmasked tokens; a dropped slot contributes nothing. Dropless by default. May be set later.
+        drop_policy: Which slots keep their place; see :func:`~moekit.plan.plan_dispatch`. May be set later.
 
     Raises:
-        ValueError: If router and experts disagree on ``E``, or an option is out of range.
+        ValueError: If router and experts disagree on ``E``, a part is not what its place needs, or an option is out of
+            range.
 
     Example:
         >>> moe = SparseMoE(TopKRouter(64, num_experts=8, top_k=2), FFNExperts(64, 128, 8))
@@ -58,6 +63,10 @@ class SparseMoE(nn.Module):
         >>> output.shape, stats.tokens_per_expert.sum().item()
         (torch.Size([2, 10, 64]), 40)
     """
+
+    _checked_settings = frozenset({"capacity_factor", "drop_policy"})
+    _router_part: RouterPart
+    _experts_part: ExpertsPart
 
     def __init__(
         self,
@@ -69,20 +78,29 @@ class SparseMoE(nn.Module):
         drop_policy: str = "position",
     ) -> None:
         super().__init__()
-        if router.num_experts != experts.num_experts:
-            raise ValueError(
-                f"router and experts must agree on the number of experts, got {router.num_experts} "
-                f"and {experts.num_experts}."
-            )
-        check_choice("drop_policy", drop_policy, DROP_POLICIES)
-        if capacity_factor is not None and router.top_k == 0:
-            raise ValueError("capacity_factor of an expert-choice layer belongs to its router: set it there.")
         self.router = router
         self.experts = experts
         self.shared = shared
         self.capacity_factor = capacity_factor
-        self.capacity = None if capacity_factor is None else Capacity(capacity_factor, router.num_experts, router.top_k)
         self.drop_policy = drop_policy
+        if self._router_part.num_experts != self._experts_part.num_experts:
+            raise ValueError(
+                f"router and experts must agree on the number of experts, got {self._router_part.num_experts} "
+                f"and {self._experts_part.num_experts}."
+            )
+        self._check_settings()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; of a part, reads what the layer needs to know."""
+        if name == "router":
+            known = self.__dict__.get("_router_part")
+            self._router_part = router_part(value, self._modules.get(name), known)
+        elif name == "experts":
+            known = self.__dict__.get("_experts_part")
+            self._experts_part = experts_part(value, self._modules.get(name), known)
+        elif name == "shared" and value is not None:
+            check_module(name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def ffn(
@@ -151,18 +169,23 @@ class SparseMoE(nn.Module):
         router_input: Shaped[Tensor, "..."] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
         routing: Routing | None = None,
+        plan: DispatchPlan | None = None,
+        stats: bool = True,
     ) -> MoEOutput:
         """Routes, computes and combines.
 
         Args:
             x: Tokens ``(..., D)``; with experts over samples ``(..., *token)`` of their ``token_ndim``. With experts
                 over pyramids a sequence of maps ``(..., C, H, W)`` that share their leading dimensions.
-            router_input: What the router sees instead of ``x``. Its leading dimensions are those of ``x``
+            router_input: Input of the router instead of ``x``. Its leading dimensions are those of ``x``
                 (one decision per token) or the first few of them (one decision for all tokens below: a
                 context ``(B, Dc)`` routes each sample of ``x (B, S, D)`` as a whole).
-            mask: True for real tokens, of the leading shape of ``x``. Others are routed nowhere and
-                counted nowhere; their routed output is zero.
+            mask: True for real tokens, of the leading shape of ``x``. Others are routed nowhere, hidden from the
+                shared module and counted nowhere; their output is zero.
             routing: A routing made before, by :meth:`route`, to be used again instead of the router.
+            plan: The plan of ``routing`` and ``mask``, made before by :meth:`plan`, to be used again.
+            stats: Whether to compute statistics. Without them, as in inference, a small call is faster, and
+                ``MoEOutput.stats`` is None.
 
         Returns:
             Output and statistics.
@@ -170,24 +193,25 @@ class SparseMoE(nn.Module):
         Raises:
             ValueError: If a shape, dtype or device does not fit; the message names the argument.
         """
-        inputs, lead = input_tensors(self.experts, x)
+        inputs, lead = self._inputs(x)
         flat_mask = None if mask is None else self._flat_mask(mask, inputs[0], lead)
         if routing is None:
+            if plan is not None:
+                raise ValueError("plan must come with the routing that it was made from: give routing too.")
             routing = self._route(inputs[0], router_input, lead, flat_mask)
-        elif router_input is not None:
-            raise ValueError("router_input and routing exclude each other; give one of them.")
-        elif routing.valid.shape[0] != math.prod(lead):
-            raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
+        else:
+            self._check_routing(routing, router_input, lead)
+        if plan is None:
+            plan = self.plan(routing, flat_mask)
         tokens = [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
-        plan = self.plan(routing, flat_mask)
         gates = routing.gates
         if flat_mask is not None and routing.token_ids is None:
             gates = torch.where(flat_mask.unsqueeze(-1), gates, 0)
-        y: Tensor = self.experts(tokens if self.experts.takes_pyramid else tokens[0], plan, gates)
+        y: Tensor = self.experts(tokens if self._experts_part.takes_pyramid else tokens[0], plan, gates)
         y = y.reshape(*lead, *y.shape[1:])
         if self.shared is not None:
-            y = y + self.shared(x)
-        return MoEOutput(y, router_stats(routing, plan, flat_mask))
+            y = y + self._shared_output(self.shared, x, mask)
+        return MoEOutput(y, router_stats(routing, plan, flat_mask) if stats else None)
 
     def route(
         self,
@@ -206,28 +230,46 @@ class SparseMoE(nn.Module):
         Raises:
             ValueError: If a shape, dtype or device does not fit.
         """
-        inputs, lead = input_tensors(self.experts, x)
+        inputs, lead = self._inputs(x)
         flat_mask = None if mask is None else self._flat_mask(mask, inputs[0], lead)
         return self._route(inputs[0], router_input, lead, flat_mask)
 
     def plan(self, routing: Routing, mask: Bool[Tensor, "T"] | None = None) -> DispatchPlan:
-        """Turns a routing into the order in which its slots meet their experts.
+        """Orders the slots of a routing by expert.
 
         Args:
             routing: One row per token.
             mask: ``(T,)``, True for real tokens.
+
+        Raises:
+            ValueError: If ``routing`` is for another number of experts, or is expert choice while the layer has a
+                capacity factor.
         """
+        num_experts = self._experts_part.num_experts
+        if routing.probs.shape[-1] != num_experts:
+            raise ValueError(
+                f"routing must be for the {num_experts} experts of this layer, got one for "
+                f"{routing.probs.shape[-1]}: make it with this layer's route()."
+            )
         num_tokens = routing.valid.shape[0]
         if routing.token_ids is not None:
-            return plan_expert_choice(routing.token_ids, num_tokens, kept=routing.kept)
+            if self._capacity is not None:
+                raise ValueError(_EXPERT_CHOICE_CAPACITY)
+            kept = routing.kept
+            if mask is not None:
+                kept = mask[routing.token_ids] if kept is None else kept & mask[routing.token_ids]
+            return plan_expert_choice(routing.token_ids, num_tokens, kept=kept)
         kept = routing.valid if mask is None else routing.valid & mask
         capacity = None
-        if self.capacity is not None:
-            count = kept.shape[0] if mask is None else mask.sum()
-            capacity = self.capacity(count)
+        if self._capacity is not None:
+            top_k = routing.expert_ids.shape[1]
+            if mask is None:
+                capacity = self._capacity(num_tokens, num_experts, top_k)
+            else:
+                capacity = self._capacity(mask.sum(), num_experts, top_k)
         return plan_dispatch(
             routing.expert_ids,
-            self.router.num_experts,
+            num_experts,
             kept=kept.unsqueeze(-1),
             capacity=capacity,
             gates=routing.gates,
@@ -235,10 +277,20 @@ class SparseMoE(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Names the settings that are not a part's own."""
+        """Shows the settings that are not a part's own."""
         if self.capacity_factor is None:
             return "dropless"
         return f"capacity_factor={self.capacity_factor}, drop_policy={self.drop_policy!r}"
+
+    def _check_settings(self) -> None:
+        check_choice("drop_policy", self.drop_policy, DROP_POLICIES)
+        if self.capacity_factor is not None and self._router_part.top_k == 0:
+            raise ValueError(_EXPERT_CHOICE_CAPACITY)
+        self._capacity = None if self.capacity_factor is None else Capacity(self.capacity_factor)
+
+    def _inputs(self, x: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
+        part = self._experts_part
+        return input_tensors(x, token_ndim=part.token_ndim, takes_pyramid=part.takes_pyramid)
 
     @staticmethod
     def _flat_mask(mask: Tensor, x: Tensor, lead: torch.Size) -> Tensor:
@@ -246,44 +298,72 @@ class SparseMoE(nn.Module):
         check_same_device("mask", mask, "x", x)
         return mask.reshape(-1)
 
+    @staticmethod
+    def _check_routing(routing: Routing, router_input: Tensor | None, lead: torch.Size) -> None:
+        if not isinstance(routing, Routing):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(f"routing must be a Routing, as route() returns, got a {type(routing).__name__}.")
+        if router_input is not None:
+            raise ValueError("router_input and routing exclude each other; give one of them.")
+        if routing.valid.shape[0] != math.prod(lead):
+            raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
+
     def _route(self, x: Tensor, router_input: Tensor | None, lead: torch.Size, mask: Tensor | None) -> Routing:
         if router_input is None:
-            if self.experts.token_ndim != 1 or self.router.input_ndim != 1:
+            if self._experts_part.token_ndim != 1 or self._router_part.input_ndim != 1:
                 raise ValueError(
                     "router_input must be given: experts over samples and routers by id cannot route on x itself."
                 )
-            return self.router(_hide(x.reshape(-1, x.shape[-1]), mask), mask)
+            return self._routing(_hidden(x.reshape(-1, x.shape[-1]), mask), mask)
         return self._route_on(router_input, x, lead, mask)
 
     def _route_on(self, router_input: Tensor, x: Tensor, lead: torch.Size, mask: Tensor | None) -> Routing:
-        features = self.router.input_ndim
-        given = router_input.shape[: router_input.ndim - features]
-        if router_input.ndim < features or given != lead[: len(given)]:
+        features = self._router_part.input_ndim
+        own_lead = router_input.shape[: router_input.ndim - features]
+        if router_input.ndim < features or own_lead != lead[: len(own_lead)]:
             raise ValueError(
                 f"router_input must have the leading dimensions of x, {tuple(lead)}, or the first of them"
                 f"{' before its features' if features else ''}, got shape {tuple(router_input.shape)}."
             )
         check_same_device("router_input", router_input, "x", x)
-        flat = router_input.reshape(-1, *router_input.shape[len(given) :])
-        if given == lead:
-            return self.router(_hide(flat, mask), mask)
-        if self.router.top_k == 0:
+        flat = router_input.reshape(-1, *router_input.shape[len(own_lead) :])
+        if own_lead == lead:
+            return self._routing(_hidden(flat, mask), mask)
+        routing = self._routing(flat)
+        if routing.token_ids is not None:
             raise ValueError(
                 f"router_input must have one row per token of x, {tuple(lead)}, for expert choice, "
                 f"got shape {tuple(router_input.shape)}."
             )
-        return _repeat(self.router(flat), math.prod(lead[len(given) :]))  # .numel() would fix it in torch.export
+        return _repeat(routing, math.prod(lead[len(own_lead) :]))  # .numel() would fix it in torch.export
+
+    def _routing(self, router_input: Tensor, mask: Tensor | None = None) -> Routing:
+        routing = self.router(router_input) if mask is None else self.router(router_input, mask)
+        if not isinstance(routing, Routing):
+            raise ValueError(
+                f"router must return a Routing, got a {type(routing).__name__} from {type(self.router).__name__}."
+            )
+        return routing
+
+    @staticmethod
+    def _shared_output(shared: nn.Module, x: Tensor | Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        """Computes the shared module without the masked tokens; zero for these."""
+        if mask is None:
+            return shared(x)
+        return _hidden(shared(_hidden(x, mask) if isinstance(x, Tensor) else [_hidden(each, mask) for each in x]), mask)
 
 
-def _hide(router_input: Tensor, mask: Tensor | None) -> Tensor:
-    """Zeros for padding: what it holds, NaN included, would reach the router's gradient as ``0 * NaN``."""
-    if mask is None or not router_input.is_floating_point():
-        return router_input
-    return torch.where(mask.view(-1, *(1,) * (router_input.ndim - 1)), router_input, 0)
+_EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to its router: set it there."
+
+
+def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Replaces what padding holds by zeros: NaN included, it would reach gradients as ``0 * NaN``."""
+    if mask is None or not x.is_floating_point():
+        return x
+    return torch.where(mask.view(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0)
 
 
 def _repeat(routing: Routing, times: int) -> Routing:
-    """One decision per sample becomes the decision of each of its ``times`` tokens."""
+    """Repeats the decision for a sample for each of its ``times`` tokens."""
 
     def repeated(field: Tensor) -> Tensor:
         return field.repeat_interleave(times, dim=0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from moekit.plan import DispatchPlan
 from moekit_kernels.routing.reference import entropy
 
-__all__ = ["RouterStats", "Routing", "RoutingSums", "entropy", "router_stats"]
+__all__ = ["RouterStats", "Routing", "RoutingSums", "check_stats", "entropy", "router_stats"]
 
 
 class RoutingSums(NamedTuple):
@@ -147,6 +147,31 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         num_tokens=counted.sum(),
         nonfinite_tokens=left_out.sum(),
     )
+
+
+def check_stats(stats: object, expected: str = "RouterStats", *, name: str = "stats") -> None:
+    """Checks that statistics are statistics.
+
+    Args:
+        stats: What was passed.
+        expected: What the message names as expected.
+        name: Name of the argument.
+
+    Raises:
+        ValueError: If ``stats`` is not a :class:`~moekit.RouterStats`: ``None`` of a call with ``stats=False``, the
+            output of a layer, or anything else.
+    """
+    if isinstance(stats, RouterStats):
+        return
+    came = f"a {type(stats).__name__}"
+    if stats is None:
+        came = "None"
+        remedy = "the layer was called with stats=False; call it with stats=True"
+    elif hasattr(stats, "stats"):
+        remedy = "pass its .stats"
+    else:
+        remedy = "pass the .stats of a layer's output"
+    raise ValueError(f"{name} must be {expected}, got {came}: {remedy}.")
 
 
 def _sums_made(routing: Routing, mask: Tensor | None) -> RoutingSums | None:

@@ -1,6 +1,7 @@
-"""Soft MoE: experts see mixtures of tokens, tokens get mixtures of what experts made of them."""
+"""Soft MoE: experts get mixtures of tokens, tokens get mixtures of the experts' outputs."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,14 @@ from moekit.checks import check_floating, check_mask, check_positive, check_same
 from moekit.experts.base import Experts
 from moekit.init import scaled_normal_
 from moekit.layer import MoEOutput
+from moekit.parts import check_module, experts_part
 from moekit.plan import DispatchPlan
 from moekit.routing import RouterStats, entropy
+from moekit.settings import SettingsModule
 from moekit_kernels.autocast import no_autocast
 
 
-class SoftMoE(nn.Module):
+class SoftMoE(SettingsModule):
     """Soft MoE: fully differentiable, balanced by construction, nothing dropped.
 
     Each expert has ``P`` slots. A slot's input is a convex combination of all tokens of the sequence
@@ -26,13 +29,14 @@ class SoftMoE(nn.Module):
     2023, https://arxiv.org/abs/2308.00951, algorithms 1 and 2. Every token sees every other one: not for
     causal models.
 
-    Tokens whose logits are not finite get NaN as output and have no part in the other tokens' outputs.
+    Tokens whose logits are not finite get NaN as output and have no part in the other tokens' outputs. Whatever stands
+    in ``experts`` is called, so a wrapper may replace them.
 
     Args:
         dim: Width of the tokens, ``D``.
-        experts: What is computed; ``token_ndim`` 1.
+        experts: The experts, over feature vectors (``token_ndim`` 1).
         slots_per_expert: ``P``.
-        normalize: See above.
+        normalize: Whether ``X`` and ``Phi`` are scaled to unit length.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -59,15 +63,21 @@ class SoftMoE(nn.Module):
         super().__init__()
         check_positive("dim", dim)
         check_positive("slots_per_expert", slots_per_expert)
-        if experts.token_ndim != 1:
-            raise ValueError(f"experts must take feature vectors (token_ndim 1), got token_ndim {experts.token_ndim}.")
+        part = experts_part(experts)
+        if part.token_ndim != 1:
+            raise ValueError(f"experts must take feature vectors (token_ndim 1), got token_ndim {part.token_ndim}.")
         self.dim = dim
         self.slots_per_expert = slots_per_expert
         self.normalize = normalize
         self.experts = experts
-        self.phi = nn.Parameter(torch.empty(dim, experts.num_experts, slots_per_expert, device=device, dtype=dtype))
+        self.phi = nn.Parameter(torch.empty(dim, part.num_experts, slots_per_expert, device=device, dtype=dtype))
         self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype)) if normalize else None
         self.reset_parameters()
+        self._make_read_only("dim", "slots_per_expert", "normalize")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; of the experts only what is a module."""
+        super().__setattr__(name, check_module(name, value) if name == "experts" else value)
 
     def reset_parameters(self) -> None:
         """Draws the slots' parameters anew (variance ``1 / D``) and sets the scale to 1."""
@@ -75,12 +85,15 @@ class SoftMoE(nn.Module):
         if self.scale is not None:
             nn.init.ones_(self.scale)
 
-    def forward(self, x: Float[Tensor, "*B S D"], *, mask: Bool[Tensor, "*B S"] | None = None) -> MoEOutput:
+    def forward(
+        self, x: Float[Tensor, "*B S D"], *, mask: Bool[Tensor, "*B S"] | None = None, stats: bool = True
+    ) -> MoEOutput:
         """Mixes, computes and mixes back.
 
         Args:
             x: Sequences of tokens; mixing is within a sequence.
             mask: True for real tokens. Others have no part, and zero output.
+            stats: Whether to compute statistics; without them ``MoEOutput.stats`` is None.
 
         Returns:
             Output of the shape of ``x``. In the statistics, probabilities are a token's combine weights
@@ -113,18 +126,18 @@ class SoftMoE(nn.Module):
         weights = torch.where(part[..., None, None], weights, 0)
         combine_weights = F.softmax(logits.flatten(-2), dim=-1).view_as(logits)
         slots = torch.einsum("bsep,bsd->ebpd", weights.to(x.dtype), sequences)
-        made = self._run(slots)
-        out = torch.einsum("bsep,ebpd->bsd", combine_weights.to(made.dtype), made)
+        outputs = self._run(slots)
+        out = torch.einsum("bsep,ebpd->bsd", combine_weights.to(outputs.dtype), outputs)
         out = torch.where(part.unsqueeze(-1), out, torch.where(real, torch.nan, 0.0).unsqueeze(-1).to(out.dtype))
-        stats = self._stats(combine_weights, logits, part, real)
-        return MoEOutput(out.reshape(*x.shape[:-1], out.shape[-1]), stats)
+        out = out.reshape(*x.shape[:-1], out.shape[-1])
+        return MoEOutput(out, self._stats(combine_weights, logits, part, real) if stats else None)
 
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         return f"dim={self.dim}, slots_per_expert={self.slots_per_expert}, normalize={self.normalize}"
 
     def _logits(self, x: Tensor) -> Tensor:
-        """``(B, S, D) -> (B, S, E, P)``, in float32 or wider."""
+        """Computes ``(B, S, D) -> (B, S, E, P)`` in float32 or wider."""
         dtype = torch.promote_types(torch.promote_types(x.dtype, self.phi.dtype), torch.float32)
         with no_autocast(x.device.type):
             x, phi = x.to(dtype), self.phi.to(dtype)
@@ -134,7 +147,7 @@ class SoftMoE(nn.Module):
             return torch.einsum("bsd,dep->bsep", x, phi)
 
     def _run(self, slots: Tensor) -> Tensor:
-        """``(E, B, P, D) -> (E, B, P, D2)``: the slots are rows sorted by expert already."""
+        """Computes ``(E, B, P, D) -> (E, B, P, D2)``: the slots are rows sorted by expert already."""
         rows = slots.flatten(0, 2)
         count = rows.shape[0]
         index = torch.arange(count, device=rows.device)

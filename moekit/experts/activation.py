@@ -26,6 +26,24 @@ def is_gated(activation: ActivationLike) -> bool:
     return ACTIVATIONS[activation].gated
 
 
+def check_same_rows(activation: ActivationLike, *, gated: bool) -> None:
+    """Checks that an activation fits weights which exist already.
+
+    Args:
+        activation: The activation that is set.
+        gated: Whether the weights were built for a gated one, whose first matrix has ``2F`` rows.
+
+    Raises:
+        ValueError: If a name is unknown, or one is gated and the other is not.
+    """
+    if is_gated(activation) != gated:
+        kind = "a gated one" if gated else "one that is not gated"
+        raise ValueError(
+            f"activation must be {kind}, as the weights were built for, got {activation_label(activation)}: "
+            "build other experts with it."
+        )
+
+
 def activation_function(activation: ActivationLike) -> Callable[[Tensor], Tensor]:
     """The activation as a function ``(..., F or 2F) -> (..., F)``."""
     return activation if callable(activation) else ACTIVATIONS[activation].forward

@@ -1,4 +1,4 @@
-"""What every bank of experts is: a module from tokens, a plan and gates to one output per token."""
+"""The interface of banks of experts: from tokens, a plan and gates to one output per token."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from moekit.checks import check_floating, check_same_device
 from moekit.plan import DispatchPlan, check_gates, check_tokens
+from moekit.settings import SettingsModule
 
 
-class Experts(nn.Module, ABC):
+class Experts(SettingsModule, ABC):
     """A bank of experts.
 
     It receives the tokens *and* the plan, not permuted copies, so that a fused implementation can gather
@@ -54,29 +55,35 @@ def check_plan(x: Tensor, plan: DispatchPlan, gates: Tensor, num_experts: int) -
     check_gates(gates, plan)
 
 
-def input_tensors(experts: Experts, x: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
-    """The tensors that ``x`` consists of, one unless it is a pyramid, and the leading dimensions that they share.
+def input_tensors(
+    x: Tensor | Sequence[Tensor], *, token_ndim: int, takes_pyramid: bool
+) -> tuple[list[Tensor], torch.Size]:
+    """Splits the input of experts into tensors, one unless it is a pyramid, and their common leading dimensions.
+
+    Args:
+        x: The input.
+        token_ndim: Trailing dimensions that make one token.
+        takes_pyramid: Whether the experts take a sequence of maps.
 
     Raises:
-        ValueError: If ``x`` is not what ``experts`` take.
+        ValueError: If ``x`` is not what the experts take.
     """
-    if isinstance(x, Tensor) == experts.takes_pyramid:
-        wanted = "a sequence of feature maps" if experts.takes_pyramid else "one tensor"
-        given = "one tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(f"x must be {wanted} for {type(experts).__name__}, got {given}.")
+    if isinstance(x, Tensor) == takes_pyramid:
+        expected = "a sequence of feature maps" if takes_pyramid else "one tensor"
+        got = "one tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"x must be {expected} for these experts, got {got}.")
     named = {"x": x} if isinstance(x, Tensor) else {f"x[{index}]": each for index, each in enumerate(x)}
     inputs = list(named.values())
     if not inputs:
         raise ValueError("x must hold at least one feature map, got none.")
-    features = experts.token_ndim
     for name, each in named.items():
         check_floating(name, each)
-        if each.ndim < features:
-            raise ValueError(f"{name} must have at least {features} dimensions, got shape {tuple(each.shape)}.")
+        if each.ndim < token_ndim:
+            raise ValueError(f"{name} must have at least {token_ndim} dimensions, got shape {tuple(each.shape)}.")
         check_same_device(name, each, "x[0]", inputs[0])
-    lead = inputs[0].shape[: inputs[0].ndim - features]
+    lead = inputs[0].shape[: inputs[0].ndim - token_ndim]
     for name, each in named.items():
-        if each.shape[: each.ndim - features] != lead:
+        if each.shape[: each.ndim - token_ndim] != lead:
             raise ValueError(
                 f"{name} must have the leading dimensions of x[0], {tuple(lead)}, got shape {tuple(each.shape)}."
             )

@@ -3,7 +3,7 @@
 Shape letters: B samples, L scales, K experts here, D width of the output, H and W its size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, cast
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from moekit.checks import check_choice, check_positive
 from moekit.experts.base import Experts, check_plan
 from moekit.experts.cross_scale_expert import CrossScaleExpert, Norm
-from moekit.experts.cross_scale_fixed import fixed_outputs, fixed_weights, take_samples
+from moekit.experts.cross_scale_fixed import fixed_outputs, fixed_weights, readable, take_samples
 from moekit.fusion.checks import check_maps
 from moekit.fusion.cross_scale import LogitsAt
+from moekit.init import reset_parameters
 from moekit.plan import DispatchPlan, combine
 
 Impl = Literal["auto", "loop", "fixed"]
@@ -24,27 +25,29 @@ IMPLS = ("auto", "loop", "fixed")
 
 
 class CrossScaleExperts(Experts):
-    """``K`` experts over feature pyramids, of which a sample meets only the ones it was sent to.
+    """``K`` experts over feature pyramids, of which each sample is computed by the chosen ones only.
 
     ``out[b] = sum over the slots s of sample b of gates[s] * expert_of_s(maps[b])``. After a
     :class:`~moekit.HardRouter` that is one expert, at the cost of one, whatever ``K`` is. The output of a sample
-    that was sent nowhere (masked, non-finite) is zero, NaN where its gate is.
+    without an expert (masked, non-finite) is zero, NaN where its gate is.
 
     Two implementations give the same numbers, running statistics included:
 
     - ``"loop"`` reads the plan's offsets on the host once, and gives every expert that has samples these together.
-      An expert without samples is not touched: its parameters have no gradient (``None``, so optimisers skip
-      them), its running statistics stay. With DDP set ``find_unused_parameters=True``.
+      An expert without samples does not run: its parameters have no gradient (``None``, so optimisers skip
+      them), its running statistics stay. With DDP set ``find_unused_parameters=True``. Whatever stands in ``experts``
+      is called, so a wrapper may replace an expert or a layer of one.
     - ``"fixed"`` has static shapes: every row gets its expert's weights (a copy each) and all rows run in one
       grouped convolution, still one expert per row. Statistics of batch normalisation are sums by expert.
       Parameters of experts without samples have zero gradients, by which an optimiser may still move them (by
-      momentum, weight decay). Hooks on submodules of the experts do not run.
+      momentum, weight decay). Weights are read, not layers called: hooks on submodules of the experts do not run, and
+      a wrapper in place of an expert or a layer is an error.
 
     ``"auto"`` takes ``"fixed"`` under ``torch.compile`` and ``torch.export`` (dynamic batch sizes too) and on the
     meta device, where nothing can be read, ``"loop"`` otherwise.
 
     Batch normalisation sees the samples of its own expert only; few of them make its statistics noisy, with one
-    and ``"batch"`` see :class:`CrossScaleExpert`. It is a thing of each rank: do not convert it to
+    and ``"batch"`` see :class:`CrossScaleExpert`. Each rank has its own statistics: do not convert it to
     ``SyncBatchNorm``, since the ranks do not all run the same experts.
 
     Args:
@@ -78,6 +81,7 @@ class CrossScaleExperts(Experts):
 
     token_ndim = 3
     takes_pyramid = True
+    _checked_settings = frozenset({"impl"})
 
     def __init__(
         self,
@@ -98,12 +102,12 @@ class CrossScaleExperts(Experts):
     ) -> None:
         super().__init__()
         check_positive("num_experts", num_experts)
-        check_choice("impl", impl, IMPLS)
         self.channels = tuple(channels)
         self.dim = dim
         self.num_experts = num_experts
         self.align_to = align_to
         self.impl: Impl = impl
+        self._check_settings()
         self.experts = nn.ModuleList(
             CrossScaleExpert(
                 channels,
@@ -120,11 +124,12 @@ class CrossScaleExperts(Experts):
             )
             for _ in range(num_experts)
         )
+        self._make_read_only("channels", "dim", "num_experts", "align_to", "token_ndim", "takes_pyramid")
 
     def reset_parameters(self) -> None:
         """Draws the weights of all experts anew."""
-        for expert in self._all():
-            expert.reset_parameters()
+        for expert in self.experts:
+            reset_parameters(expert)
 
     def forward(
         self, maps: Sequence[Float[Tensor, "..."]], plan: DispatchPlan, gates: Float[Tensor, "A B"]
@@ -142,18 +147,18 @@ class CrossScaleExperts(Experts):
         Raises:
             ValueError: If ``maps``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
-        self._check_maps(maps)
+        check_maps(maps, self.channels)
         check_plan(maps[0], plan, gates, self.num_experts)
         if self._fixed(plan):
-            rows = fixed_outputs(self._all(), maps, plan)
+            rows = fixed_outputs(self._readable(maps), maps, plan)
         else:
-            rows = self._loop(maps, plan, self.dim, lambda expert, samples: expert(samples))
+            rows = self._loop(maps, plan, self.dim)
         if rows.is_contiguous():
             return combine(rows, plan, gates)
         return combine(rows.movedim(1, -1), plan, gates).movedim(-1, 1)  # channels last stays so
 
     def scale_weights(self, maps: Sequence[Float[Tensor, "..."]], plan: DispatchPlan) -> Float[Tensor, "B L H W"]:
-        """Gives the weights of the scales in the expert of each sample; zeros for a sample without one.
+        """Computes the weights of the scales in the expert of each sample; zeros for a sample without one.
 
         Args:
             maps: As in :meth:`forward`.
@@ -163,7 +168,7 @@ class CrossScaleExperts(Experts):
             ValueError: If ``maps`` and ``plan`` do not fit each other or the weights, or ``plan`` has several slots
                 per sample.
         """
-        self._check_maps(maps)
+        check_maps(maps, self.channels)
         if plan.row is None or plan.row.shape[1] != 1:
             raise ValueError(
                 "plan must have one slot per sample for scale_weights, "
@@ -171,13 +176,9 @@ class CrossScaleExperts(Experts):
             )
         check_plan(maps[0], plan, plan.row, self.num_experts)
         if self._fixed(plan):
-            rows = fixed_weights(self._all(), maps, plan)
+            rows = fixed_weights(self._readable(maps), maps, plan)
         else:
-
-            def weights(expert: CrossScaleExpert, samples: list[Tensor]) -> Tensor:
-                return expert.attention(samples, need_weights=True).weights
-
-            rows = self._loop(maps, plan, len(self.channels), weights)
+            rows = self._loop(maps, plan, len(self.channels), scale_weights=True)
         return rows.index_select(0, plan.row.flatten())
 
     def run_all(self, maps: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B K D H W"]:
@@ -188,44 +189,43 @@ class CrossScaleExperts(Experts):
         Raises:
             ValueError: If the maps do not fit.
         """
-        self._check_maps(maps)
-        return torch.stack([expert(maps) for expert in self._all()], dim=1)
+        check_maps(maps, self.channels)
+        return torch.stack([expert(maps) for expert in self.experts], dim=1)
 
     def extra_repr(self) -> str:
-        """Names the settings that the experts do not show."""
+        """Shows the settings that the experts do not show."""
         return f"num_experts={self.num_experts}, impl={self.impl!r}"
 
-    def _all(self) -> list[CrossScaleExpert]:
-        return [expert for expert in self.experts if isinstance(expert, CrossScaleExpert)]
+    def _check_settings(self) -> None:
+        check_choice("impl", self.impl, IMPLS)
 
-    def _check_maps(self, maps: Sequence[Tensor]) -> None:
-        check_maps(maps, self.channels, self._all()[0].attention.projection(0).weight)
+    def _readable(self, maps: Sequence[Tensor]) -> list[CrossScaleExpert]:
+        """Returns the experts, after checking that their layers are the ones whose weights will be read."""
+        experts = [readable(expert, f"experts[{index}]") for index, expert in enumerate(self.experts)]
+        check_maps(maps, self.channels, experts[0].attention.projection(0).weight)
+        return experts
 
     def _fixed(self, plan: DispatchPlan) -> bool:
         if self.impl == "auto":
             return torch.compiler.is_compiling() or plan.offsets.is_meta
         return self.impl == "fixed"
 
-    def _loop(
-        self,
-        maps: Sequence[Tensor],
-        plan: DispatchPlan,
-        width: int,
-        run: Callable[[CrossScaleExpert, list[Tensor]], Tensor],
-    ) -> Tensor:
-        """``run`` for each expert that has samples, on these: one row ``(width, H, W)`` per row of the plan."""
+    def _loop(self, maps: Sequence[Tensor], plan: DispatchPlan, width: int, *, scale_weights: bool = False) -> Tensor:
+        """Runs each expert that has samples on these: one row ``(width, H, W)`` per row of the plan."""
         bounds = cast(list[int], plan.offsets.tolist())
         counts = [end - start for start, end in pairwise(bounds)]
         # split, not slices: the gradient of a slice is a whole tensor of zeros around it, for every expert and map.
         token = plan.token[: bounds[-1]]
         grouped = [cast(tuple[Tensor, ...], take_samples(x, token).split(counts)) for x in maps]
+        # Without the option in the common case, for wrappers that pass the maps alone.
+        options = {"scale_weights": True} if scale_weights else {}
         parts = [
-            run(expert, [x[number] for x in grouped])
-            for number, (expert, count) in enumerate(zip(self._all(), counts, strict=True))
+            cast(Tensor, expert([x[number] for x in grouped], **options))
+            for number, (expert, count) in enumerate(zip(self.experts, counts, strict=True))
             if count
         ]
-        nowhere = plan.token.shape[0] - bounds[-1]
-        if nowhere or not parts:
+        unassigned = plan.token.shape[0] - bounds[-1]
+        if unassigned or not parts:
             like = parts[0] if parts else maps[0]
-            parts.append(like.new_zeros(nowhere, width, *maps[self.align_to].shape[-2:]))
+            parts.append(like.new_zeros(unassigned, width, *maps[self.align_to].shape[-2:]))
         return torch.cat(parts)

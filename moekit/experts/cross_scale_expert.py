@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_positive
 from moekit.fusion.cross_scale import CrossScaleAttention, LogitsAt
+from moekit.init import reset_parameters
 
 Norm = Literal["batch", "group"]
 NORMS = ("batch", "group")
@@ -21,7 +22,8 @@ class CrossScaleExpert(nn.Module):
 
     Batch normalisation in training takes the statistics of the samples it is given: of one sample its locations,
     and of a single value per channel (one sample, a 1x1 map), which has no spread, the running statistics instead;
-    these then stay as they are.
+    these then stay as they are. Whatever stands in ``attention``, ``convolutions`` and ``norms`` is called, so a
+    wrapper may replace a layer.
 
     Args:
         channels: See :class:`~moekit.fusion.CrossScaleAttention`; so are ``align_to``, ``logits_at``, ``hidden_dim``.
@@ -75,8 +77,8 @@ class CrossScaleExpert(nn.Module):
 
         def normalisation() -> nn.Module:
             if norm == "batch":
-                return nn.BatchNorm2d(dim, device=device, dtype=dtype)
-            return nn.GroupNorm(count, dim, device=device, dtype=dtype)
+                return BatchNorm(dim, device=device, dtype=dtype)
+            return GroupNorm(count, dim, device=device, dtype=dtype)
 
         self.convolutions = nn.ModuleList(convolution() for _ in range(depth))
         self.norms = nn.ModuleList(normalisation() for _ in range(depth))
@@ -84,21 +86,50 @@ class CrossScaleExpert(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all weights anew (convolutions from Kaiming's normal) and forgets the running statistics."""
-        self.attention.reset_parameters()
+        reset_parameters(self.attention)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            nn.init.kaiming_normal_(cast(nn.Conv2d, convolution).weight, nonlinearity="relu")
-            cast(nn.BatchNorm2d | nn.GroupNorm, norm).reset_parameters()
+            for layer in convolution.modules():  # the convolution itself, or what a wrapper holds
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            reset_parameters(norm)
 
-    def forward(self, maps: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B D H W"]:
+    def forward(
+        self, maps: Sequence[Float[Tensor, "..."]], *, scale_weights: bool = False
+    ) -> Float[Tensor, "B D H W"] | Float[Tensor, "B L H W"]:
         """Computes the map of all samples.
+
+        Args:
+            maps: One map for each scale, ``(B, C_l, H_l, W_l)``.
+            scale_weights: Whether to return the weights of the scales, ``(B, L, H, W)``, instead.
 
         Raises:
             ValueError: If the maps do not fit; see :class:`~moekit.fusion.CrossScaleAttention`.
         """
+        if scale_weights:
+            return self.attention(maps, need_weights=True).weights
         x = self.attention(maps).output
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = F.relu(_normalised(norm, convolution(x)))
+            x = F.relu(norm(convolution(x)))
         return x
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes a single value per channel, which torch's own refuses in training."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises; by the running statistics where the batch has no spread."""
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(input, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        return super().forward(input)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that takes a single value per group, which torch's own refuses."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalises, in the dtype of ``input`` under autocast too."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
 
 
 def _groups(norm: Norm, groups: int | None, dim: int) -> int:
@@ -108,13 +139,3 @@ def _groups(norm: Norm, groups: int | None, dim: int) -> int:
     if count < 1 or dim % count != 0:
         raise ValueError(f"groups must divide dim={dim}, got {count}.")
     return count
-
-
-def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """The normalised map, in the dtype of ``x``; modules and functions of torch refuse a single value per channel."""
-    if isinstance(norm, nn.GroupNorm):
-        return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps).to(x.dtype)
-    if norm.training and isinstance(norm, nn.BatchNorm2d) and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-        mean, var = norm.running_mean, norm.running_var
-        return F.batch_norm(x, mean, var, norm.weight, norm.bias, training=False, eps=norm.eps)
-    return norm(x)

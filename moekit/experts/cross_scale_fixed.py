@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit.experts.cross_scale_expert import CrossScaleExpert
-from moekit.fusion.cross_scale import CrossScaleOutput, fuse_scales
+from moekit.experts.cross_scale_expert import BatchNorm, CrossScaleExpert, GroupNorm
+from moekit.fusion.cross_scale import CrossScaleAttention, CrossScaleOutput, fuse_scales
 from moekit.plan import DispatchPlan
 
 
 class RowExperts(NamedTuple):
-    """Which expert each row belongs to.
+    """The expert of each row.
 
     Attributes:
         experts: The experts.
-        ids: ``(N,)``, in ``[0, K)``; the last expert's for rows that belong to none.
-        alive: ``(N,)``, False for rows that belong to no expert.
+        ids: ``(N,)``, in ``[0, K)``; the last expert's for unassigned rows.
+        alive: ``(N,)``, False for unassigned rows.
     """
 
     experts: Sequence[CrossScaleExpert]
@@ -29,26 +29,26 @@ class RowExperts(NamedTuple):
     alive: Tensor
 
     def of(self, pick: Callable[[CrossScaleExpert], Tensor | None]) -> Tensor:
-        """What ``pick`` takes of an expert, for each row: ``(N, ...)``."""
+        """Returns what ``pick`` takes of its expert, for each row: ``(N, ...)``."""
         return stacked(self.experts, pick).index_select(0, self.ids)
 
     def sums(self, x: Tensor) -> Tensor:
-        """Sums of ``x (N, D)`` over the rows of each expert, ``(K, D)``.
+        """Sums ``x (N, D)`` over the rows of each expert, ``(K, D)``.
 
         No matrix product with a one-hot matrix: ``0 * NaN`` would carry one expert's NaN into all others.
         """
         index = torch.arange(len(self.experts), device=x.device)
-        mine = (index[:, None] == self.ids) & self.alive
-        return torch.where(mine[:, :, None], x, 0).sum(1)
+        own = (index[:, None] == self.ids) & self.alive
+        return torch.where(own[:, :, None], x, 0).sum(1)
 
 
 def stacked(experts: Sequence[CrossScaleExpert], pick: Callable[[CrossScaleExpert], Tensor | None]) -> Tensor:
-    """What ``pick`` takes of every expert, ``(K, ...)``."""
+    """Stacks what ``pick`` takes of every expert, ``(K, ...)``."""
     return torch.stack([cast(Tensor, pick(expert)) for expert in experts])
 
 
 def take_samples(x: Tensor, index: Tensor) -> Tensor:
-    """``x[index]`` that keeps channels last, with the gradient of ``index_select``.
+    """Returns ``x[index]``, keeping channels last, with the gradient of ``index_select``.
 
     The gradient of indexing with a tensor adds up element by element on CPU.
     """
@@ -57,11 +57,47 @@ def take_samples(x: Tensor, index: Tensor) -> Tensor:
     return x.movedim(1, -1).index_select(0, index).movedim(-1, 1)
 
 
+def readable(expert: nn.Module, name: str) -> CrossScaleExpert:
+    """Returns ``expert``, whose weights may be read instead of calling it.
+
+    Args:
+        expert: An expert.
+        name: Its name, for the message.
+
+    Raises:
+        ValueError: If the expert or one of its layers computes something else than the class that was built, as a
+            wrapper (LoRA, activation checkpointing) in its place does.
+    """
+    _check_forward(name, expert, CrossScaleExpert)
+    expert = cast(CrossScaleExpert, expert)
+    _check_forward(f"{name}.attention", expert.attention, CrossScaleAttention)
+    for scale, (projection, head) in enumerate(zip(expert.attention.projections, expert.attention.heads, strict=True)):
+        _check_forward(f"{name}.attention.projections[{scale}]", projection, nn.Conv2d)
+        _check_forward(f"{name}.attention.heads[{scale}]", head, nn.Sequential)
+        for index, layer in enumerate(head.children()):
+            _check_forward(f"{name}.attention.heads[{scale}][{index}]", layer, nn.ReLU if index % 2 else nn.Conv2d)
+    for index, (convolution, norm) in enumerate(zip(expert.convolutions, expert.norms, strict=True)):
+        _check_forward(f"{name}.convolutions[{index}]", convolution, nn.Conv2d)
+        _check_forward(f"{name}.norms[{index}]", norm, BatchNorm, GroupNorm)
+    return expert
+
+
+def _check_forward(name: str, module: nn.Module, *kinds: type[nn.Module]) -> None:
+    # By forward and not by class: parametrised modules are subclasses, which compute the same of their weights.
+    if any(type(module).forward is kind.forward for kind in kinds) and "forward" not in module.__dict__:
+        return
+    raise ValueError(
+        f"{name} must be the {' or '.join(kind.__name__ for kind in kinds)} that was built for "
+        f'impl="fixed" (impl="auto" under torch.compile and torch.export), which reads weights, got '
+        f'{type(module).__name__}: use impl="loop", or merge the wrapper into the weights.'
+    )
+
+
 def fixed_outputs(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], plan: DispatchPlan) -> Tensor:
-    """One map ``(N, D, H, W)`` per row of the plan; zeros for rows of no expert."""
+    """Computes one map ``(N, D, H, W)`` per row of the plan; zeros for unassigned rows."""
     first = experts[0]
     if plan.token.shape[0] == 0:  # a convolution of no groups is an error
-        return _nothing(maps, first, first.attention.dim)
+        return _no_rows(maps, first, first.attention.dim)
     rows = _rows(experts, plan)
     x = _attended(rows, maps, plan).output
     for layer in range(len(first.convolutions)):
@@ -71,15 +107,15 @@ def fixed_outputs(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], p
 
 
 def fixed_weights(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], plan: DispatchPlan) -> Tensor:
-    """Weights of the scales ``(N, L, H, W)`` per row of the plan; zeros for rows of no expert."""
+    """Computes weights of the scales ``(N, L, H, W)`` per row of the plan; zeros for unassigned rows."""
     if plan.token.shape[0] == 0:
-        return _nothing(maps, experts[0], len(maps))
+        return _no_rows(maps, experts[0], len(maps))
     rows = _rows(experts, plan)
     weights = cast(Tensor, _attended(rows, maps, plan).weights)
     return torch.where(rows.alive[:, None, None, None], weights, 0)
 
 
-def _nothing(maps: Sequence[Tensor], expert: CrossScaleExpert, width: int) -> Tensor:
+def _no_rows(maps: Sequence[Tensor], expert: CrossScaleExpert, width: int) -> Tensor:
     return maps[0].new_zeros(0, width, *maps[expert.attention.align_to].shape[-2:])
 
 
@@ -91,7 +127,7 @@ def _rows(experts: Sequence[CrossScaleExpert], plan: DispatchPlan) -> RowExperts
 
 def _attended(rows: RowExperts, maps: Sequence[Tensor], plan: DispatchPlan) -> CrossScaleOutput:
     attention = rows.experts[0].attention
-    # Rows of no expert may hold anything, NaN included, which would reach gradients of weights as 0 * NaN.
+    # Unassigned rows may hold anything, NaN included, which would reach gradients of weights as 0 * NaN.
     taken = [torch.where(rows.alive[:, None, None, None], take_samples(x, plan.token), 0) for x in maps]
 
     def project(scale: int, x: Tensor) -> Tensor:
@@ -110,7 +146,7 @@ def _head_layer(scale: int, layer: int) -> Callable[[CrossScaleExpert], nn.Conv2
 
 
 def _pointwise(rows: RowExperts, x: Tensor, layer: Callable[[CrossScaleExpert], nn.Conv2d]) -> Tensor:
-    """A 1x1 convolution of each row with its own expert's weights, as a batched product."""
+    """Computes a 1x1 convolution of each row with its own expert's weights, as a batched product."""
     weight = rows.of(lambda expert: layer(expert).weight).flatten(2)
     bias = rows.of(lambda expert: layer(expert).bias)
     y = torch.baddbmm(bias.unsqueeze(-1), weight, x.flatten(2))
@@ -118,7 +154,7 @@ def _pointwise(rows: RowExperts, x: Tensor, layer: Callable[[CrossScaleExpert], 
 
 
 def _convolved(rows: RowExperts, x: Tensor, layer: int) -> Tensor:
-    """A convolution of each row with its own expert's weights: N groups of one batch entry."""
+    """Computes a convolution of each row with its own expert's weights: N groups of one batch entry."""
     count, width, height, breadth = x.shape
     weight = rows.of(lambda expert: cast(nn.Conv2d, expert.convolutions[layer]).weight)
     joined = x.reshape(1, count * width, height, breadth)
@@ -140,7 +176,7 @@ def _normalised(rows: RowExperts, x: Tensor, layer: int) -> Tensor:
 
 
 def _batch_standardised(rows: RowExperts, x: Tensor, norms: Sequence[nn.BatchNorm2d]) -> Tensor:
-    """``(x - mean) / sqrt(var + eps)``, with the statistics of the rows' own experts; updates the running ones."""
+    """Computes ``(x - mean) / sqrt(var + eps)`` by the rows' own experts' statistics; updates the running ones."""
     mean = torch.stack([cast(Tensor, norm.running_mean) for norm in norms]).to(x.dtype)
     var = torch.stack([cast(Tensor, norm.running_var) for norm in norms]).to(x.dtype)
     if any(norm.training for norm in norms):
@@ -149,7 +185,7 @@ def _batch_standardised(rows: RowExperts, x: Tensor, norms: Sequence[nn.BatchNor
         batch_mean = rows.sums(x.sum((2, 3))) / least
         centred = x - batch_mean.index_select(0, rows.ids)[:, :, None, None]
         batch_var = rows.sums(centred.square().sum((2, 3))) / least
-        # A single value per channel has no spread; an expert in eval mode keeps to what it knows.
+        # A single value per channel has no spread; an expert in eval mode uses its running statistics.
         use = torch.stack([(count[number] > 1) & norm.training for number, norm in enumerate(norms)])
         _update_running(norms, batch_mean.detach(), batch_var.detach(), count, use)
         mean, var = torch.where(use, batch_mean, mean), torch.where(use, batch_var, var)

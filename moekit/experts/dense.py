@@ -1,4 +1,4 @@
-"""The dense feed-forward network: what an expert is alone, and what a shared expert is made of."""
+"""The dense feed-forward network: a single expert, and the usual shared expert."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moekit.checks import check_positive, check_width
-from moekit.experts.activation import ActivationLike, activation_function, activation_label, is_gated
+from moekit.experts.activation import ActivationLike, activation_function, activation_label, check_same_rows, is_gated
+from moekit.init import reset_parameters
+from moekit.settings import SettingsModule
 
 
-class FFN(nn.Module):
+class FFN(SettingsModule):
     """A feed-forward network for every token, usable as shared expert (DeepSeekMoE).
 
     ``y = W_down act(W_up x)``, times ``sigmoid(w x)`` with ``gated=True`` (Qwen2-MoE's shared expert gate).
@@ -28,6 +30,8 @@ class FFN(nn.Module):
         ValueError: If a width is below 1 or ``activation`` is unknown.
     """
 
+    _checked_settings = frozenset({"activation"})
+
     def __init__(
         self,
         dim: int,
@@ -44,16 +48,18 @@ class FFN(nn.Module):
         check_positive("hidden_dim", hidden_dim)
         self.dim = dim
         self.activation: ActivationLike = activation
-        up_rows = 2 * hidden_dim if is_gated(activation) else hidden_dim
+        self._gated_activation = is_gated(activation)
+        up_rows = 2 * hidden_dim if self._gated_activation else hidden_dim
         self.up_proj = nn.Linear(dim, up_rows, bias=bias, device=device, dtype=dtype)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=bias, device=device, dtype=dtype)
         self.gate = nn.Linear(dim, 1, bias=False, device=device, dtype=dtype) if gated else None
+        self._make_read_only("dim")
 
     def reset_parameters(self) -> None:
         """Draws the weights anew."""
         for layer in (self.up_proj, self.down_proj, self.gate):
             if layer is not None:
-                layer.reset_parameters()
+                reset_parameters(layer)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Applies the network to every token.
@@ -68,3 +74,6 @@ class FFN(nn.Module):
     def extra_repr(self) -> str:
         """Names the settings."""
         return f"activation={activation_label(self.activation)}"
+
+    def _check_settings(self) -> None:
+        check_same_rows(self.activation, gated=self._gated_activation)

@@ -1,5 +1,6 @@
-"""Experts that are any modules: of different size or kind, doing nothing, or working on whole samples."""
+"""Experts that are any modules: of different size or kind, without computation, or for whole samples."""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import cast
@@ -14,7 +15,7 @@ from moekit.plan import DispatchPlan, combine, dispatch
 
 
 class ZeroExpert(nn.Module):
-    """A *null* expert: gives zeros, so a token can choose to skip (its sibling is ``nn.Identity``).
+    """Returns zeros: a *null* expert, by which a token can skip the layer (``nn.Identity`` copies it instead).
 
     MoE++, https://arxiv.org/abs/2410.07348.
     """
@@ -30,8 +31,11 @@ class ModuleExperts(Experts):
     A module sees the rows of its own tokens only, once per call, and does not run without any (its
     parameters then have no gradient: with DDP set ``find_unused_parameters``). The number of rows is
     read on the host. Under ``torch.compile`` and ``torch.export``, where it cannot be, every module
-    runs on all rows and its own are selected: right for modules that treat rows independently, at
-    ``E`` times the cost.
+    runs on ``N`` rows and its own are selected: right for modules that treat rows independently, at
+    ``E`` times the cost. In place of other rows it then gets copies of its first own row, or, without one, positive
+    rows that are not constant: never rows, such as zeros, at which a norm or a logarithm has a NaN gradient.
+
+    Whatever stands in ``experts`` is called, so a wrapper may replace a module.
 
     Args:
         modules: The experts.
@@ -41,7 +45,7 @@ class ModuleExperts(Experts):
             differs, for calls in which no expert has a token.
 
     Raises:
-        ValueError: If the list is empty or ``token_ndim`` is below 1.
+        ValueError: If the list is empty or holds something else than modules, or ``token_ndim`` is below 1.
 
     Example:
         >>> experts = ModuleExperts([nn.Linear(8, 8), nn.Identity(), ZeroExpert()])
@@ -53,13 +57,18 @@ class ModuleExperts(Experts):
         self, modules: Iterable[nn.Module], *, token_ndim: int = 1, out_shape: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        self.experts = nn.ModuleList(modules)
-        if not len(self.experts):
+        experts = list(modules)
+        if not experts:
             raise ValueError("modules must hold at least one expert, got none.")
+        for index, expert in enumerate(experts):
+            if not isinstance(expert, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise ValueError(f"modules[{index}] must be an nn.Module, got a {type(expert).__name__}.")
         check_positive("token_ndim", token_ndim)
-        self.num_experts = len(self.experts)
+        self.experts = nn.ModuleList(experts)
+        self.num_experts = len(experts)
         self.token_ndim = token_ndim
         self.out_shape = None if out_shape is None else tuple(out_shape)
+        self._make_read_only("num_experts", "token_ndim", "takes_pyramid")
 
     def forward(
         self, x: Float[Tensor, "T *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]
@@ -67,9 +76,14 @@ class ModuleExperts(Experts):
         """Computes the gate-weighted sum of every token's experts.
 
         Raises:
-            ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other, or two experts give
-                outputs of different shapes.
+            ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other, two experts give outputs of different
+                shapes, or experts were added or removed after construction.
         """
+        if len(self.experts) != self.num_experts:
+            raise ValueError(
+                f"experts must be the {self.num_experts} that ModuleExperts was built with (or wrappers of them), "
+                f"got {len(self.experts)}: build another ModuleExperts, and a router for it."
+            )
         if x.ndim != 1 + self.token_ndim:
             raise ValueError(f"x must have {1 + self.token_ndim} dimensions, got shape {tuple(x.shape)}.")
         check_plan(x, plan, gates, self.num_experts)
@@ -95,12 +109,24 @@ class ModuleExperts(Experts):
         index = torch.arange(rows.shape[0], device=rows.device)
         out: Tensor | None = None
         for number, expert in enumerate(self.experts):
-            mine = (index >= plan.offsets[number]) & (index < plan.offsets[number + 1])
-            y = expert(torch.where(mine.view(-1, *(1,) * self.token_ndim), rows, 0))
-            y = torch.where(mine.view(-1, *(1,) * (y.ndim - 1)), y, 0)
+            start, end = plan.offsets[number], plan.offsets[number + 1]
+            own = (index >= start) & (index < end)
+            y = expert(_own_or_similar(rows, index, own, start, end))
+            y = torch.where(own.view(-1, *(1,) * (y.ndim - 1)), y, 0)
             out = y if out is None else out + y
         assert out is not None
         return out
+
+
+def _own_or_similar(rows: Tensor, index: Tensor, own: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Returns the expert's own rows in their places, and elsewhere rows with finite gradients.
+
+    The outputs of the latter are not selected, but a gradient of zero times an infinite derivative is NaN.
+    """
+    copies = rows.index_select(0, torch.where(own, index, start.clamp(max=rows.shape[0] - 1)))
+    size = math.prod(rows.shape[1:])
+    ramp = 1 + torch.arange(size, device=rows.device).to(rows.dtype) / size
+    return torch.where((start < end).view((1,) * rows.ndim), copies, ramp.view(rows.shape[1:]))
 
 
 def _check_output(parts: list[Tensor], rows: int) -> None:

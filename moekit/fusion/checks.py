@@ -15,8 +15,8 @@ def check_tokens(name: str, tokens: Tensor, width: int | None = None) -> None:
     check_floating(name, tokens)
 
 
-def check_maps(maps: Sequence[Tensor], channels: Sequence[int], weight: Tensor) -> None:
-    """Raises ``ValueError`` unless ``maps`` are a pyramid of ``channels`` that fits the parameter ``weight``."""
+def check_maps(maps: Sequence[Tensor], channels: Sequence[int], weight: Tensor | None = None) -> None:
+    """Raises ``ValueError`` unless ``maps`` are a pyramid of ``channels`` that fits ``weight``, if given."""
     if isinstance(maps, Tensor):  # which would unbind into samples
         raise ValueError(
             f"maps must be a sequence of {len(channels)} feature maps, got one tensor of shape {tuple(maps.shape)}: "
@@ -34,5 +34,6 @@ def check_maps(maps: Sequence[Tensor], channels: Sequence[int], weight: Tensor) 
         if 0 in x.shape[2:]:
             raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(x.shape)}.")
         check_floating(name, x)
-        check_same_device(name, x, "the parameters", weight)
-        check_same_dtype(name, x, "the parameters", weight)
+        if weight is not None:
+            check_same_device(name, x, "the parameters", weight)
+            check_same_dtype(name, x, "the parameters", weight)

@@ -1,4 +1,4 @@
-"""Routers: who goes where."""
+"""Routers: they choose experts for each token."""
 
 from moekit.routers.base import Router
 from moekit.routers.expert_choice import ExpertChoiceRouter

@@ -1,15 +1,16 @@
-"""What every router is: a module from router input to a :class:`~moekit.routing.Routing`."""
+"""The interface of routers: from router input to a :class:`~moekit.routing.Routing`."""
 
 from abc import ABC, abstractmethod
 
 from jaxtyping import Bool, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from moekit.routing import Routing
+from moekit.settings import SettingsModule
 
 
-class Router(nn.Module, ABC):
-    """Decides which experts see which token.
+class Router(SettingsModule, ABC):
+    """Chooses experts for each token.
 
     Attributes:
         num_experts: ``E``.

@@ -7,14 +7,18 @@ from torch import Tensor
 
 from moekit.capacity import Capacity
 from moekit.checks import check_positive
+from moekit.init import reset_parameters
 from moekit.routers.base import Router
-from moekit.routers.gate import Gate
+from moekit.routers.gate import Gate, router_logits
 from moekit.routing import Routing
 from moekit_kernels.routing.reference import finite_logits
 
 
 class ExpertChoiceRouter(Router):
     """Lets every expert take the ``C = ceil(capacity_factor * T / E)`` tokens that score highest for it.
+
+    ``T`` counts real tokens only, so padding changes nothing for them. Shapes are those without a mask: places that
+    an expert leaves empty are False in ``kept``.
 
     Scores are ``softmax(logits)`` over experts, gates are the scores of the chosen tokens; load is
     balanced by construction, while a token may get any number of experts, also none. Zhou et al. 2022,
@@ -24,7 +28,7 @@ class ExpertChoiceRouter(Router):
     Args:
         dim: Width of the router input, ``D``.
         num_experts: ``E``.
-        capacity_factor: Experts per token on average.
+        capacity_factor: Experts per token on average; may be set later.
         gate_hidden_dim: Makes the gate a two-layer MLP of this hidden width.
         gate_bias: Whether the gate has biases.
         init_scale: Variance of the gate's weights times their fan-in.
@@ -40,6 +44,8 @@ class ExpertChoiceRouter(Router):
         torch.Size([4, 5])
     """
 
+    _checked_settings = frozenset({"capacity_factor"})
+
     def __init__(
         self,
         dim: int,
@@ -54,12 +60,10 @@ class ExpertChoiceRouter(Router):
     ) -> None:
         super().__init__()
         check_positive("num_experts", num_experts)
-        if not 0 < capacity_factor <= num_experts:
-            raise ValueError(f"capacity_factor must be in (0, num_experts={num_experts}], got {capacity_factor}.")
         self.num_experts = num_experts
         self.top_k = 0
         self.capacity_factor = capacity_factor
-        self.capacity = Capacity(capacity_factor, num_experts)
+        self._check_settings()
         self.gate = Gate(
             dim,
             num_experts,
@@ -69,10 +73,11 @@ class ExpertChoiceRouter(Router):
             device=device,
             dtype=dtype,
         )
+        self._make_read_only("num_experts", "top_k", "input_ndim")
 
     def reset_parameters(self) -> None:
         """Draws the gate's weights anew."""
-        self.gate.reset_parameters()
+        reset_parameters(self.gate)
 
     def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` tokens, of which those outside ``mask`` are never taken.
@@ -80,14 +85,18 @@ class ExpertChoiceRouter(Router):
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device.
         """
-        logits, valid = finite_logits(self.gate(x))
+        logits, valid = finite_logits(router_logits(self.gate, x, self.num_experts))
         eligible = valid if mask is None else valid & mask
         probs = F.softmax(logits, dim=-1)
-        capacity = self.capacity(x.shape[0])
+        capacity = self._capacity(x.shape[0], self.num_experts)
         ranked = torch.where(eligible.unsqueeze(-1), probs.detach(), -1.0).T
         # Contiguous, because the compiler is told other strides than indexing by a transposed tensor gives.
         token_ids = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :capacity].contiguous()
         kept = eligible[token_ids]
+        if mask is not None:
+            # The number of places is that of T tokens, which is known on the host; the real tokens fill fewer.
+            places = torch.arange(capacity, device=x.device)
+            kept = kept & (places < self._capacity(mask.sum(), self.num_experts))
         gates = torch.where(kept, probs.T.gather(-1, token_ids), 0)
         expert_ids = torch.arange(self.num_experts, device=x.device).unsqueeze(-1).expand_as(token_ids)
         probs = torch.where(valid.unsqueeze(-1), probs, 0)
@@ -96,3 +105,10 @@ class ExpertChoiceRouter(Router):
     def extra_repr(self) -> str:
         """Names the settings."""
         return f"num_experts={self.num_experts}, capacity_factor={self.capacity_factor}"
+
+    def _check_settings(self) -> None:
+        if not 0 < self.capacity_factor <= self.num_experts:
+            raise ValueError(
+                f"capacity_factor must be in (0, num_experts={self.num_experts}], got {self.capacity_factor}."
+            )
+        self._capacity = Capacity(self.capacity_factor)

@@ -1,21 +1,26 @@
 """Gates: the small networks that turn a router input into router logits."""
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from moekit.checks import check_floating, check_positive, check_same_device, check_width
-from moekit.init import scaled_normal_
+from moekit.checks import check_floating, check_positive, check_rank, check_same_device, check_width
+from moekit.init import reset_parameters, scaled_normal_
+from moekit.settings import SettingsModule
 from moekit_kernels.autocast import no_autocast
 
+_INPUT = "router_input (x unless given)"
 
-class Gate(nn.Module):
-    """Router logits of a linear layer, or of a two-layer MLP, computed in float32 or wider.
 
-    ``logits = W x`` or ``logits = W_2 relu(W_1 x)``. The product is taken in float32 also under
+class Gate(SettingsModule):
+    """Computes router logits by a linear layer, or by a two-layer MLP, in float32 or wider.
+
+    ``logits = W x`` or ``logits = W_2 relu(W_1 x)``. Whatever stands in ``layers`` is called, so a wrapper (LoRA,
+    activation checkpointing, FSDP, a compiled module) may replace a layer. The product is taken in float32 also under
     autocast and in half-precision models: Switch Transformers, section 2.4 (selective precision,
     https://arxiv.org/abs/2101.03961). Weights start from a truncated normal of variance
     ``init_scale / fan_in`` (there: 0.1), biases at zero.
@@ -55,11 +60,12 @@ class Gate(nn.Module):
         self.layers = nn.ModuleList(
             _Linear(fan_in, fan_out, bias, init_scale, device, dtype) for fan_in, fan_out in pairwise(widths)
         )
+        self._make_read_only("dim")
 
     def reset_parameters(self) -> None:
         """Draws the weights anew and sets the biases to zero."""
-        for layer in self._linears():
-            layer.reset_parameters()
+        for layer in self.layers:
+            reset_parameters(layer)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         """Returns the router logits, float32 or wider.
@@ -67,17 +73,33 @@ class Gate(nn.Module):
         Raises:
             ValueError: If ``x`` is not floating, not ``dim`` wide, or on another device.
         """
-        name = "router_input (x unless given)"
-        check_floating(name, x)
-        check_width(name, x, self.dim)
-        check_same_device(name, x, "the router's weights", self._linears()[0].weight)
+        check_floating(_INPUT, x)
+        check_width(_INPUT, x, self.dim)
         with no_autocast(x.device.type):
-            for index, layer in enumerate(self._linears()):
+            for index, layer in enumerate(self.layers):
                 x = layer(x if index == 0 else F.relu(x))
         return x
 
-    def _linears(self) -> list["_Linear"]:
-        return [layer for layer in self.layers if isinstance(layer, _Linear)]
+
+def router_logits(gate: nn.Module, x: Shaped[Tensor, "T ..."], num_experts: int) -> Float[Tensor, "T E"]:
+    """Calls the gate of a router.
+
+    Args:
+        gate: Any module ``(T, ...) -> (T, E)``.
+        x: Router input, one row per token.
+        num_experts: ``E``.
+
+    Returns:
+        The logits, float32 or wider whatever the gate gives.
+
+    Raises:
+        ValueError: If the gate does not give ``(T, E)``.
+    """
+    logits: Tensor = gate(x)
+    check_rank("router logits", logits, 2, "T, E")
+    if logits.shape[-1] != num_experts:
+        raise ValueError(f"gate must give num_experts={num_experts} logits, got shape {tuple(logits.shape)}.")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class _Linear(nn.Linear):
@@ -96,15 +118,19 @@ class _Linear(nn.Linear):
         dtype: torch.dtype | None,
     ) -> None:
         self.init_scale = init_scale
-        self.has_bias = bias
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         scaled_normal_(self.weight, self.in_features, self.init_scale)
-        if self.has_bias:
+        if self._bias() is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
+        # Checked here and not in Gate, which cannot tell where a wrapper (FSDP, offloading) keeps the weights.
+        check_same_device(_INPUT, input, "the router's weights", self.weight)
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
-        bias = self.bias.to(dtype) if self.has_bias else None
-        return F.linear(input.to(dtype), self.weight.to(dtype), bias)
+        bias = self._bias()
+        return F.linear(input.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def _bias(self) -> Tensor | None:
+        return cast(Tensor | None, self.bias)  # torch's stubs leave out that it may be None

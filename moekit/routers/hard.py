@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moekit.checks import check_choice, check_top_k
+from moekit.init import reset_parameters
 from moekit.routers.base import Router
-from moekit.routers.gate import Gate
+from moekit.routers.gate import Gate, router_logits
 from moekit.routing import Routing
 from moekit_kernels.routing.reference import finite_logits, mark_invalid
 from moekit_kernels.routing.selection import top_k_ids
@@ -46,6 +47,8 @@ class HardRouter(Router):
         [1.0]
     """
 
+    _checked_settings = frozenset({"gradient"})
+
     def __init__(
         self,
         dim: int,
@@ -60,10 +63,10 @@ class HardRouter(Router):
     ) -> None:
         super().__init__()
         check_top_k(1, num_experts)
-        check_choice("gradient", gradient, GRADIENTS)
         self.num_experts = num_experts
         self.top_k = 1
         self.gradient: Gradient = gradient
+        self._check_settings()
         self.gate = Gate(
             dim,
             num_experts,
@@ -73,10 +76,11 @@ class HardRouter(Router):
             device=device,
             dtype=dtype,
         )
+        self._make_read_only("num_experts", "top_k", "input_ndim")
 
     def reset_parameters(self) -> None:
         """Draws the gate's weights anew."""
-        self.gate.reset_parameters()
+        reset_parameters(self.gate)
 
     def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` tokens; each decision depends on its own token only, so ``mask`` changes nothing.
@@ -84,9 +88,9 @@ class HardRouter(Router):
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device.
         """
-        logits, valid = finite_logits(self.gate(x))
+        logits, valid = finite_logits(router_logits(self.gate, x, self.num_experts))
         probs = F.softmax(logits, dim=-1)
-        ids = top_k_ids(logits, 1)  # which order as the probabilities do, without their rounding
+        ids = top_k_ids(logits, 1)  # the order of the probabilities, without their rounding
         gates = probs.gather(-1, ids)
         if self.gradient == "straight_through":
             gates = 1 + (gates - gates.detach())
@@ -97,3 +101,6 @@ class HardRouter(Router):
     def extra_repr(self) -> str:
         """Names the settings."""
         return f"num_experts={self.num_experts}, gradient={self.gradient!r}"
+
+    def _check_settings(self) -> None:
+        check_choice("gradient", self.gradient, GRADIENTS)

@@ -1,4 +1,4 @@
-"""Hash routing: experts by the token's id, without anything to learn."""
+"""Hash routing: experts by the token's id, without learned weights."""
 
 from typing import cast
 
@@ -12,12 +12,12 @@ from moekit.routing import Routing
 
 
 class HashRouter(Router):
-    """Sends a token to experts that its integer id alone decides: Hash Layers, Roller et al. 2021.
+    """Chooses the experts of a token by its integer id alone: Hash Layers, Roller et al. 2021.
 
     https://arxiv.org/abs/2106.04426. A table from id to ``K`` different experts is drawn once from
     ``seed``: the ids are dealt to the experts like cards, so every expert gets the same number of ids
     (*random hash*), or, given ``frequencies``, each id in order of frequency goes to the expert with the
-    least so far (*balanced hash*). Gates are ``1 / K``. The router input is a tensor of ids,
+    least so far (*balanced hash*). Gates are ``1 / K`` in float32. The router input is a tensor of ids,
     ``moe(x, router_input=token_ids)``; ids beyond the table wrap around.
 
     Args:
@@ -25,7 +25,7 @@ class HashRouter(Router):
         vocab_size: Number of ids, ``V``.
         top_k: ``K``.
         frequencies: ``(V,)``, how often each id occurs, for balanced hash.
-        seed: Of the table.
+        seed: Seed of the table.
         device: Device of the table.
 
     Raises:
@@ -61,6 +61,7 @@ class HashRouter(Router):
         self.frequencies = None if frequencies is None else frequencies.detach().cpu()
         self.register_buffer("table", torch.empty(vocab_size, top_k, dtype=torch.int64, device=device))
         self.reset_parameters()
+        self._make_read_only("num_experts", "top_k", "seed", "frequencies", "input_ndim")
 
     def reset_parameters(self) -> None:
         """Fills the table again, from the seed and the frequencies."""
@@ -71,8 +72,10 @@ class HashRouter(Router):
             first = torch.randperm(vocab_size, generator=generator) % num_experts
         else:
             first = _balanced(frequencies, num_experts)
-        # Further experts follow the first at random distances, all different.
-        steps = torch.rand(vocab_size, num_experts - 1, generator=generator).argsort(-1)[:, : top_k - 1] + 1
+        # Further experts follow the first at random distances, all different. The dtype is fixed: that of
+        # torch.set_default_dtype would draw another table.
+        noise = torch.rand(vocab_size, num_experts - 1, generator=generator, dtype=torch.float32)
+        steps = noise.argsort(-1)[:, : top_k - 1] + 1
         table = torch.cat([first.unsqueeze(-1), (first.unsqueeze(-1) + steps) % num_experts], dim=-1)
         self.table.copy_(table)
 
@@ -88,8 +91,8 @@ class HashRouter(Router):
                 "Pass them as moe(x, router_input=token_ids)."
             )
         ids = self.table[x.long() % self.table.shape[0]]
-        gates = torch.full(ids.shape, 1 / self.top_k, device=ids.device)
-        probs = torch.zeros(ids.shape[0], self.num_experts, device=ids.device).scatter(-1, ids, gates)
+        gates = torch.full(ids.shape, 1 / self.top_k, dtype=torch.float32, device=ids.device)
+        probs = gates.new_zeros(ids.shape[0], self.num_experts).scatter(-1, ids, gates)
         valid = torch.ones(ids.shape[0], dtype=torch.bool, device=ids.device)
         return Routing(gates, ids, None, probs, valid)
 

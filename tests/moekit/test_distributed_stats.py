@@ -1,5 +1,6 @@
 """Statistics over ranks: two processes on CPU against one with the whole batch."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,51 @@ def probability_gradients(router: TopKRouter, x: Tensor) -> tuple[RouterStats, T
     return stats_of(router, x[x.isfinite().all(-1)]), router.gate.layers[0].weight
 
 
+def compiled_gradient(x: Tensor) -> tuple[RouterStats, Tensor]:
+    """Sums and gradient of a graph that holds the router, the collective and the loss."""
+    router = make_router()
+
+    def step(x: Tensor) -> tuple[Tensor, RouterStats]:
+        summed = all_reduce_stats(stats_of(router, x))
+        return loss_of(summed), summed
+
+    loss, summed = torch.compile(step, fullgraph=True, backend="aot_eager")(x[x.isfinite().all(-1)])
+    loss.backward()
+    return summed.detach(), router.gate.layers[0].weight.grad
+
+
+def count_collectives(stats: RouterStats) -> int:
+    original, calls = dist.all_reduce, []
+
+    def counting(tensor: Tensor, **options) -> None:
+        calls.append(tensor)
+        original(tensor, **options)
+
+    dist.all_reduce = counting
+    try:
+        all_reduce_stats(stats)
+    finally:
+        dist.all_reduce = original
+    return len(calls)
+
+
+def large_counts(stats: RouterStats) -> RouterStats:
+    """Counts that float32 cannot hold, and sums that are float32."""
+    stats = stats._replace(tokens_per_expert=torch.arange(EXPERTS) + 2**51 + 1, prob_sum=stats.prob_sum.float())
+    return all_reduce_stats(stats)
+
+
+def second_gradient() -> Tensor:
+    """Of ``x^3``, summed over ranks, with respect to ``x``, twice: 6 x, times ranks at each reduction."""
+    x = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    stats = stats_of(make_router(), torch.zeros(1, DIM, dtype=torch.float64)).detach()
+    summed = all_reduce_stats(stats._replace(logsumexp_sq_sum=x.pow(3).sum())).logsumexp_sq_sum
+    (first,) = torch.autograd.grad(summed, x, create_graph=True)
+    return torch.autograd.grad(first, x)[0]
+
+
 def run_rank(rank: int, folder: str) -> None:
+    warnings.simplefilter("error")  # among them torch's FutureWarning for deprecated collectives
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     router, x = make_router(), make_batches()[rank]
     counted = all_reduce_stats(stats_of(router, x).detach())
@@ -57,7 +102,13 @@ def run_rank(rank: int, folder: str) -> None:
     summed = all_reduce_stats(finite_stats)
     loss_of(summed).backward()
     by_group = all_reduce_stats(finite_stats.detach(), group=dist.group.WORLD)
+    compiled_sums, compiled_weight_grad = compiled_gradient(x)
     result = {
+        "collectives": count_collectives(finite_stats),
+        "large": tuple(large_counts(finite_stats.detach())),
+        "second_gradient": second_gradient(),
+        "compiled": tuple(compiled_sums),
+        "compiled_gradient": compiled_weight_grad,
         "counted": tuple(counted),
         "summed": tuple(summed.detach()),
         "by_group": tuple(by_group),
@@ -101,3 +152,31 @@ def test_gradients_averaged_over_ranks_are_those_of_the_global_batch(ranks: list
 def test_without_a_process_group_statistics_pass_through() -> None:
     stats = stats_of(make_router(), make_batches()[1])
     assert all_reduce_stats(stats) is stats
+
+
+def test_one_collective_adds_up_all_fields(ranks: list[dict]) -> None:
+    assert [result["collectives"] for result in ranks] == [1, 1]
+
+
+def test_a_compiled_step_gives_the_same_sums_and_gradients(ranks: list[dict]) -> None:
+    for result in ranks:
+        torch.testing.assert_close(result["compiled"], result["summed"])
+        torch.testing.assert_close(result["compiled_gradient"], result["gradient"])
+
+
+def test_counts_are_exact_and_dtypes_stay(ranks: list[dict]) -> None:
+    for result in ranks:
+        large = RouterStats(*result["large"])
+        assert large.tokens_per_expert.tolist() == [2 * (2**51 + 1 + e) for e in range(EXPERTS)]
+        assert large.prob_sum.dtype == torch.float32
+        assert large.gate_sum.dtype == torch.float64
+
+
+def test_gradients_of_gradients_are_summed_over_ranks_too(ranks: list[dict]) -> None:
+    for result in ranks:
+        assert result["second_gradient"].item() == pytest.approx(6 * 2 * RANKS)
+
+
+def test_what_is_no_statistics_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"stats must be RouterStats, got None: the layer was called with stats=False"):
+        all_reduce_stats(None)

@@ -73,9 +73,9 @@ def test_a_shared_module_sees_the_pyramid() -> None:
 
 def test_inputs_that_do_not_fit() -> None:
     layer, maps, context = make_layer(), make_maps(2), torch.randn(2, 7)
-    with pytest.raises(ValueError, match="x must be a sequence of feature maps for CrossScaleExperts, got one tensor"):
+    with pytest.raises(ValueError, match="x must be a sequence of feature maps for these experts, got one tensor"):
         layer(maps[0], router_input=context)
-    with pytest.raises(ValueError, match="x must be one tensor for FFNExperts, got a list"):
+    with pytest.raises(ValueError, match="x must be one tensor for these experts, got a list"):
         SparseMoE(TopKRouter(4, 3, 1), FFNExperts(4, 6, 3))([torch.randn(2, 4)])
     with pytest.raises(ValueError, match="x must hold at least one feature map, got none"):
         layer([], router_input=context)

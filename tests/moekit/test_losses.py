@@ -274,3 +274,51 @@ def test_losses_of_no_logits_are_zero() -> None:
     assert router_entropy(empty) == 0
     assert mutual_information_loss(empty) == 0
     assert mutual_information_loss(torch.zeros(4)).abs() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("loss", "balanced"),
+    [(router_z_loss, math.log(8) ** 2), (router_entropy, math.log(8)), (mutual_information_loss, 0.0)],
+)
+def test_half_precision_logits_of_many_tokens_do_not_overflow(loss: Callable, balanced: float, dtype) -> None:
+    logits = torch.zeros(40_000, 8, dtype=dtype, requires_grad=True)
+    value = loss(logits)
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(balanced, abs=1e-4)
+    value.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_the_z_loss_of_large_half_precision_logits_is_finite() -> None:
+    assert router_z_loss(torch.full((4, 8), 300.0, dtype=torch.float16)).item() == pytest.approx(91_251.97, rel=1e-5)
+
+
+def test_half_precision_statistics_give_the_loss_in_float32() -> None:
+    wide = stats_of_logits(random_logits().float(), top_k=2)
+    half = RouterStats(*(field.half() if field.is_floating_point() else field for field in wide))
+    for loss in OF_STATS:
+        assert loss(half).dtype == torch.float32
+        torch.testing.assert_close(loss(half), loss(wide), rtol=5e-3, atol=5e-3)
+    # 30,000 tokens on one of 4 experts: the square of the mean overflows in float16.
+    skewed = half._replace(gate_sum=torch.tensor([30_000, 0, 0, 0], dtype=torch.float16))
+    assert importance_loss(skewed).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("loss", OF_STATS)
+def test_what_is_no_statistics_is_refused_with_what_to_pass(loss: Callable) -> None:
+    moe = SparseMoE.ffn(4, 4, 3, 1)
+    with pytest.raises(ValueError, match=r"stats must be RouterStats.*, got None: the layer was called with stats=Fal"):
+        loss(moe(torch.randn(5, 4), stats=False).stats)
+    with pytest.raises(ValueError, match=r"stats must be RouterStats.*, got a MoEOutput: pass its \.stats"):
+        loss(moe(torch.randn(5, 4)))
+    with pytest.raises(ValueError, match=r"stats must be RouterStats.*, got a float: pass the \.stats of"):
+        loss(0.5)
+
+
+def test_groups_and_logits_that_are_none_are_refused() -> None:
+    stats = stats_of_logits(random_logits())
+    with pytest.raises(ValueError, match=r"stats\[1\] must be RouterStats, got None"):
+        mutual_information_loss([stats, None])
+    with pytest.raises(ValueError, match=r"stats must be of a floating dtype, got torch\.int64"):
+        router_z_loss(torch.zeros(3, 4, dtype=torch.int64))

@@ -40,13 +40,15 @@ def test_every_expert_takes_its_best_tokens(tokens: int, capacity_factor: float,
     routing = router(x, mask if masked else None)
     logits = x @ router.gate.layers[0].weight.T
     probs = torch.softmax(logits, -1)
-    capacity = min(math.ceil(capacity_factor * tokens / EXPERTS), tokens)
+    real = int(mask.sum())
+    capacity = min(math.ceil(capacity_factor * real / EXPERTS), real)
+    columns = min(math.ceil(capacity_factor * tokens / EXPERTS), tokens)
     torch.testing.assert_close(routing.probs, probs)
     expected = by_loop(probs.tolist(), mask.tolist(), capacity)
     for e in range(EXPERTS):
         places = len(expected[e])
         assert routing.token_ids[e].tolist()[:places] == expected[e]
-        assert routing.kept[e].tolist() == [True] * places + [False] * (capacity - places)
+        assert routing.kept[e].tolist() == [True] * places + [False] * (columns - places)
         assert routing.gates[e].tolist()[:places] == pytest.approx([probs[t, e].item() for t in expected[e]])
         assert routing.gates[e, places:].eq(0).all()
         assert routing.expert_ids[e].eq(e).all()
@@ -105,3 +107,39 @@ def test_bad_arguments_are_refused() -> None:
             ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=factor)
     with pytest.raises(ValueError, match=r"x unless given\) must have a last dimension of 6, got shape \(2, 3\)"):
         make_router()(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("factor", [0.4, 1.0, 4.0])
+def test_padding_changes_nothing_for_real_tokens(factor: float) -> None:
+    router, x = make_router(factor), make_input(8)
+    mask = torch.arange(32) % 4 == 1
+    padded = torch.randn(32, DIM, dtype=torch.float64).index_copy(0, mask.nonzero().flatten(), x)
+    alone, beside = router(x), router(padded, mask)
+    for e in range(EXPERTS):
+        taken = beside.token_ids[e][beside.kept[e]]
+        assert torch.equal((taken - 1) // 4, alone.token_ids[e][alone.kept[e]])
+        torch.testing.assert_close(beside.gates[e][beside.kept[e]], alone.gates[e][alone.kept[e]])
+
+
+def test_masks_compile_without_reading_how_many_tokens_are_real() -> None:
+    router, x = make_router(1.0), make_input(12)
+    compiled = torch.compile(router, fullgraph=True, dynamic=True, backend="aot_eager")
+    for mask in (torch.arange(12) < 5, torch.arange(12) >= 0):
+        mine, theirs = compiled(x, mask), router(x, mask)
+        assert torch.equal(mine.kept, theirs.kept)
+        assert torch.equal(mine.token_ids, theirs.token_ids)
+    meta = ExpertChoiceRouter(DIM, EXPERTS, device="meta")
+    routing = meta(torch.empty(12, DIM, device="meta"), torch.ones(12, dtype=torch.bool, device="meta"))
+    assert routing.kept.shape == (EXPERTS, 6)  # the meta device has no value to read
+
+
+def test_a_capacity_factor_set_later_takes_effect() -> None:
+    router, x = make_router(1.0), make_input(12)
+    router.capacity_factor = 2.0
+    assert torch.equal(router(x).token_ids, make_router(2.0)(x).token_ids)
+    with pytest.raises(ValueError, match=r"capacity_factor must be in \(0, num_experts=4\], got 5"):
+        router.capacity_factor = 5.0
+    assert router.capacity_factor == 2.0
+    assert router(x).token_ids.shape == (EXPERTS, 6)
+    with pytest.raises(AttributeError, match="num_experts=4 of ExpertChoiceRouter is fixed once it is built, got 8"):
+        router.num_experts = 8

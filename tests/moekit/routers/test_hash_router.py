@@ -125,3 +125,27 @@ def test_the_table_comes_back_after_building_on_the_meta_device() -> None:
     router = HashRouter(4, 30, 2, seed=5, device="meta").to_empty(device="cpu")
     router.reset_parameters()
     assert torch.equal(router.table, built.table)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_gates_probabilities_and_table_do_not_follow_the_default_dtype(default: torch.dtype) -> None:
+    ids = torch.arange(30)
+    expected = HashRouter(3, 30, 2, seed=1)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        router = HashRouter(3, 30, 2, seed=1)
+        routing = router(ids)
+    finally:
+        torch.set_default_dtype(before)
+    assert routing.gates.dtype == routing.probs.dtype == torch.float32
+    assert torch.equal(router.table, expected.table)
+    assert torch.equal(routing.probs, expected(ids).probs)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_experts", 5), ("top_k", 1), ("seed", 2), ("input_ndim", 1)])
+def test_what_the_table_was_drawn_for_cannot_be_set_later(name: str, value: int) -> None:
+    router = HashRouter(3, 30, 2, seed=1)
+    with pytest.raises(AttributeError, match=f"{name}=. of HashRouter is fixed once it is built, got {value}: build"):
+        setattr(router, name, value)
+    assert getattr(router, name) != value

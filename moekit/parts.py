@@ -1,0 +1,89 @@
+"""What a layer knows of the modules in its slots, read once when a slot is assigned.
+
+Libraries replace modules by wrappers (LoRA, activation checkpointing, FSDP, quantisers, compiled modules). A wrapper
+is called like what it wraps, but may hide its attributes or have others of the same name, so these are not read
+through it.
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+
+
+class RouterPart(NamedTuple):
+    """Attributes of a :class:`~moekit.Router` that a layer needs."""
+
+    num_experts: int
+    top_k: int
+    input_ndim: int
+
+
+class ExpertsPart(NamedTuple):
+    """Attributes of :class:`~moekit.Experts` that a layer needs."""
+
+    num_experts: int
+    token_ndim: int
+    takes_pyramid: bool
+
+
+def check_module(slot: str, value: object) -> nn.Module:
+    """Returns ``value``.
+
+    Raises:
+        ValueError: If it is not a module.
+    """
+    if not isinstance(value, nn.Module):
+        raise ValueError(f"{slot} must be an nn.Module, got a {type(value).__name__}.")
+    return value
+
+
+def router_part(value: object, current: nn.Module | None = None, known: RouterPart | None = None) -> RouterPart:
+    """Returns what a layer knows of its router.
+
+    Args:
+        value: The module that is assigned.
+        current: The module that it replaces.
+        known: What is known of ``current``. It stays for a wrapper of ``current``, and where ``value`` lacks an
+            attribute.
+
+    Raises:
+        ValueError: If ``value`` is not a module, is a bank of experts, or an attribute is not known.
+    """
+    module = check_module("router", value)
+    if known is not None and _wraps(module, current):
+        return known
+    if not hasattr(module, "input_ndim") and hasattr(module, "token_ndim"):
+        raise ValueError(f"router must be a Router, got experts, {type(module).__name__}: the router comes first.")
+    return RouterPart(*_attributes("router", "Router", module, RouterPart._fields, known))
+
+
+def experts_part(value: object, current: nn.Module | None = None, known: ExpertsPart | None = None) -> ExpertsPart:
+    """Returns what a layer knows of its experts; see :func:`router_part`.
+
+    Raises:
+        ValueError: If ``value`` is not a module, is a router, or an attribute is not known.
+    """
+    module = check_module("experts", value)
+    if known is not None and _wraps(module, current):
+        return known
+    if not hasattr(module, "token_ndim") and hasattr(module, "input_ndim"):
+        raise ValueError(f"experts must be Experts, got a router, {type(module).__name__}: experts come second.")
+    return ExpertsPart(*_attributes("experts", "Experts", module, ExpertsPart._fields, known))
+
+
+def _wraps(module: nn.Module, inner: nn.Module | None) -> bool:
+    return inner is not None and any(each is inner for each in module.modules())
+
+
+def _attributes(
+    slot: str, base: str, module: nn.Module, names: tuple[str, ...], known: RouterPart | ExpertsPart | None
+) -> list[int]:
+    values = [getattr(module, name, getattr(known, name, None)) for name in names]
+    missing = [name for name, value in zip(names, values, strict=True) if not isinstance(value, int)]
+    if missing:
+        raise ValueError(
+            f"{slot} must have the attributes {', '.join(names)}, as every moekit.{base} has, got "
+            f"{type(module).__name__} without {', '.join(missing)}. Give the layer the part itself and wrap it then, "
+            f"as in layer.{slot} = wrap(layer.{slot})."
+        )
+    return values
