@@ -1,7 +1,7 @@
 """Mixture-of-Experts and fusion layers for PyTorch, as small parts that you compose.
 
-A sparse layer is four parts: a router says who goes where (:class:`Routing`), a plan turns ids into an
-order (:class:`DispatchPlan`), experts compute, combine brings the slots home.
+A sparse layer is four parts: a router chooses experts for each token (:class:`Routing`), a plan orders the chosen
+slots by expert (:class:`DispatchPlan`), experts compute, combine adds each token's results.
 """
 
 from moekit.__about__ import __version__

@@ -36,7 +36,7 @@ def all_reduce_stats(stats: RouterStats, group: dist.ProcessGroup | None = None)
     packed = torch.cat([field.reshape(-1).to(torch.float64) for field in stats])
     # torch's own types leave the result of apply unknown.
     total = cast(Tensor, _AllReduce.apply(packed, group))
-    parts = total.split([field.numel() for field in stats])
+    parts = cast(tuple[Tensor, ...], total.split([field.numel() for field in stats]))
     return RouterStats(*(part.reshape(field.shape).to(field.dtype) for part, field in zip(parts, stats, strict=True)))
 
 

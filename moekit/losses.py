@@ -144,7 +144,8 @@ def mutual_information_loss(
     if isinstance(stats, RouterStats):
         marginal = _wide(stats.prob_sum) / stats.num_tokens.clamp(min=1)
         return router_entropy(stats) - entropy(marginal)
-    if not isinstance(stats, Sequence) or hasattr(stats, "stats"):
+    # A MoEOutput, a tuple too, has statistics; None is neither.
+    if not isinstance(stats, Sequence) or hasattr(stats, "stats"):  # pyright: ignore[reportUnnecessaryIsInstance]
         check_stats(stats, f"{_OR_LOGITS}, or a sequence of statistics")
     if not stats:
         raise ValueError("stats must hold the statistics of at least one group, got an empty sequence.")

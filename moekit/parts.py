@@ -5,7 +5,7 @@ is called like what it wraps, but may hide its attributes or have others of the 
 through it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -77,8 +77,8 @@ def _wraps(module: nn.Module, inner: nn.Module | None) -> bool:
 
 def _attributes(
     slot: str, base: str, module: nn.Module, names: tuple[str, ...], known: RouterPart | ExpertsPart | None
-) -> list[int]:
-    values = [getattr(module, name, getattr(known, name, None)) for name in names]
+) -> list[Any]:
+    values: list[Any] = [getattr(module, name, getattr(known, name, None)) for name in names]
     missing = [name for name, value in zip(names, values, strict=True) if not isinstance(value, int)]
     if missing:
         raise ValueError(

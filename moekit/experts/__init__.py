@@ -1,4 +1,4 @@
-"""Experts: what is computed once it is known who goes where."""
+"""Experts: they compute the tokens that a plan assigns to them."""
 
 from moekit.experts.base import Experts
 from moekit.experts.cross_scale import CrossScaleExperts
