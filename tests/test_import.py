@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import moekit
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +26,7 @@ def _seconds(code: str) -> float:
     return time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_importing_costs_little_more_than_torch():
     # Alternately, so that a busy machine slows both; the best of each is the least disturbed.
     pairs = [(_seconds("import torch"), _seconds("import moekit")) for _ in range(3)]

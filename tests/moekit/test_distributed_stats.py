@@ -126,6 +126,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(RANKS)]
 
 
+@pytest.mark.slow
 def test_every_rank_gets_the_sums_of_the_global_batch(ranks: list[dict]) -> None:
     expected = stats_of(make_router(), torch.cat(make_batches())).detach()
     assert expected.nonfinite_tokens.item() == 1
@@ -135,12 +136,14 @@ def test_every_rank_gets_the_sums_of_the_global_batch(ranks: list[dict]) -> None
         torch.testing.assert_close(result["summed"], result["by_group"])
 
 
+@pytest.mark.slow
 def test_the_own_statistics_of_a_rank_stay_its_own(ranks: list[dict]) -> None:
     for result, x in zip(ranks, make_batches(), strict=True):
         expected, _ = probability_gradients(make_router(), x)
         torch.testing.assert_close(result["own"], tuple(expected.detach()))
 
 
+@pytest.mark.slow
 def test_gradients_averaged_over_ranks_are_those_of_the_global_batch(ranks: list[dict]) -> None:
     router = make_router()
     stats, weight = probability_gradients(router, torch.cat(make_batches()))

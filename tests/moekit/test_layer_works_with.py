@@ -61,6 +61,8 @@ LAYERS: dict[str, Callable[[Options], nn.Module]] = {
     "soft": lambda o: SoftMoE(DIM, _experts(**o), slots_per_expert=2, **o),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
+COMPILED_ALWAYS = ("torch", "expert choice")
+"""Layers whose compilation is tested in the short run; the others are, with the slow tests."""
 
 
 def _layer(name: str, **options) -> nn.Module:
@@ -121,7 +123,9 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(function, (x, *layer.parameters()), fast_mode=True)
 
 
-@layers
+@pytest.mark.parametrize(
+    "name", [name if name in COMPILED_ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS]
+)
 def test_compile_without_a_break_or_a_recompilation(name):
     layer = _layer(name)
     counter = CompileCounterWithBackend("aot_eager")

@@ -102,6 +102,7 @@ def make_layer(**options) -> SparseMoE:
     return layer
 
 
+@pytest.mark.slow
 def test_a_layer_compiles_to_one_graph_in_training() -> None:
     torch._dynamo.reset()
     eager, maps, context = make_layer(), make_maps(5), torch.randn(5, 5)

@@ -48,7 +48,7 @@ def test_every_implementation_is_the_loop_over_tokens(case, impl):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", ["gelu", "swiglu", torch.tanh], ids=["gelu", "swiglu", "function"])
+@pytest.mark.parametrize("activation", ["swiglu", torch.tanh], ids=["name", "function"])
 def test_torch_is_the_reference_in_output_and_all_gradients(activation, bias):
     reference = _experts("reference", activation, bias)
     fast = _experts("torch", activation, bias)

@@ -141,6 +141,7 @@ def test_a_saved_architecture_takes_the_weights_again(tmp_path):
     assert torch.equal(tiny(ids, torch.ones_like(ids)), again(ids, torch.ones_like(ids)))
 
 
+@pytest.mark.slow
 def test_biogpt_and_its_own_tokenizer_load_from_a_local_folder(tmp_path):
     """The paper's text encoder, as small as it can be: same classes, same files."""
     from transformers import BioGptConfig, BioGptModel, BioGptTokenizer
