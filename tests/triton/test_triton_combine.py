@@ -12,7 +12,7 @@ from moekit_kernels.combine import (
     combine_by_token,
     combine_by_token_reference,
     combine_reference,
-    launch,
+    launches,
 )
 from tests.oracles import poisoned_empty
 from tests.triton.tolerances import assert_near
@@ -154,11 +154,11 @@ def test_parts_are_added_up_and_dead_rows_are_not_read(by_token):
     else:
         arguments = (parts, row, None, gates, None, live)
         exact = combine_reference(whole, row, gates.double())
-    found = launch.forward(*arguments, 4, torch.float16)
+    found = launches.forward(*arguments, 4, torch.float16)
     assert found.dtype == torch.float16
     assert_near(found, exact, torch.float16)
     grad = torch.randn(4, 5, device=DEVICE)
-    d_rows, d_gates = launch.backward(grad, *arguments)
+    d_rows, d_gates = launches.backward(grad, *arguments)
     assert_near(d_rows[:6], (gates.flatten()[slot, None] * grad[slot // 2])[:6], torch.float32)
     assert not d_rows[6:].any()
     assert_near(d_gates.flatten()[slot], (grad[slot // 2].double() * whole).sum(1), torch.float32)
@@ -168,7 +168,7 @@ def test_a_gate_that_is_nan_shows_even_on_a_dead_row():
     live = torch.tensor([0, 1], device=DEVICE)
     gates = torch.tensor([[1.0, float("nan")], [1.0, 2.0]], device=DEVICE)
     rows, row = torch.ones(4, 3, device=DEVICE), torch.tensor([[0, 1], [2, 3]], device=DEVICE)
-    out = launch.forward(rows, row, None, gates, None, live, 2)
+    out = launches.forward(rows, row, None, gates, None, live, 2)
     assert out[0].isnan().all()
     assert not out[1].any()
 
@@ -239,9 +239,10 @@ def test_rows_further_apart_than_two_to_the_31():
     row, gates = torch.tensor([[1, 0]], device=DEVICE), torch.randn(1, 2, device=DEVICE)
     grad = torch.randn(1, 16, device=DEVICE).half()
     assert torch.equal(
-        launch.forward(rows, row, None, gates, None, None, 1), launch.forward(values, row, None, gates, None, None, 1)
+        launches.forward(rows, row, None, gates, None, None, 1),
+        launches.forward(values, row, None, gates, None, None, 1),
     )
-    far, near = (launch.backward(grad, r, row, None, gates, None, None) for r in (rows, values))
+    far, near = (launches.backward(grad, r, row, None, gates, None, None) for r in (rows, values))
     assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
 
 
