@@ -238,12 +238,16 @@ def test_rows_further_apart_than_two_to_the_31():
     rows.copy_(values)
     row, gates = torch.tensor([[1, 0]], device=DEVICE), torch.randn(1, 2, device=DEVICE)
     grad = torch.randn(1, 16, device=DEVICE).half()
-    assert torch.equal(
-        launches.forward(rows, row, None, gates, None, None, 1),
-        launches.forward(values, row, None, gates, None, None, 1),
+    # Another stride is another specialisation of the kernel: compiled code may round in another order.
+    far, near = (
+        (
+            launches.forward(r, row, None, gates, None, None, 1),
+            *launches.backward(grad, r, row, None, gates, None, None),
+        )
+        for r in (rows, values)
     )
-    far, near = (launches.backward(grad, r, row, None, gates, None, None) for r in (rows, values))
-    assert all(torch.equal(a, b) for a, b in zip(far, near, strict=True))
+    for mine, theirs in zip(far, near, strict=True):
+        assert_near(mine, theirs, torch.float16)
 
 
 @pytest.mark.parametrize("choice", ["token", "expert"])

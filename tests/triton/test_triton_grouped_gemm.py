@@ -296,7 +296,7 @@ def test_rows_beyond_two_to_the_31(device):
     weight = torch.randn(1, 16, 16, device=device).half()
     offsets = torch.tensor([0, 4], device=device)
     out = grouped_gemm(x, weight, offsets, token=token, impl="triton")
-    assert torch.equal(out, grouped_gemm(small, weight, offsets, impl="triton"))
+    assert_near(out, grouped_gemm(small, weight, offsets, impl="triton"), torch.float16)
 
 
 def test_experts_beyond_two_to_the_31(device):
@@ -312,7 +312,7 @@ def test_experts_beyond_two_to_the_31(device):
     x = torch.randn(5, 16, device=device).half()
     offsets = torch.tensor([0, 1, 2, 5], device=device)
     out = grouped_gemm(x, weight, offsets, impl="triton")
-    assert torch.equal(out, grouped_gemm(x, small, offsets, impl="triton"))
+    assert_near(out, grouped_gemm(x, small, offsets, impl="triton"), torch.float16)
 
 
 @pytest.mark.parametrize(

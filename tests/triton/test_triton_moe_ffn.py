@@ -12,6 +12,7 @@ from moekit_kernels.moe_ffn.checks import RECOMPUTE
 from tests.oracles import poisoned_empty
 from tests.strategies import Routed, ffn_case
 from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, given_to, small_case
+from tests.triton.tolerances import assert_near
 
 # Interpreted, one example takes about a second.
 fewer = hypothesis_settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -162,4 +163,5 @@ def test_offsets_beyond_32_bits(path, device):
         leaves[name] = memory.as_strided(value.shape, strides).copy_(value).requires_grad_()
         assert (count - 1) * distance > 2**31 - 1
     found = tensors._replace(leaves=leaves).run_with_gradients()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for name, value in expected.items():  # another stride is another specialisation, which may round in another order
+        assert_near(found[name], value, torch.float16, name)

@@ -209,8 +209,15 @@ def test_offsets_beyond_32_bits(device) -> None:
     far = memory.as_strided((3, 8), (stride, 1))
     near = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(far)
     far.copy_(near)
-    for mine, theirs in zip(run(Case(far, 2, {}), "triton"), run(Case(near, 2, {}), "triton"), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    # Another stride is another specialisation of the kernel: compiled code may round in another order.
+    (found, gradient), (expected, expected_gradient) = (run(Case(x, 2, {}), "triton") for x in (far, near))
+    for name in Routed._fields:
+        mine, theirs = getattr(found, name), getattr(expected, name)
+        if name in FLOATS:
+            assert_near(mine, theirs, torch.float32, name)
+        else:
+            assert torch.equal(mine, theirs), name
+    assert_near(gradient, expected_gradient, torch.float16, "logits")
 
 
 def test_a_retained_graph_gives_the_same_gradient_again(device) -> None:
