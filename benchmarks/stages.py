@@ -105,21 +105,18 @@ def run_kernel_stages(base: Record, workload: Workload, seconds: float) -> list[
 def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
     """The passes of ``impl="triton"`` by direction, each below autograd, so that its launches can be recorded."""
     from moekit_kernels.moe_ffn import launches as moe_ffn
-    from moekit_kernels.plan import plan_slots
+    from moekit_kernels.moe_ffn.operands import ExpertWeights
     from moekit_kernels.routing import route
 
     shape = workload.shape
     logits = torch.randn(shape.tokens, shape.num_experts, device=workload.x.device)
     plan = plan_dispatch(workload.ids, shape.num_experts)
-    assert plan.row is not None
-    places = (plan.token, plan.slot, plan.offsets, plan.row)
-    weights = (workload.up, workload.down, None, None)
-    tensors = (workload.x, workload.gates, *places, *weights)
+    tensors = (workload.x, workload.gates, plan.order, ExpertWeights(workload.up, workload.down))
     pre = workload.x.new_empty(shape.slots, 2 * shape.hidden_dim).normal_()  # data decide how fast a GPU multiplies
     hidden = workload.x.new_empty(0, shape.hidden_dim)
     return {
         "routing": lambda: route(logits, shape.top_k, impl="triton"),
-        "plan": lambda: plan_slots(workload.ids, shape.num_experts, impl="triton"),
+        "plan": lambda: plan_dispatch(workload.ids, shape.num_experts, impl="triton"),
         "forward": lambda: moe_ffn.forward(*tensors, "swiglu", True, False),
         "backward": lambda: moe_ffn.backward(workload.grad, *tensors, pre, hidden, "swiglu", True, True),
     }

@@ -6,10 +6,11 @@ Nothing here imports the library: the loops are written from the formulas in its
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from moekit_kernels.plan import DispatchPlan
 
 # One tolerance per dtype, relative and absolute (the values compared are of order 1).
 TOLERANCE = {
@@ -88,23 +89,24 @@ NAIVE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = ("swiglu", "geglu", "swiglu_interleaved", "geglu_interleaved")
 
 
-class Rows(NamedTuple):
-    """Slots sorted by expert."""
-
-    token: Tensor
-    slot: Tensor
-    offsets: Tensor
-
-
-def naive_rows(expert_ids: Tensor, num_experts: int, kept: Tensor | None = None) -> Rows:
-    """Sorts (expert, slot) pairs; slots that are not kept come last."""
-    top_k = expert_ids.shape[1]
+def naive_plan(expert_ids: Tensor, num_experts: int, kept: Tensor | None = None) -> DispatchPlan:
+    """Sorts (expert, slot) pairs; slots that are not kept come last, and count as routed nowhere."""
+    num_tokens, top_k = expert_ids.shape
     flat = [int(e) for row in expert_ids.tolist() for e in row]
     flags = [True] * len(flat) if kept is None else kept.flatten().tolist()
     keyed = sorted((e if keep else num_experts, s) for s, (e, keep) in enumerate(zip(flat, flags, strict=True)))
-    slot = torch.tensor([s for _, s in keyed], dtype=torch.int64)
-    offsets = [sum(e < bound for e, _ in keyed) for bound in range(num_experts + 1)]
-    return Rows(slot // top_k, slot, torch.tensor(offsets))
+    slot_of_row = [s for _, s in keyed]
+    row_of_slot = torch.tensor([slot_of_row.index(s) for s in range(len(flat))], dtype=torch.int64)
+    offsets = torch.tensor([sum(e < bound for e, _ in keyed) for bound in range(num_experts + 1)])
+    return DispatchPlan(
+        token_of_row=torch.tensor([s // top_k for s in slot_of_row], dtype=torch.int64),
+        slot_of_row=torch.tensor(slot_of_row, dtype=torch.int64),
+        offsets=offsets,
+        row_of_slot=row_of_slot.view(num_tokens, top_k),
+        tokens_per_expert=offsets.diff(),
+        dropped_per_expert=torch.zeros(num_experts, dtype=torch.int64),
+        num_tokens=num_tokens,
+    )
 
 
 def naive_grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.oracles import GATED, NAIVE_ACTIVATIONS, Rows, naive_rows
+from moekit_kernels.plan import DispatchPlan
+from tests.oracles import GATED, NAIVE_ACTIVATIONS, naive_plan
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 
@@ -15,7 +16,7 @@ SKEWS = ("even", "zipf", "one expert", "some experts")
 
 
 class Routed(NamedTuple):
-    """Who goes where."""
+    """The experts of each token."""
 
     expert_ids: Tensor
     kept: Tensor
@@ -23,8 +24,8 @@ class Routed(NamedTuple):
     seed: int
 
     @property
-    def rows(self) -> Rows:
-        return naive_rows(self.expert_ids, self.num_experts, self.kept)
+    def plan(self) -> DispatchPlan:
+        return naive_plan(self.expert_ids, self.num_experts, self.kept)
 
 
 @st.composite
@@ -106,3 +107,17 @@ def ffn_cases(draw: st.DrawFn) -> FFNCase:
         activation=draw(st.sampled_from(sorted(NAIVE_ACTIVATIONS))),
         bias=draw(st.booleans()),
     )
+
+
+def plan_by_slot(row_of_slot: Tensor) -> DispatchPlan:
+    """A plan of one expert with the rows of each slot as given, ``(T, K)``."""
+    slot_of_row = row_of_slot.flatten().argsort()
+    plan = plan_by_token(slot_of_row // max(row_of_slot.shape[1], 1), slot_of_row, row_of_slot.shape[0])
+    return plan._replace(row_of_slot=row_of_slot)
+
+
+def plan_by_token(token_of_row: Tensor, slot_of_row: Tensor, num_tokens: int) -> DispatchPlan:
+    """A plan of one expert with any number of rows per token, as expert choice has them."""
+    count = torch.tensor([token_of_row.shape[0]], device=token_of_row.device)
+    offsets = torch.cat([torch.zeros_like(count), count])
+    return DispatchPlan(token_of_row, slot_of_row, offsets, None, count, torch.zeros_like(count), num_tokens)

@@ -9,7 +9,9 @@ from torch import Tensor
 from benchmarks.shapes import PRESETS, Shape
 from moekit_kernels.combine import launches as combine
 from moekit_kernels.grouped_gemm import launches as grouped_gemm
+from moekit_kernels.moe_ffn import ExpertWeights
 from moekit_kernels.moe_ffn import launches as moe_ffn
+from moekit_kernels.plan import RowOrder
 from moekit_kernels.plan import launches as plan
 from moekit_kernels.routing import launches as routing
 
@@ -51,11 +53,11 @@ def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
     """The plan of top-k routing: without a capacity, or with one by choice and one by gates."""
     ids = indices(shape.tokens, shape.top_k)
     if not capped:
-        plan.plan(ids, shape.num_experts, None, None, None, None)
+        plan.plan_slots(ids, shape.num_experts, None, None, None, None)
         return
     kept, gates = empty(shape.tokens, 1, dtype=torch.bool), empty(*ids.shape, dtype=dtype)
-    plan.plan(ids, shape.num_experts, None, shape.slots // shape.num_experts, None, None)
-    plan.plan(ids, shape.num_experts, kept, None, indices(1), gates)
+    plan.plan_slots(ids, shape.num_experts, None, shape.slots // shape.num_experts, None, None)
+    plan.plan_slots(ids, shape.num_experts, kept, None, indices(1), gates)
 
 
 def schedule(dtype: torch.dtype, shape: Shape) -> None:
@@ -128,8 +130,8 @@ def ffn(
     up_bias = empty(experts, up_width, dtype=dtype) if biased else None
     down_bias = empty(experts, width, dtype=dtype) if biased else None
     row = None if choice else indices(tokens, top_k)
-    plan_of = (indices(shape.slots), indices(shape.slots), indices(experts + 1), row)
-    tensors = (x, gates, *plan_of, up_proj, down_proj, up_bias, down_bias)
+    order = RowOrder(indices(shape.slots), indices(shape.slots), indices(experts + 1), row)
+    tensors = (x, gates, order, ExpertWeights(up_proj, down_proj, up_bias, down_bias))
     if not biased:
         moe_ffn.forward(*tensors, activation, False, False)
     if not trained:

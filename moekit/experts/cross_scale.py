@@ -169,17 +169,17 @@ class CrossScaleExperts(Experts):
                 per sample.
         """
         check_maps(maps, self.channels)
-        if plan.row is None or plan.row.shape[1] != 1:
+        if plan.row_of_slot is None or plan.row_of_slot.shape[1] != 1:
             raise ValueError(
                 "plan must have one slot per sample for scale_weights, "
-                f"got {plan.slot.shape[0]} slots for {plan.num_tokens} samples."
+                f"got {plan.slot_of_row.shape[0]} slots for {plan.num_tokens} samples."
             )
-        check_plan(maps[0], plan, plan.row, self.num_experts)
+        check_plan(maps[0], plan, plan.row_of_slot, self.num_experts)
         if self._fixed(plan):
             rows = fixed_weights(self._readable(maps), maps, plan)
         else:
             rows = self._loop(maps, plan, len(self.channels), scale_weights=True)
-        return rows.index_select(0, plan.row.flatten())
+        return rows.index_select(0, plan.row_of_slot.flatten())
 
     def run_all(self, maps: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B K D H W"]:
         """Runs every expert on every sample, ``K`` times the work: what the public release does, to compare with.
@@ -215,7 +215,7 @@ class CrossScaleExperts(Experts):
         bounds = cast(list[int], plan.offsets.tolist())
         counts = [end - start for start, end in pairwise(bounds)]
         # split, not slices: the gradient of a slice is a whole tensor of zeros around it, for every expert and map.
-        token = plan.token[: bounds[-1]]
+        token = plan.token_of_row[: bounds[-1]]
         grouped = [cast(tuple[Tensor, ...], take_samples(x, token).split(counts)) for x in maps]
         # Without the option in the common case, for wrappers that pass the maps alone.
         options = {"scale_weights": True} if scale_weights else {}
@@ -224,7 +224,7 @@ class CrossScaleExperts(Experts):
             for number, (expert, count) in enumerate(zip(self.experts, counts, strict=True))
             if count
         ]
-        unassigned = plan.token.shape[0] - bounds[-1]
+        unassigned = plan.token_of_row.shape[0] - bounds[-1]
         if unassigned or not parts:
             like = parts[0] if parts else maps[0]
             parts.append(like.new_zeros(unassigned, width, *maps[self.align_to].shape[-2:]))

@@ -96,7 +96,7 @@ def _check_forward(name: str, module: nn.Module, *kinds: type[nn.Module]) -> Non
 def fixed_outputs(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], plan: DispatchPlan) -> Tensor:
     """Computes one map ``(N, D, H, W)`` per row of the plan; zeros for unassigned rows."""
     first = experts[0]
-    if plan.token.shape[0] == 0:  # a convolution of no groups is an error
+    if plan.token_of_row.shape[0] == 0:  # a convolution of no groups is an error
         return _no_rows(maps, first, first.attention.dim)
     rows = _rows(experts, plan)
     x = _attended(rows, maps, plan).output
@@ -108,7 +108,7 @@ def fixed_outputs(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], p
 
 def fixed_weights(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], plan: DispatchPlan) -> Tensor:
     """Computes weights of the scales ``(N, L, H, W)`` per row of the plan; zeros for unassigned rows."""
-    if plan.token.shape[0] == 0:
+    if plan.token_of_row.shape[0] == 0:
         return _no_rows(maps, experts[0], len(maps))
     rows = _rows(experts, plan)
     weights = cast(Tensor, _attended(rows, maps, plan).weights)
@@ -120,7 +120,7 @@ def _no_rows(maps: Sequence[Tensor], expert: CrossScaleExpert, width: int) -> Te
 
 
 def _rows(experts: Sequence[CrossScaleExpert], plan: DispatchPlan) -> RowExperts:
-    row = torch.arange(plan.token.shape[0], device=plan.token.device, dtype=plan.offsets.dtype)
+    row = torch.arange(plan.token_of_row.shape[0], device=plan.token_of_row.device, dtype=plan.offsets.dtype)
     ids = torch.searchsorted(plan.offsets[1:], row, right=True)
     return RowExperts(experts, ids.clamp(max=len(experts) - 1), ids < len(experts))
 
@@ -128,7 +128,7 @@ def _rows(experts: Sequence[CrossScaleExpert], plan: DispatchPlan) -> RowExperts
 def _attended(rows: RowExperts, maps: Sequence[Tensor], plan: DispatchPlan) -> CrossScaleOutput:
     attention = rows.experts[0].attention
     # Unassigned rows may hold anything, NaN included, which would reach gradients of weights as 0 * NaN.
-    taken = [torch.where(rows.alive[:, None, None, None], take_samples(x, plan.token), 0) for x in maps]
+    taken = [torch.where(rows.alive[:, None, None, None], take_samples(x, plan.token_of_row), 0) for x in maps]
 
     def project(scale: int, x: Tensor) -> Tensor:
         return _pointwise(rows, x, lambda expert: expert.attention.projection(scale))

@@ -26,7 +26,7 @@ from moekit.plan import DispatchPlan, combine, dispatch
 from moekit_kernels.autocast import autocast_is_on
 from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.grouped_gemm import grouped_linear
-from moekit_kernels.moe_ffn import Recompute, moe_ffn, moe_ffn_reference
+from moekit_kernels.moe_ffn import ExpertWeights, Recompute, moe_ffn, moe_ffn_reference
 from moekit_kernels.precision import KERNEL_DTYPES
 
 Impl = Literal["auto", "reference", "torch", "triton"]
@@ -166,19 +166,16 @@ class FFNExperts(Experts):
         check_same_device("x", x, "the experts' weights", self.up_proj)
         check_same_dtype("x", x, "the experts' weights", self.up_proj)
         check_plan(x, plan, gates, self.num_experts)
-        weights = (self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+        weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
         impl = resolve_impl(self.impl, x.device, _computed_dtype(x, gates), self.activation)
         fused = impl == "triton" or (impl == "torch" and x.device.type in _LOOP_DEVICES)
         if fused and isinstance(self.activation, str):
             return moe_ffn(
                 x,
                 gates,
-                plan.token,
-                plan.slot,
-                plan.offsets,
-                *weights,
+                plan,
+                weights,
                 self.activation,
-                row=plan.row,
                 recompute=self.recompute,
                 # "auto" rather than "loop", so that a program exported on CPU runs on a GPU.
                 impl="triton" if impl == "triton" else "auto",
@@ -190,7 +187,7 @@ class FFNExperts(Experts):
             )
         function = activation_function(self.activation)
         if impl == "reference":
-            return moe_ffn_reference(x, gates, plan.token, plan.slot, plan.offsets, *weights, function)
+            return moe_ffn_reference(x, gates, plan, weights, function)
         hidden = function(grouped_linear(dispatch(x, plan), self.up_proj, plan.offsets, self.up_bias))
         return combine(grouped_linear(hidden, self.down_proj, plan.offsets, self.down_bias), plan, gates)
 

@@ -35,8 +35,8 @@ def _leaves(*tensors):
 @given(routed(), st.sampled_from([1, 5, 8]), st.sampled_from([1, 3, 8]), st.booleans())
 def test_reference_is_the_loop_over_rows(case, dim, features, bias):
     torch.manual_seed(case.seed)
-    rows = case.rows
-    x, weight, b = _operands(len(rows.token), case.num_experts, dim, features, bias=bias)
+    rows = case.plan
+    x, weight, b = _operands(len(rows.token_of_row), case.num_experts, dim, features, bias=bias)
     assert_close(grouped_linear_reference(x, weight, rows.offsets, b), naive_grouped_linear(x, weight, rows.offsets, b))
 
 
@@ -50,9 +50,9 @@ def test_reference_is_the_loop_over_rows(case, dim, features, bias):
 )
 def test_operation_is_the_reference_in_output_and_gradients(case, dim, features, bias, dtype):
     torch.manual_seed(case.seed)
-    rows = case.rows
-    tensors = _operands(len(rows.token), case.num_experts, dim, features, dtype, bias)
-    grad = torch.randn(len(rows.token), features, dtype=dtype)
+    rows = case.plan
+    tensors = _operands(len(rows.token_of_row), case.num_experts, dim, features, dtype, bias)
+    grad = torch.randn(len(rows.token_of_row), features, dtype=dtype)
     found = []
     for function in (grouped_linear, grouped_linear_reference):
         x, weight, b = _leaves(*tensors)

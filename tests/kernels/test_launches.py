@@ -12,8 +12,9 @@ if not triton_is_installed() or interpreting():
     pytest.skip("launches of Triton kernels are recorded, not interpreted", allow_module_level=True)
 
 from moekit_kernels.grouped_gemm.launches import use_descriptor
+from moekit_kernels.moe_ffn import ExpertWeights, launches_few_rows
 from moekit_kernels.moe_ffn import launches as moe_ffn
-from moekit_kernels.moe_ffn import launches_few_rows
+from moekit_kernels.plan import RowOrder
 
 NVIDIA = [SM_80, SM_90, SM_100]
 
@@ -32,11 +33,16 @@ def _launches(target, tokens=4096, dim=256, hidden=512, experts=8, top_k=2, acti
     wide = hidden * (2 if ACTIVATIONS[activation].gated else 1)
     num_rows = tokens * top_k
     tensors = (
-        _empty(tokens, dim, dtype=dtype), _empty(tokens, top_k, dtype=torch.float32), _index(num_rows),
-        _index(num_rows), _index(experts + 1), _index(tokens, top_k), _empty(experts, wide, dim, dtype=dtype),
-        _empty(experts, dim, hidden, dtype=dtype), _empty(experts, wide, dtype=dtype) if bias else None,
-        _empty(experts, dim, dtype=dtype) if bias else None,
-    )  # fmt: skip
+        _empty(tokens, dim, dtype=dtype),
+        _empty(tokens, top_k, dtype=torch.float32),
+        RowOrder(_index(num_rows), _index(num_rows), _index(experts + 1), _index(tokens, top_k)),
+        ExpertWeights(
+            _empty(experts, wide, dim, dtype=dtype),
+            _empty(experts, dim, hidden, dtype=dtype),
+            _empty(experts, wide, dtype=dtype) if bias else None,
+            _empty(experts, dim, dtype=dtype) if bias else None,
+        ),
+    )
     with record(target) as forward:
         out, pre, kept = moe_ffn.forward(*tensors, activation, True, False)
     with record(target) as backward:
@@ -125,9 +131,11 @@ def test_float32_is_multiplied_as_torchs_switch_says(precision):
 
 def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
     tensors = (
-        _empty(4096, 64), _empty(4096, 2, dtype=torch.float32), _index(8192), _index(8192), _index(9), _index(4096, 2),
-        _empty(8, 128, 64), _empty(8, 64, 64), None, None,
-    )  # fmt: skip
+        _empty(4096, 64),
+        _empty(4096, 2, dtype=torch.float32),
+        RowOrder(_index(8192), _index(8192), _index(9), _index(4096, 2)),
+        ExpertWeights(_empty(8, 128, 64), _empty(8, 64, 64)),
+    )
     out, pre, kept = _empty(4096, 64), _empty(8192, 128), _empty(0, 64)
     with record(SM_90) as frozen:
         found = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, False)
@@ -143,9 +151,11 @@ def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
 @pytest.mark.parametrize(("recompute", "launches"), [("activation", 7), ("all", 8)])
 def test_the_dial_costs_one_product(recompute, launches):
     tensors = (
-        _empty(4096, 64), _empty(4096, 2, dtype=torch.float32), _index(8192), _index(8192), _index(9), _index(4096, 2),
-        _empty(8, 128, 64), _empty(8, 64, 64), None, None,
-    )  # fmt: skip
+        _empty(4096, 64),
+        _empty(4096, 2, dtype=torch.float32),
+        RowOrder(_index(8192), _index(8192), _index(9), _index(4096, 2)),
+        ExpertWeights(_empty(8, 128, 64), _empty(8, 64, 64)),
+    )
     with record(SM_90) as found:
         pre = _empty(8192 if recompute == "activation" else 0, 128)
         moe_ffn.backward(_empty(4096, 64), *tensors, pre, _empty(0, 64), "swiglu", True, True)

@@ -9,8 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.grouped_gemm import grouped_linear
-from moekit_kernels.moe_ffn import loop, moe_ffn, moe_ffn_reference
+from moekit_kernels.moe_ffn import ExpertWeights, loop, moe_ffn, moe_ffn_reference
 from moekit_kernels.moe_ffn.checks import RECOMPUTE
 from tests.oracles import NAIVE_ACTIVATIONS, TOLERANCE, assert_close, naive_experts, poisoned_empty, stacked_expert
 from tests.strategies import FFNCase, Routed, few, ffn_case, ffn_cases
@@ -18,7 +17,6 @@ from tests.strategies import FFNCase, Routed, few, ffn_case, ffn_cases
 OPS = torch.ops.moekit
 NAMES = ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias")
 IDS = torch.tensor([[0, 2], [2, 3], [2, 0], [3, 2], [0, 3], [2, 3], [3, 0]])  # expert 1 gets none
-NO_ROW = None  # the loop has no use for it
 KEPT = torch.tensor([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.bool)
 
 
@@ -27,9 +25,11 @@ def _case(activation="swiglu", bias=True, dim=5, hidden=3, out_dim=4) -> FFNCase
 
 
 def _run(function, case, leaves, **options):
-    rest = [leaves.get(name) for name in NAMES[2:]]
-    named = case.activation if function is moe_ffn else ACTIVATIONS[case.activation].forward
-    return function(leaves["x"], leaves["gates"], *case.routed.rows, *rest, named, **options)
+    return function(leaves["x"], leaves["gates"], case.routed.plan, _weights(leaves), case.activation, **options)
+
+
+def _weights(leaves):
+    return ExpertWeights(*(leaves.get(name) for name in NAMES[2:]))
 
 
 def _run_with_gradients(function, case, dtype, **options):
@@ -111,16 +111,6 @@ def test_second_order_of_the_operation_says_what_to_do():
         grad.sum().backward()
 
 
-@few
-@given(ffn_cases())
-def test_reference_through_the_grouped_gemm_is_the_reference(case):
-    leaves = case.leaves()
-    rest = [leaves.get(name) for name in NAMES[2:]]
-    forward = ACTIVATIONS[case.activation].forward
-    arguments = (leaves["x"], leaves["gates"], *case.routed.rows, *rest, forward)
-    assert_close(moe_ffn_reference(*arguments, grouped_linear), moe_ffn_reference(*arguments))
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("strided", [True, False])
@@ -155,7 +145,7 @@ def _arguments(bias, strided):
     case = _case(bias=bias)
     tensors = _strided(case) if strided else {name: getattr(case, name) for name in NAMES}
     rest = [tensors[name] for name in NAMES[2:]]
-    arguments = [tensors["x"], tensors["gates"], *case.routed.rows, NO_ROW, *rest]
+    arguments = [tensors["x"], tensors["gates"], *case.routed.plan.order, *rest]
     return [t for t in tensors.values() if t is not None], arguments
 
 
@@ -253,7 +243,9 @@ class Calls(TorchDispatchMode):
     ],
 )
 def test_what_is_not_wanted_costs_no_products(keep, wanted, products):
-    _, arguments = _arguments(False, False)
+    case = _case(bias=False)
+    weights = ExpertWeights(*(getattr(case, name) for name in NAMES[2:]))
+    arguments = (case.x, case.gates, case.routed.plan.order, weights)
     out, *kept = loop.forward(*arguments, "swiglu", *keep)
     with Calls() as calls:
         found = loop.backward(torch.ones_like(out), *arguments, *kept, "swiglu", *wanted)
@@ -287,11 +279,11 @@ def test_frozen_experts_are_asked_for_no_gradients(frozen, wanted):
 @pytest.mark.parametrize("activation", ["gelu", "swiglu_interleaved"])
 def test_the_dial_says_what_is_kept_to_the_byte(activation, recompute):
     case = _case(activation)
-    leaves, indices = case.leaves(torch.float32), case.routed.rows
+    leaves, plan = case.leaves(torch.float32), case.routed.plan
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        moe_ffn(leaves["x"], leaves["gates"], *indices, *list(leaves.values())[2:], activation, recompute=recompute)
-    given = {t.untyped_storage().data_ptr() for t in (*leaves.values(), *indices)}
+        moe_ffn(leaves["x"], leaves["gates"], plan, _weights(leaves), activation, recompute=recompute)
+    given = {t.untyped_storage().data_ptr() for t in (*leaves.values(), *plan.order)}
     made = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.numel()}
     rows, columns, hidden = IDS.numel(), leaves["up_proj"].shape[1], leaves["down_proj"].shape[2]
     expected = {"activation": [rows * columns * 4], "none": [rows * columns * 4, rows * hidden * 4], "all": []}
@@ -358,9 +350,7 @@ def test_compiled_without_a_break_for_any_number_of_tokens():
     for tokens in (7, 5, 6):
         case = ffn_case(Routed(IDS[:tokens], KEPT[:tokens], 4, tokens), 5, 3, 4, "swiglu", True)
         leaves, plain = case.leaves(), case.leaves()
-        rows = case.routed.rows
-        rest = [leaves[name] for name in NAMES[2:]]
-        out = compiled(leaves["x"], leaves["gates"], *rows, *rest, "swiglu")
+        out = compiled(leaves["x"], leaves["gates"], case.routed.plan, _weights(leaves), "swiglu")
         out.sum().backward()
         _run(moe_ffn, case, plain).sum().backward()
         for name, leaf in leaves.items():

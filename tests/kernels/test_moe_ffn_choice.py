@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moekit_kernels.moe_ffn import loop, moe_ffn, op, resolve
+from moekit_kernels.moe_ffn import ExpertWeights, loop, moe_ffn, op, resolve
 from tests.oracles import assert_close
 from tests.strategies import FFNCase, Routed, ffn_case
 
@@ -14,8 +14,12 @@ IDS = torch.tensor([[0, 2], [2, 1], [1, 0]])
 
 def _arguments(dtype=torch.float32, **replaced) -> dict:
     case: FFNCase = ffn_case(Routed(IDS, torch.ones_like(IDS, dtype=torch.bool), 3, 0), 4, 6, 5, "swiglu", True)
-    indices = case.routed.rows._asdict()
-    return case.leaves(dtype) | indices | {"activation": "swiglu"} | replaced
+    return case.leaves(dtype) | {"plan": case.routed.plan, "activation": "swiglu"} | replaced
+
+
+def _call(arguments, **options):
+    weights = ExpertWeights(*(arguments[name] for name in ExpertWeights._fields))
+    return moe_ffn(arguments["x"], arguments["gates"], arguments["plan"], weights, arguments["activation"], **options)
 
 
 def test_what_auto_means(monkeypatch):
@@ -45,20 +49,20 @@ def test_an_explicit_choice_never_falls_back():
     with pytest.raises(ValueError, match=r'impl="triton" computes in bfloat16, float16 and float32, got torch.float64'):
         resolve("triton", GPU, torch.float64)
     with pytest.raises(ValueError, match=r"needs tensors on a GPU, got device 'cpu'"):
-        moe_ffn(**_arguments(), impl="triton")
+        _call(_arguments(), impl="triton")
     with pytest.raises(
         ValueError, match=r'impl="triton" computes in .* got torch.float64 \(tokens, weights or gates\)'
     ):
-        moe_ffn(**_arguments(gates=torch.rand(3, 2, dtype=torch.float64)), impl="triton")
+        _call(_arguments(gates=torch.rand(3, 2, dtype=torch.float64)), impl="triton")
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="impl must be one of 'auto', 'loop', 'triton', got 'torch'"):
-        moe_ffn(**_arguments(), impl="torch")
+        _call(_arguments(), impl="torch")
     with pytest.raises(ValueError, match="recompute must be one of 'activation', 'none', 'all', got 'some'"):
-        moe_ffn(**_arguments(), recompute="some")
+        _call(_arguments(), recompute="some")
     with pytest.raises(ValueError, match=r"activation must be one of 'gelu', 'relu', .*, got 'mish'"):
-        moe_ffn(**_arguments(activation="mish"))
+        _call(_arguments(activation="mish"))
 
 
 @pytest.mark.parametrize("name", ["up_proj", "down_proj", "up_bias", "down_bias"])
@@ -66,15 +70,15 @@ def test_dtypes_must_agree(name):
     arguments = _arguments()
     arguments[name] = arguments[name].bfloat16()
     with pytest.raises(ValueError, match=rf"{name} must have the dtype of x, torch.float32, got torch.bfloat16. Conv"):
-        moe_ffn(**arguments)
+        _call(arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert moe_ffn(**arguments).dtype == torch.bfloat16
+        assert _call(arguments).dtype == torch.bfloat16
 
 
 def test_gates_may_be_wider():
     arguments = _arguments(torch.bfloat16)
     assert arguments["gates"].dtype == torch.float32
-    out = moe_ffn(**arguments)
+    out = _call(arguments)
     out.sum().backward()
     assert out.dtype == arguments["x"].grad.dtype == torch.bfloat16
     assert arguments["gates"].grad.dtype == torch.float32
@@ -91,18 +95,20 @@ def test_gates_may_be_wider():
         ("down_proj", (2, 5, 6), r"up_proj must have shape \(2, 12, 4\)"),
         ("up_bias", (3, 6), r"up_bias must have shape \(3, 12\)"),
         ("down_bias", (3, 6), r"down_bias must have shape \(3, 5\)"),
-        ("row", (4, 2), r"row must have shape \(T, K\), with T=3 the tokens of x, got \(4, 2\)"),
-        ("row", (6,), r"row must have shape \(T, K\), with T=3 the tokens of x, got \(6,\)"),
+        ("gates", (2, 3), r"gates must have one value per slot, \(3, 2\), got shape \(2, 3\)"),
     ],
 )
 def test_shapes_must_fit(name, shape, message):
     with pytest.raises(ValueError, match=message):
-        moe_ffn(**_arguments(**{name: torch.zeros(shape)}))
+        _call(_arguments(**{name: torch.zeros(shape)}))
 
 
-def test_offsets_must_fit():
-    with pytest.raises(ValueError, match=r"offsets must have shape \(4,\)"):
-        moe_ffn(**_arguments(offsets=torch.zeros(3, dtype=torch.int64)))
+def test_the_plan_must_fit():
+    plan = _arguments()["plan"]
+    with pytest.raises(ValueError, match=r"x must have the plan's 4 tokens, got shape \(3, 4\)"):
+        _call(_arguments(plan=plan._replace(num_tokens=4)))
+    with pytest.raises(ValueError, match=r"plan.offsets must have shape \(4,\)"):
+        _call(_arguments(plan=plan._replace(offsets=plan.offsets[:3])))
 
 
 def test_triton_is_a_module_with_the_functions_of_the_loop(monkeypatch):
@@ -115,8 +121,8 @@ def test_triton_is_a_module_with_the_functions_of_the_loop(monkeypatch):
 
     monkeypatch.setattr(op, "_kernel", chosen)
     found, expected = _arguments(), _arguments()
-    moe_ffn(**found, impl="triton").sum().backward()
-    moe_ffn(**expected, impl="loop").sum().backward()
+    _call(found, impl="triton").sum().backward()
+    _call(expected, impl="loop").sum().backward()
     assert calls == ["triton", "triton", "loop", "loop"]
     for name in ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias"):
         assert_close(found[name].grad, expected[name].grad)

@@ -12,7 +12,7 @@ with install_import_hook(["moekit", "moekit_kernels"], "beartype.beartype"):
     import moekit.routers.noise
     import moekit.routing
     from moekit_kernels.grouped_gemm import grouped_linear, grouped_linear_reference
-    from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference
+    from moekit_kernels.moe_ffn import ExpertWeights, moe_ffn, moe_ffn_reference
 
 import torch
 from jaxtyping import TypeCheckError, jaxtyped
@@ -75,9 +75,8 @@ def call_plans_and_kernels(x: Tensor, routing: moekit.Routing) -> None:
     up_bias, down_bias = torch.randn(EXPERTS, HIDDEN), torch.randn(EXPERTS, 3)
     for linear in (grouped_linear, grouped_linear_reference):
         linear(rows, up, plans[0].offsets, up_bias)
-    order = (plans[0].token, plans[0].slot, plans[0].offsets)
-    moe_ffn(x, routing.gates, *order, up, down, up_bias, down_bias, "gelu")
-    moe_ffn_reference(x, routing.gates, *order, up, down, None, None, nn.functional.gelu)
+    moe_ffn(x, routing.gates, plans[0], ExpertWeights(up, down, up_bias, down_bias), "gelu")
+    moe_ffn_reference(x, routing.gates, plans[0], ExpertWeights(up, down), nn.functional.gelu)
     top_k_ids(routing.probs, TOP_K)
     limit_to_groups(routing.probs, 2, 1)
 

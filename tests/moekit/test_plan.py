@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekit import combine, dispatch, plan_dispatch, plan_expert_choice
-from tests.oracles import assert_close, naive_kept, naive_rows
+from tests.oracles import assert_close, naive_kept, naive_plan
 from tests.strategies import few, routed
 
 
@@ -14,9 +14,9 @@ from tests.strategies import few, routed
 @given(routed(), st.integers(0, 4))
 def test_the_plan_is_a_stable_sort_by_expert(case, width):
     plan = plan_dispatch(case.expert_ids, case.num_experts, kept=case.kept)
-    rows = case.rows
-    assert plan.slot.tolist() == rows.slot.tolist()
-    assert plan.token.tolist() == rows.token.tolist()
+    rows = case.plan
+    assert plan.slot_of_row.tolist() == rows.slot_of_row.tolist()
+    assert plan.token_of_row.tolist() == rows.token_of_row.tolist()
     assert plan.offsets.tolist() == rows.offsets.tolist()
     assert plan.num_tokens == case.expert_ids.shape[0]
 
@@ -26,10 +26,10 @@ def test_the_plan_is_a_stable_sort_by_expert(case, width):
 def test_dispatch_is_a_permutation_of_the_slots(case):
     plan = plan_dispatch(case.expert_ids, case.num_experts, kept=case.kept)
     slots = torch.arange(case.expert_ids.numel())
-    assert plan.slot.sort().values.equal(slots)
-    assert plan.row.flatten()[plan.slot].equal(slots)
-    assert plan.slot[plan.row.flatten()].equal(slots)
-    assert plan.row.shape == case.expert_ids.shape
+    assert plan.slot_of_row.sort().values.equal(slots)
+    assert plan.row_of_slot.flatten()[plan.slot_of_row].equal(slots)
+    assert plan.slot_of_row[plan.row_of_slot.flatten()].equal(slots)
+    assert plan.row_of_slot.shape == case.expert_ids.shape
 
 
 @few
@@ -62,7 +62,7 @@ def test_combine_after_dispatch_is_the_input_times_its_gates(case, token):
 def test_dispatch_copies_the_token_of_each_row(case):
     x = torch.arange(case.expert_ids.shape[0])
     plan = plan_dispatch(case.expert_ids, case.num_experts, kept=case.kept)
-    assert dispatch(x, plan).equal(case.rows.token)
+    assert dispatch(x, plan).equal(case.plan.token_of_row)
 
 
 @few
@@ -76,7 +76,7 @@ def test_the_order_of_tokens_does_not_matter(case):
 
     def run(x, gates, ids):
         plan = plan_dispatch(ids, case.num_experts)
-        scale = torch.zeros(len(plan.token), 1, dtype=torch.float64)
+        scale = torch.zeros(len(plan.token_of_row), 1, dtype=torch.float64)
         for e in range(case.num_experts):
             scale[plan.offsets[e] : plan.offsets[e + 1]] = e + 1
         return combine(dispatch(x, plan) * scale, plan, gates)
@@ -107,9 +107,9 @@ def test_capacity_keeps_whom_the_queue_keeps(case, capacity, policy, as_tensor):
         gates=gates,
         drop_policy=policy,
     )
-    rows = naive_rows(case.expert_ids, case.num_experts, kept)
+    rows = naive_plan(case.expert_ids, case.num_experts, kept)
     assert plan.offsets.tolist() == rows.offsets.tolist()
-    assert plan.slot[: plan.offsets[-1]].tolist() == rows.slot[: rows.offsets[-1]].tolist()
+    assert plan.slot_of_row[: plan.offsets[-1]].tolist() == rows.slot_of_row[: rows.offsets[-1]].tolist()
     assert (plan.offsets.diff() <= capacity).all()
     routed_slots = case.expert_ids[case.kept].bincount(minlength=case.num_experts)
     assert plan.tokens_per_expert.equal(routed_slots)
@@ -119,7 +119,7 @@ def test_capacity_keeps_whom_the_queue_keeps(case, capacity, policy, as_tensor):
 def test_first_choices_keep_their_place_before_second_choices():
     ids = torch.tensor([[1, 0], [0, 1], [0, 1]])
     plan = plan_dispatch(ids, 2, capacity=2)
-    assert plan.slot[: plan.offsets[1]].tolist() == [2, 4]  # not slot 1, a second choice that comes earlier
+    assert plan.slot_of_row[: plan.offsets[1]].tolist() == [2, 4]  # not slot 1, a second choice that comes earlier
     assert plan.dropped_per_expert.tolist() == [1, 1]
 
 
@@ -127,7 +127,7 @@ def test_larger_gates_keep_their_place_and_nan_counts_as_zero():
     ids = torch.zeros(4, 1, dtype=torch.int64)
     gates = torch.tensor([[0.2], [torch.nan], [0.9], [0.5]], requires_grad=True)
     plan = plan_dispatch(ids, 1, capacity=3, gates=gates, drop_policy="gate")
-    assert plan.slot[: plan.offsets[-1]].tolist() == [0, 2, 3]
+    assert plan.slot_of_row[: plan.offsets[-1]].tolist() == [0, 2, 3]
 
 
 @few
@@ -157,15 +157,15 @@ def test_expert_choice_gives_each_expert_the_tokens_it_took(experts, capacity, t
     rows[plan.offsets[-1] :] = 0
     for e in range(experts):
         mine = slice(int(plan.offsets[e]), int(plan.offsets[e + 1]))
-        assert plan.token[mine].tolist() == token_ids[e][live[e]].tolist()
+        assert plan.token_of_row[mine].tolist() == token_ids[e][live[e]].tolist()
         rows[mine] *= e + 1
         for c in range(capacity):
             if live[e, c]:
                 expected[token_ids[e, c]] += gates[e, c] * (e + 1) * x[token_ids[e, c]]
-    assert plan.row is None
+    assert plan.row_of_slot is None
     assert plan.tokens_per_expert.equal(live.sum(1))
     assert not plan.dropped_per_expert.any()
-    assert plan.slot.sort().values.equal(torch.arange(experts * capacity))
+    assert plan.slot_of_row.sort().values.equal(torch.arange(experts * capacity))
     assert_close(combine(rows, plan, gates), expected)
 
 

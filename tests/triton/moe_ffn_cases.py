@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.moe_ffn import moe_ffn, moe_ffn_reference
-from tests.oracles import Rows
+from moekit_kernels.moe_ffn import ExpertWeights, moe_ffn, moe_ffn_reference
+from moekit_kernels.plan import DispatchPlan
 from tests.strategies import FFNCase, Routed, ffn_case, routed
 from tests.triton.tolerances import assert_near
 
@@ -41,14 +41,12 @@ class Given(NamedTuple):
 
     Attributes:
         leaves: Floating tensors by name; gates are float32 at least, as routers make them.
-        rows: Token, slot and offsets.
-        row: ``(T, K)``, the inverse of the slots; None to leave it out.
+        plan: The rows of each expert.
         activation: A name.
     """
 
     leaves: dict[str, Tensor]
-    rows: Rows
-    row: Tensor | None
+    plan: DispatchPlan
     activation: str
 
     def exactly(self, function: Callable[[Tensor], Tensor] = Tensor.clone) -> "Given":
@@ -58,11 +56,13 @@ class Given(NamedTuple):
 
     def run(self, function: Callable[..., Tensor] = moe_ffn, **options) -> Tensor:
         """The output; of the Triton kernels unless told otherwise."""
-        weights = [self.leaves.get(name) for name in LEAVES[2:]]
-        arguments = (self.leaves["x"], self.leaves["gates"], *self.rows, *weights)
-        if function is moe_ffn:
-            return moe_ffn(*arguments, self.activation, **({"impl": "triton", "row": self.row} | options))
-        return function(*arguments, ACTIVATIONS[self.activation].forward, **options)
+        options = {"impl": "triton"} | options if function is moe_ffn else options
+        return function(self.leaves["x"], self.leaves["gates"], self.plan, self.weights, self.activation, **options)
+
+    @property
+    def weights(self) -> ExpertWeights:
+        """The leaves of the experts."""
+        return ExpertWeights(*(self.leaves.get(name) for name in LEAVES[2:]))
 
     def run_with_gradients(
         self, function: Callable[..., Tensor] = moe_ffn, grad: Callable[[Tensor], Tensor] = some_gradient, **options
@@ -76,10 +76,9 @@ class Given(NamedTuple):
 def given_to(case: FFNCase, dtype: torch.dtype, device: torch.device) -> Given:
     """The tensors of a case."""
     leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(dtype).items()}
-    rows = case.routed.rows
-    row = torch.empty_like(rows.slot).scatter_(0, rows.slot, torch.arange(rows.slot.shape[0]))
-    row = row.view(case.routed.expert_ids.shape)
-    return Given(leaves, Rows(*(t.to(device) for t in rows)), row.to(device), case.activation)
+    plan = case.routed.plan
+    tensors = {name: t.to(device) for name, t in plan._asdict().items() if isinstance(t, Tensor)}
+    return Given(leaves, plan._replace(**tensors), case.activation)
 
 
 def check(given: Given, grad: Callable[[Tensor], Tensor] = some_gradient, **options) -> None:

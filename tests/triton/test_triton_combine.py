@@ -5,16 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit import combine as moekit_combine
-from moekit import plan_dispatch, plan_expert_choice
-from moekit_kernels.combine import (
-    combine,
-    combine_by_token,
-    combine_by_token_reference,
-    combine_reference,
-    launches,
-)
+from moekit_kernels.combine import combine, combine_reference, launches
+from moekit_kernels.plan import plan_dispatch, plan_expert_choice
 from tests.oracles import poisoned_empty
+from tests.strategies import plan_by_slot, plan_by_token
 from tests.triton.tolerances import assert_near
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,12 +28,12 @@ def _permutation(seed, size):
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def _compare(found_of, expected_of, rows, gates, dtype):
-    """Outputs and all gradients, against float64 on the same operands."""
+def _compare(plan, rows, gates, dtype, view=lambda g: g):
+    """Outputs and all gradients, against the reference in float64 on the same operands."""
     exact_rows, exact_gates = (t.detach().double().requires_grad_() for t in (rows, gates))
     with poisoned_empty():
-        found = found_of(rows, gates)
-        expected = expected_of(exact_rows, exact_gates)
+        found = combine(rows, plan, view(gates), impl="triton")
+        expected = combine_reference(exact_rows, plan, view(exact_gates))
         assert found.dtype == rows.dtype
         assert_near(found, expected, dtype, "out")
         grad = torch.randn(expected.shape, dtype=torch.float64).to(DEVICE).to(dtype)
@@ -59,10 +53,8 @@ def _compare(found_of, expected_of, rows, gates, dtype):
 )
 def test_outputs_and_gradients(num_tokens, top_k, trailing, dtype, seed):
     rows, gates = _leaves(seed, dtype, num_tokens * top_k, trailing, (num_tokens, top_k))
-    row = _permutation(seed, num_tokens * top_k).view(num_tokens, top_k)
-    _compare(
-        lambda r, g: combine(r, row, g, impl="triton"), lambda r, g: combine_reference(r, row, g), rows, gates, dtype
-    )
+    row_of_slot = _permutation(seed, num_tokens * top_k).view(num_tokens, top_k)
+    _compare(plan_by_slot(row_of_slot), rows, gates, dtype)
 
 
 @quick
@@ -80,62 +72,31 @@ def test_outputs_and_gradients_by_token(num_tokens, num_rows, trailing, dtype, s
     token = torch.randint(num_tokens, (num_rows,), device=DEVICE)
     if skew == "one token":
         token = torch.full_like(token, num_tokens - 1)
-    _compare(
-        lambda r, g: combine_by_token(r, token, slot, g, num_tokens, impl="triton"),
-        lambda r, g: combine_by_token_reference(r, token, slot, g, num_tokens),
-        rows,
-        gates,
-        dtype,
-    )
+    _compare(plan_by_token(token, slot, num_tokens), rows, gates, dtype)
 
 
 @pytest.mark.parametrize("width", [600, 4500])
 def test_rows_wider_than_a_tile(width):
     rows, gates = _leaves(0, torch.float32, 6, (width,), (3, 2))
-    row = _permutation(0, 6).view(3, 2)
-    _compare(
-        lambda r, g: combine(r, row, g, impl="triton"),
-        lambda r, g: combine_reference(r, row, g),
-        rows,
-        gates,
-        torch.float32,
-    )
+    _compare(plan_by_slot(_permutation(0, 6).view(3, 2)), rows, gates, torch.float32)
 
 
 def test_narrow_gates_and_strides():
     _, gates = _leaves(1, torch.bfloat16, 5 * 4, (8,), (2, 10), torch.bfloat16)
-    row = _permutation(1, 20).view(2, 10).mT.contiguous().view(10, 2)
+    plan = plan_by_slot(_permutation(1, 20).view(2, 10).mT.contiguous().view(10, 2))
     wide = torch.randn(20, 16, device=DEVICE, dtype=torch.bfloat16)[:, ::2].requires_grad_()
-    _compare(
-        lambda r, g: combine(r, row, g.mT, impl="triton"),
-        lambda r, g: combine_reference(r, row, g.mT),
-        wide,
-        gates,
-        torch.bfloat16,
-    )
-
-
-def test_without_gates():
-    rows, _ = _leaves(2, torch.float32, 6, (5,), (1,))
-    row = _permutation(2, 6).view(3, 2)
-    found = combine(rows, row, None, impl="triton")
-    assert_near(found, combine_reference(rows.double(), row, None), torch.float32)
-    (grad,) = torch.autograd.grad(found.sum(), rows)
-    assert grad.equal(torch.ones_like(rows))
-    token, slot = row.flatten() // 2, torch.arange(6, device=DEVICE)
-    found = combine_by_token(rows, token, slot, None, 3, impl="triton")
-    assert_near(found, combine_by_token_reference(rows.double(), token, slot, None, 3), torch.float32)
+    _compare(plan, wide, gates, torch.bfloat16, view=lambda g: g.mT)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_only_the_gradients_that_are_wanted(which):
     leaves = _leaves(3, torch.float32, 6, (5,), (3, 2))
     leaves[1 - which].requires_grad_(False)
-    row = _permutation(3, 6).view(3, 2)
-    combine(leaves[0], row, leaves[1], impl="triton").sum().backward()
+    plan = plan_by_slot(_permutation(3, 6).view(3, 2))
+    combine(leaves[0], plan, leaves[1], impl="triton").sum().backward()
     assert leaves[1 - which].grad is None
     exact = [t.detach().double().requires_grad_(i == which) for i, t in enumerate(leaves)]
-    combine_reference(exact[0], row, exact[1]).sum().backward()
+    combine_reference(exact[0], plan, exact[1]).sum().backward()
     assert_near(leaves[which].grad, exact[which].grad, torch.float32)
 
 
@@ -146,14 +107,13 @@ def test_parts_are_added_up_and_dead_rows_are_not_read(by_token):
     whole = torch.where(torch.arange(8, device=DEVICE)[:, None] < 6, parts.double().sum(0), 0)
     parts[:, 6:] = float("nan")  # as uninitialised memory may be
     row, gates = _permutation(4, 8).view(4, 2), torch.randn(4, 2, device=DEVICE)
-    slot = row.flatten().argsort()
+    plan = plan_by_slot(row)
+    slot = plan.slot_of_row
     if by_token:
-        token = slot // 2
         arguments = (parts, row.sort(1).values.flatten(), torch.arange(0, 9, 2, device=DEVICE), gates, slot, live)
-        exact = combine_by_token_reference(whole, token, slot, gates.double(), 4)
     else:
         arguments = (parts, row, None, gates, None, live)
-        exact = combine_reference(whole, row, gates.double())
+    exact = combine_reference(whole, plan, gates.double())
     found = launches.forward(*arguments, 4, torch.float16)
     assert found.dtype == torch.float16
     assert_near(found, exact, torch.float16)
@@ -175,8 +135,8 @@ def test_a_gate_that_is_nan_shows_even_on_a_dead_row():
 
 def test_twice_the_same_and_a_retained_graph():
     rows, gates = _leaves(5, torch.float16, 300, (40,), (60, 5))
-    row = _permutation(5, 300).view(60, 5)
-    once, again = (combine(rows, row, gates, impl="triton") for _ in range(2))
+    plan = plan_by_slot(_permutation(5, 300).view(60, 5))
+    once, again = (combine(rows, plan, gates, impl="triton") for _ in range(2))
     assert torch.equal(once, again)
     grad = torch.randn_like(once)
     first, second = (torch.autograd.grad(once, (rows, gates), grad, retain_graph=True) for _ in range(2))
@@ -200,7 +160,7 @@ def test_operation_checks(by_token):
 
 def test_a_second_order_is_refused():
     rows, gates = _leaves(7, torch.float32, 6, (5,), (3, 2))
-    out = combine(rows, _permutation(7, 6).view(3, 2), gates, impl="triton")
+    out = combine(rows, plan_by_slot(_permutation(7, 6).view(3, 2)), gates, impl="triton")
     (grad,) = torch.autograd.grad(out.square().sum(), rows, create_graph=True)
     with pytest.raises(RuntimeError, match=r'combine has first-order gradients only.*use impl="torch"'):
         grad.sum().backward()
@@ -215,13 +175,13 @@ def test_compiles_once_for_all_sizes():
 
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda r, i, g: combine(r, i, g, impl="triton"), fullgraph=True, dynamic=True, backend=backend
+        lambda r, p, g: combine(r, p, g, impl="triton"), fullgraph=True, dynamic=True, backend=backend
     )
     for num_tokens in (3, 7, 20):
         rows, gates = _leaves(8, torch.float32, num_tokens * 2, (5,), (num_tokens, 2))
-        row = _permutation(8, num_tokens * 2).view(num_tokens, 2)
-        found = compiled(rows, row, gates)
-        assert torch.equal(found, combine(rows, row, gates, impl="triton"))
+        plan = plan_by_slot(_permutation(8, num_tokens * 2).view(num_tokens, 2))
+        found = compiled(rows, plan, gates)
+        assert torch.equal(found, combine(rows, plan, gates, impl="triton"))
         found.sum().backward()
         assert rows.grad is not None
     assert len(frames) == 1
@@ -251,19 +211,13 @@ def test_rows_further_apart_than_two_to_the_31():
 
 
 @pytest.mark.parametrize("choice", ["token", "expert"])
-def test_moekit_passes_impl_on(choice):
+def test_plans_of_both_choices(choice):
     if choice == "token":
         plan, shape = plan_dispatch(torch.tensor([[0, 1], [1, 2], [2, 0]], device=DEVICE), 3), (3, 2)
     else:
         plan, shape = plan_expert_choice(torch.tensor([[2, 0], [1, 2]], device=DEVICE), 3), (2, 2)
-    rows, gates = _leaves(9, torch.float32, plan.slot.shape[0], (2, 3), shape)
-    _compare(
-        lambda r, g: moekit_combine(r, plan, g, impl="triton"),
-        lambda r, g: moekit_combine(r, plan, g, impl="torch"),
-        rows,
-        gates,
-        torch.float32,
-    )
+    rows, gates = _leaves(9, torch.float32, plan.slot_of_row.shape[0], (2, 3), shape)
+    _compare(plan, rows, gates, torch.float32)
 
 
 @pytest.mark.parametrize(("wide", "name"), [(0, "rows"), (1, "gates")])
@@ -271,4 +225,4 @@ def test_a_dtype_without_kernel_is_named(wide, name):
     leaves = list(_leaves(10, torch.float32, 6, (5,), (3, 2)))
     leaves[wide] = leaves[wide].double()
     with pytest.raises(ValueError, match=f'impl="triton" takes {name} of float32.*got torch.float64'):
-        combine(leaves[0], _permutation(10, 6).view(3, 2), leaves[1], impl="triton")
+        combine(leaves[0], plan_by_slot(_permutation(10, 6).view(3, 2)), leaves[1], impl="triton")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.moe_ffn import launches_few_rows
 from moekit_kernels.moe_ffn.checks import RECOMPUTE
+from moekit_kernels.plan import plan_expert_choice
 from tests.oracles import poisoned_empty
 from tests.strategies import Routed, ffn_case
 from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, given_to, small_case
@@ -32,7 +33,9 @@ def test_output_and_all_gradients_are_the_reference(path, device):
     @given(cases(), st.sampled_from(RECOMPUTE), st.booleans())
     def law(case, recompute, with_row):
         tensors = given_to(case, torch.float32, device)
-        check(tensors if with_row else tensors._replace(row=None), recompute=recompute)
+        check(
+            tensors if with_row else tensors._replace(plan=tensors.plan._replace(row_of_slot=None)), recompute=recompute
+        )
 
     law()
 
@@ -71,17 +74,12 @@ def test_expert_choice(path, device):
     """Tokens with no expert, with one and with several; places that an expert could not fill."""
     choice = torch.tensor([[0, 1, 2], [4, 0, 2], [2, 0, 1], [0, 3, 4]])
     kept = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
-    key = torch.where(kept, torch.arange(4)[:, None], 4).flatten()
-    sorted_key, slot = key.sort(stable=True)
-    offsets = torch.searchsorted(sorted_key, torch.arange(5))
     case = small_case()
     case = case._replace(x=case.x[:6], gates=torch.randn(4, 3, dtype=torch.float64))  # nobody chose token 5
     tensors = given_to(small_case(), torch.float32, device)
-    rows = tensors.rows._replace(
-        token=choice.flatten()[slot].to(device), slot=slot.to(device), offsets=offsets.to(device)
-    )
+    plan = plan_expert_choice(choice.to(device), 6, kept=kept.to(device))
     leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(torch.float32).items()}
-    tensors = tensors._replace(leaves=leaves, rows=rows, row=None)
+    tensors = tensors._replace(leaves=leaves, plan=plan)
     check(tensors)
     assert not tensors.run()[5].any()
 

@@ -45,7 +45,7 @@ def test_opcheck(keep, device):
     case = ffn_case(Routed(IDS, torch.ones_like(KEPT), 4, 0), 20, 12, 17, "swiglu", keep[0])
     tensors = given_to(case, torch.float32, device)
     values = [tensors.leaves.get(name) for name in LEAVES]
-    arguments = (*values[:2], *tensors.rows, tensors.row, *values[2:])
+    arguments = (*values[:2], *tensors.plan.order, *values[2:])
     torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "swiglu", *keep, "triton"))
     plain = [None if t is None else t.detach() for t in arguments]
     out, *kept = OPS.moe_ffn(*plain, "swiglu", *keep, "triton")
@@ -94,7 +94,7 @@ def test_compiled_without_a_break_for_any_number_of_tokens(device):
         case = ffn_case(Routed(IDS[:tokens], KEPT[:tokens], 4, tokens), 20, 12, 17, "geglu", True)
         tensors = given_to(case, torch.float32, device)
         values = [tensors.leaves[name] for name in LEAVES]
-        out = compiled(*values[:2], *tensors.rows, *values[2:], "geglu", row=tensors.row, impl="triton")
+        out = compiled(*values[:2], tensors.plan, tensors.weights, "geglu", impl="triton")
         found = torch.autograd.grad(out.square().sum(), values)
         expected = torch.autograd.grad(tensors.run().square().sum(), values)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,6 +1,6 @@
-"""Brings rows home: a deterministic gather and gate-weighted sum over the slots of each token."""
+"""Combine: for each token the gate-weighted sum of its rows, in a fixed order."""
 
-from moekit_kernels.combine.op import combine, combine_by_token, resolve_impl
-from moekit_kernels.combine.reference import combine_by_token_reference, combine_reference
+from moekit_kernels.combine.op import combine, resolve_impl
+from moekit_kernels.combine.reference import combine_reference
 
-__all__ = ["combine", "combine_by_token", "combine_by_token_reference", "combine_reference", "resolve_impl"]
+__all__ = ["combine", "combine_reference", "resolve_impl"]

@@ -4,13 +4,16 @@ import math
 from typing import Any, Literal, NoReturn
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.combine import launches
-from moekit_kernels.combine.reference import combine_by_token_reference, combine_reference
+from moekit_kernels.combine.reference import combine_reference
+from moekit_kernels.combine.rows_by_token import rows_by_token
 from moekit_kernels.forward_mode import refuse_forward_mode
+from moekit_kernels.plan.checks import check_gates
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
 from moekit_kernels.precision import KERNEL_DTYPES
 
 Impl = Literal["auto", "torch", "triton"]
@@ -118,87 +121,43 @@ def resolve_impl(impl: str, rows: Tensor, gates: Tensor | None) -> Literal["torc
 
 
 def combine(
-    rows: Float[Tensor, "N *D"],
-    row: Int[Tensor, "T K"],
-    gates: Float[Tensor, "T K"] | None,
-    *,
-    impl: Impl = "auto",
+    rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"], *, impl: Impl = "auto"
 ) -> Float[Tensor, "T *D"]:
-    """``out[t] = sum over k of gates[t, k] * rows[row[t, k]]``, deterministic.
+    """Adds up the rows of each token: ``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``.
+
+    Deterministic: a gather and a sum over ``K`` in the order of the slots. For expert choice, where a token has any
+    number of rows, these are added up in their order; the kernel finds them by a stable sort by token, without
+    reading anything on the host.
 
     Args:
-        rows: What the experts made of each row, of any trailing shape; their result has this dtype.
-        row: The row of each slot, each in ``[0, N)``, none twice.
-        gates: Weight of each slot; None for ones.
+        rows: Outputs of the experts, of any trailing shape; zero where a row is unassigned.
+        plan: The plan that dispatched.
+        gates: Weights, whose flat index is the slot.
         impl: ``"torch"``: :func:`combine_reference`, products and sums in the wider dtype of rows and gates, gradients
-            of every order. ``"triton"``: one kernel each way, products and sums in float32 and in the order of ``k``,
-            first-order gradients. ``"auto"`` picks by :func:`resolve_impl`.
+            of every order. ``"triton"``: one kernel each way, products and sums in float32, first-order gradients.
+            ``"auto"`` picks by :func:`resolve_impl`.
 
     Returns:
-        One output per token.
+        One output per token, in the dtype of ``rows``; zero for a token without slots.
 
     Raises:
-        ValueError: If ``row`` or ``gates`` has a wrong shape, or ``impl`` is unknown or cannot run.
+        ValueError: If ``rows`` or ``gates`` does not fit the plan, or ``impl`` is unknown or cannot run here.
 
     Example:
-        >>> combine(torch.tensor([[1.0], [10.0]]), torch.tensor([[0, 1]]), torch.tensor([[0.25, 0.75]])).item()
+        >>> plan = plan_dispatch(torch.tensor([[0, 1]]), num_experts=2)
+        >>> combine(torch.tensor([[1.0], [10.0]]), plan, torch.tensor([[0.25, 0.75]])).item()
         7.75
     """
-    if row.ndim != 2 or row.numel() != rows.shape[0]:
-        raise ValueError(
-            f"row must have shape (T, K), one for each of the {rows.shape[0]} rows, got {tuple(row.shape)}."
-        )
-    if gates is not None and gates.shape != row.shape:
-        raise ValueError(f"gates must have the shape of row, {tuple(row.shape)}, got {tuple(gates.shape)}.")
+    if rows.shape[0] != plan.slot_of_row.shape[0]:
+        raise ValueError(f"rows must be the plan's {plan.slot_of_row.shape[0]} rows, got shape {tuple(rows.shape)}.")
+    check_gates(gates, plan)
     if resolve_impl(impl, rows, gates) == "torch":
-        return combine_reference(rows, row, gates)
+        return combine_reference(rows, plan, gates)
     refuse_forward_mode("combine", rows, gates, remedy='impl="torch"')
-    out = _combine(_matrix(rows), row, None, gates, None, row.shape[0])
-    return out.view(row.shape[0], *rows.shape[1:])
-
-
-def combine_by_token(
-    rows: Float[Tensor, "N *D"],
-    token: Int[Tensor, "N"],
-    slot: Int[Tensor, "N"],
-    gates: Float[Tensor, "*slots"] | None,
-    num_tokens: int,
-    *,
-    impl: Impl = "auto",
-) -> Float[Tensor, "T *D"]:
-    """``out[token[r]] += gates[slot[r]] * rows[r]`` over the rows in their order, deterministic.
-
-    For expert choice, where a token has any number of rows. The kernel finds the rows of each token by a stable sort
-    of ``token``, without asking the device.
-
-    Args:
-        rows: What the experts made of each row, of any trailing shape; their result has this dtype.
-        token: The token of each row, each in ``[0, num_tokens)``.
-        slot: The flat index of each row's gate, each in ``[0, N)``, none twice.
-        gates: ``N`` weights of any shape; None for ones.
-        num_tokens: ``T``.
-        impl: As in :func:`combine`.
-
-    Returns:
-        One output per token; zero for a token without rows.
-
-    Raises:
-        ValueError: If ``token``, ``slot`` or ``gates`` has a wrong size, or ``impl`` is unknown or cannot run.
-    """
-    num_rows = rows.shape[0]
-    for name, t in (("token", token), ("slot", slot)):
-        if t.shape != (num_rows,):
-            raise ValueError(f"{name} must have shape ({num_rows},), one for each row, got {tuple(t.shape)}.")
-    if gates is not None and gates.numel() != num_rows:
-        raise ValueError(f"gates must have {num_rows} elements, one for each row, got shape {tuple(gates.shape)}.")
-    if resolve_impl(impl, rows, gates) == "torch":
-        return combine_by_token_reference(rows, token, slot, gates, num_tokens)
-    by_token, order = token.sort(stable=True)
-    starts = torch.searchsorted(by_token, torch.arange(num_tokens + 1, device=token.device))
-    refuse_forward_mode("combine", rows, gates, remedy='impl="torch"')
-    out = _combine(_matrix(rows), order, starts, gates, slot, num_tokens)
-    return out.view(num_tokens, *rows.shape[1:])
-
-
-def _matrix(rows: Tensor) -> Tensor:
-    return rows if rows.ndim == 2 else rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+    matrix = rows if rows.ndim == 2 else rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+    if plan.row_of_slot is not None:
+        out = _combine(matrix, plan.row_of_slot, None, gates, None, plan.num_tokens)
+    else:
+        row_of_place, starts = rows_by_token(plan.token_of_row, plan.num_tokens)
+        out = _combine(matrix, row_of_place, starts, gates, plan.slot_of_row, plan.num_tokens)
+    return out.view(plan.num_tokens, *rows.shape[1:])

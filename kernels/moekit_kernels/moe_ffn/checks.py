@@ -3,6 +3,9 @@
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn.operands import ExpertWeights
+from moekit_kernels.plan.checks import check_gates, check_tokens
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
 
 RECOMPUTE = ("activation", "none", "all")
 
@@ -14,11 +17,9 @@ def check_names(activation: str, recompute: str) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
 
 
-def check_dtypes(
-    x: Tensor, up_proj: Tensor, down_proj: Tensor, up_bias: Tensor | None, down_bias: Tensor | None
-) -> None:
+def check_dtypes(x: Tensor, weights: ExpertWeights) -> None:
     """Raises ``ValueError`` unless tokens, weights and biases are of one dtype; gates may be wider."""
-    for name, t in (("up_proj", up_proj), ("down_proj", down_proj), ("up_bias", up_bias), ("down_bias", down_bias)):
+    for name, t in zip(ExpertWeights._fields, weights, strict=True):
         if t is not None and t.dtype != x.dtype:
             raise ValueError(
                 f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}. "
@@ -26,17 +27,9 @@ def check_dtypes(
             )
 
 
-def check_shapes(
-    x: Tensor,
-    offsets: Tensor,
-    row: Tensor | None,
-    up_proj: Tensor,
-    down_proj: Tensor,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
-    activation: str,
-) -> None:
-    """Raises ``ValueError`` unless the shapes are those of one set of experts."""
+def check_shapes(x: Tensor, gates: Tensor, plan: DispatchPlan, weights: ExpertWeights, activation: str) -> None:
+    """Raises ``ValueError`` unless tokens, gates, plan and weights are those of one set of experts."""
+    up_proj, down_proj, up_bias, down_bias = weights
     for name, t, letters in (("x", x, "T, D"), ("up_proj", up_proj, "E, F1, D"), ("down_proj", down_proj, "E, D2, F")):
         if t.ndim != letters.count(",") + 1:
             raise ValueError(f"{name} must have shape ({letters}), got shape {tuple(t.shape)}.")
@@ -44,7 +37,7 @@ def check_shapes(
     up_rows = 2 * hidden if ACTIVATIONS[activation].gated else hidden
     expected = (
         ("up_proj", up_proj, (experts, up_rows, x.shape[1])),
-        ("offsets", offsets, (experts + 1,)),
+        ("plan.offsets", plan.offsets, (experts + 1,)),
         ("up_bias", up_bias, (experts, up_rows)),
         ("down_bias", down_bias, (experts, out_dim)),
     )
@@ -54,5 +47,5 @@ def check_shapes(
                 f"{name} must have shape {tuple(shape)} for x {tuple(x.shape)}, down_proj {tuple(down_proj.shape)} "
                 f"and activation {activation!r}, got {tuple(t.shape)}."
             )
-    if row is not None and (row.ndim != 2 or row.shape[0] != x.shape[0]):
-        raise ValueError(f"row must have shape (T, K), with T={x.shape[0]} the tokens of x, got {tuple(row.shape)}.")
+    check_tokens(x, plan)
+    check_gates(gates, plan)

@@ -1,15 +1,15 @@
 """The expert FFN on a GPU: which kernels run, in which order, forward and backward."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from moekit_kernels.combine import launches as combine
+from moekit_kernels.combine.rows_by_token import TokenRows, rows_by_token
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import launches as gemm
 from moekit_kernels.moe_ffn import kernel, launches_few_rows
-from moekit_kernels.moe_ffn.gradients import Gradients
+from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
+from moekit_kernels.plan.dispatch_plan import RowOrder
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules
 from moekit_kernels.precision import check_kernel_dtype, float32_precision
 from moekit_kernels.runtime import current_target, launch
@@ -17,52 +17,27 @@ from moekit_kernels.runtime import current_target, launch
 _GATE_ROWS = 32  # of one program of the gates' gradient
 
 
-class Homes(NamedTuple):
-    """Where the rows of every token are.
-
-    Attributes:
-        row: ``(T, K)``, or ``(N,)`` sorted by token.
-        starts: ``None``, or ``(T + 1,)``: token ``t`` has ``row[starts[t] : starts[t + 1]]``.
-    """
-
-    row: Tensor
-    starts: Tensor | None
-
-    @staticmethod
-    def of(token: Tensor, row: Tensor | None, num_tokens: int) -> "Homes":
-        """Takes the plan's inverse, or makes one where tokens have no fixed number of rows (expert choice)."""
-        if row is not None:
-            return Homes(row, None)
-        sorted_token, order = token.sort(stable=True)
-        return Homes(order, torch.searchsorted(sorted_token, torch.arange(num_tokens + 1, device=token.device)))
-
-
 def forward(
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
-    offsets: Tensor,
-    row: Tensor | None,
-    up_proj: Tensor,
-    down_proj: Tensor,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
+    order: RowOrder,
+    weights: ExpertWeights,
     activation: str,
     keep_pre: bool,
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``(out (T, D2), pre-activations (N or 0, F1), hidden (N or 0, F))``.
 
-    Three launches for a handful of rows (:func:`launches_few_rows.serves`), else four: the schedule of tiles, the up
+    Three launches for few rows (:func:`launches_few_rows.serves`), else four: the schedule of tiles, the up
     product with the activation in its epilogue, the down product, and the weighted sum over each token's rows.
 
     Raises:
         ValueError: If the dtype is not one of kernels, or no kernel runs on the device.
     """
     check_kernel_dtype("x", x.dtype)
+    up_proj, down_proj, up_bias, down_bias = weights
+    token, offsets = order.token_of_row, order.offsets
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
-    homes = Homes.of(token, row, x.shape[0])
     if launches_few_rows.serves(num_rows, num_experts):
         hidden, pre = launches_few_rows.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
         y = launches_few_rows.down(hidden, down_proj, offsets, num_rows, down_bias)
@@ -76,7 +51,8 @@ def forward(
         )  # fmt: skip
         y, _ = gemm.forward(hidden, down_proj, offsets, down_tiles, down, num_rows, bias=down_bias)
     flat = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
-    out = combine.forward(y, homes.row, homes.starts, flat, slot, offsets, x.shape[0], x.dtype)
+    rows = _token_rows(order, x.shape[0])
+    out = combine.forward(y, *rows, flat, order.slot_of_row, offsets, x.shape[0], x.dtype)
     return out, pre, hidden if keep_hidden else hidden.new_empty(0, hidden.shape[1])
 
 
@@ -84,24 +60,20 @@ def backward(
     grad: Tensor,
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
-    offsets: Tensor,
-    row: Tensor | None,
-    up_proj: Tensor,
-    down_proj: Tensor,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
+    order: RowOrder,
+    weights: ExpertWeights,
     pre: Tensor,
     hidden: Tensor,
     activation: str,
     input_grad: bool,
     weight_grad: bool,
 ) -> Gradients:
-    """Gradients of :func:`forward`; those of ``x`` and ``gates``, and those of the weights, only where wanted.
+    """Returns the gradients of :func:`forward`: of ``x`` and ``gates``, and of the weights, only where asked for.
 
-    What was not kept (``pre`` or ``hidden`` of no rows) is computed again. Rows of nobody get no gradient.
+    What was not kept (``pre`` or ``hidden`` of no rows) is computed again. Unassigned rows get no gradient.
     """
+    up_proj, down_proj, up_bias, down_bias = weights
+    token, slot, offsets = order.token_of_row, order.slot_of_row, order.offsets
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
     grad = gemm.rows_layout(grad.to(x.dtype))
     aligned = is_aligned(x.dtype, *down_proj.shape[1:])
@@ -112,15 +84,13 @@ def backward(
         pre, _ = gemm.forward(x, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=token)
     flat = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
     kept = hidden if hidden.shape[0] == num_rows else None
-    dpre, weighted, partial = _through_activation(
-        grad, down_proj, pre, kept, flat, token, slot, offsets, act_tiles, act, activation
-    )
+    dpre, weighted, partial = _through_activation(grad, down_proj, pre, kept, flat, order, act_tiles, act, activation)
     grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     if input_grad:
-        grad_gates = _gates_grad(partial, gates, grad, down_bias, token, slot, offsets, gate_tiles)
+        grad_gates = _gates_grad(partial, gates, grad, down_bias, order, gate_tiles)
         rows, _ = gemm.forward(dpre, up_proj.mT, offsets, plain_tiles, plain, num_rows)
-        homes = Homes.of(token, row, x.shape[0])
-        grad_x = combine.forward(rows, homes.row, homes.starts, None, None, offsets, x.shape[0], x.dtype)
+        token_rows = _token_rows(order, x.shape[0])
+        grad_x = combine.forward(rows, *token_rows, None, None, offsets, x.shape[0], x.dtype)
     if weight_grad:
         grad_down = gemm.weight_grad(grad, weighted, offsets, num_rows, dy_gather=token)
         grad_up = gemm.weight_grad(dpre, x, offsets, num_rows, x_gather=token)
@@ -136,9 +106,7 @@ def _through_activation(
     pre: Tensor,
     hidden: Tensor | None,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
-    offsets: Tensor,
+    order: RowOrder,
     tiles: Tensor,
     config: GemmConfig,
     activation: str,
@@ -160,9 +128,9 @@ def _through_activation(
         "dpre_ptr": dpre,
         "weighted_ptr": weighted,
         "partial_ptr": partial,
-        "token_ptr": token,
-        "slot_ptr": slot,
-        "offsets_ptr": offsets,
+        "token_ptr": order.token_of_row,
+        "slot_ptr": order.slot_of_row,
+        "offsets_ptr": order.offsets,
         "tiles_ptr": tiles,
         "num_rows": num_rows,
         "num_experts": num_experts,
@@ -195,24 +163,22 @@ def _gates_grad(
     gates: Tensor,
     grad: Tensor,
     down_bias: Tensor | None,
-    token: Tensor,
-    slot: Tensor,
-    offsets: Tensor,
+    order: RowOrder,
     tiles: Tensor,
 ) -> Tensor:
-    """Of the shape of ``gates``; zero for the slots of rows that belong to nobody."""
+    """Of the shape of ``gates``; zero for the slots of unassigned rows."""
     strips, num_rows = partial.shape
-    num_experts = offsets.shape[0] - 1
+    num_experts = order.offsets.shape[0] - 1
     grad_gates = torch.zeros(gates.shape, dtype=gates.dtype, device=gates.device)
     arguments = {
         "partial_ptr": partial,
         "dgates_ptr": grad_gates,
         "dout_ptr": grad,
         "bias_ptr": None if down_bias is None else down_bias.contiguous(),
-        "slot_ptr": slot,
-        "token_ptr": token,
+        "slot_ptr": order.slot_of_row,
+        "token_ptr": order.token_of_row,
         "tiles_ptr": tiles,
-        "offsets_ptr": offsets,
+        "offsets_ptr": order.offsets,
         "num_rows": num_rows,
         "num_parts": strips,
         "num_experts": num_experts,
@@ -223,3 +189,9 @@ def _gates_grad(
     }
     launch(kernel.moe_ffn_bwd_gates_kernel, (max_tiles(num_rows, num_experts, _GATE_ROWS),), arguments)
     return grad_gates
+
+
+def _token_rows(order: RowOrder, num_tokens: int) -> TokenRows:
+    if order.row_of_slot is not None:
+        return TokenRows(order.row_of_slot, None)
+    return rows_by_token(order.token_of_row, num_tokens)

@@ -4,8 +4,9 @@ What the forward pass kept, the backward pass reads; the rest it computes again,
 gate's gradient as ``<dA', A>`` with ``dA' = dOut W_down`` before weighting (the identity of SonicMoE,
 https://arxiv.org/abs/2512.14080), so no expert output is kept.
 
-The functions have the signatures of the Triton launchers. Letters: T tokens, N rows, E experts, D and D2 widths of
-input and output, F hidden width, F1 columns of the pre-activation (F, or 2F for a gated activation).
+The functions have the signatures of the Triton launchers. They run on every device, at the price of one read of
+``offsets`` on the host. Letters: T tokens, N rows, E experts, D and D2 widths of input and output, F hidden width, F1
+columns of the pre-activation (F, or 2F for a gated activation).
 """
 
 from itertools import pairwise
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.moe_ffn.gradients import Gradients
+from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
+from moekit_kernels.plan.dispatch_plan import RowOrder
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
@@ -36,41 +38,35 @@ def _weighted(rows: Tensor, gate: Tensor, dtype: torch.dtype) -> Tensor:
 def forward(
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
-    offsets: Tensor,
-    row: Tensor | None,
-    up_proj: Tensor,
-    down_proj: Tensor,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
+    order: RowOrder,
+    weights: ExpertWeights,
     activation: str,
     keep_pre: bool,
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gives ``(out (T, D2), pre-activations (N, F1), hidden (N, F))``, the last two without rows unless kept.
-
-    The arguments are those of :func:`moekit_kernels.moe_ffn.moe_ffn`; ``row`` is not needed here.
-    """
+    """Returns ``(out (T, D2), pre-activations (N, F1), hidden (N, F))``, the last two without rows unless kept."""
     act = ACTIVATIONS[activation]
-    bounds = cast(list[int], offsets.tolist())
-    gate = gates.reshape(-1)[slot].unsqueeze(-1)
-    out = torch.zeros(x.shape[0], down_proj.shape[1], dtype=torch.promote_types(x.dtype, gates.dtype))
-    pre = x.new_empty(len(token) if keep_pre else 0, up_proj.shape[1])
-    hidden = x.new_empty(len(token) if keep_hidden else 0, down_proj.shape[2])
+    up_proj, down_proj, up_bias, down_bias = weights
+    token_of_row = order.token_of_row
+    num_rows = token_of_row.shape[0]
+    bounds = cast(list[int], order.offsets.tolist())
+    gate = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
+    out = x.new_zeros(x.shape[0], down_proj.shape[1], dtype=torch.promote_types(x.dtype, gates.dtype))
+    pre = x.new_empty(num_rows if keep_pre else 0, up_proj.shape[1])
+    hidden = x.new_empty(num_rows if keep_hidden else 0, down_proj.shape[2])
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
             continue
-        tokens = token[start:end]
+        tokens = token_of_row[start:end]
         kept = pre[start:end] if keep_pre else None
         a = act.compute(_linear(x.index_select(0, tokens), up_proj[expert], _of(expert, up_bias), kept))
         if keep_hidden:
             hidden[start:end] = a
         y = _linear(a, down_proj[expert], _of(expert, down_bias))
         out.index_add_(0, tokens, _weighted(y, gate[start:end], out.dtype))
-    if bounds[-1] < len(token):  # rows of no expert give nothing, but a NaN gate shows in its own token
+    if bounds[-1] < num_rows:  # unassigned rows add nothing, but a NaN gate shows in its own token
         rest = slice(bounds[-1], None)
-        out.index_add_(0, token[rest], (gate[rest] * 0).to(out.dtype).expand(-1, out.shape[1]))
+        out.index_add_(0, token_of_row[rest], (gate[rest] * 0).to(out.dtype).expand(-1, out.shape[1]))
         for rows in (pre, hidden):
             rows[rest] = 0
     return out.to(x.dtype), pre, hidden
@@ -80,36 +76,31 @@ def backward(
     grad: Tensor,
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
-    offsets: Tensor,
-    row: Tensor | None,
-    up_proj: Tensor,
-    down_proj: Tensor,
-    up_bias: Tensor | None,
-    down_bias: Tensor | None,
+    order: RowOrder,
+    weights: ExpertWeights,
     pre: Tensor,
     hidden: Tensor,
     activation: str,
     input_grad: bool,
     weight_grad: bool,
 ) -> Gradients:
-    """Gradients of :func:`forward`, given that of its output.
+    """Returns the gradients of :func:`forward`.
 
     ``pre`` and ``hidden`` are what it kept, and computed again if that was nothing; ``input_grad`` asks for the
     gradients of ``x`` and ``gates``, ``weight_grad`` for those of weights and biases.
     """
     act = ACTIVATIONS[activation]
-    bounds = cast(list[int], offsets.tolist())
-    gate = gates.reshape(-1)[slot].unsqueeze(-1)
-    inputs = _InputGradients(x, gates, token, slot) if input_grad else None
-    weights = _WeightGradients(up_proj, down_proj, up_bias, down_bias) if weight_grad else None
+    up_proj, down_proj, up_bias, down_bias = weights
+    bounds = cast(list[int], order.offsets.tolist())
+    gate = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
+    inputs = _InputGradients(x, gates, order.slot_of_row) if input_grad else None
+    of_weights = _WeightGradients(weights) if weight_grad else None
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
-            if weights is not None:
-                weights.clear(expert)
+            if of_weights is not None:
+                of_weights.clear(expert)
             continue
-        rows, tokens, weight = slice(start, end), token[start:end], gate[start:end]
+        rows, tokens, weight = slice(start, end), order.token_of_row[start:end], gate[start:end]
         z = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
         a = hidden[rows] if hidden.shape[0] else act.compute(z)
         g = grad.index_select(0, tokens)
@@ -117,44 +108,46 @@ def backward(
         if inputs is not None:
             inputs.of_gates(rows, grad_act, a, g, _of(expert, down_bias))
         g = _weighted(g, weight, x.dtype)
-        if weights is not None:
-            weights.of_down(expert, g, a)
+        if of_weights is not None:
+            of_weights.of_down(expert, g, a)
         grad_pre = act.backward(_weighted(grad_act, weight, x.dtype), z)
-        if weights is not None:
-            weights.of_up(expert, grad_pre, x.index_select(0, tokens))
+        if of_weights is not None:
+            of_weights.of_up(expert, grad_pre, x.index_select(0, tokens))
         if inputs is not None:
             inputs.of_x(tokens, grad_pre @ up_proj[expert])
-    of_inputs = (None, None) if inputs is None else inputs.finished()
-    of_weights = (None, None, None, None) if weights is None else weights.finished()
-    return Gradients(*of_inputs, *of_weights)
+    return Gradients(
+        *((None, None) if inputs is None else inputs.finished()),
+        *((None, None, None, None) if of_weights is None else of_weights.finished()),
+    )
 
 
 class _InputGradients:
-    """Gathers the gradients of tokens and gates over the experts."""
+    """Sums the gradients of tokens and gates over the experts."""
 
-    def __init__(self, x: Tensor, gates: Tensor, token: Tensor, slot: Tensor) -> None:
+    def __init__(self, x: Tensor, gates: Tensor, slot_of_row: Tensor) -> None:
         self.dtype = x.dtype
-        self.gates, self.slot = gates, slot
-        self.x = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, gates.dtype))
-        self.by_row = gates.new_zeros(len(token))
+        self.gates, self.slot_of_row = gates, slot_of_row
+        self.x = x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, gates.dtype))
+        self.by_row = gates.new_zeros(slot_of_row.shape[0])
 
     def of_gates(self, rows: slice, grad_act: Tensor, a: Tensor, g: Tensor, down_bias: Tensor | None) -> None:
         dtype = self.gates.dtype
-        found = cast(Tensor, torch.linalg.vecdot(grad_act.to(dtype), a.to(dtype)))
-        self.by_row[rows] = found if down_bias is None else found + (g @ down_bias).to(dtype)
+        dot = cast(Tensor, torch.linalg.vecdot(grad_act.to(dtype), a.to(dtype)))
+        self.by_row[rows] = dot if down_bias is None else dot + (g @ down_bias).to(dtype)
 
     def of_x(self, tokens: Tensor, rows: Tensor) -> None:
         self.x.index_add_(0, tokens, rows.to(self.x.dtype))
 
     def finished(self) -> tuple[Tensor, Tensor]:
-        gates = self.gates.new_zeros(self.gates.numel()).index_put((self.slot,), self.by_row)
+        gates = self.gates.new_zeros(self.gates.numel()).index_put((self.slot_of_row,), self.by_row)
         return self.x.to(self.dtype), gates.view(self.gates.shape)
 
 
 class _WeightGradients:
-    """Gathers the gradients of weights and biases, each expert's in its place."""
+    """Collects the gradients of weights and biases, each expert's in its place."""
 
-    def __init__(self, up_proj: Tensor, down_proj: Tensor, up_bias: Tensor | None, down_bias: Tensor | None) -> None:
+    def __init__(self, weights: ExpertWeights) -> None:
+        up_proj, down_proj, up_bias, down_bias = weights
         # Contiguous whatever the weights are, as the fake promises the compiler.
         self.up, self.down = up_proj.new_empty(up_proj.shape), down_proj.new_empty(down_proj.shape)
         self.up_bias = None if up_bias is None else up_bias.new_zeros(up_bias.shape)

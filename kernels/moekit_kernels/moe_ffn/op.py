@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, Literal, NoReturn
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast
@@ -17,6 +17,8 @@ from moekit_kernels.flops import moe_ffn_backward_flops, moe_ffn_flops, register
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.moe_ffn import loop
 from moekit_kernels.moe_ffn.checks import check_dtypes, check_names, check_shapes
+from moekit_kernels.moe_ffn.operands import ExpertWeights
+from moekit_kernels.plan.dispatch_plan import DispatchPlan, RowOrder
 from moekit_kernels.precision import KERNEL_DTYPES
 from moekit_kernels.runtime import current_target
 
@@ -84,10 +86,10 @@ def _kernel(impl: str, x: Tensor, gates: Tensor) -> ModuleType:
 def _moe_ffn(
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
+    token_of_row: Tensor,
+    slot_of_row: Tensor,
     offsets: Tensor,
-    row: Tensor | None,
+    row_of_slot: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -97,8 +99,9 @@ def _moe_ffn(
     keep_hidden: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (x, gates, token, slot, offsets, row, up_proj, down_proj, up_bias, down_bias)
-    return _kernel(impl, x, gates).forward(*tensors, activation, keep_pre, keep_hidden)
+    order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot)
+    weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
+    return _kernel(impl, x, gates).forward(x, gates, order, weights, activation, keep_pre, keep_hidden)
 
 
 @torch.library.custom_op("moekit::moe_ffn_backward", mutates_args=())
@@ -106,10 +109,10 @@ def _moe_ffn_backward(
     grad: Tensor,
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
+    token_of_row: Tensor,
+    slot_of_row: Tensor,
     offsets: Tensor,
-    row: Tensor | None,
+    row_of_slot: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -121,19 +124,21 @@ def _moe_ffn_backward(
     weight_grad: bool,
     impl: str,
 ) -> list[Tensor]:
-    tensors = (grad, x, gates, token, slot, offsets, row, up_proj, down_proj, up_bias, down_bias, pre, hidden)
-    found = _kernel(impl, x, gates).backward(*tensors, activation, input_grad, weight_grad)
-    return [gradient for gradient in found if gradient is not None]
+    order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot)
+    weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
+    backward = _kernel(impl, x, gates).backward
+    gradients = backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 @_moe_ffn.register_fake
 def _(
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
+    token_of_row: Tensor,
+    slot_of_row: Tensor,
     offsets: Tensor,
-    row: Tensor | None,
+    row_of_slot: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -143,8 +148,8 @@ def _(
     keep_hidden: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pre = x.new_empty(token.shape[0] if keep_pre else 0, up_proj.shape[1])
-    hidden = x.new_empty(token.shape[0] if keep_hidden else 0, down_proj.shape[2])
+    pre = x.new_empty(token_of_row.shape[0] if keep_pre else 0, up_proj.shape[1])
+    hidden = x.new_empty(token_of_row.shape[0] if keep_hidden else 0, down_proj.shape[2])
     return x.new_empty(x.shape[0], down_proj.shape[1]), pre, hidden
 
 
@@ -153,10 +158,10 @@ def _(
     grad: Tensor,
     x: Tensor,
     gates: Tensor,
-    token: Tensor,
-    slot: Tensor,
+    token_of_row: Tensor,
+    slot_of_row: Tensor,
     offsets: Tensor,
-    row: Tensor | None,
+    row_of_slot: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -186,8 +191,8 @@ def _backward(ctx: Any, grad: Tensor | None, *kept_grads: None) -> tuple[Tensor 
         return tuple(gradients)
     refuse_forward_mode("moe_ffn", grad)
     *saved, pre, hidden = ctx.saved_tensors
-    given = iter(saved)
-    tensors = [next(given) if present else None for present in ctx.present]
+    remaining = iter(saved)
+    tensors = [next(remaining) if present else None for present in ctx.present]
     wanted = [any(ctx.needs_input_grad[place] for place in places) for places in (_INPUT_PLACES, _WEIGHT_PLACES)]
     found = iter(_moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, *wanted, ctx.impl))
     for places, are_wanted in zip((_INPUT_PLACES, _WEIGHT_PLACES), wanted, strict=True):
@@ -215,21 +220,15 @@ register_flops("moe_ffn_backward", moe_ffn_backward_flops)
 
 def moe_ffn(
     x: Float[Tensor, "T D"],
-    gates: Float[Tensor, "*slots"],
-    token: Int[Tensor, "N"],
-    slot: Int[Tensor, "N"],
-    offsets: Int[Tensor, "bounds"],
-    up_proj: Float[Tensor, "E F1 D"],
-    down_proj: Float[Tensor, "E D2 F"],
-    up_bias: Float[Tensor, "E F1"] | None,
-    down_bias: Float[Tensor, "E D2"] | None,
+    gates: Float[Tensor, "A B"],
+    plan: DispatchPlan,
+    weights: ExpertWeights,
     activation: str,
     *,
-    row: Int[Tensor, "T K"] | None = None,
     recompute: Recompute = "activation",
     impl: Impl = "auto",
 ) -> Float[Tensor, "T D2"]:
-    """``out[token[r]] += gates[slot[r]] * down(act(up(x[token[r]])))`` over all rows ``r``, fused.
+    """``out[t] = sum over the rows r of t of gates[slot of r] * down(act(up(x[t])))``, fused.
 
     The same function as :func:`moekit_kernels.moe_ffn.moe_ffn_reference`, which documents the arguments that the two
     share. First-order gradients; frozen weights cost none of theirs.
@@ -237,16 +236,9 @@ def moe_ffn(
     Args:
         x: Tokens.
         gates: Weights of the slots, in the dtype of ``x`` or wider.
-        token: Token of each row.
-        slot: Slot of each row.
-        offsets: First row of each expert, and the end.
-        up_proj: First matrices, in the dtype of ``x``, as all weights and biases.
-        down_proj: Second matrices.
-        up_bias: Bias of the first.
-        down_bias: Bias of the second.
+        plan: The rows of each expert.
+        weights: Matrices and biases of the experts, in the dtype of ``x``.
         activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`.
-        row: The row of each slot, where every token has ``K`` of them (slot ``t * K + k`` is the ``k``-th of token
-            ``t``); None where tokens have any number of slots (expert choice).
         recompute: What the backward pass computes again. ``"activation"``: the activation; kept are ``x`` and the
             pre-activations ``(N, F1)``. ``"none"``: nothing; the hidden rows ``(N, F)`` are kept too. ``"all"``:
             the first product too; only ``x`` is kept.
@@ -259,15 +251,16 @@ def moe_ffn(
         ValueError: If dtypes or shapes do not fit, a name is unknown, or no kernel is there for the device.
     """
     check_names(activation, recompute)
-    weights = (autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
+    weights = ExpertWeights(*map(autocast, weights))
     x = autocast(x)
-    check_dtypes(x, *weights)
-    check_shapes(x, offsets, row, *weights, activation)
+    check_dtypes(x, weights)
+    check_shapes(x, gates, plan, weights, activation)
     # Kernels read indices with a stride of 1; only a view that has another is copied.
-    token, slot, offsets = token.contiguous(), slot.contiguous(), offsets.contiguous()
+    token_of_row, slot_of_row, offsets = (t.contiguous() for t in plan[:3])
     differentiable = [t for t in (x, gates, *weights) if t is not None]
     refuse_forward_mode("moe_ffn", *differentiable)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     kept = (keep and recompute != "all", keep and recompute == "none")
-    out, _, _ = _moe_ffn(x, gates, token, slot, offsets, row, *weights, activation, *kept, impl)
+    order = (token_of_row, slot_of_row, offsets, plan.row_of_slot)
+    out, _, _ = _moe_ffn(x, gates, *order, *weights, activation, *kept, impl)
     return out

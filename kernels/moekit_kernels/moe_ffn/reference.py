@@ -2,47 +2,38 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from moekit_kernels.grouped_gemm import grouped_linear_reference
-
-GroupedLinear = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.grouped_gemm.reference import grouped_linear_reference
+from moekit_kernels.moe_ffn.operands import ExpertWeights
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
 
 
 def moe_ffn_reference(
     x: Float[Tensor, "T D"],
-    gates: Float[Tensor, "*slots"],
-    token: Int[Tensor, "N"],
-    slot: Int[Tensor, "N"],
-    offsets: Int[Tensor, "bounds"],
-    up_proj: Float[Tensor, "E F1 D"],
-    down_proj: Float[Tensor, "E D2 F"],
-    up_bias: Float[Tensor, "E F1"] | None,
-    down_bias: Float[Tensor, "E D2"] | None,
-    activation: Callable[[Tensor], Tensor],
-    grouped_linear: GroupedLinear = grouped_linear_reference,
+    gates: Float[Tensor, "A B"],
+    plan: DispatchPlan,
+    weights: ExpertWeights,
+    activation: str | Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "T D2"]:
-    """``out[token[r]] += gates[slot[r]] * down(act(up(x[token[r]])))`` over all rows ``r``.
+    """``out[t] = sum over the rows r of t of gates[slot of r] * down(act(up(x[t])))``.
 
     Args:
         x: Tokens.
-        gates: One weight per routed slot, any shape of ``N`` elements.
-        token: Token of each row; rows are sorted by expert.
-        slot: Flat index into ``gates`` of each row.
-        offsets: ``(E + 1,)``: expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``.
-        up_proj: First matrices; ``F1`` is ``F``, or ``2F`` for a gated activation.
-        down_proj: Second matrices.
-        up_bias: Bias of the first.
-        down_bias: Bias of the second.
-        activation: ``(N, F1) -> (N, F)``.
-        grouped_linear: What multiplies; the plain reference unless told otherwise.
+        gates: Weights, whose flat index is the slot.
+        plan: The rows of each expert.
+        weights: Stacked matrices and biases of the experts.
+        activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`, or a function ``(N, F1) -> (N, F)``.
 
     Returns:
         Shape ``(T, D2)``. Products and sums over slots are taken in the wider dtype of gates and rows.
     """
-    hidden = activation(grouped_linear(x[token], up_proj, offsets, up_bias))
-    y = grouped_linear(hidden, down_proj, offsets, down_bias)
-    weighted = gates.reshape(-1)[slot].unsqueeze(-1) * y
+    up_proj, down_proj, up_bias, down_bias = weights
+    function = activation if callable(activation) else ACTIVATIONS[activation].forward
+    hidden = function(grouped_linear_reference(x[plan.token_of_row], up_proj, plan.offsets, up_bias))
+    y = grouped_linear_reference(hidden, down_proj, plan.offsets, down_bias)
+    weighted = gates.reshape(-1)[plan.slot_of_row].unsqueeze(-1) * y
     out = weighted.new_zeros(x.shape[0], y.shape[1])
-    return out.index_add(0, token, weighted).to(y.dtype)
+    return out.index_add(0, plan.token_of_row, weighted).to(y.dtype)

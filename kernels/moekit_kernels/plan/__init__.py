@@ -1,7 +1,17 @@
-"""Slots in the order of their experts, and tiles of rows for the kernels that follow."""
+"""The plan: slots in the order of their experts, tokens copied into that order, tiles of rows for the kernels."""
 
-from moekit_kernels.plan.op import plan_slots, resolve_impl
-from moekit_kernels.plan.reference import plan_slots_reference
-from moekit_kernels.plan.slot_plan import SlotPlan
+from moekit_kernels.plan.dispatch import dispatch
+from moekit_kernels.plan.dispatch_plan import DispatchPlan, RowOrder
+from moekit_kernels.plan.expert_choice import plan_expert_choice
+from moekit_kernels.plan.op import plan_dispatch, resolve_impl
+from moekit_kernels.plan.reference import plan_dispatch_reference
 
-__all__ = ["SlotPlan", "plan_slots", "plan_slots_reference", "resolve_impl"]
+__all__ = [
+    "DispatchPlan",
+    "RowOrder",
+    "dispatch",
+    "plan_dispatch",
+    "plan_dispatch_reference",
+    "plan_expert_choice",
+    "resolve_impl",
+]

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
+
 DROP_POLICIES = ("position", "gate")
 
 Impl = Literal["auto", "torch", "triton"]
@@ -19,11 +21,8 @@ def check_arguments(
     gates: Tensor | None,
     drop_policy: str,
 ) -> None:
-    """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.plan.plan_slots` fit each other."""
-    if expert_ids.ndim != 2:
-        raise ValueError(f"expert_ids must have shape (T, K), got shape {tuple(expert_ids.shape)}.")
-    if expert_ids.is_floating_point() or expert_ids.is_complex() or expert_ids.dtype == torch.bool:
-        raise ValueError(f"expert_ids must be of an integer dtype, got {expert_ids.dtype}.")
+    """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.plan.plan_dispatch` fit each other."""
+    _check_ids("expert_ids", expert_ids, "T, K")
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}.")
     if drop_policy not in DROP_POLICIES:
@@ -43,7 +42,7 @@ def check_companions(expert_ids: Tensor, kept: Tensor | None, capacity: int | Te
     """Raises ``ValueError`` where PyTorch would refuse what a kernel would read as something else."""
     if kept is not None and (kept.dtype != torch.bool or kept.device != expert_ids.device):
         raise ValueError(
-            f"kept must be a bool tensor (False for slots that go nowhere) on {expert_ids.device}, "
+            f"kept must be a bool tensor (False for slots to leave out) on {expert_ids.device}, "
             f"got {kept.dtype} on {kept.device}."
         )
     if isinstance(capacity, Tensor) and (capacity.ndim != 0 or capacity.is_floating_point()):
@@ -51,3 +50,32 @@ def check_companions(expert_ids: Tensor, kept: Tensor | None, capacity: int | Te
             f"capacity must be an integer or an integer tensor without dimensions, "
             f"got {capacity.dtype} of shape {tuple(capacity.shape)}."
         )
+
+
+def check_expert_choice(token_ids: Tensor, kept: Tensor | None) -> None:
+    """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.plan.plan_expert_choice` fit each other."""
+    _check_ids("token_ids", token_ids, "E, C")
+    if kept is not None and kept.shape != token_ids.shape:
+        raise ValueError(f"kept must have the shape of token_ids, {tuple(token_ids.shape)}, got {tuple(kept.shape)}.")
+
+
+def check_tokens(x: Tensor, plan: DispatchPlan) -> None:
+    """Raises ``ValueError`` unless ``x`` has the plan's number of tokens."""
+    if x.shape[0] != plan.num_tokens:
+        raise ValueError(f"x must have the plan's {plan.num_tokens} tokens, got shape {tuple(x.shape)}.")
+
+
+def check_gates(gates: Tensor, plan: DispatchPlan) -> None:
+    """Raises ``ValueError`` unless ``gates`` has one value per slot, ``(T, K)`` where tokens have ``K`` slots each."""
+    row_of_slot, num_rows = plan.row_of_slot, plan.slot_of_row.shape[0]
+    fits = gates.numel() == num_rows if row_of_slot is None else gates.shape == row_of_slot.shape
+    if not fits:
+        shape = (num_rows,) if row_of_slot is None else tuple(row_of_slot.shape)
+        raise ValueError(f"gates must have one value per slot, {shape}, got shape {tuple(gates.shape)}.")
+
+
+def _check_ids(name: str, ids: Tensor, letters: str) -> None:
+    if ids.ndim != 2:
+        raise ValueError(f"{name} must have shape ({letters}), got shape {tuple(ids.shape)}.")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must be of an integer dtype, got {ids.dtype}.")

@@ -115,24 +115,24 @@ def plan_count_kernel(
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
-def plan_scan_kernel(counts, totals, num_blocks, BLOCK: tl.constexpr):
-    """Makes ``counts[e, b]`` the slots of expert ``e`` in the blocks before ``b``; ``totals[e]`` those in all."""
+def plan_scan_kernel(counts, before, totals, num_blocks, BLOCK: tl.constexpr):
+    """``before[e, b]``: slots of expert ``e`` in the blocks before ``b``; ``totals[e]``: those in all blocks."""
     expert = tl.program_id(0).to(tl.int64)
     total = tl.zeros((), tl.int32)
     first = 0
     while first < num_blocks:
         block = first + tl.arange(0, BLOCK)
-        here = counts + expert * num_blocks + block
-        found = tl.load(here, mask=block < num_blocks, other=0)
-        tl.store(here, total + tl.cumsum(found, 0) - found, mask=block < num_blocks)
-        total += tl.sum(found, 0)
+        here = expert * num_blocks + block
+        count = tl.load(counts + here, mask=block < num_blocks, other=0)
+        tl.store(before + here, total + tl.cumsum(count, 0) - count, mask=block < num_blocks)
+        total += tl.sum(count, 0)
         first += BLOCK
     tl.store(totals + expert, total)
 
 
 @triton.jit
 def plan_offsets_kernel(
-    totals, routed, offsets, tokens_per_expert, dropped, NUM_EXPERTS: tl.constexpr, BLOCK: tl.constexpr
+    totals, routed, offsets, tokens_per_expert, dropped_per_expert, NUM_EXPERTS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """``offsets`` by a running sum of ``totals``; ``routed`` are the totals before slots were dropped, or None."""
     begin = tl.zeros((), tl.int32)
@@ -146,7 +146,7 @@ def plan_offsets_kernel(
         if routed is not None:
             wanted = tl.load(routed + expert, mask=inside, other=0)
         tl.store(tokens_per_expert + expert, wanted.to(tl.int64), mask=inside)
-        tl.store(dropped + expert, (wanted - total).to(tl.int64), mask=inside)
+        tl.store(dropped_per_expert + expert, (wanted - total).to(tl.int64), mask=inside)
         begin += tl.sum(total, 0)
 
 
@@ -171,11 +171,11 @@ def _rank(
 def plan_place_kernel(
     ids,
     kept,
-    counts,
+    before,
     offsets,
-    token,
-    slot_of,
-    row,
+    token_of_row,
+    slot_of_row,
+    row_of_slot,
     num_slots,
     num_blocks,
     NUM_EXPERTS: tl.constexpr,
@@ -191,17 +191,17 @@ def plan_place_kernel(
     key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
     rank = _rank(ids, kept, key, slot, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, False, BLOCK, CHUNK)
     here = tl.load(offsets + key, mask=inside, other=0) + rank
-    here += tl.load(counts + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
-    tl.store(row + slot, here, mask=inside)
-    tl.store(slot_of + here, slot.to(tl.int64), mask=inside)
-    tl.store(token + here, (slot // TOP_K).to(tl.int64), mask=inside)
+    here += tl.load(before + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+    tl.store(row_of_slot + slot, here, mask=inside)
+    tl.store(slot_of_row + here, slot.to(tl.int64), mask=inside)
+    tl.store(token_of_row + here, (slot // TOP_K).to(tl.int64), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_slots", "num_blocks", "limit"])
 def plan_drop_late_kernel(
     ids,
     kept,
-    counts,
+    before,
     limit,
     limit_at,
     left,
@@ -220,7 +220,7 @@ def plan_drop_late_kernel(
     slot = _slot_at(place, num_slots, TOP_K, True)
     key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
     rank = _rank(ids, kept, key, place, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, True, BLOCK, CHUNK)
-    rank += tl.load(counts + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+    rank += tl.load(before + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
     if limit_at is not None:
         limit = tl.load(limit_at)
     tl.store(left + slot, tl.where(rank < limit, key, NUM_EXPERTS), mask=inside)
@@ -241,7 +241,7 @@ def gate_of(gates, slot, inside, LARGEST: tl.constexpr):
 def plan_drop_small_kernel(
     ids,
     gates,
-    slot_of,
+    slot_of_row,
     offsets,
     limit,
     limit_at,
@@ -259,7 +259,7 @@ def plan_drop_small_kernel(
     """
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < num_slots
-    slot = tl.load(slot_of + row, mask=inside, other=0)
+    slot = tl.load(slot_of_row + row, mask=inside, other=0)
     live = inside & (row < tl.load(offsets + NUM_EXPERTS))
     key = tl.load(ids + slot, mask=live, other=0).to(tl.int32)
     begin = tl.load(offsets + key, mask=live, other=0).to(tl.int32)
@@ -273,7 +273,7 @@ def plan_drop_small_kernel(
     last = tl.max(tl.where(full, end, 0), 0)
     while first < last:
         other = first + tl.arange(0, CHUNK)
-        other_gate = gate_of(gates, tl.load(slot_of + other, mask=other < last, other=0), other < last, LARGEST)
+        other_gate = gate_of(gates, tl.load(slot_of_row + other, mask=other < last, other=0), other < last, LARGEST)
         mine = (other[None, :] >= begin[:, None]) & (other[None, :] < end[:, None])
         tied = (other_gate[None, :] == gate[:, None]) & (other[None, :] < row[:, None])
         before = mine & (tied | (other_gate[None, :] > gate[:, None]))

@@ -11,12 +11,12 @@ def plan_few_kernel(
     ids,
     kept,
     left,
-    token,
-    slot_of,
+    token_of_row,
+    slot_of_row,
     offsets,
-    row,
+    row_of_slot,
     tokens_per_expert,
-    dropped,
+    dropped_per_expert,
     num_slots,
     row_blocks,
     NUM_EXPERTS: tl.constexpr,
@@ -52,9 +52,9 @@ def plan_few_kernel(
             before = (tied | (other_key[None, :] < key[:, None])) & exists[None, :]
             here += tl.sum(before.to(tl.int32), 1)
             first += CHUNK
-        tl.store(row + slot, here.to(tl.int64), mask=inside)
-        tl.store(slot_of + here, slot.to(tl.int64), mask=inside)
-        tl.store(token + here, (slot // TOP_K).to(tl.int64), mask=inside)
+        tl.store(row_of_slot + slot, here.to(tl.int64), mask=inside)
+        tl.store(slot_of_row + here, slot.to(tl.int64), mask=inside)
+        tl.store(token_of_row + here, (slot // TOP_K).to(tl.int64), mask=inside)
     else:
         expert = (program - row_blocks) * BLOCK + lane
         before = tl.zeros((BLOCK,), tl.int32)
@@ -73,7 +73,7 @@ def plan_few_kernel(
             first += CHUNK
         tl.store(offsets + expert, before.to(tl.int64), mask=expert <= NUM_EXPERTS)
         tl.store(tokens_per_expert + expert, routed.to(tl.int64), mask=expert < NUM_EXPERTS)
-        tl.store(dropped + expert, (routed - mine).to(tl.int64), mask=expert < NUM_EXPERTS)
+        tl.store(dropped_per_expert + expert, (routed - mine).to(tl.int64), mask=expert < NUM_EXPERTS)
 
 
 @triton.jit

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules
-from moekit_kernels.plan.slot_plan import SlotPlan
 from moekit_kernels.runtime import current_target, launch
 
-__all__ = ["FEW_SLOTS", "max_tiles", "outputs", "plan", "tile_schedules"]
+__all__ = ["FEW_SLOTS", "max_tiles", "outputs", "plan_slots", "tile_schedules"]
 
 FEW_SLOTS = 8192
 """Up to so many slots each is compared with all others, which is one launch where counting takes four."""
@@ -20,7 +20,7 @@ _MOST_BINS = 4096
 
 
 class _Slots(NamedTuple):
-    """Who goes where: arguments that most kernels have."""
+    """The expert of each slot: arguments that most kernels have."""
 
     ids: Tensor
     kept: Tensor | None
@@ -39,7 +39,7 @@ class _Slots(NamedTuple):
 
 
 class _Limit(NamedTuple):
-    """Capacity, known on the host or on the device, and the gates that decide who keeps a place, or None."""
+    """Capacity, known on the host or on the device, and the gates by which slots are dropped, or None."""
 
     host: int
     device: Tensor | None
@@ -53,14 +53,14 @@ class _Limit(NamedTuple):
         return torch.finfo(torch.float32 if self.gates is None else self.gates.dtype).max
 
 
-def plan(
+def plan_slots(
     expert_ids: Tensor,
     num_experts: int,
     kept: Tensor | None,
     limit: int | None,
     limit_at: Tensor | None,
     gates: Tensor | None,
-) -> SlotPlan:
+) -> DispatchPlan:
     """Sorts slots by expert, stably, on the device alone.
 
     Args:
@@ -86,33 +86,34 @@ def plan(
         limit, limit_at = int(limit_at), None
     capped = limit_at is not None or (limit is not None and limit < num_slots)
     caps = _Limit(0 if limit is None else limit, limit_at, None if gates is None else gates.contiguous())
-    found = outputs(expert_ids, num_experts)
+    plan = outputs(expert_ids, num_experts)
     if num_slots <= FEW_SLOTS:
-        _few(slots, caps if capped else None, found)
+        _few(slots, caps if capped else None, plan)
     else:
-        _many(slots, caps if capped else None, found)
-    return found
+        _many(slots, caps if capped else None, plan)
+    return plan
 
 
-def outputs(expert_ids: Tensor, num_experts: int) -> SlotPlan:
-    """A plan to be filled."""
+def outputs(expert_ids: Tensor, num_experts: int) -> DispatchPlan:
+    """An uninitialised plan, for the kernels to write."""
     num_tokens, top_k = expert_ids.shape
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.int64, device=expert_ids.device)
 
     num_slots = num_tokens * top_k
-    return SlotPlan(
-        token=empty(num_slots),
-        slot=empty(num_slots),
+    return DispatchPlan(
+        token_of_row=empty(num_slots),
+        slot_of_row=empty(num_slots),
         offsets=empty(num_experts + 1),
-        row=empty(num_tokens, top_k),
+        row_of_slot=empty(num_tokens, top_k),
         tokens_per_expert=empty(num_experts),
         dropped_per_expert=empty(num_experts),
+        num_tokens=num_tokens,
     )
 
 
-def _few(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
+def _few(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
     from moekit_kernels.plan import kernel_few_rows
 
     row_blocks = -(-slots.ids.numel() // _FEW["BLOCK"])
@@ -134,35 +135,37 @@ def _few(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
     launch(
         kernel_few_rows.plan_few_kernel,
         (row_blocks - (-(slots.num_experts + 1) // _FEW["BLOCK"]),),
-        {**slots.arguments(), "left": left, **_outputs(found), "row_blocks": row_blocks, **_FEW},
+        {**slots.arguments(), "left": left, **_outputs(plan), "row_blocks": row_blocks, **_FEW},
     )
 
 
-def _many(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
+def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
     from moekit_kernels.plan import kernel
 
     routed = None
     if caps is not None:
         by_choice = caps.gates is None
-        block, counts, routed = _count(slots, by_choice)
+        block, before, routed = _count(slots, by_choice)
         left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
         if by_choice:
             launch(
                 kernel.plan_drop_late_kernel,
-                (counts.shape[1],),
-                {**slots.arguments(), **caps.arguments(), **_blocks(block, counts), "left": left},
+                (before.shape[1],),
+                {**slots.arguments(), **caps.arguments(), **_blocks(block, before), "left": left},
                 num_warps=block // 64,
             )
         else:
-            _place(slots, found, None, block, counts, routed)
+            # Into memory of its own, so that every launch may be repeated.
+            everything = plan._replace(**{name: torch.empty_like(t) for name, t in _outputs(plan).items()})
+            _place(slots, everything, None, block, before, routed)
             launch(
                 kernel.plan_drop_small_kernel,
                 (-(-slots.ids.numel() // 64),),
                 {
                     "ids": slots.ids,
                     "gates": caps.gates,
-                    "slot_of": found.slot,
-                    "offsets": found.offsets,
+                    "slot_of_row": everything.slot_of_row,
+                    "offsets": everything.offsets,
                     **caps.arguments(),
                     "left": left,
                     "num_slots": slots.ids.numel(),
@@ -173,7 +176,7 @@ def _many(slots: _Slots, caps: _Limit | None, found: SlotPlan) -> None:
                 },
             )
         slots = slots._replace(ids=left, kept=None)
-    _place(slots, found, routed, *_count(slots, False))
+    _place(slots, plan, routed, *_count(slots, False))
 
 
 def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
@@ -183,6 +186,7 @@ def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
     block = 256 if slots.num_experts <= 1024 else 512
     num_blocks = -(-slots.ids.numel() // block)
     counts = torch.empty(slots.num_experts + 1, num_blocks, dtype=torch.int32, device=slots.ids.device)
+    before = torch.empty_like(counts)
     totals = torch.empty(slots.num_experts + 1, dtype=torch.int32, device=slots.ids.device)
     bins = min(max(1 << (slots.num_experts + 1).bit_length(), 64), _MOST_BINS)
     launch(
@@ -200,17 +204,19 @@ def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
     launch(
         kernel.plan_scan_kernel,
         (slots.num_experts + 1,),
-        {"counts": counts, "totals": totals, "num_blocks": num_blocks, "BLOCK": 1024},
+        {"counts": counts, "before": before, "totals": totals, "num_blocks": num_blocks, "BLOCK": 1024},
     )
-    return block, counts, totals
+    return block, before, totals
 
 
-def _place(slots: _Slots, found: SlotPlan, routed: Tensor | None, block: int, counts: Tensor, totals: Tensor) -> None:
+def _place(
+    slots: _Slots, plan: DispatchPlan, routed: Tensor | None, block: int, before: Tensor, totals: Tensor
+) -> None:
     """Offsets from the totals, then every slot into its row."""
     from moekit_kernels.plan import kernel
 
-    out = _outputs(found)
-    placed = {name: out.pop(name) for name in ("token", "slot_of", "row")}
+    out = _outputs(plan)
+    placed = {name: out.pop(name) for name in ("token_of_row", "slot_of_row", "row_of_slot")}
     launch(
         kernel.plan_offsets_kernel,
         (1,),
@@ -224,22 +230,15 @@ def _place(slots: _Slots, found: SlotPlan, routed: Tensor | None, block: int, co
     )
     launch(
         kernel.plan_place_kernel,
-        (counts.shape[1],),
-        {**slots.arguments(), **_blocks(block, counts), "offsets": found.offsets, **placed},
+        (before.shape[1],),
+        {**slots.arguments(), **_blocks(block, before), "offsets": plan.offsets, **placed},
         num_warps=block // 64,
     )
 
 
-def _blocks(block: int, counts: Tensor) -> dict[str, Any]:
-    return {"counts": counts, "num_blocks": counts.shape[1], "BLOCK": block, "CHUNK": _CHUNK}
+def _blocks(block: int, before: Tensor) -> dict[str, Any]:
+    return {"before": before, "num_blocks": before.shape[1], "BLOCK": block, "CHUNK": _CHUNK}
 
 
-def _outputs(found: SlotPlan) -> dict[str, Any]:
-    return {
-        "token": found.token,
-        "slot_of": found.slot,
-        "offsets": found.offsets,
-        "row": found.row,
-        "tokens_per_expert": found.tokens_per_expert,
-        "dropped": found.dropped_per_expert,
-    }
+def _outputs(plan: DispatchPlan) -> dict[str, Tensor]:
+    return {name: value for name, value in plan._asdict().items() if isinstance(value, Tensor)}

@@ -1,6 +1,6 @@
-"""``moekit::plan_slots``: schema, fake, and which way is taken. A plan has no gradient."""
+"""``moekit::plan_dispatch``: schema, fake, and which way is taken. A plan has no gradient."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,12 +9,14 @@ from torch import Tensor
 from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.plan import launches
 from moekit_kernels.plan.checks import IMPLS, Impl, check_arguments, check_companions
-from moekit_kernels.plan.reference import plan_slots_reference
-from moekit_kernels.plan.slot_plan import SlotPlan
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
+from moekit_kernels.plan.reference import plan_dispatch_reference
+
+_Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("moekit::plan_slots", mutates_args=())
-def _plan_slots(
+@torch.library.custom_op("moekit::plan_dispatch", mutates_args=())
+def _plan_dispatch(
     expert_ids: Tensor,
     num_experts: int,
     kept: Tensor | None,
@@ -22,10 +24,11 @@ def _plan_slots(
     limit_at: Tensor | None,
     gates: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return launches.plan(expert_ids, num_experts, kept, limit, limit_at, gates)
+    plan = launches.plan_slots(expert_ids, num_experts, kept, limit, limit_at, gates)
+    return cast(_Tensors, plan[:-1])
 
 
-@_plan_slots.register_fake
+@_plan_dispatch.register_fake
 def _(
     expert_ids: Tensor,
     num_experts: int,
@@ -33,8 +36,8 @@ def _(
     limit: int | None,
     limit_at: Tensor | None,
     gates: Tensor | None,
-) -> tuple[Tensor, ...]:
-    return launches.outputs(expert_ids, num_experts)
+) -> _Tensors:
+    return cast(_Tensors, launches.outputs(expert_ids, num_experts)[:-1])
 
 
 def resolve_impl(impl: str, expert_ids: Tensor) -> Literal["torch", "triton"]:
@@ -55,7 +58,7 @@ def resolve_impl(impl: str, expert_ids: Tensor) -> Literal["torch", "triton"]:
     return "triton" if impl == "triton" else "torch"
 
 
-def plan_slots(
+def plan_dispatch(
     expert_ids: Int[Tensor, "T K"],
     num_experts: int,
     *,
@@ -64,36 +67,39 @@ def plan_slots(
     gates: Float[Tensor, "T K"] | None = None,
     drop_policy: str = "position",
     impl: Impl = "auto",
-) -> SlotPlan:
+) -> DispatchPlan:
     """Sorts the slots of a token-choice routing by expert, stably.
 
     Args:
         expert_ids: Chosen experts, each in ``[0, num_experts)``; what others do is undefined.
         num_experts: ``E``.
-        kept: False for slots that go nowhere. All are kept by default.
-        capacity: Most rows of one expert; the rest is dropped. No limit by default.
+        kept: False for slots to leave out (padding). All are kept by default.
+        capacity: Most rows of one expert; the rest is dropped. No limit by default (dropless).
         gates: Needed by ``drop_policy="gate"`` only; NaN counts as 0.
-        drop_policy: Who keeps a place in a full expert: ``"position"``, all first choices before all second
-            choices, earlier tokens first; or ``"gate"``, the larger gate, then the earlier slot.
+        drop_policy: Which slots keep their place in a full expert. ``"position"``: all first choices before all
+            second choices, earlier tokens first (GShard, https://arxiv.org/abs/2006.16668). ``"gate"``: the larger
+            gate, then the earlier slot (batch prioritised routing of V-MoE, https://arxiv.org/abs/2106.05974, by slot).
         impl: ``"torch"`` sorts; ``"triton"`` counts; ``"auto"`` picks by :func:`resolve_impl`. Same bits either way.
 
     Returns:
-        The plan.
+        The plan; the same input gives the same plan on every device and by every ``impl``.
 
     Raises:
-        ValueError: If the arguments do not fit each other, or ``impl`` is unknown or cannot run.
+        ValueError: If ``expert_ids`` is not an integer ``(T, K)``, ``kept`` or ``gates`` has another shape, a number
+            is out of range, ``drop_policy`` is unknown or lacks its gates, or ``impl`` is unknown or cannot run here.
 
     Example:
-        >>> plan = plan_slots(torch.tensor([[2], [0], [2]]), 3)
-        >>> plan.token.tolist(), plan.offsets.tolist()
+        >>> plan = plan_dispatch(torch.tensor([[2], [0], [2]]), num_experts=3)
+        >>> plan.token_of_row.tolist(), plan.offsets.tolist()
         ([1, 0, 2], [0, 1, 1, 3])
     """
     check_arguments(expert_ids, num_experts, kept, capacity, gates, drop_policy)
     if resolve_impl(impl, expert_ids) == "torch":
-        return plan_slots_reference(
+        return plan_dispatch_reference(
             expert_ids, num_experts, kept=kept, capacity=capacity, gates=gates, drop_policy=drop_policy
         )
     check_companions(expert_ids, kept, capacity)
     limit, limit_at = (None, capacity) if isinstance(capacity, Tensor) else (capacity, None)
     by_gate = None if gates is None or capacity is None or drop_policy == "position" else gates.detach()
-    return SlotPlan(*_plan_slots(expert_ids, num_experts, kept, limit, limit_at, by_gate))
+    tensors = _plan_dispatch(expert_ids, num_experts, kept, limit, limit_at, by_gate)
+    return DispatchPlan(*tensors, expert_ids.shape[0])

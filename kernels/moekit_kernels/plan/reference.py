@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit_kernels.plan.slot_plan import SlotPlan
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
 
 
-def plan_slots_reference(
+def plan_dispatch_reference(
     expert_ids: Int[Tensor, "T K"],
     num_experts: int,
     *,
@@ -15,8 +15,8 @@ def plan_slots_reference(
     capacity: int | Int[Tensor, ""] | None = None,
     gates: Float[Tensor, "T K"] | None = None,
     drop_policy: str = "position",
-) -> SlotPlan:
-    """Sorts slots by expert, stably; :func:`moekit_kernels.plan.plan_slots` documents the arguments."""
+) -> DispatchPlan:
+    """Sorts slots by expert, stably; :func:`moekit_kernels.plan.plan_dispatch` documents the arguments."""
     num_tokens, top_k = expert_ids.shape
     if expert_ids.dtype not in (torch.int32, torch.int64):  # others cannot hold every number of experts, nor index
         expert_ids = expert_ids.long()
@@ -29,15 +29,22 @@ def plan_slots_reference(
         over = _over_capacity(key, bounds, capacity, gates, drop_policy)
         tokens_per_expert = torch.searchsorted(key.flatten().sort().values, bounds).diff()
         key = torch.where(over, num_experts, key)
-    sorted_key, slot = key.flatten().sort(stable=True)
+    sorted_key, slot_of_row = key.flatten().sort(stable=True)
     offsets = torch.searchsorted(sorted_key, bounds)
     if tokens_per_expert is None:
         tokens_per_expert = offsets.diff()
     else:
         dropped = tokens_per_expert - offsets.diff()
-    row = torch.empty_like(slot).scatter_(0, slot, torch.arange(slot.shape[0], device=slot.device))
-    token = slot if top_k == 1 else slot // top_k
-    return SlotPlan(token, slot, offsets, row.view(num_tokens, top_k), tokens_per_expert, dropped)
+    rows = torch.arange(slot_of_row.shape[0], device=slot_of_row.device)
+    return DispatchPlan(
+        token_of_row=slot_of_row if top_k == 1 else slot_of_row // top_k,
+        slot_of_row=slot_of_row,
+        offsets=offsets,
+        row_of_slot=torch.empty_like(slot_of_row).scatter_(0, slot_of_row, rows).view(num_tokens, top_k),
+        tokens_per_expert=tokens_per_expert,
+        dropped_per_expert=dropped,
+        num_tokens=num_tokens,
+    )
 
 
 def _over_capacity(

@@ -165,7 +165,7 @@ def test_the_operation_gets_the_plan_the_dial_and_the_implementation(impl, recom
     with pytest.raises(CalledError) as called:
         _experts(impl, recompute=recompute)(x, plan, gates)
     arguments = called.value.args[0]
-    assert arguments[5] is plan.row
+    assert arguments[5] is plan.row_of_slot
     assert arguments[-3:] == expected
 
 

@@ -1,0 +1,62 @@
+"""The order in which routed slots meet their experts.
+
+A *slot* is one (token, expert) pair of a routing; its index is its place in the flattened gates. A *row* is a slot's
+place after sorting by expert. Index tensors are named by direction: ``token_of_row[r]`` is a token.
+
+Letters: T tokens, E experts, K experts per token, N slots and rows.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+
+class RowOrder(NamedTuple):
+    """The index tensors of a plan: what the kernels of the experts read.
+
+    Attributes:
+        token_of_row: As in :class:`DispatchPlan`, and so are the others.
+        slot_of_row: ``(N,)``.
+        offsets: ``(E + 1,)``.
+        row_of_slot: ``(T, K)`` or None.
+    """
+
+    token_of_row: Int[Tensor, "N"]
+    slot_of_row: Int[Tensor, "N"]
+    offsets: Int[Tensor, "E+1"]
+    row_of_slot: Int[Tensor, "T K"] | None
+
+
+class DispatchPlan(NamedTuple):
+    """Slots in the order of their experts; all tensors are int64.
+
+    Attributes:
+        token_of_row: ``(N,)``, the token of each row.
+        slot_of_row: ``(N,)``, the slot of each row: its flat index into the gates.
+        offsets: ``(E + 1,)``: expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``. Rows from ``offsets[E]`` on
+            are unassigned: their slots are padding, dropped or non-finite.
+        row_of_slot: ``(T, K)``, the row of each slot: the inverse of ``slot_of_row``. ``None`` for expert choice, where
+            a token has no fixed number of slots.
+        tokens_per_expert: ``(E,)``, slots routed to each expert before any was dropped.
+        dropped_per_expert: ``(E,)``, those of them that were over capacity.
+        num_tokens: ``T``.
+    """
+
+    token_of_row: Int[Tensor, "N"]
+    slot_of_row: Int[Tensor, "N"]
+    offsets: Int[Tensor, "E+1"]
+    row_of_slot: Int[Tensor, "T K"] | None
+    tokens_per_expert: Int[Tensor, "E"]
+    dropped_per_expert: Int[Tensor, "E"]
+    num_tokens: int
+
+    @property
+    def num_experts(self) -> int:
+        """``E``."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def order(self) -> RowOrder:
+        """The index tensors alone."""
+        return RowOrder(*self[:4])
