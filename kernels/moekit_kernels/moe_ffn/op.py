@@ -251,7 +251,8 @@ def moe_ffn(
         ValueError: If dtypes or shapes do not fit, a name is unknown, or no kernel is there for the device.
     """
     check_names(activation, recompute)
-    weights = ExpertWeights(*map(autocast, weights))
+    up_proj, down_proj, up_bias, down_bias = weights
+    weights = ExpertWeights(autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
     x = autocast(x)
     check_dtypes(x, weights)
     check_shapes(x, gates, plan, weights, activation)

@@ -101,5 +101,5 @@ def plan_dispatch(
     check_companions(expert_ids, kept, capacity)
     limit, limit_at = (None, capacity) if isinstance(capacity, Tensor) else (capacity, None)
     by_gate = None if gates is None or capacity is None or drop_policy == "position" else gates.detach()
-    tensors = _plan_dispatch(expert_ids, num_experts, kept, limit, limit_at, by_gate)
+    tensors = cast(_Tensors, _plan_dispatch(expert_ids, num_experts, kept, limit, limit_at, by_gate))
     return DispatchPlan(*tensors, expert_ids.shape[0])
