@@ -4,6 +4,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+_PLAIN = (bool, int, float, str, tuple)
+
 
 class SettingsModule(nn.Module):
     """A module whose settings hold what they say, also after one of them is set later.
@@ -41,7 +43,10 @@ class SettingsModule(nn.Module):
 
     def _refuse_change(self, name: str, value: object) -> None:
         current = getattr(self, name)
-        if type(value) is type(current) and value == current:
+        unchanged = value is current or (
+            isinstance(value, _PLAIN) and type(value) is type(current) and value == current
+        )
+        if unchanged:
             return
         raise AttributeError(
             f"{name}={current!r} of {type(self).__name__} is fixed once it is built, got {value!r}: "

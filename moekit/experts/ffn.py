@@ -18,6 +18,7 @@ from moekit.experts.activation import (
     ActivationLike,
     activation_function,
     activation_label,
+    check_same_rows,
     is_gated,
 )
 from moekit.experts.base import Experts, check_plan
@@ -99,6 +100,8 @@ class FFNExperts(Experts):
             exclude each other.
     """
 
+    _checked_settings = frozenset({"activation", "impl", "recompute"})
+
     def __init__(
         self,
         dim: int,
@@ -123,8 +126,6 @@ class FFNExperts(Experts):
             ("out_dim", out_dim),
         ):
             check_positive(name, value)
-        check_choice("impl", impl, IMPLS)
-        check_choice("recompute", recompute, RECOMPUTE)
         self.dim = dim
         self.hidden_dim = hidden_dim
         self.num_experts = num_experts
@@ -133,8 +134,9 @@ class FFNExperts(Experts):
         self.impl: Impl = impl
         self.recompute: Recompute = recompute
         self.init_scale = init_scale
-        up_rows = 2 * hidden_dim if is_gated(activation) else hidden_dim
-        _check_together(impl, activation, recompute)
+        self._gated = is_gated(activation)
+        up_rows = 2 * hidden_dim if self._gated else hidden_dim
+        self._check_settings()
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype))
@@ -144,6 +146,7 @@ class FFNExperts(Experts):
         self.up_bias = empty(num_experts, up_rows) if bias else None
         self.down_bias = empty(num_experts, out_dim) if bias else None
         self.reset_parameters()
+        self._make_read_only("dim", "hidden_dim", "num_experts", "out_dim", "token_ndim", "takes_pyramid")
 
     def reset_parameters(self) -> None:
         """Draws the weights anew and sets the biases to zero."""
@@ -192,13 +195,19 @@ class FFNExperts(Experts):
         return combine(grouped_linear(hidden, self.down_proj, plan.offsets, self.down_bias), plan, gates)
 
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         recompute = "" if self.recompute == "activation" else f", recompute={self.recompute!r}"
         return (
             f"dim={self.dim}, hidden_dim={self.hidden_dim}, num_experts={self.num_experts}, "
             f"activation={activation_label(self.activation)}, bias={self.up_bias is not None}, impl={self.impl!r}"
             f"{recompute}"
         )
+
+    def _check_settings(self) -> None:
+        check_choice("impl", self.impl, IMPLS)
+        check_choice("recompute", self.recompute, RECOMPUTE)
+        check_same_rows(self.activation, gated=self._gated)
+        _check_together(self.impl, self.activation, self.recompute)
 
 
 def _check_together(impl: Impl, activation: ActivationLike, recompute: Recompute) -> None:

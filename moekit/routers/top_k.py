@@ -1,15 +1,16 @@
 """Token choice: every token takes its ``top_k`` best experts."""
 
 from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moekit.checks import check_choice, check_rank, check_top_k
+from moekit.checks import check_choice, check_top_k
+from moekit.init import reset_parameters
 from moekit.routers.base import Router
-from moekit.routers.gate import Gate
+from moekit.routers.gate import Gate, router_logits
 from moekit.routers.noise import add_noise, smooth_load
 from moekit.routing import Routing, RoutingSums
 from moekit_kernels.routing import resolve_impl, route
@@ -48,7 +49,8 @@ class TopKRouter(Router):
         top_k: ``K``.
         scoring: See the table.
         renormalize: Whether a token's gates sum to ``scaling_factor``. By default True for ``top_k > 1``
-            and False for ``top_k = 1``, where it would make the only gate constant and the router deaf.
+            and False for ``top_k = 1``, where it would make the only gate constant and leave the router without
+            gradient.
         scaling_factor: Multiplies the gates.
         jitter: In training, multiplies the router input by uniform noise from ``[1 - jitter, 1 + jitter]``
             (Switch Transformers, section 2.2).
@@ -81,6 +83,7 @@ class TopKRouter(Router):
     """
 
     selection_bias: Float[Tensor, "E"] | None
+    _checked_settings = frozenset({"top_k", "scoring", "_renormalize", "jitter", "impl"})
 
     def __init__(
         self,
@@ -105,44 +108,28 @@ class TopKRouter(Router):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_top_k(top_k, num_experts)
-        check_choice("scoring", scoring, SCORINGS)
-        check_choice("impl", impl, IMPLS)
-        if impl == "triton":
-            check_limits(num_experts, top_k)
-        if not 0 <= jitter < 1:
-            raise ValueError(f"jitter must be in [0, 1), got {jitter}.")
-        if top_k == 1 and (renormalize or scoring == "topk_softmax"):
-            raise ValueError(
-                "top_k=1 with renormalised gates makes every gate 1, so no gradient reaches the router: "
-                'use scoring="softmax" or "sigmoid" with renormalize=False, '
-                'or HardRouter(gradient="straight_through").'
-            )
-        if scoring == "topk_softmax" and renormalize is False:
-            raise ValueError('scoring="topk_softmax" always renormalises: leave renormalize out, or use "softmax".')
-        if noisy and (selection_bias or num_groups is not None):
-            raise ValueError(
-                "noisy=True does not go with selection_bias or num_groups: the smooth load that balances a noisy "
-                "router would not be the probability of being selected."
-            )
-        check_groups(num_experts, top_k, num_groups, topk_groups)
         self.num_experts = num_experts
         self.top_k = top_k
         self.scoring: Scoring = scoring
-        self.renormalize = top_k > 1 if renormalize is None else renormalize
+        self._renormalize = renormalize
         self.scaling_factor = scaling_factor
         self.impl: Impl = impl
         self.jitter = jitter
         self.num_groups = num_groups
         self.topk_groups = topk_groups
-        self.init_scale = 0.0 if noisy else init_scale
+        self._check_settings()
+        if noisy and (selection_bias or num_groups is not None):
+            raise ValueError(
+                "noisy=True does not go with selection_bias or num_groups: the smooth load that balances a noisy "
+                "router would not be the probability of being selected."
+            )
         if gate is None:
             gate = Gate(
                 dim,
                 num_experts,
                 hidden_dim=gate_hidden_dim,
                 bias=gate_bias,
-                init_scale=self.init_scale if gate_hidden_dim is None else init_scale,
+                init_scale=0.0 if noisy and gate_hidden_dim is None else init_scale,
                 device=device,
                 dtype=dtype,
             )
@@ -152,12 +139,22 @@ class TopKRouter(Router):
         self.noise_gate = Gate(dim, num_experts, init_scale=0.0, device=device, dtype=dtype) if noisy else None
         bias = torch.zeros(num_experts, device=device, dtype=torch.float32) if selection_bias else None
         self.register_buffer("selection_bias", bias)
+        self._make_read_only("num_experts", "num_groups", "topk_groups", "input_ndim")
+
+    @property
+    def renormalize(self) -> bool:
+        """Whether a token's gates sum to ``scaling_factor``."""
+        return self.top_k > 1 if self._renormalize is None else self._renormalize
+
+    @renormalize.setter
+    def renormalize(self, value: bool | None) -> None:
+        self._renormalize = value
 
     def reset_parameters(self) -> None:
         """Draws the gates' weights anew and sets the selection bias to zero."""
         for gate in (self.gate, self.noise_gate):
-            if isinstance(gate, Gate):
-                gate.reset_parameters()
+            if gate is not None:
+                reset_parameters(gate)
         if self.selection_bias is not None:
             self.selection_bias.zero_()
 
@@ -172,7 +169,7 @@ class TopKRouter(Router):
             # In bfloat16 the bounds would be rounded and the noise would not average to 1.
             jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
-        logits = self._logits(x)
+        logits = router_logits(self.gate, x, self.num_experts)
         by_kernel = resolve_impl(self.impl, logits, self.top_k) == "triton"
         if self.training and self.noise_gate is not None:
             return self._route_noisy(logits, x, self.noise_gate, by_kernel)
@@ -199,6 +196,7 @@ class TopKRouter(Router):
             raise ValueError(
                 f"tokens_per_expert must have shape ({self.num_experts},), got {tuple(tokens_per_expert.shape)}."
             )
+        self.selection_bias = self.selection_bias.float()
         counts = tokens_per_expert.to(self.selection_bias)
         self.selection_bias.add_((counts.mean() - counts).sign(), alpha=rate)
 
@@ -210,20 +208,19 @@ class TopKRouter(Router):
             self.selection_bias = before.to(self.selection_bias.device)
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps the selection bias in float32 where ``assign=True`` brings another dtype."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.selection_bias is not None:
+            self.selection_bias = self.selection_bias.float()
+
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         return (
             f"num_experts={self.num_experts}, top_k={self.top_k}, scoring={self.scoring!r}, "
             f"renormalize={self.renormalize}, scaling_factor={self.scaling_factor}, jitter={self.jitter}, "
             f"impl={self.impl!r}"
         )
-
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.gate(x)
-        check_rank("router logits", logits, 2, "T, E")
-        if logits.shape[-1] != self.num_experts:
-            raise ValueError(f"gate must give num_experts={self.num_experts} logits, got shape {tuple(logits.shape)}.")
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _route_by_reference(self, logits: Tensor) -> Routing:
         logits, valid = finite_logits(logits)
@@ -255,7 +252,26 @@ class TopKRouter(Router):
             scoring=self.scoring,
             renormalize=self.renormalize,
             scaling_factor=self.scaling_factor,
-            selection_bias=self.selection_bias,
+            # Float32 already, unless a function (torch.func.functional_call) put another tensor in its place.
+            selection_bias=None if self.selection_bias is None else self.selection_bias.float(),
             num_groups=self.num_groups,
             topk_groups=self.topk_groups,
         )
+
+    def _check_settings(self) -> None:
+        check_top_k(self.top_k, self.num_experts)
+        check_choice("scoring", self.scoring, SCORINGS)
+        check_choice("impl", self.impl, IMPLS)
+        if self.impl == "triton":
+            check_limits(self.num_experts, self.top_k)
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"jitter must be in [0, 1), got {self.jitter}.")
+        if self.top_k == 1 and (self._renormalize or self.scoring == "topk_softmax"):
+            raise ValueError(
+                "top_k=1 with renormalised gates makes every gate 1, so no gradient reaches the router: "
+                'use scoring="softmax" or "sigmoid" with renormalize=False, '
+                'or HardRouter(gradient="straight_through").'
+            )
+        if self.scoring == "topk_softmax" and self._renormalize is False:
+            raise ValueError('scoring="topk_softmax" always renormalises: leave renormalize out, or use "softmax".')
+        check_groups(self.num_experts, self.top_k, self.num_groups, self.topk_groups)
