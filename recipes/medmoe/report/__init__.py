@@ -1,4 +1,4 @@
-"""Stage 7: the report. ``page`` puts it together, every other file draws one section."""
+"""The stage ``report``: ``page`` puts it together, every other module prepares one section for its template."""
 
 from recipes.medmoe.report.page import write_report
 

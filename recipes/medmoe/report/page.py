@@ -1,4 +1,4 @@
-"""Writes the report of a run: one HTML file made of what lies in the run's folder, nothing else."""
+"""Writes the report of a run: one HTML file made from the run's folder alone."""
 
 from pathlib import Path
 
@@ -6,92 +6,111 @@ from recipes.medmoe.report.examples import example_section
 from recipes.medmoe.report.pointing import pointing_section
 from recipes.medmoe.report.routing import routing_section
 from recipes.medmoe.report.run import Run, read_run
-from recipes.medmoe.report.training import training_section
-from recipes.medmoe.report.transfer import probe_section, retrieval_section
-from recipes.medmoe.report.zero_shot import confusion_section, zero_shot_section
-from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, duration, facts, header, is_phantom
-from recipes.shared.report.html import Markup, page
+from recipes.medmoe.report.training import CURVES
+from recipes.medmoe.report.transfer import probe_table, retrieval_section
+from recipes.medmoe.report.zero_shot import confusions, zero_shot_section
+from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
+from recipes.shared.report.files import content_of
+from recipes.shared.report.formats import DASH, decimals
+from recipes.shared.report.pages import render
+from recipes.shared.report.training import training_charts
 
+TEMPLATES = Path(__file__).with_name("templates")
 FEW_ROUNDS = 10
 """A finding that was played less often in the pointing game has an unsure hit rate."""
 
 
-def write_report(run: Path) -> Path:
+def write_report(run_dir: Path) -> Path:
     """Writes ``report.html`` into a run's folder.
 
     The file holds its own style, charts and images and loads nothing from outside. Stages that were not run are
     named as such.
 
     Args:
-        run: Folder with ``config.json``, ``metrics.json`` and ``history.jsonl`` and, as far as the stages were run,
-            ``zero_shot/*.json`` and ``explain/examples.npz``.
+        run_dir: Folder with ``config.json``, ``metrics.json`` and ``history.jsonl`` and, as far as the stages were
+            run, ``zero_shot/*.json`` and ``explain/examples.npz``.
 
     Returns:
-        Where the report lies.
+        The report's path.
 
     Raises:
         ValueError: Naming the file that is missing or cannot be used.
     """
-    run = Path(run)
-    content = read_run(run)
-    name = str(content.metrics["run"].get("name") or run.resolve().name)
-    body = [
-        header(name, "MedMoE", content.metrics["run"], _headline(content), _notes(content)),
-        training_section(content),
-        zero_shot_section(content),
-        confusion_section(content),
-        routing_section(content),
-        retrieval_section(content),
-        probe_section(content),
-        pointing_section(content),
-        example_section(content),
-        _facts(content),
-    ]
-    target = run / "report.html"
-    target.write_text(page(f"{name}: MedMoE report", body), encoding="utf-8")
+    run_dir = Path(run_dir)
+    run = read_run(run_dir)
+    with content_of(run_dir / "metrics.json"):
+        about, training = run.metrics["run"], run.section("training")
+        name = str(about.get("name") or run_dir.resolve().name)
+        best_epoch, num_experts = training.get("best_epoch"), run.section("routing").get("experts")
+        content = {
+            "title": f"{name}: MedMoE report",
+            "header": header(name, "MedMoE", about, _headline(run), _notes(run)),
+            "best_epoch": best_epoch,
+            "zero_shot": zero_shot_section(run),
+            "routing": routing_section(run),
+            "retrieval": retrieval_section(run),
+            "probe": probe_table(run),
+            "pointing": pointing_section(run),
+            "facts": facts(
+                about,
+                run.config,
+                time=("training time", training.get("seconds")),
+                peak_memory_bytes=training.get("peak_memory_bytes"),
+            ),
+        }
+    with content_of(run_dir / "history.jsonl"):
+        content["training"] = training_charts(CURVES, run.history, best_epoch=best_epoch, num_experts=num_experts)
+    with content_of(run_dir / "zero_shot"):
+        content["confusions"] = confusions(run)
+    with content_of(run_dir / "explain" / "examples.npz"):
+        content["examples"] = example_section(run)
+    target = run_dir / "report.html"
+    target.write_text(render(TEMPLATES, **content), encoding="utf-8")
     return target
 
 
 def _headline(run: Run) -> list[Figure]:
-    """The figures at the top."""
+    """Returns the figures at the top."""
     return [_accuracy(run), _purity(run), _pointing(run), _recall(run), _epochs(run)]
 
 
 def _accuracy(run: Run) -> Figure:
-    found, title = run.section("zero_shot"), "Zero-shot accuracy"
-    if not found:
-        return Figure(title, "–", "not run", main=True)
-    if found["accuracy"] is None:
-        auroc = found["macro_auroc"]
-        value = "undefined" if auroc is None else f"{auroc:.3f}"
+    zero_shot, title = run.section("zero_shot"), "Zero-shot accuracy"
+    if not zero_shot:
+        return Figure(title, DASH, "not run", main=True)
+    if zero_shot["accuracy"] is None:
+        auroc = zero_shot["macro_auroc"]
+        value = "undefined" if auroc is None else decimals(auroc)
         return Figure("Zero-shot macro AUROC", value, "no set with single labels", main=True)
-    over = found.get("mean_over") or list(found["sets"])
-    where = f"mean of {len(over)} sets" if len(over) > 1 else over[0]
-    return Figure(title, f"{found['accuracy']:.3f}", f"chance {found['chance']:.3f}, {where}", main=True)
+    averaged = zero_shot.get("mean_over") or list(zero_shot["sets"])
+    where = f"mean of {len(averaged)} sets" if len(averaged) > 1 else averaged[0]
+    detail = f"chance {decimals(zero_shot['chance'])}, {where}"
+    return Figure(title, decimals(zero_shot["accuracy"]), detail, main=True)
 
 
 def _purity(run: Run) -> Figure:
     purity, routing = run.metrics.get("routing_purity"), run.section("routing")
     if purity is None:
-        return Figure("Routing purity", "–", "no known modality")
-    return Figure("Routing purity", f"{purity:.3f}", f"{sum(routing.get('counts', ())):,} test images")
+        return Figure("Routing purity", DASH, "no known modality")
+    return Figure("Routing purity", decimals(purity), f"{sum(routing.get('counts', ())):,} test images")
 
 
 def _pointing(run: Run) -> Figure:
     game, title = run.section("pointing_game"), "Pointing game"
     if not game:
-        return Figure(title, "–", "not run")
+        return Figure(title, DASH, "not run")
     if game["hit_rate"] is None:
-        return Figure(title, "–", "not played")
-    return Figure(title, f"{game['hit_rate']:.3f}", f"centre baseline {game['center_baseline']:.3f}")
+        return Figure(title, DASH, "not played")
+    return Figure(title, decimals(game["hit_rate"]), f"centre baseline {decimals(game['center_baseline'])}")
 
 
 def _recall(run: Run) -> Figure:
-    found, title = run.section("retrieval"), "Retrieval R@1"
-    if not found:
-        return Figure(title, "–", "not run")
-    way = found["image_to_text"]
-    return Figure(title, f"{way['recall']['1']:.3f}", f"report for an image, chance {way['chance']['recall']['1']:.3f}")
+    retrieval, title = run.section("retrieval"), "Retrieval R@1"
+    if not retrieval:
+        return Figure(title, DASH, "not run")
+    scores = retrieval["image_to_text"]
+    chance = decimals(scores["chance"]["recall"]["1"])
+    return Figure(title, decimals(scores["recall"]["1"]), f"report for an image, chance {chance}")
 
 
 def _epochs(run: Run) -> Figure:
@@ -103,7 +122,7 @@ def _epochs(run: Run) -> Figure:
 
 
 def _notes(run: Run) -> list[str]:
-    """What a reader must know before quoting a figure."""
+    """Returns what a reader must know before quoting a figure."""
     about, game = run.metrics["run"], run.section("pointing_game")
     notes = [str(note) for note in about.get("notes") or ()]
     if is_phantom(about):
@@ -121,12 +140,3 @@ def _notes(run: Run) -> list[str]:
         notes.append("The best epoch is the last one: longer training might score higher.")
     notes.append(RESEARCH_NOTE)
     return notes
-
-
-def _facts(run: Run) -> Markup:
-    training, more = run.section("training"), []
-    if training.get("seconds") is not None:
-        more.append(("training time", duration(training["seconds"])))
-    if training.get("peak_memory_bytes"):
-        more.append(("peak memory", f"{training['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    return facts(run.metrics["run"], run.config, more)

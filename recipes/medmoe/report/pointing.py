@@ -1,61 +1,86 @@
 """The report's table of the pointing game."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from recipes.medmoe.report.run import Run
-from recipes.shared.report.bars import interval_bar
-from recipes.shared.report.html import Markup, section, table, tag
+from recipes.shared.report.formats import decimals, interval_text
+from recipes.shared.report.tables import Cell, Column, Interval, Table
 
-CAPTION = (
-    "Does the highest place of a finding's word map lie in a box of it? The dashed line is the centre baseline: how "
-    "often the centre of the image does. Random is the share of the image that the boxes cover, reachable the rate of "
-    "maps that always choose their best cell: a box between the centres of cells cannot be hit. An interval without "
-    "width means that all rounds came out the same, not that the rate is sure."
+COLUMNS = (
+    Column("Finding", "text"),
+    Column("Hit rate"),
+    Column("95% CI"),
+    Column("hit rate", "axis"),
+    Column("Centre"),
+    Column("Random"),
+    Column("Reachable"),
+    Column("Played"),
 )
 
 
-def pointing_section(run: Run) -> Markup:
-    """Hit rate of each finding against the centre of the image and a random place.
+@dataclass(frozen=True)
+class PointingSection:
+    """Result of the pointing game.
+
+    Attributes:
+        reason: Why it was not played; empty where it was, and only then the other attributes hold.
+        table: Hit rate of each finding beside its baselines.
+        words: How a finding is looked up in a report.
+        tolerance: Pixels by which boxes are widened.
+        split: The split it was played on.
+        studies: Number of studies played.
+        left_out: Number of studies with boxes that were left out.
+        rounds_left_out: Number of findings that were left out.
+        above_center: Interval of the hit rate less the centre baseline, with signs; may be empty.
+    """
+
+    reason: str = ""
+    table: Table | None = None
+    words: str = ""
+    tolerance: float = 0
+    split: str = ""
+    studies: int = 0
+    left_out: int = 0
+    rounds_left_out: int = 0
+    above_center: str = ""
+
+
+def pointing_section(run: Run) -> PointingSection | None:
+    """Returns the hit rate of each finding beside its baselines, or ``None`` where the stage was not run.
 
     Args:
-        run: The run; where the game was not played the section says why.
+        run: The run.
     """
-    game, title = run.section("pointing_game"), "Pointing game"
+    game = run.section("pointing_game")
     if not game:
-        return section(title, tag("p", "The stage explain was not run.", class_="muted"))
+        return None
     if game["hit_rate"] is None:
-        return section(title, tag("p", f"Not played: {game['reason']}.", class_="muted"))
-    ends = tag("span", tag("span", "0"), tag("span", "hit rate"), tag("span", "1"), class_="ends")
-    head = ["Finding", "Hit rate", "95% CI", ends, "Centre", "Random", "Reachable", "Played"]
-    rows = [_row("All findings", game), *[_row(name, one) for name, one in game["per_finding"].items()]]
-    return section(title, table(head, rows, align="lrrwrrrr", total=True), _how(game), caption=CAPTION)
+        return PointingSection(reason=str(game["reason"]))
+    rows = [_row("All findings", game), *(_row(name, values) for name, values in game["per_finding"].items())]
+    signed = (f"{end:+.3f}".replace("-", "−") for end in game.get("above_center_ci95") or ())
+    return PointingSection(
+        table=Table(COLUMNS, rows, total=True),
+        words=game["words"],
+        tolerance=game.get("tolerance") or 0,
+        split=game["split"],
+        studies=game["studies"],
+        left_out=game["left_out"],
+        rounds_left_out=game["rounds_left_out"],
+        above_center=" to ".join(signed),
+    )
 
 
-def _row(name: str, values: Mapping[str, Any]) -> list[object]:
+def _row(name: str, values: Mapping[str, Any]) -> list[Cell]:
     rate, interval, center = values["hit_rate"], values["hit_rate_ci95"], values["center_baseline"]
     return [
         name,
-        f"{rate:.3f}",
-        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "–",
-        interval_bar(rate, interval, 0.0, 1.0, mark=center),
-        f"{center:.3f}",
-        f"{values['random_baseline']:.3f}",
-        f"{values['reachable']:.3f}",
+        decimals(rate),
+        interval_text(interval),
+        Interval(rate, interval, 0.0, 1.0, reference=center),
+        decimals(center),
+        decimals(values["random_baseline"]),
+        decimals(values["reachable"]),
         f"{values['rounds']:,}",
     ]
-
-
-def _how(game: Mapping[str, Any]) -> Markup:
-    tolerance = game.get("tolerance") or 0
-    parts = [
-        game["words"],
-        f"Boxes are widened by {tolerance:g} pixels." if tolerance else "",
-        f"{game['studies']:,} {game['split']} studies played; {game['left_out']:,} with boxes left out, and "
-        f"{game['rounds_left_out']:,} findings, as their report does not name them.",
-    ]
-    above = game.get("above_center_ci95")
-    if above:
-        ends = " to ".join(f"{end:+.3f}".replace("-", "−") for end in above)
-        parts.append(f"Hit rate less centre baseline: 95% CI {ends} over resampled groups.")
-    return tag("p", " ".join(part for part in parts if part), class_="caption after")

@@ -1,45 +1,62 @@
-"""The report's view of the router: which expert takes which kind of image."""
+"""The report's view of the router: which expert receives which modality."""
 
-from recipes.medmoe.report.run import DECIDES, Run
-from recipes.shared.report.bars import heat_map
-from recipes.shared.report.html import Markup, join, section, tag
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipes.medmoe.report.run import ROUTED_BY, Run
+from recipes.shared.report.heat import HeatMap, Label, share_map
 
 
-def routing_section(run: Run) -> Markup:
-    """Heat map of modality by expert with the overall load.
+@dataclass(frozen=True)
+class RoutingSection:
+    """Use of the experts.
+
+    Attributes:
+        map: Shares of experts by modality.
+        routed_by: What chooses the expert.
+        purity: Purity of the routing; ``None`` where it is unknown, as are the following.
+        purity_is: How it was computed; may be empty.
+        accuracy: Share of the images at the expert meant for them.
+        confidence: Mean probability of the chosen expert.
+    """
+
+    map: HeatMap
+    routed_by: str
+    purity: float | None
+    purity_is: str
+    accuracy: float | None
+    confidence: float | None
+
+
+def routing_section(run: Run) -> RoutingSection | None:
+    """Returns the use of the experts by modality, or ``None`` where no image has a known modality.
 
     Args:
-        run: The run; without known modalities the section says so.
+        run: The run.
     """
     routing = run.section("routing")
-    counts = routing.get("counts") or []
-    if not sum(counts):
-        return section("Routing", tag("p", "No test image has a known modality.", class_="muted"))
-    experts = routing["experts"]
+    if not sum(routing.get("counts") or []):
+        return None
+    return RoutingSection(
+        _map(run, routing),
+        ROUTED_BY[routing["by"]],
+        run.metrics.get("routing_purity"),
+        routing.get("purity_is") or "",
+        routing["accuracy"],
+        routing.get("confidence"),
+    )
+
+
+def _map(run: Run, routing: Mapping[str, Any]) -> HeatMap:
+    counts, matrix, experts = routing["counts"], routing["matrix"], range(routing["experts"])
     rows = [
-        (join([name, " ", tag("small", f"n = {count:,}")]), shares)
-        for name, count, shares in zip(routing["modalities"], counts, routing["matrix"], strict=True)
+        (Label(name, f"n = {count:,}"), shares)
+        for name, count, shares in zip(routing["modalities"], counts, matrix, strict=True)
     ]
     load = [
-        sum(count * shares[k] for count, shares in zip(counts, routing["matrix"], strict=True) if shares) / sum(counts)
-        for k in range(experts)
+        sum(count * shares[k] for count, shares in zip(counts, matrix, strict=True) if shares) / sum(counts)
+        for k in experts
     ]
-    columns = [join([f"E{k}", tag("small", run.expert_name(k) or "spare")]) for k in range(experts)]
-    chart = heat_map(rows, columns=columns, load=load, top=1.0, empty="no test image", total="All images")
-    return section("Routing: modality by expert", chart, caption=_caption(run))
-
-
-def _caption(run: Run) -> str:
-    routing, purity = run.section("routing"), run.metrics.get("routing_purity")
-    parts = [
-        f"Share of the test images of each modality that each expert takes; one expert runs per image, chosen by "
-        f"{DECIDES[routing['by']]}. Under each expert stands the modality that it is meant for."
-    ]
-    if purity is not None:
-        meaning = f" ({routing['purity_is']})" if routing.get("purity_is") else ""
-        parts.append(f"Purity {purity:.3f}{meaning}.")
-    if routing["accuracy"] is not None:
-        parts.append(f"Accuracy {routing['accuracy']:.3f} (share of the images at the expert meant for them).")
-    if routing.get("confidence") is not None:
-        parts.append(f"Mean probability of the chosen expert {routing['confidence']:.2f}.")
-    return " ".join(parts)
+    columns = [Label(f"E{k}", run.expert_name(k) or "spare") for k in experts]
+    return share_map(rows, columns=columns, load=load, top=1.0, empty="no test image", total="All images")

@@ -1,4 +1,4 @@
-"""Reads what the stages left in a run's folder; every stage but the pretraining may be missing."""
+"""Reads what the stages left in a run's folder, where every stage but the pretraining may be missing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from recipes.shared.report.files import read_examples, read_history, read_object
+from recipes.shared.report.files import check_section, read_examples, read_history, read_object
 
-DECIDES = {"image": "the image", "text": "the report", "label": "the known modality"}
+ROUTED_BY = {"image": "the image", "text": "the report", "label": "the known modality"}
 """What chooses the expert, by the run's ``route_on``, in words."""
 HISTORY_KEYS = ("epoch", "train_loss", "val_loss")
 RUN_KEYS = ("route_on", "modalities")
@@ -62,8 +62,8 @@ def read_run(run_dir: Path) -> Run:
     config = read_object(run_dir / "config.json")
     metrics = _metrics(run_dir / "metrics.json")
     history = read_history(run_dir / "history.jsonl", HISTORY_KEYS)
-    sets = [read_object(path, SET_KEYS) for path in sorted((run_dir / "zero_shot").glob("*.json"))]
-    zero_shot = {one["set"]: one for one in sets}
+    results = [read_object(path, SET_KEYS) for path in sorted((run_dir / "zero_shot").glob("*.json"))]
+    zero_shot = {result["set"]: result for result in results}
     _check_sets(run_dir, metrics, zero_shot)
     return Run(config, metrics, history, zero_shot, _examples(run_dir / "explain" / "examples.npz"))
 
@@ -71,18 +71,17 @@ def read_run(run_dir: Path) -> Run:
 def _metrics(path: Path) -> dict[str, Any]:
     metrics = read_object(path, ("run",))
     for name, keys in (("run", RUN_KEYS), ("routing", ROUTING_KEYS), ("zero_shot", ZERO_SHOT_KEYS)):
-        for key in keys:
-            if metrics.get(name) is not None and key not in metrics[name]:
-                raise ValueError(f'{path}: "{name}" lacks the field "{key}".')
+        if metrics.get(name) is not None:
+            check_section(path, metrics, name, keys)
     return metrics
 
 
-def _check_sets(run_dir: Path, metrics: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
-    """The summary in ``metrics.json`` and the result of each set must be of the same call."""
-    known = (metrics.get("zero_shot") or {}).get("sets", {})
-    for name, one in found.items():
-        summary = known.get(name)
-        if summary is None or summary.get("accuracy") != one["accuracy"]:
+def _check_sets(run_dir: Path, metrics: dict[str, Any], zero_shot: dict[str, dict[str, Any]]) -> None:
+    """Checks that the summary in ``metrics.json`` and the result of each set are of the same call."""
+    summaries = (metrics.get("zero_shot") or {}).get("sets", {})
+    for name, result in zero_shot.items():
+        summary = summaries.get(name)
+        if summary is None or summary.get("accuracy") != result["accuracy"]:
             raise ValueError(
                 f"{run_dir / 'zero_shot'}: the result of {name!r} is not the one of metrics.json. Run zero-shot again."
             )

@@ -1,85 +1,101 @@
 """The report's tables of linear probing and of retrieval."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from recipes.medmoe.report.run import Run
-from recipes.shared.report.html import Markup, section, table, tag
+from recipes.shared.report.formats import DASH, decimals
+from recipes.shared.report.tables import Cell, Column, Table
 
-WAYS = (("image_to_text", "Report for an image"), ("text_to_image", "Image for a report"))
+DIRECTIONS = (("image_to_text", "Report for an image"), ("text_to_image", "Image for a report"))
+"""Field of ``metrics.json`` and title of each direction of the retrieval."""
 
 
-def probe_section(run: Run) -> Markup:
-    """One row per set: mean and spread of the score at each share of the training set.
+@dataclass(frozen=True)
+class RetrievalSection:
+    """Result of the retrieval.
+
+    Attributes:
+        table: Recall and median rank in both directions.
+        images: Number of images.
+        texts: Number of distinct reports.
+        split: The split of both.
+        score: The similarity that was used.
+    """
+
+    table: Table
+    images: int
+    texts: int
+    split: str
+    score: str
+
+
+def probe_table(run: Run) -> Table | None:
+    """Returns mean and spread of each set's score per share of the training set; ``None`` where none was probed.
 
     Args:
-        run: The run; where nothing was probed the section says so.
+        run: The run.
     """
-    found = run.section("probe")
-    if not found:
-        return section("Linear probe", tag("p", "The stage probe was not run.", class_="muted"))
-    shares = sorted({row["fraction"] for one in found.values() for row in one["fractions"]})
-    head = [
-        "Set",
-        "Score",
-        *[f"{100 * share:g}% of training" for share in shares],
-        "Chance",
-        "Features",
-        "Test studies",
+    probes = run.section("probe")
+    if not probes:
+        return None
+    shares = sorted({row["fraction"] for probe in probes.values() for row in probe["fractions"]})
+    columns = [
+        Column("Set", "text"),
+        Column("Score", "text"),
+        *(Column(f"{100 * share:g}% of training") for share in shares),
+        Column("Chance"),
+        Column("Features", "text"),
+        Column("Test studies"),
     ]
-    rows = []
-    for name, one in found.items():
-        key = "macro_auroc" if one["task"] == "multi-label" else "accuracy"
-        scores = {row["fraction"]: _spread(row[key], row["subsets"]) for row in one["fractions"]}
-        chance = 0.5 if key == "macro_auroc" else one["chance"]
-        rows.append(
-            [
-                name,
-                key.replace("_", " ").replace("auroc", "AUROC"),
-                *[scores.get(share, "–") for share in shares],
-                f"{chance:.3f}",
-                one["features"],
-                f"{one['studies']['test']:,}",
-            ]
-        )
-    caption = (
-        "A linear classifier on frozen features. Mean ± standard deviation over subsets drawn from the training set, "
-        "whose number stands behind; the weight decay is chosen on the validation set."
-    )
-    return section("Linear probe", table(head, rows, align="ll" + "r" * (len(shares) + 1) + "lr"), caption=caption)
+    return Table(columns, [_probe_row(name, probe, shares) for name, probe in probes.items()])
 
 
-def retrieval_section(run: Run) -> Markup:
-    """Recall at K and median rank, both ways, beside what chance gives.
+def retrieval_section(run: Run) -> RetrievalSection | None:
+    """Returns recall at K and median rank in both directions beside chance; ``None`` where retrieval was not run.
 
     Args:
-        run: The run; where retrieval was not run the section says so.
+        run: The run.
     """
-    found = run.section("retrieval")
-    if not found:
-        return section("Retrieval", tag("p", "The stage retrieve was not run.", class_="muted"))
-    recalls = list(found[WAYS[0][0]]["recall"])
-    head = ["Wanted", *[f"R@{k}" for k in recalls], "Median rank", "Queries", "Candidates"]
-    rows: list[list[object]] = []
-    for way, title in WAYS:
-        one = found[way]
-        sizes = [f"{one['queries']:,}", f"{one['candidates']:,}"]
-        rows += [[title, *_ranks(one, recalls), *sizes], ["by chance", *_ranks(one["chance"], recalls), "", ""]]
-    caption = (
-        f"The {found['images']:,} images of the {found['split']} split and their {found['texts']:,} distinct reports, "
-        f"scored by {found['score'].replace('+', ' and ')} similarity. Equal reports are one candidate, and any image "
-        "with the report counts as found."
-    )
-    return section("Retrieval", table(head, rows, align="l" + "r" * (len(recalls) + 3)), caption=caption)
+    retrieval = run.section("retrieval")
+    if not retrieval:
+        return None
+    recalls = list(retrieval[DIRECTIONS[0][0]]["recall"])
+    titles = [*(f"R@{k}" for k in recalls), "Median rank", "Queries", "Candidates"]
+    rows: list[list[Cell]] = []
+    for field, title in DIRECTIONS:
+        scores = retrieval[field]
+        sizes = [f"{scores['queries']:,}", f"{scores['candidates']:,}"]
+        rows.append([title, *_ranks(scores, recalls), *sizes])
+        rows.append(["by chance", *_ranks(scores["chance"], recalls), "", ""])
+    table = Table([Column("Retrieved", "text"), *map(Column, titles)], rows)
+    score = retrieval["score"].replace("+", " and ")
+    return RetrievalSection(table, retrieval["images"], retrieval["texts"], retrieval["split"], score)
+
+
+def _probe_row(name: str, probe: Mapping[str, Any], shares: list[float]) -> list[Cell]:
+    is_auroc = probe["task"] == "multi-label"
+    key = "macro_auroc" if is_auroc else "accuracy"
+    scores = {row["fraction"]: _spread(row[key], row["subsets"]) for row in probe["fractions"]}
+    return [
+        name,
+        "macro AUROC" if is_auroc else "accuracy",
+        *(scores.get(share, DASH) for share in shares),
+        decimals(0.5 if is_auroc else probe["chance"]),
+        str(probe["features"]),
+        f"{probe['studies']['test']:,}",
+    ]
 
 
 def _spread(spread: Mapping[str, Any], subsets: int) -> str:
     if spread["mean"] is None:
         return "undefined"
     if spread["sd"] is None:
-        return f"{spread['mean']:.3f}"
-    return f"{spread['mean']:.3f} ± {spread['sd']:.3f} ({subsets})"
+        return decimals(spread["mean"])
+    return f"{decimals(spread['mean'])} ± {decimals(spread['sd'])} ({subsets})"
 
 
-def _ranks(one: Mapping[str, Any], recalls: list[str]) -> list[str]:
-    return [*[f"{one['recall'][k]:.3f}" for k in recalls], f"{one['median_rank']:.1f}".removesuffix(".0")]
+def _ranks(scores: Mapping[str, Any], recalls: list[str]) -> list[str]:
+    median = f"{scores['median_rank']:.1f}".removesuffix(".0")
+    return [*(decimals(scores["recall"][k]) for k in recalls), median]

@@ -1,4 +1,4 @@
-"""Stage 4: the report. ``page`` puts it together, every other file draws one section."""
+"""Stage 4: the report. ``page`` puts it together, every other module prepares one section for its template."""
 
 from recipes.medvlmoe.report.page import write_report
 

@@ -1,15 +1,19 @@
-"""Writes the report of a finished run: one HTML file made of what lies in the run's folder, nothing else."""
+"""Writes the report of a finished run: one HTML file made from the run's folder alone."""
 
 from pathlib import Path
 
 from recipes.medvlmoe.report.experts import expert_section
 from recipes.medvlmoe.report.run import Run, read_run
-from recipes.medvlmoe.report.scores import roc_section, score_section
-from recipes.medvlmoe.report.studies import study_section
-from recipes.medvlmoe.report.training import training_section
-from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, duration, facts, header, is_phantom
-from recipes.shared.report.html import Markup, page
+from recipes.medvlmoe.report.scores import roc_charts, score_table
+from recipes.medvlmoe.report.studies import example_studies
+from recipes.medvlmoe.report.training import CURVES
+from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
+from recipes.shared.report.files import content_of
+from recipes.shared.report.formats import decimals, interval_text
+from recipes.shared.report.pages import render
+from recipes.shared.report.training import training_charts
 
+TEMPLATES = Path(__file__).with_name("templates")
 FEW_POSITIVES = 10
 """Below this many positives (or negatives) a class' AUROC is called unsure."""
 
@@ -24,43 +28,57 @@ def write_report(run_dir: Path) -> Path:
             optionally, ``examples.npz``.
 
     Returns:
-        Where the report lies.
+        The report's path.
 
     Raises:
         ValueError: Naming the file that is missing or cannot be used.
     """
     run_dir = Path(run_dir)
     run = read_run(run_dir)
-    name = str(run.metrics["run"].get("name") or run_dir.resolve().name)
-    body = [
-        header(name, "MedVLMoE", run.metrics["run"], _headline(run), _notes(run)),
-        training_section(run),
-        score_section(run),
-        roc_section(run),
-        expert_section(run),
-        study_section(run),
-        _facts(run),
-    ]
+    with content_of(run_dir / "metrics.json"):
+        about, training = run.metrics["run"], run.metrics.get("training") or {}
+        name = str(about.get("name") or run_dir.resolve().name)
+        best_epoch = training.get("best_epoch")
+        content = {
+            "title": f"{name}: MedVLMoE report",
+            "header": header(name, "MedVLMoE", about, _headline(run), _notes(run)),
+            "best_epoch": best_epoch,
+            "scores": score_table(run),
+            "experts": expert_section(run),
+            "facts": facts(
+                about,
+                run.config,
+                time=("run time", run.metrics.get("seconds")),
+                peak_memory_bytes=run.metrics.get("peak_memory_bytes"),
+            ),
+        }
+        num_experts = content["experts"].num_experts if content["experts"] else None
+    with content_of(run_dir / "history.jsonl"):
+        content["training"] = training_charts(CURVES, run.history, best_epoch=best_epoch, num_experts=num_experts)
+    with content_of(run_dir / "predictions.csv"):
+        content["roc"] = roc_charts(run)
+    with content_of(run_dir / "examples.npz"):
+        content["studies"] = example_studies(run)
     target = run_dir / "report.html"
-    target.write_text(page(f"{name}: MedVLMoE report", body), encoding="utf-8")
+    target.write_text(render(TEMPLATES, **content), encoding="utf-8")
     return target
 
 
 def _headline(run: Run) -> list[Figure]:
-    """The figures at the top."""
+    """Returns the figures at the top."""
     test, training = run.metrics["test"], run.metrics.get("training") or {}
     macro, interval = test["macro_auroc"], test.get("macro_auroc_ci95")
-    detail = f"95% CI {interval[0]:.3f} to {interval[1]:.3f}" if interval else "no interval"
+    detail = f"95% CI {interval_text(interval)}" if interval else "no interval"
     entries = [
         Figure("Test macro AUROC", "undefined", "no class has both outcomes", True)
         if macro is None
-        else Figure("Test macro AUROC", f"{macro:.3f}", detail, True)
+        else Figure("Test macro AUROC", decimals(macro), detail, True)
     ]
     if test.get("accuracy") is not None:
-        entries.append(Figure("Test accuracy", f"{test['accuracy']:.3f}", "most probable class"))
+        entries.append(Figure("Test accuracy", decimals(test["accuracy"]), "most probable class"))
     val = run.metrics.get("val") or {}
     if val.get("macro_auroc") is not None:
-        entries.append(Figure("Validation macro AUROC", f"{val['macro_auroc']:.3f}", f"{val['studies']:,} studies"))
+        entries.append(Figure("Validation macro AUROC", decimals(val["macro_auroc"]), f"{val['studies']:,} studies"))
     entries.append(Figure("Test studies", f"{test['studies']:,}", f"{test['groups']:,} groups"))
     defined = len(run.classes) - len(test["undefined_classes"])
     entries.append(Figure("Classes", str(len(run.classes)), f"{defined} with both outcomes"))
@@ -71,7 +89,7 @@ def _headline(run: Run) -> list[Figure]:
 
 
 def _notes(run: Run) -> list[str]:
-    """What a reader must know before quoting a figure."""
+    """Returns what a reader must know before quoting a figure."""
     about, test = run.metrics["run"], run.metrics["test"]
     notes = [str(note) for note in about.get("notes") or ()]
     if is_phantom(about):
@@ -103,12 +121,3 @@ def _notes(run: Run) -> list[str]:
         notes.append("The best epoch is the last one: longer training might score higher.")
     notes.append(RESEARCH_NOTE)
     return notes
-
-
-def _facts(run: Run) -> Markup:
-    metrics, more = run.metrics, []
-    if metrics.get("seconds") is not None:
-        more.append(("run time", duration(metrics["seconds"])))
-    if metrics.get("peak_memory_bytes"):
-        more.append(("peak memory", f"{metrics['peak_memory_bytes'] / 2**30:.2f} GiB"))
-    return facts(metrics["run"], run.config, more)

@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder, and says which file is at fault when something is wrong."""
+"""Reads what a run left in its folder; every error names the file at fault."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from recipes.shared.report.files import MISSING, read_examples, read_history, read_object
+from recipes.shared.report.files import MISSING, check_section, read_examples, read_history, read_object
 
 HISTORY_KEYS = ("epoch", "train_loss")
 TEST_KEYS = ("macro_auroc", "per_class", "undefined_classes", "studies", "groups", "bootstrap")
@@ -54,10 +54,9 @@ def read_run(run_dir: Path) -> Run:
     """
     config = read_object(run_dir / "config.json")
     metrics = read_object(run_dir / "metrics.json", ("run", "test"))
-    for key in TEST_KEYS:
-        if key not in metrics["test"]:
-            raise ValueError(f'{run_dir / "metrics.json"}: "test" lacks the field "{key}".')
-    classes = metrics["run"].get("classes")
+    check_section(run_dir / "metrics.json", metrics, "test", TEST_KEYS)
+    check_section(run_dir / "metrics.json", metrics, "run", ("classes",))
+    classes = metrics["run"]["classes"]
     if not isinstance(classes, list) or set(classes) != set(metrics["test"]["per_class"]):
         raise ValueError(f'{run_dir / "metrics.json"}: "run" and "test" must name the same classes.')
     labels, probs = _predictions(run_dir / "predictions.csv", classes)

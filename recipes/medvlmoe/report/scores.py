@@ -8,38 +8,35 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from recipes.medvlmoe.report.run import Run
-from recipes.shared.report.bars import interval_bar
-from recipes.shared.report.charts import roc_chart
-from recipes.shared.report.html import Markup, section, table, tag
+from recipes.shared.report.charts import Chart, roc_chart
+from recipes.shared.report.formats import DASH, decimals, interval_text
+from recipes.shared.report.tables import Cell, Column, Interval, Table
 
 
-def score_section(run: Run) -> Markup:
-    """One row per class: AUROC with interval, average precision, how common the class is.
+def score_table(run: Run) -> Table:
+    """Returns one row per class: AUROC with interval, average precision, how common the class is.
 
     Args:
         run: The run.
     """
     test = run.metrics["test"]
     low = _axis_start(test)
-    ends = tag("span", tag("span", f"{low:.1f}"), tag("span", "AUROC"), tag("span", "1.0"), class_="ends")
-    head = ["Class", "AUROC", "95% CI", ends, "Average precision", "Prevalence", "Positives", "Negatives"]
-    macro = test["macro_auroc"]
-    first = [
-        "Macro mean",
-        *_auroc_cells(macro, test.get("macro_auroc_ci95"), low),
-        *["" for _ in range(4)],
+    columns = [
+        Column("Class", "text"),
+        Column("AUROC"),
+        Column("95% CI"),
+        Column("AUROC", "axis", (f"{low:.1f}", "1.0")),
+        Column("Average precision"),
+        Column("Prevalence"),
+        Column("Positives"),
+        Column("Negatives"),
     ]
-    rows = [first] + [_class_row(name, test["per_class"][name], low) for name in run.classes]
-    return section(
-        "Test scores by class",
-        table(head, rows, align="lrrwrrrr", total=True),
-        caption="AUROC of each class against the rest, with the 95% interval over resampled groups. The "
-        "dashed line is chance (0.5). Average precision of chance equals the prevalence.",
-    )
+    mean = ["Macro mean", *_auroc_cells(test["macro_auroc"], test.get("macro_auroc_ci95"), low), "", "", "", ""]
+    return Table(columns, [mean, *(_class_row(name, test["per_class"][name], low) for name in run.classes)], total=True)
 
 
-def roc_section(run: Run) -> Markup:
-    """One small ROC curve per class that has both outcomes.
+def roc_charts(run: Run) -> list[Chart]:
+    """Draws one small ROC curve per class that has both outcomes.
 
     Args:
         run: The run.
@@ -53,17 +50,11 @@ def roc_section(run: Run) -> Markup:
         false_positives, true_positives, _ = roc_curve(run.labels[known, c], run.probs[known, c])
         note = f"AUROC {values['auroc']:.3f}, {values['positives']:,} positive"
         charts.append(roc_chart(name, note, false_positives.tolist(), true_positives.tolist()))
-    if not charts:
-        return section("ROC curves", tag("p", "No class has both positives and negatives.", class_="muted"))
-    return section(
-        "ROC curves",
-        tag("div", *charts, class_="panels small"),
-        caption="True-positive rate (up) over false-positive rate (right) on the test split. Dotted: chance.",
-    )
+    return charts
 
 
 def _axis_start(test: Mapping[str, Any]) -> float:
-    """Left end of the AUROC axis: 0.4, or lower where an interval reaches lower."""
+    """Returns the left end of the AUROC axis: 0.4, or lower where an interval reaches lower."""
     lows = [0.4]
     for values in [*test["per_class"].values(), {"auroc": test["macro_auroc"]}]:
         if values["auroc"] is not None:
@@ -71,20 +62,19 @@ def _axis_start(test: Mapping[str, Any]) -> float:
     return floor(10 * min(lows) + 1e-9) / 10
 
 
-def _auroc_cells(value: float | None, interval: list[float] | None, low: float) -> list[object]:
+def _auroc_cells(value: float | None, interval: list[float] | None, low: float) -> list[Cell]:
     if value is None:
-        return ["–", "", tag("span", "undefined", class_="muted")]
-    ends = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "–"
-    return [f"{value:.3f}", ends, interval_bar(value, interval, low, 1.0)]
+        return [DASH, "", "undefined"]
+    return [decimals(value), interval_text(interval), Interval(value, interval, low, 1.0)]
 
 
-def _class_row(name: str, values: Mapping[str, Any], low: float) -> list[object]:
-    precision, prevalence = values.get("average_precision"), values.get("prevalence")
+def _class_row(name: str, values: Mapping[str, Any], low: float) -> list[Cell]:
+    prevalence = values.get("prevalence")
     return [
         name,
         *_auroc_cells(values["auroc"], values.get("auroc_ci95"), low),
-        "–" if precision is None else f"{precision:.3f}",
-        "–" if prevalence is None else f"{100 * prevalence:.1f}%",
+        decimals(values.get("average_precision")),
+        DASH if prevalence is None else f"{100 * prevalence:.1f}%",
         f"{values['positives']:,}",
         f"{values['negatives']:,}",
     ]

@@ -1,1 +1,1 @@
-"""Building blocks of self-contained HTML reports."""
+"""Building blocks of self-contained HTML reports: plain data on this side, Jinja templates on the other."""

@@ -1,32 +1,31 @@
-"""Line charts as inline SVG whose colours follow the page's theme.
+"""Line charts as inline SVG, drawn by Altair and turned into SVG by vl-convert, without a browser or a network.
 
-Figures are drawn by matplotlib in stand-in colours that are then replaced by the page's CSS variables.
-`matplotlib.figure.Figure` is used directly: pyplot, its backends and its list of open figures stay out.
+The charts' colours are the page's CSS variables, so that they follow its light or dark theme. Titles and legends are
+text of the page.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
+from itertools import count
+from math import ceil, floor
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+import altair as alt
+import numpy as np
+import vl_convert
+from markupsafe import Markup
 
-from recipes.shared.report.html import Markup, tag
-
-THEME = {
-    "#010203": "var(--ink)",
-    "#010204": "var(--muted)",
-    "#010205": "var(--line)",
-    "#0102f1": "var(--s1)",
-    "#0102f2": "var(--s2)",
-    "#0102f3": "var(--s3)",
-    "#0102f4": "var(--s4)",
-}
-INK, MUTED, LINE, *SERIES = THEME
-DASHES = {"solid": "-", "dashed": (0, (5, 2.5)), "dotted": (0, (1.2, 2))}
+INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--line)"
+SERIES = ("var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)")
+DASHES = {"solid": alt.Undefined, "dashed": [8, 4.5], "dotted": [2, 3]}
+"""Lengths of dashes and gaps."""
+TICK = (
+    "datum.value == 0 || (abs(datum.value) >= 1e-3 && abs(datum.value) < 1e5) ? format(datum.value, '~g') : "
+    "replace(replace(format(datum.value, '.2~e'), 'e-', 'e−'), 'e+', 'e')"
+)
+"""A tick's text as a Vega expression: ``5e−5`` instead of ``0.00005``, and no tail of zeros."""
+ROC_STEPS = 250
+"""A ROC curve keeps one point per cell of a grid with this many steps a side: finer ones cannot be seen."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +51,30 @@ class Line:
         return all(value is None for value in self.y)
 
 
-def svg(figure: Figure) -> Markup:
-    """Turns a figure into SVG for a page: themed, scalable, free of ids of its own and of outside names.
+@dataclass(frozen=True)
+class LegendEntry:
+    """A line of the legend: its text, and the colour and dash of the swatch."""
 
-    Args:
-        figure: A figure drawn in the colours of `THEME`.
+    label: str
+    colour: str
+    dash: str = "solid"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn chart.
+
+    Attributes:
+        title: What is shown, with its unit.
+        svg: The drawing.
+        note: A line under the title; may be empty.
+        legend: What its lines are; empty for a single line.
     """
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "report", "path.simplify_threshold": 0.3}
-    text = StringIO()
-    with matplotlib.rc_context(settings):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    drawn = text.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    drawn = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", drawn)
-    drawn = re.sub(r'<svg\b[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', drawn, count=1)
-    drawn = re.sub(r'\sid="\w+_\d+"', "", drawn).replace("xlink:href", "href")
-    for stand_in, variable in THEME.items():
-        drawn = drawn.replace(stand_in, variable)
-    return Markup(drawn)
+
+    title: str
+    svg: Markup
+    note: str = ""
+    legend: Sequence[LegendEntry] = ()
 
 
 def line_chart(
@@ -80,17 +84,15 @@ def line_chart(
     x_label: str,
     mark: tuple[float, float, str] | None = None,
     level: tuple[float, str] | None = None,
-    size: tuple[float, float] = (3.6, 2.3),
-) -> Markup:
-    """A small line chart with its title and legend as text of the page.
+) -> Chart:
+    """Draws a small line chart.
 
     Args:
         title: What is shown, with its unit.
         lines: Lines to draw; empty ones are left out.
         x_label: Name of the horizontal axis, whose ticks are whole numbers.
-        mark: A point to single out: x, y and what it is.
+        mark: A point to emphasise: x, y and what it is.
         level: A horizontal line for comparison: its height and what it is.
-        size: Width and height in inches of the drawing.
 
     Raises:
         ValueError: If no line has a value.
@@ -98,31 +100,32 @@ def line_chart(
     drawn = [line for line in lines if not line.is_empty()]
     if not drawn:
         raise ValueError(f"lines of the chart {title!r} must hold at least one value, got none.")
-    figure, axes = _axes(size)
-    for line in drawn:
-        y = [float("nan") if value is None else value for value in line.y]
-        few = len(y) < 3
-        axes.plot(
-            line.x, y, color=SERIES[line.series], linestyle=DASHES[line.dash], linewidth=1.8,
-            marker="o" if few else None, markersize=4,
-        )  # fmt: skip
-    legend = [(line.label, line.series, line.dash) for line in drawn] if len(drawn) > 1 else []
+    x = alt.X(
+        "x:Q",
+        title=x_label,
+        axis=alt.Axis(values=_whole_ticks([position for line in drawn for position in line.x]), format="d"),
+        scale=alt.Scale(zero=False, nice=False, padding=8),
+    )
+    y = alt.Y(
+        "y:Q",
+        title=None,
+        axis=alt.Axis(tickCount=4, labelExpr=TICK),
+        scale=alt.Scale(zero=False, nice=4),
+    )
+    layers = [layer.encode(x, y) for line in drawn for layer in _line(line)]
+    legend = [LegendEntry(line.label, SERIES[line.series], line.dash) for line in drawn] if len(drawn) > 1 else []
     if level is not None:
-        axes.axhline(level[0], color=MUTED, linestyle=DASHES["dotted"], linewidth=1.2)
-        legend.append((level[1], None, "dotted"))
+        layers.append(_rule([level[0]]).encode(y=y))
+        legend.append(LegendEntry(level[1], MUTED, "dotted"))
     if mark is not None:
-        axes.plot([mark[0]], [mark[1]], "o", color=SERIES[1], markersize=6.5, zorder=5)
-        legend.append((mark[2], 1, "solid"))
-    axes.margins(x=0.03, y=0.12)
-    axes.set_xlabel(x_label, color=MUTED)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(_short))
-    return tag("figure", tag("figcaption", title, _legend(legend)), svg(figure))
+        point = alt.Chart(_points([mark[0]], [mark[1]])).mark_point(filled=True, color=SERIES[1], size=60, opacity=1)
+        layers.append(point.encode(x, y))
+        legend.append(LegendEntry(mark[2], SERIES[1]))
+    return Chart(title, _svg(alt.layer(*layers), 264, 165, title), legend=legend)
 
 
-def roc_chart(title: str, note: str, false_positives: Sequence[float], true_positives: Sequence[float]) -> Markup:
-    """One class' ROC curve with the diagonal of a coin toss.
+def roc_chart(title: str, note: str, false_positives: Sequence[float], true_positives: Sequence[float]) -> Chart:
+    """Draws one class' ROC curve with the diagonal of a coin toss.
 
     Args:
         title: The class.
@@ -130,42 +133,66 @@ def roc_chart(title: str, note: str, false_positives: Sequence[float], true_posi
         false_positives: False-positive rates, ascending, from 0 to 1.
         true_positives: True-positive rates, of the same length.
     """
-    figure, axes = _axes((1.75, 1.75))
-    axes.plot([0, 1], [0, 1], color=MUTED, linestyle=DASHES["dotted"], linewidth=1)
-    axes.fill_between(false_positives, true_positives, color=SERIES[0], alpha=0.12, linewidth=0, step="post")
-    axes.plot(false_positives, true_positives, color=SERIES[0], linewidth=1.8)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-    axes.set_xticklabels(["0", "½", "1"])
-    axes.set_yticklabels(["0", "½", "1"])
-    return tag("figure", tag("figcaption", title, Markup("<br>"), tag("small", note)), svg(figure))
+
+    def axis(channel: type, field: str):
+        ticks = alt.Axis(values=[0, 0.5, 1], labelExpr="datum.value == 0.5 ? '½' : datum.value", title=None)
+        return channel(field, axis=ticks, scale=alt.Scale(domain=[-0.02, 1.02], nice=False))
+
+    x, y = axis(alt.X, "x:Q"), axis(alt.Y, "y:Q")
+    curve = alt.Chart(_thinned(false_positives, true_positives))
+    diagonal = alt.Chart(_points([0, 1], [0, 1])).mark_line(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
+    under = curve.mark_area(color=SERIES[0], opacity=0.12).encode(y2=alt.Y2Datum(0))
+    over = curve.mark_line(color=SERIES[0], strokeWidth=2)
+    layers = [layer.encode(x, y) for layer in (diagonal, under, over)]
+    return Chart(title, _svg(alt.layer(*layers), 130, 130, f"ROC curve of {title}"), note)
 
 
-def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(LINE)
-    axes.grid(color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9.5, labelcolor=MUTED)
-    axes.xaxis.label.set_size(9.5)
-    return figure, axes
+def _whole_ticks(x: Sequence[float]) -> list[int]:
+    """Returns at most six whole numbers in the range of x, whose step is 1, 2 or 5 times a power of ten."""
+    low, high = ceil(min(x)), floor(max(x))
+    steps = (lead * 10**power for power in count() for lead in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step < 6)
+    return list(range(-(-low // step) * step, high + 1, step))
 
 
-def _legend(entries: Sequence[tuple[str, int | None, str]]) -> Markup:
-    if not entries:
-        return Markup("")
-    items = []
-    for label, series, dash in entries:
-        colour = "var(--muted)" if series is None else THEME[SERIES[series]]
-        swatch = tag("i", class_=dash, style=f"border-color:{colour}")
-        items.append(tag("span", swatch, label))
-    return tag("span", *items, class_="legend")
+def _points(x: Sequence[float], y: Sequence[float | None]) -> alt.Data:
+    return alt.Data(values=[{"x": a, "y": b} for a, b in zip(x, y, strict=True)])
 
 
-def _short(value: float, _position: int | None = None) -> str:
-    """A tick's text: ``5e-5`` instead of ``0.00005``, and no tail of zeros."""
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}".replace("-", "−")
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}".replace("-", "−")
+def _thinned(x: Sequence[float], y: Sequence[float]) -> alt.Data:
+    cells = np.round(np.stack([x, y], axis=1) * ROC_STEPS) / ROC_STEPS
+    changes = np.any(np.diff(cells, axis=0, prepend=-1.0) != 0, axis=1)
+    return _points(*cells[changes].T.tolist())
+
+
+def _line(line: Line) -> list[alt.Chart]:
+    """Draws a line, and as points the values that no line reaches: those between gaps, or all of a very short one."""
+    colour, y = SERIES[line.series], [None, *line.y, None]
+    alone = [i for i in range(len(line.y)) if len(line.y) < 3 or y[i] is y[i + 2] is None]
+    curve = alt.Chart(_points(line.x, line.y)).mark_line(color=colour, strokeDash=DASHES[line.dash], strokeWidth=2.1)
+    if not alone:
+        return [curve]
+    data = _points([line.x[i] for i in alone], [line.y[i] for i in alone])
+    return [curve, alt.Chart(data).mark_point(filled=True, color=colour, size=36, opacity=1)]
+
+
+def _rule(heights: Sequence[float]) -> alt.Chart:
+    data = alt.Data(values=[{"y": height} for height in heights])
+    return alt.Chart(data).mark_rule(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
+
+
+def _svg(chart: alt.LayerChart, width: int, height: int, description: str) -> Markup:
+    """Draws a chart to scale with the page, without names of its own or of anything outside."""
+    axis = alt.AxisConfig(
+        domainColor=GRID, gridColor=GRID, gridWidth=0.7, ticks=False, labelColor=MUTED, titleColor=MUTED,
+        labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=4, labelPadding=5,
+    )  # fmt: skip
+    styled = chart.properties(width=width, height=height).configure(
+        background="none", aria=False, font="Arial", padding=2, view=alt.ViewConfig(stroke=None), axis=axis
+    )
+    drawn = vl_convert.vegalite_to_svg(styled.to_dict(validate=False))  # its parts were validated when they were made
+    view_box = re.search(r'viewBox="([\d. ]+)"', drawn)
+    if view_box is None:
+        raise RuntimeError(f"vl-convert drew {description!r} without a viewBox.")
+    opening = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(view_box.group(1), description)
+    return opening + Markup(drawn[drawn.index(">") + 1 :])

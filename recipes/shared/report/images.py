@@ -1,15 +1,14 @@
-"""Pictures inside a page: images, attention laid over them, boxes around findings."""
+"""Images inside a page: encoded in it, with colour maps over them and boxes around findings."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 
 import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from recipes.shared.report.html import Markup, html, join, tag
 
 LONGEST_SIDE = 448
 """Larger images are scaled down to this many pixels before they enter a page."""
@@ -95,15 +94,49 @@ def colour_field(values: NDArray[np.floating], low: float, high: float) -> NDArr
     return rgb.repeat(times, axis=0).repeat(times, axis=1)
 
 
+@dataclass(frozen=True)
+class FramedBox:
+    """A finding's box in pixels of its image, from its upper left corner."""
+
+    finding: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image with what is drawn over it.
+
+    Attributes:
+        image: The image as a ``data:`` address.
+        caption: Text below it.
+        alt: What the image is, for readers who do not see it.
+        width: Its width in pixels, in which the boxes are given.
+        height: Its height in pixels.
+        overlay: An image stretched over the whole image, as a ``data:`` address; empty for none.
+        boxes: Findings.
+    """
+
+    image: str
+    caption: str
+    alt: str
+    width: int
+    height: int
+    overlay: str = ""
+    boxes: Sequence[FramedBox] = ()
+
+
 def frame(
     pixels: NDArray[np.uint8],
-    caption: object,
+    caption: str,
     *,
     alt: str,
     overlay: NDArray[np.uint8] | None = None,
     boxes: Sequence[Mapping[str, object]] = (),
-) -> Markup:
-    """An image with what is drawn over it.
+) -> Frame:
+    """Returns an image with what is drawn over it.
 
     Args:
         pixels: The image, see `data_uri`.
@@ -112,18 +145,16 @@ def frame(
         overlay: RGBA image stretched over the whole image.
         boxes: Findings with ``finding``, ``x0``, ``y0``, ``x1`` and ``y1`` in pixels of ``pixels``.
     """
-    layers = [Markup(f'<img src="{data_uri(pixels)}" alt="{html(alt)}">')]
-    if overlay is not None:
-        layers.append(Markup(f'<img src="{data_uri(overlay)}" alt="">'))
-    if boxes:
-        layers.append(_boxes(boxes, pixels.shape[0], pixels.shape[1]))
-    return tag("figure", tag("div", *layers, class_="frame"), tag("figcaption", caption))
+    above = "" if overlay is None else data_uri(overlay)
+    height, width = pixels.shape[:2]
+    return Frame(data_uri(pixels), caption, alt, width, height, above, [_framed(box) for box in boxes])
 
 
-def _boxes(boxes: Sequence[Mapping[str, object]], height: int, width: int) -> Markup:
-    drawn = []
-    for box in boxes:
-        x0, y0, x1, y1 = (float(str(box[key])) for key in ("x0", "y0", "x1", "y1"))
-        place = {"x": x0, "y": y0, "width": max(x1 - x0, 0), "height": max(y1 - y0, 0)}
-        drawn += [tag("rect", class_="under", **place), tag("rect", tag("title", box["finding"]), **place)]
-    return tag("svg", join(drawn), viewBox=f"0 0 {width} {height}", preserveAspectRatio="none")
+def findings(boxes: Sequence[Mapping[str, object]]) -> str:
+    """Returns the names of the boxes' findings, each once, joined by commas."""
+    return ", ".join(dict.fromkeys(str(box["finding"]) for box in boxes))
+
+
+def _framed(box: Mapping[str, object]) -> FramedBox:
+    x0, y0, x1, y1 = (float(str(box[key])) for key in ("x0", "y0", "x1", "y1"))
+    return FramedBox(str(box["finding"]), x0, y0, max(x1 - x0, 0), max(y1 - y0, 0))

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.shared.report.images import LONGEST_SIDE, OVERLAY_SIDE, attention_overlay, colour_field, data_uri, frame
+from recipes.shared.report.images import (
+    LONGEST_SIDE,
+    OVERLAY_SIDE,
+    attention_overlay,
+    colour_field,
+    data_uri,
+    findings,
+    frame,
+)
+from recipes.shared.report.pages import SHARED, environment
 
 
 def decoded(uri):
@@ -58,12 +67,26 @@ def test_attention_refuses(weights, message):
 
 def test_boxes_are_drawn_in_the_image_s_own_pixels():
     boxes = [{"finding": "<Mass>", "x0": 2, "y0": 1, "x1": 6, "y1": 4}]
-    made = frame(np.zeros((10, 20), np.uint8), "a < b", alt='"x"', boxes=boxes)
+    image = frame(np.zeros((10, 20), np.uint8), "a < b", alt='"x"', boxes=boxes)
+    made = str(environment(SHARED).get_template("figure.html.j2").module.image_figure(image))
     assert 'viewBox="0 0 20 10"' in made
     assert 'x="2.0" y="1.0" width="4.0" height="3.0"' in made
     assert "&lt;Mass&gt;" in made
     assert "a &lt; b" in made
-    assert 'alt="&quot;x&quot;"' in made
+    assert 'alt="&#34;x&#34;"' in made
+    assert made.count("<img") == 1
+
+
+def test_an_overlay_lies_over_its_image():
+    overlay = np.zeros((4, 4, 4), np.uint8)
+    image = frame(np.zeros((8, 8), np.uint8), "map", alt="x", overlay=overlay)
+    made = str(environment(SHARED).get_template("figure.html.j2").module.image_figure(image))
+    assert made.index(image.image) < made.index(data_uri(overlay))
+    assert "<svg" not in made
+
+
+def test_findings_are_named_once():
+    assert findings([{"finding": "a"}, {"finding": "b"}, {"finding": "a"}]) == "a, b"
 
 
 def test_fields_are_coloured_cell_by_cell_up_to_a_common_height():

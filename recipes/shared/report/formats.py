@@ -1,0 +1,54 @@
+"""Numbers as a report writes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+DASH = "–"
+"""Stands where a figure is missing."""
+
+
+def decimals(value: float | None) -> str:
+    """A score with three decimals, a dash for ``None``."""
+    return DASH if value is None else f"{value:.3f}"
+
+
+def interval_text(interval: Sequence[float] | None, missing: str = DASH) -> str:
+    """The two ends of an interval.
+
+    Args:
+        interval: Lower and upper end, or ``None``.
+        missing: What stands for ``None``.
+    """
+    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else missing
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 as a whole percentage."""
+    return f"{100 * share:.0f}%"
+
+
+def duration(seconds: float) -> str:
+    """A span of time in the two largest of its units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def fact(key: str, value: Any) -> str:
+    """A value of ``metrics.json`` in words.
+
+    Lists are joined by commas, mappings become ``name value``, large parameter counts are in millions.
+
+    Args:
+        key: The value's field.
+        value: Anything that JSON can hold.
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{inner} {fact(key, content)}" for inner, content in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(fact(key, content) for content in value)
+    if key == "parameters" and isinstance(value, int):
+        return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:,}"
+    return "none" if value is None else str(value)
