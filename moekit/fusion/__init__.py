@@ -1,4 +1,4 @@
-"""Fusing token streams and feature maps: cross-attention both ways, attention over scales, pooling, a sigmoid gate."""
+"""Fusion of token streams and of feature maps: cross-attention, attention over scales, pooling, a sigmoid gate."""
 
 from moekit.fusion.attention import (
     AttentionFunction,

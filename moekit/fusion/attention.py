@@ -1,4 +1,4 @@
-"""Scaled dot-product attention behind one signature, so that a layer can be handed another implementation.
+"""Scaled dot-product attention behind one signature, so that a layer takes any implementation of it.
 
 Shape letters: B batch, H heads, M queries, N keys, d width of one head.
 """
@@ -18,10 +18,10 @@ XFORMERS_BIAS_ALIGNMENT = 8
 
 @runtime_checkable
 class AttentionFunction(Protocol):
-    """What `BidirectionalCrossAttention` accepts as ``attention``.
+    """A function that `BidirectionalCrossAttention` accepts as ``attention``.
 
-    The function computes ``softmax(scale * q kᵀ) v`` for each sample and head, over the keys that the mask
-    marks True, with dropout of probability ``dropout_p`` on the attention weights. Callers promise
+    The function computes ``softmax(scale * q kᵀ) v`` for each sample and head, over the keys at which the mask
+    is True, with dropout of probability ``dropout_p`` on the attention weights. The layer guarantees
     at least one True per sample, M >= 1, N >= 1 and finite keys and values at the masked positions.
     """
 
@@ -36,7 +36,7 @@ class AttentionFunction(Protocol):
         dropout_p: float,
         scale: float,
     ) -> Float[Tensor, "B H M d"]:
-        """Attend."""
+        """Computes attention."""
         ...
 
 
@@ -59,9 +59,9 @@ def sdpa_attention(
     dropout_p: float,
     scale: float,
 ) -> Float[Tensor, "B H M d"]:
-    """Attend with `torch.nn.functional.scaled_dot_product_attention`.
+    """Computes attention with `torch.nn.functional.scaled_dot_product_attention`.
 
-    PyTorch picks the kernel (flash, memory-efficient, cuDNN or plain) by device, dtype and shape.
+    PyTorch chooses the kernel (flash, memory-efficient, cuDNN or plain) by device, dtype and shape.
 
     Args:
         q: Queries, shape (B, H, M, d).
@@ -87,7 +87,7 @@ def weighted_attention(
     dropout_p: float,
     scale: float,
 ) -> WeightedAttention:
-    """Attend with an explicit softmax and return the attention weights too.
+    """Computes attention with an explicit softmax and returns the attention weights too.
 
     Scores, softmax and the weighted sum are computed in float32 (float64 for float64 inputs), also under
     autocast. Memory grows with M·N, so this is slower than `sdpa_attention`; the outputs are the same up
@@ -98,7 +98,7 @@ def weighted_attention(
         k: Keys, shape (B, H, N, d).
         v: Values, shape (B, H, N, d).
         mask: True where a key may be attended, or None for all of them.
-        dropout_p: Probability of dropping an attention weight on its way to the output, in [0, 1). The
+        dropout_p: Probability of dropping an attention weight from the output, in [0, 1). The
             returned weights are those before dropout.
         scale: Factor on ``q kᵀ`` before the softmax.
 
@@ -125,7 +125,7 @@ def xformers_attention(
     dropout_p: float,
     scale: float,
 ) -> Float[Tensor, "B H M d"]:
-    """Attend with `xformers.ops.memory_efficient_attention`, which wants tensors of shape (B, M, H, d).
+    """Computes attention with `xformers.ops.memory_efficient_attention`, which takes tensors of shape (B, M, H, d).
 
     xFormers is optional and is imported by the call. It runs on GPUs only; there is no fallback.
 
@@ -171,14 +171,14 @@ def xformers_attention(
 
 
 def additive_bias(mask: Bool[Tensor, "B 1 1 N"], q: Float[Tensor, "B H M d"]) -> Float[Tensor, "B H M N"]:
-    """Turn a key mask into the bias xFormers adds to the scores: 0 where True, -inf where False.
+    """Converts a key mask to the bias that xFormers adds to the scores: 0 where True, -inf where False.
 
     Args:
         mask: True where a key may be attended, shape (B, 1, 1, N).
         q: The queries, which give the dtype and the sizes H and M.
 
     Returns:
-        The bias, a view of a buffer of shape (B, 1, 1, N rounded up to 8): xFormers wants the full shape and
+        The bias, a view of a buffer of shape (B, 1, 1, N rounded up to 8): xFormers requires the full shape and
         aligned strides.
     """
     batch, num_keys = mask.shape[0], mask.shape[-1]

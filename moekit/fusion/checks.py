@@ -1,4 +1,4 @@
-"""Checks of the tokens and maps that the fusion layers get; they read shapes, dtypes and devices only."""
+"""Checks of the inputs of the fusion layers; they read shapes, dtypes and devices only."""
 
 from collections.abc import Sequence
 

@@ -20,9 +20,9 @@ class CrossAttentionOutput(NamedTuple):
     """Result of `BidirectionalCrossAttention`."""
 
     left: Float[Tensor, "B M D"]
-    """What each left token gathered from the right stream; the paper's F_v when left is vision."""
+    """Attended values of the left tokens, from the right stream; the paper's F_v when left is vision."""
     right: Float[Tensor, "B N D"]
-    """What each right token gathered from the left stream; the paper's F_t when right is text."""
+    """Attended values of the right tokens, from the left stream; the paper's F_t when right is text."""
     left_weights: Float[Tensor, "B H M N"] | None
     """Weights of left queries on right keys, or None unless ``need_weights``."""
     right_weights: Float[Tensor, "B H N M"] | None
@@ -30,15 +30,15 @@ class CrossAttentionOutput(NamedTuple):
 
 
 class BidirectionalCrossAttention(nn.Module):
-    """Let left tokens attend over right tokens and right tokens over left ones.
+    """Cross-attention of left tokens over right tokens and of right tokens over left ones.
 
         F_l = softmax(z_l W_Q (z_r W_K)^T / sqrt(d)) z_r W_V
         F_r = softmax(z_r W_Q (z_l W_K)^T / sqrt(d)) z_l W_V
 
-    with d = D / H the width of one head. Residual connections and normalisation are the caller's: the
-    paper has neither, and where they go differs from one model to the next.
+    with d = D / H the width of one head. Residual connections and normalisation are left to the caller: the
+    paper has neither, and their place differs between models.
 
-    A masked token counts for nothing, even when it holds NaN. Three kinds of output are exactly zero,
+    A masked token has no influence, even when it holds NaN. Three kinds of output are exactly zero,
     with zero gradient: those of masked queries, those of a sample whose other stream has no real token,
     and the weights of both.
 
@@ -49,9 +49,9 @@ class BidirectionalCrossAttention(nn.Module):
         left_dim: Width of the left tokens; ``dim`` by default.
         right_dim: Width of the right tokens; ``dim`` by default.
         num_heads: Number of heads H, a divisor of ``dim``.
-        tie_projections: Use one W_Q, W_K and W_V for both streams, as the paper prints it. Both streams
-            must then have the same width. The output projections stay apart.
-        output_projection: Apply a linear map of D to D, one for each direction, to the concatenated heads.
+        tie_projections: Whether to use one W_Q, W_K and W_V for both streams, as the paper prints it. Both streams
+            must then have the same width. The output projections stay separate.
+        output_projection: Whether to apply a linear map of D to D, one for each direction, to the concatenated heads.
         bias: Whether all projections add a bias.
         dropout: Probability of dropping an attention weight, in [0, 1); in training only.
         attention: Function that computes softmax attention, see `AttentionFunction`.
@@ -128,7 +128,7 @@ class BidirectionalCrossAttention(nn.Module):
             )
 
     def reset_parameters(self) -> None:
-        """Draw all projections anew: Xavier-uniform weights, zero biases."""
+        """Draws all projections anew: Xavier-uniform weights, zero biases."""
         for projections in (self.left_projections, self.right_projections):
             if projections is not None:
                 projections.reset_parameters()
@@ -145,14 +145,14 @@ class BidirectionalCrossAttention(nn.Module):
         right_mask: Bool[Tensor, "B N"] | None = None,
         need_weights: bool = False,
     ) -> CrossAttentionOutput:
-        """Attend in both directions.
+        """Computes attention in both directions.
 
         Args:
             left: Left tokens, shape (B, M, left_dim); M may be 0.
             right: Right tokens, shape (B, N, right_dim); N may be 0.
             left_mask: True at real left tokens, shape (B, M); None when all are real.
             right_mask: True at real right tokens, shape (B, N); None when all are real.
-            need_weights: Return the attention weights too. The softmax is then explicit, in float32, in
+            need_weights: Whether to return the attention weights too. The softmax is then explicit, in float32, in
                 place of ``attention``: the same outputs up to rounding, but slower and M·N in memory.
                 The returned weights are those before dropout.
 
@@ -191,7 +191,7 @@ class BidirectionalCrossAttention(nn.Module):
             mask = (key_mask | ~key_mask.any(dim=1, keepdim=True))[:, None, None, :]
         dropout = self.dropout if self.training else 0.0
         scale = query.shape[-1] ** -0.5
-        # An attention function need not know empty sequences; an explicit softmax takes them as they are.
+        # An attention function need not support empty sequences; the explicit softmax does.
         if need_weights or query.shape[2] == 0 or key.shape[2] == 0:
             attended = weighted_attention(query, key, value, mask=mask, dropout_p=dropout, scale=scale)
             return attended.output, attended.weights if need_weights else None
@@ -215,7 +215,7 @@ class BidirectionalCrossAttention(nn.Module):
                 check_same_device(f"{name}_mask", mask, name, tokens)
 
     def extra_repr(self) -> str:
-        """Show the widths and the options."""
+        """Shows the widths and the options."""
         return (
             f"dim={self.dim}, left_dim={self.left_dim}, right_dim={self.right_dim}, "
             f"num_heads={self.num_heads}, tie_projections={self.tie_projections}, dropout={self.dropout}, "
@@ -245,7 +245,7 @@ def _live_queries(
     keys: Float[Tensor, "B N R"],
     key_mask: Bool[Tensor, "B N"] | None,
 ) -> Bool[Tensor, "B M"] | None:
-    """Queries that are real and have a real key, or None when all of them are so."""
+    """Returns True for queries that are real and have a real key, or None where all are."""
     if keys.shape[1] == 0:
         return torch.zeros(queries.shape[:2], dtype=torch.bool, device=queries.device)
     if key_mask is None:

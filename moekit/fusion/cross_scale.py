@@ -18,7 +18,7 @@ from moekit.fusion.checks import check_maps
 LogitsAt = Literal["own", "aligned"]
 LOGITS_AT = ("own", "aligned")
 OnScale = Callable[[int, Tensor], Tensor]
-"""What happens to the map of one scale, given its number."""
+"""A function of the index of a scale and its map."""
 
 
 class CrossScaleOutput(NamedTuple):
@@ -27,20 +27,20 @@ class CrossScaleOutput(NamedTuple):
     output: Float[Tensor, "B D H W"]
     """The fused map."""
     weights: Float[Tensor, "B L H W"] | None
-    """Weight of every scale at every location, float32 or wider, summing to 1 over L; None unless asked for."""
+    """Weight of every scale at every location, float32 or wider, summing to 1 over L; None unless ``need_weights``."""
 
 
 class CrossScaleAttention(nn.Module):
-    """Fuse a pyramid of feature maps into one map, weighting the scales anew at every location.
+    """Fuses a pyramid of feature maps into one map, with weights of the scales for every location.
 
         F_l = align(W_l x_l + b_l),    beta = softmax over l of head_l(F_l),    output = sum_l beta_l * F_l
 
     ``align`` is bilinear in two dimensions (``align_corners=False``) to the size of one of the maps. A head is a 1x1
-    convolution to h channels, ReLU, a 1x1 convolution to one; each scale has its own, since what its features mean
-    is its own too, and the biases learn how much a scale counts in general. The last layer of the heads starts at
-    zero, so all scales count alike at first; other weights start Xavier-uniform, other biases at zero.
+    convolution to h channels, ReLU, a 1x1 convolution to one; each scale has its own, since its features have
+    meanings of their own, and the biases learn the general weight of a scale. The last layer of the heads starts at
+    zero, so all scales have equal weights at first; other weights start Xavier-uniform, other biases at zero.
 
-    Cost in multiply-adds per sample, with s_l = min(S_l, S) and without the resizing (four for each value made):
+    Cost in multiply-adds per sample, with s_l = min(S_l, S) and without the resizing (four for each value):
 
     | part | formula | Swin-T at 224 px, D = 192, h = 48, ``align_to=1`` |
     |---|---|---:|
@@ -50,13 +50,13 @@ class CrossScaleAttention(nn.Module):
     | weighted sum | L S D | 602,112 |
 
     (C = 96, 192, 384, 768 and S_l = 3136, 784, 196, 49.) With ``align_to=0`` the heads cost 38,584,560 and 116,207,616.
-    s_l is what it is because a projection and bilinear resizing commute: both are linear, and bilinear weights sum
-    to 1, so the bias passes too. A finer map is resized before its projection, a coarser one after it.
+    The smaller size suffices because a projection and bilinear resizing commute: both are linear, and bilinear weights
+    sum to 1, so the bias commutes too. A finer map is resized before its projection, a coarser one after it.
 
     Args:
         channels: Channels of the maps, ``(C_1, ..., C_L)``, as a backbone's ``feature_info.channels()``.
         dim: Common width D.
-        align_to: Index of the map whose size the output has; negative ones count from the last.
+        align_to: Index of the map that sets the size of the output; negative ones count from the last.
         logits_at: ``"own"`` scores each scale at its own resolution (a scale finer than the output: at that of the
             output, which is cheaper still) and resizes the one-channel map of scores; ``"aligned"`` resizes the
             features and scores these. The same for linear heads; else they differ where a head is not linear.
@@ -70,9 +70,9 @@ class CrossScaleAttention(nn.Module):
 
     Reference:
         MedMoE, section 4.3: V_k = sum_l beta_k^(l) F_k^(l) with weights per location from "the expert's
-        scale-attention module", whose form is not given. Ours: the heads, the softmax, the size of the output, and
-        ``"own"`` as the default. The public release interpolates flattened sequences, which mixes positions; here
-        rows and columns are resized as such.
+        scale-attention module", whose form is not specified. Chosen here: the heads, the softmax, the size of the
+        output, and ``"own"`` as the default. The public release interpolates flattened sequences, mixing positions;
+        here rows and columns are resized as such.
 
     Example:
         >>> fuse = CrossScaleAttention((8, 16, 32), 12)
@@ -127,7 +127,7 @@ class CrossScaleAttention(nn.Module):
             raise ValueError(f"align_to must be the index of one of the {count} maps, got {self.align_to}.")
 
     def reset_parameters(self) -> None:
-        """Draw the projections and heads anew; the last layer of every head becomes zero."""
+        """Draws the projections and heads anew; the last layer of every head becomes zero."""
         for scale in range(len(self.channels)):
             for layer in (self.projection(scale), *self.head(scale)):
                 nn.init.xavier_uniform_(layer.weight)
@@ -136,19 +136,19 @@ class CrossScaleAttention(nn.Module):
             nn.init.zeros_(self.head(scale)[-1].weight)
 
     def projection(self, scale: int) -> nn.Conv2d:
-        """The projection of a scale."""
+        """Returns the projection of a scale."""
         return cast(nn.Conv2d, self.projections[scale])
 
     def head(self, scale: int) -> list[nn.Conv2d]:
-        """The convolutions of a scale's head, between which is a ReLU."""
+        """Returns the convolutions of a scale's head, between which is a ReLU."""
         return [layer for layer in self.heads[scale].children() if isinstance(layer, nn.Conv2d)]
 
     def forward(self, maps: Sequence[Float[Tensor, "..."]], *, need_weights: bool = False) -> CrossScaleOutput:
-        """Fuse the maps.
+        """Fuses the maps.
 
         Args:
             maps: One map for each scale, shapes (B, C_l, H_l, W_l), in any order of sizes.
-            need_weights: Return the weights of the scales too.
+            need_weights: Whether to return the weights of the scales too.
 
         Returns:
             The fused map (B, D, H, W), and the weights (B, L, H, W) or None.
@@ -167,7 +167,7 @@ class CrossScaleAttention(nn.Module):
         return fused if need_weights else CrossScaleOutput(fused.output, None)
 
     def extra_repr(self) -> str:
-        """Show the widths and the options."""
+        """Shows the widths and the options."""
         return (
             f"channels={self.channels}, dim={self.dim}, align_to={self.align_to}, "
             f"logits_at={self.logits_at!r}, hidden_dim={self.hidden_dim}"
@@ -177,7 +177,7 @@ class CrossScaleAttention(nn.Module):
 def fuse_scales(
     maps: Sequence[Tensor], project: OnScale, score: OnScale, *, align_to: int, logits_at: LogitsAt
 ) -> CrossScaleOutput:
-    """The computation of `CrossScaleAttention`, for whatever projects and scores a scale.
+    """Computes `CrossScaleAttention` with any functions that project and score a scale.
 
     Args:
         maps: One map for each scale, shapes (B, C_l, H_l, W_l).
@@ -205,8 +205,8 @@ def fuse_scales(
     return CrossScaleOutput(output, weights)
 
 
-def resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bring ``x`` to the height and width of ``like``, bilinearly, in its own dtype under autocast too."""
-    if x.shape[-2:] == like.shape[-2:]:
+def resize(x: Tensor, reference: Tensor) -> Tensor:
+    """Resizes ``x`` to the height and width of ``reference`` bilinearly, in its own dtype under autocast too."""
+    if x.shape[-2:] == reference.shape[-2:]:
         return x
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False).to(x.dtype)
+    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False).to(x.dtype)

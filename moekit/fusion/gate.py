@@ -24,13 +24,13 @@ class GateOutput(NamedTuple):
 
 
 class ModalityGate(nn.Module):
-    """Weight concatenated features by a sigmoid gate computed from all of them.
+    """Weights concatenated features by a sigmoid gate computed from all of them.
 
         G(F) = sigmoid(W_g F + b),    output = F * G(F)
 
     The gate starts at one constant, ``initial_gate``, whatever the input: W_g starts at zero and b at the
-    constant's logit. From 0.5, the default and the value of a gate without bias, the sigmoid learns fastest;
-    near 1 the gate starts open and the layer close to the identity.
+    constant's logit. At 0.5, the default and the value of a gate without bias, the sigmoid has its largest gradient;
+    near 1 the layer starts close to the identity.
 
     Args:
         widths: Widths of the concatenated modalities in order, e.g. ``(512, 512)``; D is their sum.
@@ -42,10 +42,10 @@ class ModalityGate(nn.Module):
 
     Raises:
         ValueError: If ``widths`` is empty or holds a width below 1, ``per`` is neither value,
-            ``initial_gate`` lies outside (0, 1), or is not 0.5 without a bias to hold it.
+            ``initial_gate`` lies outside (0, 1), or is not 0.5 while ``bias`` is False.
 
     Reference:
-        MedVLMoE, section 3.3: G(F) = σ(W_g F), without saying what the gate multiplies or how many values
+        MedVLMoE, section 3.3: G(F) = σ(W_g F), without stating what the gate multiplies or how many values
         it has. Here it multiplies F; D values by default, one per modality as an option. Deviations: the
         bias, which ``bias=False`` removes, and the start at a constant.
 
@@ -87,14 +87,14 @@ class ModalityGate(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Put every gate back to ``initial_gate``."""
+        """Resets every gate to ``initial_gate``."""
         nn.init.zeros_(self.projection.weight)
-        # torch's stubs say a bias is always there.
+        # torch's stubs declare a bias in every layer.
         if self.projection.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             nn.init.constant_(self.projection.bias, math.log(self.initial_gate / (1.0 - self.initial_gate)))
 
     def forward(self, features: Float[Tensor, "... D"]) -> GateOutput:
-        """Gate the features.
+        """Gates the features.
 
         Args:
             features: Concatenated features of the modalities, shape (..., D).
@@ -116,5 +116,5 @@ class ModalityGate(nn.Module):
         return GateOutput(torch.cat(weighted, dim=-1), gate)
 
     def extra_repr(self) -> str:
-        """Show the widths and the options."""
+        """Shows the widths and the options."""
         return f"widths={self.widths}, per={self.per!r}, initial_gate={self.initial_gate}"

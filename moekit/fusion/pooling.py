@@ -1,7 +1,7 @@
 """Pooling of padded token sequences into one vector for each sample.
 
 All functions take tokens of shape (B, S, D) and a bool mask of shape (B, S), True at real tokens, or
-None when all tokens are real. What a masked token holds never matters, NaN included, and a sample with no
+None when all tokens are real. The values of masked tokens never matter, NaN included, and a sample with no
 real token gives zeros. None of them reads a value back to the host.
 
 Shape letters: B batch, S sequence, D width.
@@ -16,7 +16,7 @@ from moekit.fusion.checks import check_tokens
 
 
 def masked_mean(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B D"]:
-    """Average the real tokens of each sample.
+    """Averages the real tokens of each sample.
 
     The sum is taken in float32 (float64 for float64 tokens), so a long sequence in float16 does not overflow.
 
@@ -43,7 +43,7 @@ def masked_mean(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None
 
 
 def masked_max(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B D"]:
-    """Take the maximum of each feature over the real tokens of each sample.
+    """Takes the maximum of each feature over the real tokens of each sample.
 
     Args:
         tokens: Tokens, shape (B, S, D).
@@ -63,7 +63,7 @@ def masked_max(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None 
 
 
 def first_token(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B D"]:
-    """Take the first real token of each sample, e.g. an encoder's class token.
+    """Takes the first real token of each sample, e.g. an encoder's class token.
 
     Args:
         tokens: Tokens, shape (B, S, D).
@@ -83,7 +83,7 @@ def first_token(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None
 
 
 def last_token(tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None = None) -> Float[Tensor, "B D"]:
-    """Take the last real token of each sample, the one that has seen all others in a causal model.
+    """Takes the last real token of each sample, which in a causal model depends on all others.
 
     Args:
         tokens: Tokens, shape (B, S, D).

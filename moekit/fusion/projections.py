@@ -51,12 +51,12 @@ class TokenProjections(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the projections anew: Xavier-uniform weights, zero biases."""
+        """Draws the projections anew: Xavier-uniform weights, zero biases."""
         for linear in (self.query, self.key, self.value):
             reset_linear(linear)
 
     def forward(self, tokens: Float[Tensor, "B S W"]) -> ProjectedTokens:
-        """Project the tokens and split the result into heads."""
+        """Projects the tokens and splits the result into heads."""
         return ProjectedTokens(
             self._split_heads(self.query(tokens)),
             self._split_heads(self.key(tokens)),
@@ -68,13 +68,13 @@ class TokenProjections(nn.Module):
         return x.view(batch, sequence, self.num_heads, dim // self.num_heads).transpose(1, 2)
 
     def extra_repr(self) -> str:
-        """Show the number of heads."""
+        """Shows the number of heads."""
         return f"num_heads={self.num_heads}"
 
 
 def reset_linear(linear: nn.Linear) -> None:
-    """Draw a linear map anew: Xavier-uniform weight, zero bias."""
+    """Draws a linear map anew: Xavier-uniform weight, zero bias."""
     nn.init.xavier_uniform_(linear.weight)
-    # torch's stubs say a bias is always there.
+    # torch's stubs declare a bias in every layer.
     if linear.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
         nn.init.zeros_(linear.bias)
