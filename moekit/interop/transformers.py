@@ -1,28 +1,39 @@
 """Blocks of Hugging Face ``transformers`` as :class:`~moekit.layer.SparseMoE`. Does not import it."""
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 
+from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts, Impl
+from moekit.interop._transformers_check import check_small_copy
+from moekit.interop._transformers_read import BlockContents, read_block
 from moekit.layer import SparseMoE
-from moekit.routers.gate import Gate
 from moekit.routers.hard import HardRouter
 from moekit.routers.top_k import TopKRouter
 
 
 def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
-    """Copies a ``MixtralSparseMoeBlock`` or ``Qwen3MoeSparseMoeBlock`` into a :class:`~moekit.layer.SparseMoE`.
+    """Copies a sparse block of ``transformers`` into a :class:`~moekit.layer.SparseMoE` that computes the same.
 
-    Both hold ``gate.weight (E, D)``, ``experts.gate_up_proj (E, 2F, D)`` (gate rows first) and
-    ``experts.down_proj (E, D, F)``, with SiLU; Mixtral always renormalises the gates, Qwen3 as its
-    ``norm_topk_prob`` says. The layer takes device and dtype of the block; weights are copies.
+    Converted are ``MixtralSparseMoeBlock``, ``Qwen2MoeSparseMoeBlock`` and ``Qwen3MoeSparseMoeBlock``: softmax top-k
+    routing with or without renormalised gates (``norm_topk_prob``), gated experts with SiLU or GELU, and Qwen2-MoE's
+    shared expert with its sigmoid gate. Anything else is refused by name: every parameter, buffer, submodule, hook
+    and setting of the block must be one that has a place in the layer, and a copy of the block with small random
+    weights must give the layer's output and gradients. So a class that a later ``transformers`` changes is refused,
+    not misread.
+
+    Each part of the layer takes device, dtype and ``requires_grad`` of its weights, which are copies; the layer takes
+    the block's mode. The layer computes router logits in float32 also in half-precision models, where the block
+    rounds them: there, nearly equal experts may be ranked otherwise.
 
     Args:
-        block: The block.
+        block: The block, e.g. ``model.model.layers[0].mlp``.
         impl: See :class:`~moekit.experts.ffn.FFNExperts`.
 
     Raises:
-        ValueError: If the block is not laid out like this, or has ``router_jitter_noise``.
+        ValueError: If the block is of another class, or has anything that the layer would not have.
 
     Example:
         >>> from transformers import MixtralConfig
@@ -34,48 +45,42 @@ def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
         >>> torch.allclose(from_transformers(block)(x).output, block(x), atol=1e-6)
         True
     """
-    gate = _tensor(block, "gate.weight")
-    up, down = _tensor(block, "experts.gate_up_proj"), _tensor(block, "experts.down_proj")
+    contents = read_block(block)
+    check_small_copy(block, contents, lambda small: _build(small, "reference"))
+    return _build(contents, impl).train(block.training)
+
+
+class _Place(TypedDict):
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _place(weight: Tensor) -> _Place:
+    return {"device": weight.device, "dtype": weight.dtype}
+
+
+def _build(contents: BlockContents, impl: Impl) -> SparseMoE:
+    gate, up, down, shared = contents.gate, contents.gate_up_proj, contents.down_proj, contents.shared
     num_experts, dim, hidden_dim = down.shape
-    if gate.shape != (num_experts, dim) or up.shape != (num_experts, 2 * hidden_dim, dim):
-        raise ValueError(
-            f"block must hold gate (E, D), gate_up_proj (E, 2F, D) and down_proj (E, D, F), got "
-            f"{tuple(gate.shape)}, {tuple(up.shape)} and {tuple(down.shape)}."
-        )
-    hidden_act = getattr(getattr(block, "experts", None), "act_fn", None)
-    if type(hidden_act).__name__ not in ("SiLUActivation", "SiLU"):
-        raise ValueError(f"block must use SiLU in its experts, got {hidden_act!r}.")
-    if float(getattr(block, "jitter_noise", 0.0) or 0.0) > 0:
-        raise ValueError(
-            "block must have router_jitter_noise=0, got "
-            f"{block.jitter_noise}: in transformers it also perturbs what the experts see, in moekit only the router."
-        )
-    router = getattr(block, "gate")  # noqa: B009 (its type is unknown here)
-    top_k = int(router.top_k)
-    renormalize = bool(getattr(router, "norm_topk_prob", True))
-    options: dict[str, torch.device | torch.dtype] = {"device": down.device, "dtype": down.dtype}
-    if renormalize and top_k == 1:  # a single gate divided by itself: 1, without a gradient
-        new_router = HardRouter(dim, num_experts, gradient="none", **options)  # pyright: ignore[reportArgumentType]
+    if contents.renormalize and contents.top_k == 1:  # a single gate divided by itself: 1, without a gradient
+        router = HardRouter(dim, num_experts, gradient="none", **_place(gate))
     else:
-        new_router = TopKRouter(dim, num_experts, top_k, renormalize=renormalize, **options)  # pyright: ignore[reportArgumentType]
-    moe = SparseMoE(
-        new_router,
-        FFNExperts(dim, hidden_dim, num_experts, activation="swiglu", impl=impl, **options),  # pyright: ignore[reportArgumentType]
-    )
-    assert isinstance(new_router.gate, Gate)
+        router = TopKRouter(dim, num_experts, contents.top_k, renormalize=contents.renormalize, **_place(gate))
+    experts = FFNExperts(dim, hidden_dim, num_experts, activation=contents.activation, impl=impl, **_place(down))
+    pairs = [(next(router.parameters()), gate), (experts.up_proj, up), (experts.down_proj, down)]
+    shared_expert = None
+    if shared is not None:
+        hidden = shared.down_proj.shape[1]
+        shared_expert = FFN(dim, hidden, activation=contents.activation, gated=True, **_place(shared.down_proj))
+        assert shared_expert.gate is not None
+        both = torch.cat([shared.gate_proj, shared.up_proj]).requires_grad_(shared.up_proj.requires_grad)
+        pairs += [
+            (shared_expert.up_proj.weight, both),
+            (shared_expert.down_proj.weight, shared.down_proj),
+            (shared_expert.gate.weight, shared.gate),
+        ]
     with torch.no_grad():
-        for mine, theirs in (
-            (new_router.gate.layers[0].weight, gate),
-            (moe.experts.up_proj, up),
-            (moe.experts.down_proj, down),
-        ):
-            assert isinstance(mine, Tensor)
+        for mine, theirs in pairs:
             mine.copy_(theirs)
-    return moe.train(block.training)
-
-
-def _tensor(block: nn.Module, name: str) -> Tensor:
-    try:
-        return block.get_parameter(name)
-    except AttributeError:
-        raise ValueError(f"block must hold the parameter {name!r}, got a {type(block).__name__} without it.") from None
+            mine.requires_grad_(theirs.requires_grad)
+    return SparseMoE(router, experts, shared=shared_expert)
