@@ -1,12 +1,10 @@
 """From settings to a model, and from a run's folder back to one without asking any hub."""
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from recipes.medmoe.config import Config
 from recipes.medmoe.model import MedMoE
+from recipes.shared.checkpoints import load_weights
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.encoders.pyramid import PyramidEncoder, load_pyramid_encoder
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
@@ -53,11 +51,7 @@ def load_model(run: Path, checkpoint: str = "best") -> tuple[MedMoE, Config]:
     """
     config = Config.from_json(read_json(run / "config.json"))
     about = read_json(run / "encoders" / "model.json")
-    path = run / "checkpoints" / f"{checkpoint}.ckpt"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: pretrain the run first.")
     image_encoder = PyramidEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
     model = MedMoE(config.model, image_encoder, TextEncoder.from_saved(run / "encoders" / "text"))
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
+    load_weights(model, run, checkpoint)
     return model.eval(), config

@@ -1,10 +1,10 @@
 """The settings of a run, and the presets ``paper``, ``release`` and ``tiny``."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from recipes.shared.settings import known_fields
+from recipes.shared.settings import RunSettings, TrainSettings
 
 MODALITIES = ("xray", "ct", "mri", "ultrasound", "pathology", "fundus")
 """The six kinds of image of the public release; expert k is meant for the k-th."""
@@ -127,13 +127,11 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TrainSettings):
     """How it is trained."""
 
     epochs: int = 50
     """Passes over the training split."""
-    warmup_epochs: float = 1
-    """Linear warm-up; then a cosine to zero."""
     batch_size: int = 32
     """Pairs per step, device and micro-batch."""
     accumulate: int = 10
@@ -143,7 +141,7 @@ class TrainConfig:
     lr: float = 5e-5
     """Learning rate."""
     weight_decay: float = 1e-6
-    """On matrices only."""
+    """On the weight matrices of linear, convolutional and expert layers."""
     clip_norm: float = 0.25
     """Largest norm of the gradient; 0 for no limit."""
     global_weight: float = 1.0
@@ -162,58 +160,21 @@ class TrainConfig:
     """Coefficient of the load-balancing loss, for data without modalities."""
     gather: bool = True
     """Whether the global loss contrasts over all devices."""
-    augment: bool = True
-    """Small shifts, rotations, scalings and changes of exposure."""
     patience: int = 10
     """Stop after so many epochs without a better validation loss."""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
-    """Lightning's name of the precision."""
-    accelerator: str = "auto"
-    """Lightning's name of the accelerator."""
-    devices: int = 1
-    """How many of them."""
-    workers: int = 4
-    """Processes that load data; 0 loads in the main process."""
-    cache_images: bool = False
-    """Keep decoded images in memory."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunSettings):
     """A run."""
 
     preset: Literal["paper", "release", "tiny"] = "paper"
     """Where the defaults come from."""
     out: Path = Path("runs/medmoe")
     """Folder of the run."""
-    seeds: tuple[int, ...] = (0,)
-    """One run per seed; several go to OUT/seed-N."""
-    resume: bool = False
-    """Go on from OUT/checkpoints/last.ckpt."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Config":
-        """From what :meth:`to_json` gave, once written and read."""
-        data = dict(values["data"])
-        data["phantom"] = PhantomConfig(**data["phantom"])
-        data["manifest"] = ManifestConfig(**data["manifest"])
-        data["shards"] = ShardConfig(**data["shards"])
-        return cls(
-            preset=values["preset"],
-            out=Path(values["out"]),
-            seeds=tuple(values["seeds"]),
-            resume=values["resume"],
-            data=DataConfig(**data),
-            model=ModelConfig(**known_fields(ModelConfig, values["model"])),
-            train=TrainConfig(**values["train"]),
-        )
 
 
 def paper() -> Config:

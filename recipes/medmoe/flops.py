@@ -71,8 +71,8 @@ class ImageSide(nn.Module):
 
     def __init__(self, model: MedMoE, *, run_all: bool) -> None:
         super().__init__()
-        parts = ["image_encoder", "image_projection", "experts", "region_projection"]
-        parts += [] if model.router is None else ["router_norm", "router"]
+        parts = ["image_encoder", "image_projection", "moe", "region_projection"]
+        parts += [] if model.config.route_on == "label" else ["router_norm"]
         self.parts = nn.ModuleDict({name: model.get_submodule(name) for name in parts})
         self.run_all = run_all
         self._model = [model]  # in a list, so that the text side is no part of this module
@@ -84,7 +84,7 @@ class ImageSide(nn.Module):
         routing = model.route(image=image, text=_blank_text(model, image), labels=images.new_zeros(len(images)).long())
         if not self.run_all:
             return image.embedding, model.local(image, routing).regions
-        maps = model.experts.run_all(image.maps)
+        maps = model.moe.experts.run_all(image.maps)
         chosen = maps[torch.arange(len(maps)), routing.expert_ids[:, 0]] * routing.gates[:, :, None, None]
         return image.embedding, model.region_projection(chosen)
 

@@ -4,16 +4,17 @@ Shape letters: B pairs, L scales, C_l channels of a scale, h and w the aligned m
 D the common width, K experts.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit import CrossScaleExperts, DispatchPlan, HardRouter, Routing, first_token, masked_mean, plan_dispatch
+from moekit import CrossScaleExperts, HardRouter, RouterStats, Routing, SparseMoE, first_token, masked_mean
 from moekit.contrastive import aggregate_word_pieces
 from recipes.medmoe.config import ModelConfig
 from recipes.medmoe.data.tokens import Tokens
+from recipes.medmoe.label_router import LabelRouter
 from recipes.shared.encoders.pyramid import PyramidEncoder
 from recipes.shared.encoders.text import TextEncoder
 
@@ -21,7 +22,7 @@ _POOLINGS = {"mean": masked_mean, "first": first_token}
 
 
 class ImageFeatures(NamedTuple):
-    """What the image encoder sees.
+    """What the image encoder makes of images.
 
     Attributes:
         maps: One ``(B, C_l, H_l, W_l)`` per scale, fine to coarse.
@@ -35,7 +36,7 @@ class ImageFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    """What the text encoder reads.
+    """What the text encoder makes of texts.
 
     Attributes:
         words: ``(B, N, D)``.
@@ -51,16 +52,18 @@ class TextFeatures(NamedTuple):
 
 
 class LocalFeatures(NamedTuple):
-    """What the chosen experts see.
+    """What the chosen experts make of images.
 
     Attributes:
         regions: ``(B, D, h, w)``.
         routing: One row per image.
+        stats: What the sparse layer counted.
         scale_weights: ``(B, L, h, w)``, β of each image's own expert; on request.
     """
 
     regions: Tensor
     routing: Routing
+    stats: RouterStats
     scale_weights: Tensor | None = None
 
 
@@ -95,7 +98,7 @@ class MedMoE(nn.Module):
         self.image_projection = nn.Linear(image_encoder.dim, config.dim)
         self.text_projection = nn.Linear(text_encoder.dim, config.dim)
         self.word_projection = nn.Linear(text_encoder.dim, config.dim)
-        self.experts = CrossScaleExperts(
+        experts = CrossScaleExperts(
             image_encoder.channels,
             config.expert_dim,
             config.num_experts,
@@ -105,11 +108,12 @@ class MedMoE(nn.Module):
             logits_at=config.scale_logits,
         )
         self.region_projection = nn.Conv2d(config.expert_dim, config.dim, 1)
-        self.router = None
-        if config.route_on != "label":
+        if config.route_on == "label":
+            self.moe = SparseMoE(LabelRouter(config.num_experts), experts)
+        else:
             width = image_encoder.dim if config.route_on == "image" else text_encoder.dim
             self.router_norm = nn.LayerNorm(width)
-            self.router = HardRouter(
+            router = HardRouter(
                 width,
                 config.num_experts,
                 gradient=config.router_gradient,
@@ -117,9 +121,11 @@ class MedMoE(nn.Module):
                 gate_bias=True,
                 init_scale=1.0,
             )
+            self.moe = SparseMoE(router, experts)
+        self.register_load_state_dict_pre_hook(_rename_old_weights)
 
     def train(self, mode: bool = True) -> "MedMoE":
-        """A frozen text encoder stays without dropout."""
+        """Sets the mode; a frozen text encoder stays without dropout."""
         super().train(mode)
         if self.config.text_frozen:
             self.text_encoder.eval()
@@ -157,53 +163,38 @@ class MedMoE(nn.Module):
         Raises:
             ValueError: If what decides was not given, or a label is not known.
         """
-        given = {"image": image, "text": text, "label": labels}[self.config.route_on]
-        if given is None:
+        router_input = {"image": image, "text": text, "label": labels}[self.config.route_on]
+        if router_input is None:
             raise ValueError(f"the model routes on the {self.config.route_on}, which was not given.")
-        if isinstance(given, Tensor):
-            return label_routing(given, self.config.num_experts)
-        assert self.router is not None
-        return self.router(self.router_norm(given.pooled))
+        if not isinstance(router_input, Tensor):
+            router_input = self.router_norm(router_input.pooled)
+        return self.moe.router(router_input)
 
     def local(self, image: ImageFeatures, routing: Routing, *, need_weights: bool = False) -> LocalFeatures:
         """Runs each image through its expert.
 
         Args:
             image: The pyramid.
-            routing: One row per image.
+            routing: One row per image, of :meth:`route`; it is used as it is, so the router does not run again.
             need_weights: Whether to return the weights of the scales.
         """
-        plan = self._plan(routing)
-        regions = self.region_projection(self.experts(image.maps, plan, routing.gates))
-        weights = self.experts.scale_weights(image.maps, plan) if need_weights else None
-        return LocalFeatures(regions, routing, weights)
+        output, stats = self.moe(image.maps, routing=routing)
+        weights = None
+        if need_weights:
+            weights = self.moe.experts.scale_weights(image.maps, self.moe.plan(routing))
+        return LocalFeatures(self.region_projection(output), routing, stats, weights)
 
     def forward(
         self, images: Tensor, tokens: Tokens, labels: Tensor
     ) -> tuple[ImageFeatures, TextFeatures, LocalFeatures]:
-        """Everything that the losses need of a batch of pairs."""
+        """Computes everything that the losses need of a batch of pairs."""
         image, text = self.encode_images(images), self.encode_texts(tokens)
         return image, text, self.local(image, self.route(image=image, text=text, labels=labels))
 
-    def _plan(self, routing: Routing) -> DispatchPlan:
-        return plan_dispatch(routing.expert_ids, self.config.num_experts, kept=routing.valid.unsqueeze(-1))
 
-
-def label_routing(labels: Tensor, num_experts: int) -> Routing:
-    """The routing of known modalities: expert k for label k, with gate and probability 1.
-
-    Args:
-        labels: ``(B,)``, each in ``[0, num_experts)``.
-        num_experts: ``K``.
-
-    Raises:
-        ValueError: If a label is negative: a pair without a known modality cannot be routed by it.
-    """
-    if bool((labels < 0).any()):
-        raise ValueError(
-            "a model that routes on the label needs the modality of every image, but some are not known: "
-            "name them in the data, or use --route-on image."
-        )
-    probs = F.one_hot(labels, num_experts).float()
-    valid = torch.ones_like(labels, dtype=torch.bool)
-    return Routing(probs.new_ones(len(labels), 1), labels.unsqueeze(-1), None, probs, valid)
+def _rename_old_weights(model: MedMoE, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Loads runs made before router and experts became parts of ``moe``."""
+    for name in list(state):
+        rest = name.removeprefix(prefix)
+        if rest.startswith(("experts.", "router.")):
+            state[f"{prefix}moe.{rest}"] = state.pop(name)

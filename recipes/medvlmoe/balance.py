@@ -1,10 +1,14 @@
 """Balancing losses of the recipe, from router statistics."""
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from moekit import RouterStats, importance_loss, load_balancing_loss, load_loss, router_z_loss
 from recipes.medvlmoe.config import Balance, TrainConfig
+
+Loss = TypeVar("Loss", Tensor, float)
 
 
 class BalanceLosses:
@@ -27,8 +31,8 @@ class BalanceLosses:
         self.counts = counts if self.counts is None else self.counts + counts
         return balance_loss(self.config.balance, stats, self.counts), router_z_loss(stats)
 
-    def weighted(self, balance: Tensor, z: Tensor) -> Tensor:
-        """The two with their coefficients. The selection bias has no loss: its coefficient is its step."""
+    def weighted(self, balance: Loss, z: Loss) -> Loss:
+        """Adds the two up with their coefficients. The selection bias has no loss: its coefficient is its step."""
         alpha = 0.0 if self.config.balance == "bias" else self.config.balance_weight
         return alpha * balance + self.config.z_weight * z
 
@@ -39,7 +43,7 @@ class BalanceLosses:
 
 
 def balance_loss(kind: Balance, stats: RouterStats, counts: Tensor) -> Tensor:
-    """The balancing loss by name, without its coefficient.
+    """Computes the balancing loss by name, without its coefficient.
 
     Args:
         kind: ``"switch"`` (1 at balance; also what ``"bias"`` reports), ``"cv2"`` (0 at balance), or

@@ -1,13 +1,11 @@
 """From settings to a model, and from a run's folder back to one without asking any hub."""
 
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from recipes.data.studies import Task
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.model import MedVLMoE, reads_text
+from recipes.shared.checkpoints import load_weights
 from recipes.shared.encoders.image import ImageEncoder, ImageEncoderSpec, load_image_encoder
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
 from recipes.shared.runs import read_json, write_json
@@ -64,13 +62,9 @@ def load_model(run: Path, checkpoint: str = "best") -> tuple[MedVLMoE, Config, t
     """
     config = Config.from_json(read_json(run / "config.json"))
     about = read_json(run / "encoders" / "model.json")
-    path = run / "checkpoints" / f"{checkpoint}.ckpt"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: train the run first.")
     text_encoder = TextEncoder.from_saved(run / "encoders" / "text") if about["text"] else None
     classes, task = tuple(about["classes"]), about["task"]
     image_encoder = ImageEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
     model = MedVLMoE(config.model, image_encoder, text_encoder, len(classes), task, config.train.balance)
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
+    load_weights(model, run, checkpoint)
     return model.eval(), config, classes, task

@@ -1,10 +1,10 @@
 """The settings of a run, and the presets ``paper`` and ``tiny``."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from recipes.shared.settings import known_fields
+from recipes.shared.settings import RunSettings, TrainSettings
 
 Variant = Literal["full", "no-moe", "no-fusion", "no-text", "vision-only"]
 Balance = Literal["switch", "cv2", "bias", "printed"]
@@ -78,7 +78,7 @@ class ModelConfig:
     image_size: int = 224
     """Side of the square input, in pixels."""
     image_stride: int | None = None
-    """Pixels per patch wished for; encoders that allow no choice keep theirs."""
+    """Requested pixels per patch; ignored by encoders that allow no choice."""
     text_encoder: str = "microsoft/biogpt"
     """A transformers hub id, a local folder, or tiny."""
     text_weights: Literal["hub", "random"] = "hub"
@@ -114,25 +114,15 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(TrainSettings):
     """How it is trained."""
 
-    epochs: int = 100
-    """Passes over the training split."""
     warmup_epochs: float = 10
     """Linear warm-up; then a cosine to zero."""
-    batch_size: int = 32
-    """Studies per step, device and micro-batch."""
-    accumulate: int = 1
-    """Micro-batches per optimiser step."""
     lr_encoder: float = 3e-5
     """AdamW's learning rate for the encoders."""
     lr_head: float = 1e-4
     """AdamW's learning rate for everything else."""
-    weight_decay: float = 0.1
-    """AdamW's weight decay, on matrices only."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 for no limit."""
     balance: Balance = "switch"
     """Switch loss; CV² of importance and load (with noisy routing); loss-free by selection bias; or the printed
     Σ(f-p), which is identically zero."""
@@ -140,58 +130,19 @@ class TrainConfig:
     """Coefficient α of the balancing loss; with bias the step of the selection bias."""
     z_weight: float = 1e-3
     """Coefficient of the router z-loss."""
-    augment: bool = True
-    """Small shifts, rotations, scalings and changes of exposure."""
-    patience: int = 15
-    """Stop after so many epochs without a better validation AUROC."""
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "16-mixed"
-    """Lightning's name of the precision."""
-    accelerator: str = "auto"
-    """Lightning's name of the accelerator."""
-    devices: int = 1
-    """How many of them."""
-    workers: int = 4
-    """Processes that load data; 0 loads in the main process."""
-    cache_images: bool = False
-    """Keep decoded images in memory."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunSettings):
     """A run."""
 
     preset: Literal["paper", "tiny"] = "paper"
     """Where the defaults come from."""
     out: Path = Path("runs/medvlmoe")
     """Folder of the run."""
-    seeds: tuple[int, ...] = (0,)
-    """One run per seed; several go to OUT/seed-N and are aggregated."""
-    resume: bool = False
-    """Go on from OUT/checkpoints/last.ckpt."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Config":
-        """From what :meth:`to_json` gave, once written and read."""
-        data = dict(values["data"])
-        data["phantom"] = PhantomConfig(**data["phantom"])
-        data["manifest"] = ManifestConfig(**known_fields(ManifestConfig, data["manifest"]))
-        data["data_root"] = None if data["data_root"] is None else Path(data["data_root"])
-        return cls(
-            preset=values["preset"],
-            out=Path(values["out"]),
-            seeds=tuple(values["seeds"]),
-            resume=values["resume"],
-            data=DataConfig(**data),
-            model=ModelConfig(**values["model"]),
-            train=TrainConfig(**values["train"]),
-        )
 
 
 def paper() -> Config:

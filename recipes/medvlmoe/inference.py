@@ -15,13 +15,14 @@ from recipes.medvlmoe.model import Diagnosis, MedVLMoE
 
 
 class Predictions(NamedTuple):
-    """What the model says of ``N`` studies, in the order of ``index``.
+    """What the model computes for ``N`` studies, in the order of ``index``.
 
     Attributes:
         index: ``(N,)``, place in the split.
         probs: ``(N, C)``.
         labels: ``(N, C)``, NaN where unknown.
-        loss: ``(N,)``, the task's loss of the study's batch.
+        loss: ``(N,)``, the task's loss of the study, a sum over its known labels.
+        known: ``(N,)``, over how many.
         usage: ``(N, E)``, share of the study's routed slots at each expert; ``None`` without experts.
         gates: ``(N, E)``, share of the study's gates at each expert.
         entropy: ``(N,)``, entropy of the router in nats, mean over the study's decisions.
@@ -32,25 +33,26 @@ class Predictions(NamedTuple):
     probs: NDArray[np.float32]
     labels: NDArray[np.float32]
     loss: NDArray[np.float32]
+    known: NDArray[np.int64]
     usage: NDArray[np.float32] | None
     gates: NDArray[np.float32] | None
     entropy: NDArray[np.float32] | None
     attention: NDArray[np.float32] | None
 
     def main_experts(self, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The ``top_k`` experts of each study with the largest share of its gates, and those shares."""
+        """Returns the ``top_k`` experts of each study with the largest share of its gates, and those shares."""
         assert self.gates is not None
         order = np.argsort(-self.gates, axis=1, kind="stable")[:, :top_k]
         return order, np.take_along_axis(self.gates, order, axis=1)
 
     def columns(self, classes: Sequence[str], top_k: int) -> dict[str, Any]:
-        """Columns of a table of predictions: probabilities and, with experts, those chosen and their gates."""
-        found: dict[str, Any] = {f"prob:{name}": self.probs[:, k] for k, name in enumerate(classes)}
+        """Returns columns of a table of predictions: probabilities and, with experts, those chosen and their gates."""
+        columns: dict[str, Any] = {f"prob:{name}": self.probs[:, k] for k, name in enumerate(classes)}
         if self.gates is not None:
             experts, gates = self.main_experts(top_k)
-            found["experts"] = [";".join(map(str, row)) for row in experts]
-            found["gates"] = [";".join(f"{value:.4f}" for value in row) for row in gates]
-        return found
+            columns["experts"] = [";".join(map(str, row)) for row in experts]
+            columns["gates"] = [";".join(f"{value:.4f}" for value in row) for row in gates]
+        return columns
 
 
 @torch.no_grad()
@@ -70,6 +72,9 @@ def predict_batches(
         device: Where to compute.
         need_attention: Whether to return attention maps.
         title: Of a progress bar; none by default.
+
+    Raises:
+        ValueError: If there is no batch.
     """
     training = model.training
     model.eval()
@@ -77,30 +82,33 @@ def predict_batches(
     for batch in tqdm(batches, desc=title, disable=title is None, leave=False):
         rows.append(_run_batch(model, batch.to(device), need_attention))
     model.train(training)
+    if not rows:
+        raise ValueError("batches must hold at least one study, got none.")
     joined = {key: torch.cat([row[key] for row in rows]).cpu().numpy() for key in rows[0]}
     return Predictions(**{name: joined.get(name) for name in Predictions._fields})
 
 
 def _run_batch(model: MedVLMoE, batch: Batch, need_attention: bool) -> dict[str, Tensor]:
-    said: Diagnosis = model(batch.images, batch.input_ids, batch.text_mask, need_attention=need_attention)
-    out = {
+    output: Diagnosis = model(batch.images, batch.input_ids, batch.text_mask, need_attention=need_attention)
+    columns = {
         "index": batch.index,
-        "probs": model.head.probs(said.logits),
+        "probs": model.head.probs(output.logits),
         "labels": batch.labels,
-        "loss": model.head.loss(said.logits, batch.labels).expand(len(batch.index)),
+        "loss": model.head.losses(output.logits, batch.labels),
+        "known": model.head.known_labels(batch.labels),
     }
-    if said.routing is not None:
-        out |= _usage(said, len(batch.index))
-    if said.attention is not None:
-        out["attention"] = said.attention.float()
-    return out
+    if output.routing is not None:
+        columns |= _usage(output, len(batch.index))
+    if output.attention is not None:
+        columns["attention"] = output.attention.float()
+    return columns
 
 
-def _usage(said: Diagnosis, studies: int) -> dict[str, Tensor]:
-    """Adds the decisions of each study up: one, or one per real token."""
-    routing = said.routing
+def _usage(output: Diagnosis, studies: int) -> dict[str, Tensor]:
+    """Adds up the decisions of each study: one, or one per real token."""
+    routing = output.routing
     assert routing is not None
-    real = torch.ones(studies, 1, device=routing.probs.device) if said.routed is None else said.routed.float()
+    real = torch.ones(studies, 1, device=routing.probs.device) if output.routed is None else output.routed.float()
     chosen = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, 1.0)
     gates = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, routing.gates)
     weight = real.reshape(-1, 1)

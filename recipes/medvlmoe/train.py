@@ -1,34 +1,37 @@
 """Stage 1: training. Read ``main``, then ``train_one``, from top to bottom."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from moekit import SparseMoE, TopKRouter, all_reduce_stats
+from moekit import SparseMoE, TopKRouter, all_reduce_stats, router_entropy
 from recipes.data.studies import StudySource
 from recipes.medvlmoe.balance import BalanceLosses
 from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
-from recipes.medvlmoe.inference import predict_batches
+from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
+from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.model import MedVLMoE
-from recipes.shared.runs import peak_memory_bytes, read_json, write_json
+from recipes.shared.checkpoints import last_checkpoint, restore_checkpoint
+from recipes.shared.runs import read_json, write_json
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.settings import check_same_settings
 from recipes.shared.training import (
-    check_same_settings,
-    last_checkpoint,
-    lr_factor,
+    NEW_RUN,
+    begin_epoch,
     one_run_per_seed,
-    restore_checkpoint,
-    save_checkpoints,
+    optimiser_steps,
+    run_epochs,
+    set_learning_rates,
+    take_step,
 )
+from recipes.shared.weight_decay import parameter_groups
 
 MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "download")
 """Settings that a resumed run may change: how long it trains, and where."""
@@ -65,38 +68,30 @@ def train_one(config: Config) -> None:
     else:
         train_texts = texts_of(source.train, config.data)
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
+    train_loader, val_loader = _loaders(config, source, model, fabric)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
+    state: dict[str, Any] = NEW_RUN | {"history": []}
+    if resuming:
+        state |= restore_checkpoint(last, model, optimizer, fabric)
     if fabric.is_global_zero:
         save_architecture(model, source.classes, source.task, out)
         write_json(out / "config.json", config.to_json())
-    train_loader, val_loader = _loaders(config, source, model, fabric)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
-    state: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0, "history": []}
-    if resuming:
-        state |= restore_checkpoint(last, model, optimizer, fabric)
     wrapped, optimizer = fabric.setup(model, optimizer)
 
-    for epoch in range(state["epoch"], settings.epochs):
-        if epoch - state["best_epoch"] > settings.patience:
-            break
-        record = _train_epoch(fabric, wrapped, model, optimizer, train_loader, settings, seed, epoch)
-        if not math.isfinite(record["train_loss"]):
-            raise RuntimeError(
-                f"the training loss of epoch {epoch + 1} is {record['train_loss']}: lower --lr-encoder or --lr-head, "
-                "or use another --precision. The last checkpoint is that of the epoch before."
-            )
-        record |= _validate(fabric, model, val_loader, source)
-        score = record["val_macro_auroc"] if record["val_macro_auroc"] is not None else -record["val_loss"]
-        better = score > state["best"]
-        if better:
-            state |= {"best": score, "best_epoch": epoch}
-        state["history"].append(record)
-        state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
-        started = time.monotonic()
-        if fabric.is_global_zero:
-            save_checkpoints(out, model, optimizer, fabric, state, better=better)
-            _write_training(out, state)
-        fabric.barrier()
-        _say(fabric, record, settings.epochs, better)
+    run_epochs(
+        fabric,
+        model,
+        optimizer,
+        state,
+        settings,
+        out=out,
+        started=started,
+        train_epoch=lambda epoch: _train_epoch(fabric, wrapped, model, optimizer, train_loader, settings, seed, epoch),
+        validate=lambda: _validate(fabric, model, val_loader, source),
+        score=_score,
+        line=_line,
+        remedy="lower --lr-encoder or --lr-head, or use another --precision",
+    )
 
 
 def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabric) -> tuple[Any, Any]:
@@ -119,20 +114,12 @@ def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabri
 
 def _parameter_groups(model: MedVLMoE, settings: TrainConfig) -> list[dict[str, Any]]:
     """Encoders and the rest with their own learning rates; weight decay on matrices only."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        key = (name.startswith(("image_encoder.", "text_encoder.")), parameter.ndim >= 2)
-        groups.setdefault(key, []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "peak_lr": settings.lr_encoder if encoder else settings.lr_head,
-            "lr": 0.0,
-            "weight_decay": settings.weight_decay if decays else 0.0,
-            "encoder": encoder,
-        }
-        for (encoder, decays), parameters in sorted(groups.items())
-    ]
+    return parameter_groups(
+        model,
+        weight_decay=settings.weight_decay,
+        rates={"encoder": settings.lr_encoder, "head": settings.lr_head},
+        part_of=lambda name: "encoder" if name.startswith(("image_encoder.", "text_encoder.")) else "head",
+    )
 
 
 def _train_epoch(
@@ -145,61 +132,70 @@ def _train_epoch(
     seed: int,
     epoch: int,
 ) -> dict[str, Any]:
-    """One pass over the training split. Chance depends on ``(seed, epoch, rank)`` only, never on what came before."""
+    """One pass over the training split."""
     started = time.monotonic()
-    torch.manual_seed((seed * 1_000_003 + epoch) * 4099 + fabric.global_rank)
     loader.batch_sampler.epoch = epoch
-    wrapped.train()
+    begin_epoch(fabric, wrapped, seed, epoch)
     balance = BalanceLosses(settings)
-    steps_per_epoch = -(-len(loader) // settings.accumulate)
-    totals = torch.zeros(5, dtype=torch.float64)
-    bar = tqdm(loader, desc=f"epoch {epoch + 1}/{settings.epochs}", leave=False, disable=not fabric.is_global_zero)
-    for number, batch in enumerate(bar):
-        step = epoch * steps_per_epoch + number // settings.accumulate
-        window = number // settings.accumulate * settings.accumulate
-        micro_batches = min(settings.accumulate, len(loader) - window)
-        closes = number + 1 == window + micro_batches
-        factor = lr_factor(step, steps_per_epoch, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        with fabric.no_backward_sync(wrapped, enabled=not closes):
-            batch = batch.to(fabric.device)
-            said = wrapped(batch.images, batch.input_ids, batch.text_mask)
-            task_loss = model.head.loss(said.logits, batch.labels)
-            loss, parts = task_loss, [task_loss, torch.zeros(()), torch.zeros(()), torch.zeros(())]
-            if said.stats is not None:
-                stats = all_reduce_stats(said.stats)
-                balance_value, z_value = balance(stats)
-                loss = loss + balance.weighted(balance_value, z_value)
-                entropy = (stats.entropy_sum / stats.num_tokens.clamp(min=1)).detach()
-                parts = [task_loss, balance_value, z_value, entropy]
-            fabric.backward(loss / micro_batches)
-        totals += torch.tensor([float(loss.detach()), *(float(part.detach()) for part in parts)], dtype=torch.float64)
-        if closes:
-            if settings.clip_norm:
-                fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            _update_bias(model, balance.step_done(), settings)
-        bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
-    return _record(epoch, fabric.all_reduce(totals / len(loader)), model, optimizer, time.monotonic() - started)
+    sums = torch.zeros(6, dtype=torch.float64)
+
+    def loss_of(batch: Batch, shares: Tensor) -> Tensor:
+        batch = batch.to(fabric.device)
+        output = wrapped(batch.images, batch.input_ids, batch.text_mask)
+        task = model.head.loss(output.logits, batch.labels)
+        loss = shares[0] * task
+        parts = torch.zeros(3)
+        if output.stats is not None:
+            stats = all_reduce_stats(output.stats)
+            balance_value, z_value = balance(stats)
+            loss = loss + shares[1] * balance.weighted(balance_value, z_value)
+            parts = torch.stack([balance_value, z_value, router_entropy(stats)]).detach()
+        known, studies = _counts(model, batch)
+        sums.add_(torch.tensor([float(task.detach()) * known, *(parts.double() * studies).tolist(), known, studies]))
+        return loss
+
+    for factor, micro_batches in optimiser_steps(fabric, loader, len(loader), settings, epoch):
+        set_learning_rates(optimizer, factor)
+        take_step(
+            fabric,
+            wrapped,
+            optimizer,
+            micro_batches,
+            counts_of=lambda batch: _counts(model, batch),
+            loss_of=loss_of,
+            clip_norm=settings.clip_norm,
+        )
+        _update_bias(model, balance.step_done(), settings)
+    task, *parts, known, studies = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    means = [task / max(1.0, known), *(part / max(1.0, studies) for part in parts)]
+    return _record(epoch, means, balance, model, optimizer, time.monotonic() - started)
+
+
+def _counts(model: MedVLMoE, batch: Batch) -> tuple[int, int]:
+    """Known labels, over which the task's loss is a mean, and studies, over which the router's losses are."""
+    return int(model.head.known_labels(batch.labels).sum()), len(batch.labels)
 
 
 def _record(
-    epoch: int, means: Tensor, model: MedVLMoE, optimizer: torch.optim.Optimizer, seconds: float
+    epoch: int,
+    means: list[float],
+    balance: BalanceLosses,
+    model: MedVLMoE,
+    optimizer: torch.optim.Optimizer,
+    seconds: float,
 ) -> dict[str, Any]:
-    loss, task, balance, z, entropy = means.tolist()
-    rates = {bool(group["encoder"]): float(group["lr"]) for group in optimizer.param_groups}
+    task, balance_value, z_value, entropy = means
+    rates = {group["part"]: float(group["lr"]) for group in optimizer.param_groups}
     sparse = isinstance(getattr(model, "experts", None), SparseMoE)
     return {
         "epoch": epoch,
-        "train_loss": loss,
+        "train_loss": task + balance.weighted(balance_value, z_value),
         "task_loss": task,
-        "balance_loss": balance if sparse else None,
-        "z_loss": z if sparse else None,
+        "balance_loss": balance_value if sparse else None,
+        "z_loss": z_value if sparse else None,
         "router_entropy": entropy if sparse else None,
-        "lr_encoder": rates.get(True),
-        "lr_head": rates.get(False),
+        "lr_encoder": rates.get("encoder"),
+        "lr_head": rates.get("head"),
         "seconds": seconds,
     }
 
@@ -213,34 +209,33 @@ def _update_bias(model: MedVLMoE, counts: Tensor | None, settings: TrainConfig) 
 
 
 def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource) -> dict[str, Any]:
-    """Loss and macro AUROC on the validation split, gathered from all ranks."""
-    with fabric.autocast():
-        found = predict_batches(model, loader, device=fabric.device)
-    parts = [found]
+    """Loss and macro AUROC on the validation split, gathered from all ranks; one may have no study of it."""
+    predictions: Predictions | None = None
+    if len(loader):
+        with fabric.autocast():
+            predictions = predict_batches(model, loader, device=fabric.device)
+    gathered: list[Predictions | None] = [predictions]
     if fabric.world_size > 1:
-        gathered: list[Any] = [None] * fabric.world_size
-        dist.all_gather_object(gathered, found)
-        parts = gathered
-    probs, labels = (torch.cat([torch.from_numpy(getattr(p, k)) for p in parts]).numpy() for k in ("probs", "labels"))
-    groups = [source.val.groups[int(i)] for p in parts for i in p.index]
+        gathered = [None] * fabric.world_size
+        dist.all_gather_object(gathered, predictions)
+    parts = [part for part in gathered if part is not None]
+    probs, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probs", "labels"))
+    groups = [source.val.groups[int(i)] for part in parts for i in part.index]
     scores = evaluate_predictions(probs, labels, groups, source.classes, task=source.task, bootstrap=0)
-    loss = sum(float(p.loss.sum()) for p in parts) / max(1, sum(len(p.loss) for p in parts))
+    known = sum(int(part.known.sum()) for part in parts)
+    loss = sum(float(part.loss.sum(dtype=np.float64)) for part in parts) / max(1, known)
     return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"]}
 
 
-def _write_training(out: Path, state: dict[str, Any]) -> None:
-    training = {
-        "epochs": state["epoch"],
-        "best_epoch": state["best_epoch"],
-        "seconds": state["seconds"],
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
-    write_json(out / "training.json", training)
-
-
-def _say(fabric: Fabric, record: dict[str, Any], epochs: int, better: bool) -> None:
+def _score(record: dict[str, Any]) -> float:
+    """What epochs are compared by: macro AUROC, or the negated loss where it is undefined."""
     auroc = record["val_macro_auroc"]
-    fabric.print(
-        f"epoch {record['epoch'] + 1:3d}/{epochs}  loss {record['train_loss']:.4f}  val loss {record['val_loss']:.4f}  "
-        f"val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}{'  best' if better else ''}"
+    return -record["val_loss"] if auroc is None else auroc
+
+
+def _line(record: dict[str, Any]) -> str:
+    auroc = record["val_macro_auroc"]
+    return (
+        f"loss {record['train_loss']:.4f}  val loss {record['val_loss']:.4f}  "
+        f"val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}"
     )

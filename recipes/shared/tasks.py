@@ -13,8 +13,8 @@ class TaskHead(nn.Module):
     | task | outputs | loss | probabilities |
     |---|---|---|---|
     | multi-label | C | binary cross entropy, unknown labels left out | sigmoid |
-    | multi-class, binary-class | C | cross entropy | softmax |
-    | ordinal-regression | 1 | binary cross entropy of every "above grade k" | differences of those sigmoids |
+    | multi-class, binary-class | C | cross entropy, studies without a label left out | softmax |
+    | ordinal-regression | 1 | binary cross entropy of every "above grade k", likewise | differences of those sigmoids |
 
     Ordinal regression is the proportional odds model: ``P(y > k) = sigmoid(s - theta_k)`` with ordered
     thresholds (McCullagh 1980).
@@ -40,32 +40,59 @@ class TaskHead(nn.Module):
             self.raw_steps = nn.Parameter(torch.zeros(num_classes - 2))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, dim)`` to ``(B, C)`` logits, or to the ``(B, C - 1)`` logits of "above grade k"."""
+        """Maps ``(B, dim)`` to ``(B, C)`` logits, or to the ``(B, C - 1)`` logits of "above grade k"."""
         logits = self.linear(features)
         if not self.ordinal:
             return logits
         steps = torch.cat([self.first_threshold.view(1), F.softplus(self.raw_steps)])
         return logits - steps.cumsum(0).to(logits.dtype)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over the known labels.
+    def known_labels(self, labels: Tensor) -> Tensor:
+        """Counts the labels of each study that the loss is a mean over.
+
+        Args:
+            labels: ``(B, C)``: 0, 1 or NaN (unknown).
+
+        Returns:
+            ``(B,)``: the known labels for a multi-label task; else 1, or 0 for a study that is not labelled.
+        """
+        known = ~labels.isnan()
+        return known.sum(-1) if self.task == "multi-label" else known.all(-1).long()
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sums the loss of each study over its known labels.
 
         Args:
             logits: What :meth:`forward` gave.
             labels: ``(B, C)``: 0, 1 or NaN (unknown); one-hot for single-label tasks.
+
+        Returns:
+            ``(B,)``; 0 for a study without a known label. Divided by the sum of :meth:`known_labels` their sum is
+            the mean loss, over any number of batches.
         """
         logits = logits.float()
         if self.task == "multi-label":
-            known = ~labels.isnan()
             each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
-            return (each * known).sum() / known.sum().clamp(min=1)
+            return (each * ~labels.isnan()).sum(-1)
+        targets = labels.nan_to_num()
         if self.ordinal:
-            above = labels.flip(-1).cumsum(-1).flip(-1)[:, 1:]
-            return F.binary_cross_entropy_with_logits(logits, above)
-        return F.cross_entropy(logits, labels.argmax(-1))
+            above = targets.flip(-1).cumsum(-1).flip(-1)[:, 1:]
+            each = F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(-1)
+        else:
+            each = F.cross_entropy(logits, targets.argmax(-1), reduction="none")
+        return each * self.known_labels(labels)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Computes the mean loss over the known labels of a batch; 0 without any.
+
+        Args:
+            logits: As for :meth:`losses`.
+            labels: As for :meth:`losses`.
+        """
+        return self.losses(logits, labels).sum() / self.known_labels(labels).sum().clamp(min=1)
 
     def probs(self, logits: Tensor) -> Tensor:
-        """``(B, C)`` probabilities, in float32."""
+        """Returns ``(B, C)`` probabilities, in float32."""
         logits = logits.float()
         if self.task == "multi-label":
             return logits.sigmoid()

@@ -1,16 +1,26 @@
-"""What the training of every recipe needs: one run per seed, a learning rate over steps, checkpoints, resuming."""
+"""What the training of every recipe needs: runs by seed, epochs, early stopping, optimiser steps, learning rates."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from recipes.shared.runs import write_history
+from recipes.shared.checkpoints import save_checkpoints
+from recipes.shared.runs import peak_memory_bytes, write_json
+from recipes.shared.settings import TrainSettings
+
+Batch = TypeVar("Batch")
+
+NEW_RUN: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0}
+"""Progress of a run that has not begun; ``history`` is added to it."""
 
 
 def one_run_per_seed(config: Any, train_one: Callable[[Any], None]) -> list[Path]:
@@ -32,16 +42,142 @@ def one_run_per_seed(config: Any, train_one: Callable[[Any], None]) -> list[Path
     return runs
 
 
-def last_checkpoint(out: Path, *, resume: bool) -> Path:
-    """Where a run's last checkpoint lies, or will.
+def run_epochs(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    settings: TrainSettings,
+    *,
+    out: Path,
+    started: float,
+    train_epoch: Callable[[int], dict[str, Any]],
+    validate: Callable[[], dict[str, Any]],
+    score: Callable[[dict[str, Any]], float],
+    line: Callable[[dict[str, Any]], str],
+    remedy: str,
+    facts: Callable[[dict[str, Any]], dict[str, Any]] = lambda state: {},
+) -> None:
+    """Trains epoch by epoch until the last one, or until ``patience`` epochs brought no better score.
+
+    After every epoch the checkpoints, ``history.jsonl`` and ``training.json`` are written.
+
+    Args:
+        fabric: Of the run.
+        model: The model itself, not what wraps it.
+        optimizer: Its optimiser.
+        state: Progress so far (``NEW_RUN`` with a ``history``); it is updated.
+        settings: Of the training.
+        out: Folder of the run.
+        started: ``time.monotonic()`` when the run, or its resumption, began.
+        train_epoch: Trains an epoch and returns its record, with ``train_loss``.
+        validate: Returns what is added to the record.
+        score: What is compared of a record; higher is better.
+        line: What to print of a record.
+        remedy: What to do about a loss that is not finite, as the beginning of a sentence.
+        facts: What ``training.json`` holds besides.
 
     Raises:
-        ValueError: If there is one already and the run shall not go on from it.
+        RuntimeError: If the loss of an epoch is not finite.
     """
-    last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and not resume:
-        raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
-    return last
+    for epoch in range(state["epoch"], settings.epochs):
+        if epoch - state["best_epoch"] > settings.patience:
+            break
+        record = train_epoch(epoch)
+        if not math.isfinite(record["train_loss"]):
+            raise RuntimeError(
+                f"the training loss of epoch {epoch + 1} is {record['train_loss']}: {remedy}. The last checkpoint is "
+                "that of the epoch before."
+            )
+        record |= validate()
+        better = score(record) > state["best"]
+        if better:
+            state |= {"best": score(record), "best_epoch": epoch}
+        state["history"].append(record)
+        state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
+        started = time.monotonic()
+        if fabric.is_global_zero:
+            save_checkpoints(out, model, optimizer, fabric, state, better=better)
+            progress = {
+                name: state[{"epochs": "epoch"}.get(name, name)] for name in ("epochs", "best_epoch", "seconds")
+            }
+            write_json(out / "training.json", progress | {"peak_memory_bytes": peak_memory_bytes()} | facts(state))
+        fabric.barrier()
+        fabric.print(f"epoch {epoch + 1:3d}/{settings.epochs}  {line(record)}{'  best' if better else ''}")
+
+
+def begin_epoch(fabric: Fabric, wrapped: nn.Module, seed: int, epoch: int) -> None:
+    """Puts the model in training mode, and makes chance depend on ``(seed, epoch, rank)`` only."""
+    torch.manual_seed((seed * 1_000_003 + epoch) * 4099 + fabric.global_rank)
+    wrapped.train()
+
+
+def optimiser_steps(
+    fabric: Fabric, loader: Iterable[Batch], batches: int, settings: TrainSettings, epoch: int
+) -> Iterator[tuple[float, list[Batch]]]:
+    """Yields the optimiser steps of an epoch: a factor of the learning rate, and the step's micro-batches.
+
+    The micro-batches of a step are at hand before the first of them is computed, so that losses can divide by what
+    the whole step holds.
+
+    Args:
+        fabric: Of the run; the first rank shows a progress bar.
+        loader: Gives the micro-batches.
+        batches: How many of them make the epoch; the last step may have fewer than the others.
+        settings: Of the training.
+        epoch: Which one.
+    """
+    steps = -(-batches // settings.accumulate)
+    rest = islice(loader, batches)
+    title = f"epoch {epoch + 1}/{settings.epochs}"
+    for step in tqdm(range(steps), desc=title, leave=False, disable=not fabric.is_global_zero):
+        factor = lr_factor(epoch * steps + step, steps, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
+        micro_batches = list(islice(rest, settings.accumulate))
+        if micro_batches:
+            yield factor, micro_batches
+
+
+def take_step(
+    fabric: Fabric,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    *,
+    counts_of: Callable[[Batch], Sequence[int]],
+    loss_of: Callable[[Batch, Tensor], Tensor],
+    clip_norm: float,
+) -> None:
+    """Updates the weights by the gradient of losses that are means over the whole step: all micro-batches, all ranks.
+
+    A mean over what is known in each micro-batch would weigh a label more the fewer its micro-batch has. So every
+    mean is multiplied by its share, ``world_size * count / sum of the counts of the step``: shared means add up over
+    micro-batches, and averaged over ranks, as DDP averages gradients, they make the mean over the step.
+
+    Args:
+        fabric: Of the run.
+        wrapped: The model as fabric set it up.
+        optimizer: The optimiser as fabric set it up.
+        micro_batches: Of this rank.
+        counts_of: Over how many labels (studies, ...) each of a micro-batch's means goes, as many numbers for each.
+        loss_of: Loss of a micro-batch; it receives the micro-batch and the shares of its means.
+        clip_norm: Largest norm of the gradient; 0 for no limit.
+    """
+    counts = torch.tensor([counts_of(batch) for batch in micro_batches], dtype=torch.float32, device=fabric.device)
+    totals = fabric.all_reduce(counts.sum(0), reduce_op="sum")
+    shares = fabric.world_size * counts / totals.clamp(min=1)
+    for number, batch in enumerate(micro_batches):
+        with fabric.no_backward_sync(wrapped, enabled=number + 1 < len(micro_batches)):
+            fabric.backward(loss_of(batch, shares[number]))
+    if clip_norm:
+        fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets the learning rate of each group to ``factor`` times its ``peak_lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
 
 
 def lr_factor(step: int, steps_per_epoch: int, *, epochs: int, warmup_epochs: float) -> float:
@@ -51,72 +187,3 @@ def lr_factor(step: int, steps_per_epoch: int, *, epochs: int, warmup_epochs: fl
         return (step + 1) / warmup
     total = epochs * steps_per_epoch
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes in one step, so a killed process leaves the old file or the new one."""
-    part = path.with_suffix(".part")
-    torch.save(content, part)
-    part.replace(path)
-
-
-def save_checkpoints(
-    out: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fabric: Fabric,
-    state: dict[str, Any],
-    *,
-    better: bool,
-) -> None:
-    """Writes ``checkpoints/last.ckpt``, with ``better`` also ``best.ckpt``, then the curves of ``history.jsonl``.
-
-    Args:
-        out: Folder of the run.
-        model: Its model.
-        optimizer: Its optimiser.
-        fabric: Holds the loss scaler of mixed precision.
-        state: Progress: ``epoch`` (finished ones), ``history``, and whatever else resuming needs.
-        better: Whether these are the best weights so far.
-    """
-    folder = out / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
-    scaler = fabric.strategy.precision.state_dict()
-    last = {"model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler, **state}
-    write_checkpoint(folder / "last.ckpt", last)
-    if better:
-        write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
-    write_history(out / "history.jsonl", state["history"])
-
-
-def restore_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
-) -> dict[str, Any]:
-    """Loads what :func:`save_checkpoints` wrote, and returns the state."""
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(content.pop("model"))
-    optimizer.load_state_dict(content.pop("optimizer"))
-    fabric.strategy.precision.load_state_dict(content.pop("scaler"))
-    return content
-
-
-def check_same_settings(old: Any, new: Any, *, may_change: Sequence[str]) -> None:
-    """Refuses to go on with a run under settings that would make it another one.
-
-    Args:
-        old: Settings that the run was started with: a dataclass with ``seeds``, ``data``, ``model`` and ``train``.
-        new: Settings that it is resumed with.
-        may_change: Names of the settings that may differ.
-
-    Raises:
-        ValueError: Naming the settings that differ.
-    """
-    differing = [f"seeds ({old.seeds}, now {new.seeds})"] if old.seeds != new.seeds else []
-    for before, after in ((old.data, new.data), (old.model, new.model), (old.train, new.train)):
-        for field in fields(before):
-            values = getattr(before, field.name), getattr(after, field.name)
-            if values[0] != values[1] and field.name not in may_change:
-                differing.append(f"{field.name} ({values[0]!r}, now {values[1]!r})")
-    if differing:
-        raise ValueError(f"a run is resumed with the settings that it was started with, but {', '.join(differing)}.")

@@ -11,7 +11,8 @@ from torch import Tensor
 from moekit import Routing
 from recipes.data.studies import StudySplit
 from recipes.medmoe.inference.run import Session
-from recipes.medmoe.model import ImageFeatures, TextFeatures, label_routing
+from recipes.medmoe.label_router import label_routing
+from recipes.medmoe.model import ImageFeatures, TextFeatures
 
 
 def modality_labels(session: Session, split: StudySplit, modality: str | None) -> Tensor:

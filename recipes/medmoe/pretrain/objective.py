@@ -1,22 +1,28 @@
 """The losses of a batch of pairs: global and local contrast, and the supervision of the router."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from moekit import global_contrastive_loss, load_balancing_loss, local_contrastive_loss, router_label_loss
-from moekit.plan import plan_dispatch
-from moekit.routing import RouterStats, router_stats
+from moekit import (
+    RouterStats,
+    global_contrastive_loss,
+    load_balancing_loss,
+    local_contrastive_loss,
+    router_label_loss,
+)
 from recipes.medmoe.config import ModelConfig, TrainConfig
 from recipes.medmoe.data.batches import Batch
 from recipes.medmoe.model import ImageFeatures, LocalFeatures, TextFeatures
+
+Loss = TypeVar("Loss", Tensor, float)
 
 
 class Losses(NamedTuple):
     """Losses of a batch.
 
     Attributes:
-        total: Their weighted sum; what is minimised.
+        total: Their weighted sum.
         global_loss: Images against reports, one vector each; both directions added.
         local_loss: Regions against words; both directions added.
         router_loss: Cross entropy of the router's logits with the known modalities; 0 where none decides.
@@ -39,8 +45,9 @@ def pair_losses(
     settings: TrainConfig,
     *,
     gather: bool = False,
+    stats: RouterStats | None = None,
 ) -> Losses:
-    """Computes the training loss of a batch.
+    """Computes the losses of a batch.
 
     Args:
         batch: The pairs.
@@ -50,6 +57,7 @@ def pair_losses(
         model: The architecture's settings: temperatures.
         settings: The training's settings: coefficients and forms.
         gather: Whether the global contrast runs over the batches of all ranks.
+        stats: What the load is balanced by, such as the statistics of all ranks; those of the batch by default.
     """
     both = 2 if settings.global_directions == "both" else 1  # the library's losses are means over directions
     contrast = both * global_contrastive_loss(
@@ -65,14 +73,41 @@ def pair_losses(
     if local.routing.logits is not None:
         router_loss = router_label_loss(local.routing.logits, batch.labels)
         if settings.balance_weight:
-            balance = load_balancing_loss(stats_of(local, model.num_experts))
-    total = settings.global_weight * contrast + settings.local_weight * word_loss
-    total = total + settings.router_weight * router_loss + settings.balance_weight * balance
+            balance = load_balancing_loss(local.stats if stats is None else stats)
+    total = weighted_sum(settings, contrast, word_loss, router_loss, balance)
     return Losses(total, contrast, word_loss, router_loss, balance)
 
 
+def weighted_sum(settings: TrainConfig, contrast: Loss, words: Loss, router: Loss, balance: Loss) -> Loss:
+    """Adds up the global, the local, the router's and the balancing loss with their coefficients."""
+    total = settings.global_weight * contrast + settings.local_weight * words
+    return total + settings.router_weight * router + settings.balance_weight * balance
+
+
+def step_loss(losses: Losses, settings: TrainConfig, of_pairs: Tensor, of_known: Tensor) -> Tensor:
+    """Computes a micro-batch's part of the loss of an optimiser step.
+
+    The router's supervision is a mean over the known modalities of the whole step, everything else over its pairs. A
+    contrast has only the pairs of its own micro-batch to tell apart (on all ranks, where it gathers): accumulating
+    does not make its batch larger.
+
+    Args:
+        losses: Of the micro-batch.
+        settings: Coefficients.
+        of_pairs: The micro-batch's share of the step's pairs; see :func:`~recipes.shared.training.take_step`.
+        of_known: Its share of the pairs of known modality.
+    """
+    return weighted_sum(
+        settings,
+        of_pairs * losses.global_loss,
+        of_pairs * losses.local_loss,
+        of_known * losses.router_loss,
+        of_pairs * losses.balance_loss,
+    )
+
+
 def _word_loss(regions: Tensor, text: TextFeatures, batch: Batch, model: ModelConfig, settings: TrainConfig) -> Tensor:
-    """The local loss: the sum of both directions of the batch form, or the one direction of the report form."""
+    """Computes the local loss: the sum of both directions in the batch form, the one direction in the report form."""
     places = regions.flatten(2).mT
     if settings.local_form == "report":
         temperature = 1 / model.temperatures[2]
@@ -96,10 +131,3 @@ def _word_loss(regions: Tensor, text: TextFeatures, batch: Batch, model: ModelCo
             text_ids=batch.text_ids,
         ).loss
     )
-
-
-def stats_of(local: LocalFeatures, num_experts: int) -> RouterStats:
-    """What the router did with a batch."""
-    routing = local.routing
-    plan = plan_dispatch(routing.expert_ids, num_experts, kept=routing.valid.unsqueeze(-1))
-    return router_stats(routing, plan)

@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from recipes.medmoe.build import new_model
 from recipes.medmoe.config import paper, release, tiny
 from recipes.medmoe.data.batches import Batch, text_id
-from recipes.medmoe.data.tokens import tokenize
-from recipes.medmoe.model import label_routing
-from recipes.medmoe.pretrain.objective import pair_losses
+from recipes.medmoe.data.tokens import Tokens, tokenize
+from recipes.medmoe.label_router import label_routing
+from recipes.medmoe.model import MedMoE
+from recipes.medmoe.pretrain import stage
+from recipes.medmoe.pretrain.objective import pair_losses, step_loss
+from recipes.medmoe.pretrain.tally import Tally
 from tests.recipes.medmoe.conftest import small_config
 
 TEXTS = ["a kidney stone on the left", "normal brain", "normal brain", "a liver mass", "a lung nodule"]
@@ -68,11 +72,72 @@ def test_the_router_sees_what_it_is_told_to(tmp_path, route_on):
     if route_on == "label":
         assert routing.expert_ids[:, 0].tolist() == [1, 2, 2, 0, 0]
     else:
-        expected = model.router(model.router_norm(given[key].pooled))
+        expected = model.moe.router(model.router_norm(given[key].pooled))
         assert torch.equal(routing.logits, expected.logits)
     others = {name: value for name, value in given.items() if name != key}
     with pytest.raises(ValueError, match=f"routes on the {route_on}, which was not given"):
         model.route(**others)
+
+
+@pytest.mark.parametrize("route_on", ["image", "text", "label"])
+def test_a_training_step_plans_once(tmp_path, monkeypatch, route_on):
+    """The layer plans from the one routing of the batch; losses and figures use what it counted."""
+    from moekit import layer
+
+    calls = []
+    plan_dispatch = layer.plan_dispatch
+    monkeypatch.setattr(
+        layer, "plan_dispatch", lambda *args, **options: calls.append(1) or plan_dispatch(*args, **options)
+    )
+    config = small_config(tmp_path, route_on=route_on, balance_weight=0.1, epochs=1)
+    torch.manual_seed(0)
+    model = new_model(config, TEXTS * 2)
+    batch = batch_of(model)
+    batch = batch._replace(labels=batch.labels.clamp(min=0))
+    tally = Tally()
+    loss = stage._loss(Fabric(accelerator="cpu"), model, batch, config, tally, shares=torch.ones(2))
+    loss.backward()
+    assert len(calls) == 1
+    assert tally.means(Fabric(accelerator="cpu"), config.train)["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("route_on", ["image", "text", "label"])
+def test_weights_of_runs_made_before_the_sparse_layer_load(tmp_path, route_on):
+    """Router and experts were parts of the model itself then."""
+    old, _ = model_of(tmp_path, route_on=route_on)
+    state = {name.removeprefix("moe."): value for name, value in old.state_dict().items()}
+    assert any(name.startswith("experts.experts.0.") for name in state)
+    torch.manual_seed(7)
+    new = MedMoE(old.config, old.image_encoder, old.text_encoder)
+    assert not torch.equal(new.region_projection.weight, old.region_projection.weight)
+    new.load_state_dict(state)
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+
+
+def test_the_router_is_taught_by_the_known_modalities_of_the_whole_step(tmp_path):
+    """Two micro-batches, of which one knows a single modality, against both in one."""
+    model, config = model_of(tmp_path)
+    model.eval()  # batch norms would see other batches
+    settings = replace(config.train, global_weight=0.0, local_weight=0.0, router_weight=2.0)
+    whole = batch_of(model)
+    whole = whole._replace(labels=torch.tensor([1, -100, -100, 2, 0]))
+
+    def gradient(rows, of_known):
+        batch = Batch(
+            whole.images[rows],
+            Tokens(*(field[rows] for field in whole.tokens)),
+            whole.labels[rows],
+            whole.text_ids[rows],
+            whole.index[rows],
+            whole.skipped,
+        )
+        model.zero_grad()
+        losses = pair_losses(batch, *model(batch.images, batch.tokens, batch.labels), config.model, settings)
+        step_loss(losses, settings, torch.tensor(len(rows) / 5), torch.tensor(of_known)).backward()
+        return model.moe.router.gate.layers[0].weight.grad.clone()
+
+    parts = gradient([0, 1, 2], 1 / 3) + gradient([3, 4], 2 / 3)
+    torch.testing.assert_close(parts, gradient(list(range(5)), 1.0))
 
 
 def test_routing_on_unknown_labels_is_refused():
@@ -96,20 +161,20 @@ def test_what_teaches_the_router(tmp_path, gradient):
     """Supervision always; the contrast only where the gradient is let through."""
     model, config = model_of(tmp_path, router_gradient=gradient)
     losses_of(model, config, router_weight=0.0).total.backward()
-    taught = model.router.gate.layers[0].weight.grad.abs().sum() > 0
+    taught = model.moe.router.gate.layers[0].weight.grad.abs().sum() > 0
     assert taught == (gradient != "none")
     model.zero_grad()
     losses_of(model, config).router_loss.backward()
-    assert model.router.gate.layers[0].weight.grad.abs().sum() > 0
+    assert model.moe.router.gate.layers[0].weight.grad.abs().sum() > 0
 
 
 def test_the_total_is_the_weighted_sum(tmp_path):
     model, config = model_of(tmp_path)
     model.eval()
-    found = losses_of(model, config, global_weight=0.3, local_weight=0.7, router_weight=2.0, balance_weight=0.1)
-    expected = 0.3 * found.global_loss + 0.7 * found.local_loss + 2 * found.router_loss + 0.1 * found.balance_loss
-    torch.testing.assert_close(found.total, expected)
-    assert found.balance_loss > 0
+    losses = losses_of(model, config, global_weight=0.3, local_weight=0.7, router_weight=2.0, balance_weight=0.1)
+    expected = 0.3 * losses.global_loss + 0.7 * losses.local_loss + 2 * losses.router_loss + 0.1 * losses.balance_loss
+    torch.testing.assert_close(losses.total, expected)
+    assert losses.balance_loss > 0
 
 
 def test_the_printed_forms_are_other_losses(tmp_path):

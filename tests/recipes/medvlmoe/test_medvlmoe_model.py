@@ -8,6 +8,7 @@ import torch
 from moekit import FFN, SparseMoE
 from recipes.medvlmoe.balance import BalanceLosses, balance_loss
 from recipes.medvlmoe.config import ModelConfig, TrainConfig, tiny
+from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE
 from recipes.shared.encoders.image import load_image_encoder
 from recipes.shared.encoders.text import load_text_encoder
@@ -194,3 +195,8 @@ def test_single_label_tasks_give_probabilities_that_sum_to_one(task):
 def test_defaults_are_the_papers_widths():
     config = ModelConfig()
     assert (config.dim, config.num_experts, config.top_k, config.expert_hidden_dim) == (512, 8, 2, 4 * 2 * 512)
+
+
+def test_predicting_no_study_is_an_error():
+    with pytest.raises(ValueError, match="batches must hold at least one study, got none"):
+        predict_batches(build(), [], device=torch.device("cpu"))

@@ -6,10 +6,13 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from recipes.medvlmoe import train
+from recipes.medvlmoe.__main__ import parse_train
 from recipes.shared.training import lr_factor
 from tests.recipes.medvlmoe.conftest import small_config
 
@@ -98,16 +101,75 @@ def test_training_stops_early_without_a_better_epoch(tmp_path):
 @pytest.mark.slow
 def test_accumulated_micro_batches_make_the_step_of_the_whole_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups: torch.optim.SGD(groups, lr=1.0))
-    found = []
+    weights = []
     for name, batch_size, accumulate in (("whole", 16, 1), ("parts", 4, 4), ("none", 4, 1)):
         settings = {"batch_size": batch_size, "accumulate": accumulate, "balance_weight": 0.0, "z_weight": 0.0}
         config = image_only(small_config(tmp_path / name, epochs=1, clip_norm=0.0, lr_head=0.5, **settings))
         train.main(config)
-        found.append(torch.load(config.out / "checkpoints" / "last.ckpt", weights_only=True)["model"])
-    whole, parts, none = found
+        weights.append(torch.load(config.out / "checkpoints" / "last.ckpt", weights_only=True)["model"])
+    whole, parts, none = weights
     for key in ("head.linear.weight", "image_projection.weight", "fusion.right_output.weight"):
         torch.testing.assert_close(whole[key], parts[key], atol=2e-6, rtol=1e-4)
         assert (whole[key] - none[key]).abs().max() > 1e-3
+
+
+def sparsely_labelled(folder, val_studies=2):
+    """A csv of 12 small images of which most training studies have no known label."""
+    rng, rows = np.random.default_rng(0), ["image,split,A,B"]
+    for i in range(8 + val_studies + 2):
+        Image.fromarray(rng.integers(0, 255, (32, 32), dtype=np.uint8)).save(folder / f"{i}.png")
+        split = "train" if i < 8 else "val" if i < 8 + val_studies else "test"
+        known = i < 3 or split != "train"
+        rows.append(f"{i}.png,{split},{f'{i % 2},{i // 2 % 2}' if known else ','}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder / "labels.csv"
+
+
+OF_CSV = (
+    "--preset tiny --accelerator cpu --image-encoder test_vit --image-size 160 --image-stride None --dropout 0 "
+    "--no-augment --label-columns A B --dim 32 --num-heads 2 --expert-hidden-dim 32"
+)
+
+
+def test_a_step_divides_by_its_known_labels_however_they_lie_in_micro_batches(tmp_path, monkeypatch):
+    """Eight studies at once, or two by two: the same step, though most micro-batches know few labels or none."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups: torch.optim.SGD(groups, lr=1.0))
+    csv = sparsely_labelled(tmp_path)
+    steps = []
+    for batch_size, accumulate in ((8, 1), (4, 2), (2, 4)):
+        out = tmp_path / f"{batch_size}"
+        options = (
+            f"{OF_CSV} --epochs 1 --warmup-epochs 0 --clip-norm 0 --lr-head 0.1 --balance-weight 0 --z-weight 0.01"
+        )
+        sizes = f"--batch-size {batch_size} --accumulate {accumulate}"
+        train.main(parse_train(["--data", str(csv), "--out", str(out), *options.split(), *sizes.split()]))
+        weights = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["model"]
+        steps.append((history(out)[0], weights))
+    (whole, weights), *others = steps
+    assert weights["head.linear.bias"].abs().max() > 1e-4
+    for record, parts in others:
+        for name in ("train_loss", "task_loss", "z_loss", "router_entropy", "val_loss"):
+            assert record[name] == pytest.approx(whole[name], rel=1e-5), name
+        for name in ("head.linear.bias", "head.linear.weight", "experts.router.gate.layers.0.weight"):
+            torch.testing.assert_close(parts[name], weights[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_divide_by_the_known_labels_of_both_and_validate_one_study(tmp_path):
+    """The second process has no study to validate, and other known labels than the first."""
+    csv = sparsely_labelled(tmp_path, val_studies=1)
+    runs = []
+    for devices, batch_size, accumulate in ((1, 8, 1), (2, 2, 2)):
+        out = tmp_path / str(devices)
+        command = [sys.executable, "-m", "recipes.medvlmoe", "train", "--out", str(out), "--data", str(csv)]
+        command += [*OF_CSV.split(), "--epochs", "2", "--devices", str(devices)]
+        command += ["--batch-size", str(batch_size), "--accumulate", str(accumulate)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        runs.append(history(out))
+    for one, two in zip(*runs, strict=True):
+        assert one["val_macro_auroc"] is None
+        for name in ("train_loss", "task_loss", "z_loss", "val_loss"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
 
 
 @pytest.mark.slow

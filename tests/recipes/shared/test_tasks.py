@@ -22,6 +22,22 @@ def test_unknown_labels_have_no_part_in_a_multi_label_loss():
     assert logits.grad[1, 0] == 0
 
 
+@pytest.mark.parametrize("task", ["multi-label", "multi-class", "binary-class", "ordinal-regression"])
+def test_losses_of_studies_add_up_to_the_mean_over_known_labels(task):
+    head = TaskHead(4, 3, task)
+    logits = head(torch.randn(5, 4))
+    labels = F.one_hot(torch.tensor([2, 0, 1, 1, 0]), 3).float()
+    labels[1] = math.nan
+    labels[3] = math.nan
+    known = head.known_labels(labels)
+    assert known.tolist() == ([3, 0, 3, 0, 3] if task == "multi-label" else [1, 0, 1, 0, 1])
+    each = head.losses(logits, labels)
+    assert each[1] == each[3] == 0
+    rows = [0, 2, 4]
+    torch.testing.assert_close(each.sum() / known.sum(), head.loss(logits[rows], labels[rows]))
+    torch.testing.assert_close(head.loss(logits, labels), head.loss(logits[rows], labels[rows]))
+
+
 def test_a_batch_of_unknown_labels_gives_zero():
     head = TaskHead(4, 2, "multi-label")
     assert head.loss(torch.randn(3, 2), torch.full((3, 2), math.nan)) == 0
