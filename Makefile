@@ -57,9 +57,9 @@ docs: $(VENV)/dev
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/bench
-	$(BIN)/python -m benchmarks.moe --preset on-cpu --device cpu --dtype fp32 --out benchmarks/results/cpu.jsonl
-	$(BIN)/python -m benchmarks.moe --preset cpu-olmoe --skew zipf --device cpu --dtype fp32 --out benchmarks/results/cpu-zipf.jsonl
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks moe --preset on-cpu --device cpu --dtype fp32 --out benchmarks/results/cpu.jsonl
+	$(BIN)/python -m benchmarks moe --preset cpu-olmoe --skew zipf --device cpu --dtype fp32 --out benchmarks/results/cpu-zipf.jsonl
+	$(BIN)/python -m benchmarks report
 
 clean:
 	rm -rf $(VENV) site runs build dist

@@ -1,14 +1,14 @@
-"""``python -m benchmarks.compare OLD NEW``: what became slower or faster beyond noise; status 1 if anything did slower.
+"""``python -m benchmarks compare OLD NEW``: what became slower or faster beyond noise; status 1 if anything did slower.
 
 The noise of a pair is a floor plus half the spread (80th minus 20th percentile, over the median) of both.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from benchmarks.options import OptionError
 from benchmarks.records import Record, read
 
 Verdict = Literal["slower", "faster", "same", "more memory", "less memory"]
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 
 
 def check_same_device(old: Sequence[Record], new: Sequence[Record]) -> None:
-    """Raises ``ValueError`` unless all records are of one device with one number of threads."""
+    """Raises ``OptionError`` unless all records are of one device with one number of threads."""
     places = [
         {(r.environment.get("device"), r.environment.get("threads")) for r in records if r.median_ms is not None}
         for records in (old, new)
@@ -40,7 +40,7 @@ def check_same_device(old: Sequence[Record], new: Sequence[Record]) -> None:
         one, other = (
             ", ".join(f"{device} ({threads} threads)" for device, threads in sorted(p, key=str)) for p in places
         )
-        raise ValueError(
+        raise OptionError(
             f"old and new must be of the same device and threads, got {one} and {other}: pass --across-devices "
             "to compare them all the same."
         )
@@ -49,7 +49,7 @@ def check_same_device(old: Sequence[Record], new: Sequence[Record]) -> None:
 def compare(old: Sequence[Record], new: Sequence[Record], floor: float = 0.05) -> list[Difference]:
     """Differences of all cases and stages that were measured in both, in the order of ``new``."""
     before = {record.key(): record for record in old}
-    found = []
+    differences = []
     for record in new:
         earlier = before.get(record.key())
         if earlier is None or record.kind not in ("case", "stage"):
@@ -57,12 +57,12 @@ def compare(old: Sequence[Record], new: Sequence[Record], floor: float = 0.05) -
         if record.median_ms is not None and earlier.median_ms is not None:
             ratio, noise = record.median_ms / earlier.median_ms, floor + spread(earlier) + spread(record)
             slower, faster = ratio > 1 + noise, ratio < 1 / (1 + noise)
-            found.append(Difference(record, ratio, noise, "slower" if slower else "faster" if faster else "same"))
+            differences.append(Difference(record, ratio, noise, "slower" if slower else "faster" if faster else "same"))
         if record.saved_bytes and earlier.saved_bytes and record.direction == "forward":
             ratio = record.saved_bytes / earlier.saved_bytes
             if abs(ratio - 1) > 0.01:
-                found.append(Difference(record, ratio, 0.01, "more memory" if ratio > 1 else "less memory"))
-    return found
+                differences.append(Difference(record, ratio, 0.01, "more memory" if ratio > 1 else "less memory"))
+    return differences
 
 
 def spread(record: Record) -> float:
@@ -85,20 +85,19 @@ def line(difference: Difference) -> str:
     return f"{difference.verdict:11} x{difference.ratio:.3f} (noise {100 * difference.noise:.0f} %)  {what}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints what changed; 1 if a case became slower, keeps more memory or is gone."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--floor", type=float, default=0.05, help="noise that any two runs have")
     parser.add_argument("--across-devices", action="store_true", help="compare records of different devices")
-    options = parser.parse_args(arguments)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints what changed; 1 if a case became slower, keeps more memory or is gone."""
     old, new = read(options.old), read(options.new)
     if not options.across_devices:
-        try:
-            check_same_device(old, new)
-        except ValueError as error:
-            parser.error(str(error))
+        check_same_device(old, new)
     differences = compare(old, new, options.floor)
     for difference in sorted(differences, key=lambda d: -d.ratio):
         if difference.verdict != "same":
@@ -109,7 +108,3 @@ def main(arguments: list[str] | None = None) -> int:
     counts = {verdict: sum(d.verdict == verdict for d in differences) for verdict in ("slower", "faster", "same")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f", {len(gone)} gone")
     return int(bool(gone) or any(d.verdict in ("slower", "more memory") for d in differences))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

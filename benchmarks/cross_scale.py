@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cross_scale``: what hard routing of cross-scale experts costs, beside one expert and all.
+"""``python -m benchmarks cross-scale``: what hard routing of cross-scale experts costs, beside one expert and all.
 
 The pyramid is that of Swin-T at 224 px. Three layers take turns on the same maps: one expert, six of which each
 sample meets one (the samples spread over all six), and the same six all run for every sample.
@@ -7,7 +7,6 @@ sample meets one (the samples spread over all six), and the same six all run for
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.environment import environment
+from benchmarks.options import add_device, add_dtype, add_out, add_seconds
 from benchmarks.records import Record, write
 from benchmarks.shapes import DTYPES
 from benchmarks.timing import Step, time_in_turn
@@ -36,18 +36,19 @@ class Pyramid(NamedTuple):
     num_experts: int = 6
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.cross_scale", description=__doc__)
-    on_gpu = torch.cuda.is_available()
-    found.add_argument("--batch", type=int, default=16)
-    found.add_argument("--dim", type=int, default=192)
-    found.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    found.add_argument("--dtype", default="fp32", choices=[name for name in DTYPES if name != "fp64"])
-    found.add_argument("--channels-last", action="store_true", help="maps and weights with channels last")
-    found.add_argument("--seconds", type=float, default=60.0, help="about how long each direction is repeated")
-    found.add_argument("--out", type=Path, help="file of records, written anew")
-    return found
+SIZES = Pyramid()
+"""Sizes of the command, whose batch and width are options."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    parser.add_argument("--batch", type=int, default=SIZES.batch)
+    parser.add_argument("--dim", type=int, default=SIZES.dim)
+    parser.add_argument("--channels-last", action="store_true", help="maps and weights with channels last")
+    add_device(parser)
+    add_dtype(parser, "fp32", [name for name in DTYPES if name != "fp64"])
+    add_seconds(parser, 60.0)
+    add_out(parser, "file of records, written anew")
 
 
 def run(options: argparse.Namespace, pyramid: Pyramid) -> list[Record]:
@@ -77,15 +78,15 @@ def run(options: argparse.Namespace, pyramid: Pyramid) -> list[Record]:
     order = ", channels last" if options.channels_last else ""
     preset = f"pyramid {pyramid.sizes[0]} to {pyramid.sizes[-1]}, B={pyramid.batch}, D={pyramid.dim}{order}"
     base = Record("case", "", preset=preset, dtype=options.dtype, role="experts")
-    found: list[Record] = []
+    cases: list[Record] = []
     for direction in STEPS:
         steps = {name: _step(layer, experts, maps, direction) for name, (layer, experts, _) in layers.items()}
         flops = {name: count_flops(step) for name, step in steps.items()}
         for name, timing in time_in_turn(steps, device, seconds=options.seconds).items():
             case = dataclasses.replace(base, name=name, direction=direction, remark=layers[name][2], flops=flops[name])
-            found.append(case.timed(timing, flops=flops[name]))
+            cases.append(case.timed(timing, flops=flops[name]))
     about = environment(device)
-    return [dataclasses.replace(record, environment=about) for record in [*found, *verdicts(found)]]
+    return [dataclasses.replace(record, environment=about) for record in [*cases, *verdicts(cases)]]
 
 
 def _step(
@@ -125,7 +126,7 @@ def count_flops(step: Step) -> int:
 
 def verdicts(records: Sequence[Record]) -> list[Record]:
     """Whether six routed experts take at most 1.25 times as long as one, for each direction."""
-    found: list[Record] = []
+    judged: list[Record] = []
     for direction in STEPS:
         times = {record.name: record.median_ms for record in records if record.direction == direction}
         one, routed, everything = times[ONE], times[ROUTED], times[ALL]
@@ -138,8 +139,8 @@ def verdicts(records: Sequence[Record]) -> list[Record]:
         )
         title = f"cross-scale experts, {direction}: K=6 hard-routed at most {MOST} times the time of K=1"
         status = "met" if routed <= MOST * one else "missed"
-        found.append(Record("criterion", title, status=status, reason=reason, preset=records[0].preset))
-    return found
+        judged.append(Record("criterion", title, status=status, reason=reason, preset=records[0].preset))
+    return judged
 
 
 def table(records: Sequence[Record]) -> str:
@@ -158,15 +159,10 @@ def table(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None, pyramid: Pyramid | None = None) -> None:
+def main(options: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    options = parser().parse_args(arguments)
-    sizes = Pyramid() if pyramid is None else pyramid
-    records = run(options, sizes._replace(batch=options.batch, dim=options.dim))
+    records = run(options, SIZES._replace(batch=options.batch, dim=options.dim))
     print(table(records))
     if options.out is not None:
         write(options.out, records)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -84,6 +84,7 @@ def commit_of(folder: Path) -> tuple[str, bool]:
 def command() -> str:
     """The command line, with the module's name in place of its path."""
     script = Path(sys.argv[0])
-    name = f"python -m {script.parent.name}.{script.stem}" if script.suffix == ".py" else script.name
+    module = script.parent.name if script.stem == "__main__" else f"{script.parent.name}.{script.stem}"
+    name = f"python -m {module}" if script.suffix == ".py" else script.name
     settings = [f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS",) if key in os.environ]
     return " ".join((*settings, name, *map(shlex.quote, sys.argv[1:])))

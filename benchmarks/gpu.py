@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu --out FOLDER``: everything that only a GPU can tell, in one command of under 9 minutes.
+"""``python -m benchmarks gpu --out FOLDER``: everything that only a GPU can tell, in one command of under 9 minutes.
 
 Sections, each a process of its own with a limit of time, so that one that hangs or crashes takes no other with
 it: large comparisons with the reference; the cases of the criteria; other libraries; the time of every kernel;
@@ -12,26 +12,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.criteria import judge
 from benchmarks.gpu_sections import SECTIONS, Setting, require_gpu
 from benchmarks.moe import line
+from benchmarks.options import add_budget, add_out
 from benchmarks.records import Record, read, write
 from benchmarks.runner import with_ratios
 
 RESERVE = 5.0  # seconds for the verdict
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    found.add_argument("--out", type=Path, required=True, help="folder; records go to records.jsonl in it")
-    found.add_argument("--budget", type=float, default=510.0, help="seconds for all sections")
-    found.add_argument("--sections", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
-    found.add_argument("--rehearsal", action="store_true", help="tiny workloads on CPU: does the command work?")
-    found.add_argument("--section", choices=list(SECTIONS), help=argparse.SUPPRESS)
-    return found
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    add_out(parser, "folder; records go to records.jsonl in it", required=True)
+    add_budget(parser, 510.0)
+    parser.add_argument("--section", nargs="+", default=list(SECTIONS), choices=list(SECTIONS))
+    parser.add_argument("--rehearsal", action="store_true", help="tiny workloads on CPU: does the command work?")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one section, in this process
 
 
 def run_section(name: str, options: argparse.Namespace, seconds: float) -> None:
@@ -44,15 +42,19 @@ def run_section(name: str, options: argparse.Namespace, seconds: float) -> None:
         print(line(record), flush=True)
 
 
+def section_command(name: str, options: argparse.Namespace, seconds: float) -> list[str]:
+    """The command line of the process that runs one section."""
+    arguments = ["--out", str(options.out), "--section", name, "--here", "--budget", str(seconds)]
+    arguments += ["--rehearsal"] if options.rehearsal else []
+    return [sys.executable, "-m", "benchmarks", "gpu", *arguments]
+
+
 def start_section(name: str, options: argparse.Namespace, seconds: float) -> Record | None:
     """Runs one section in a process of its own; a record says what went wrong, if anything did."""
-    arguments = ["--out", str(options.out), "--section", name, "--budget", str(seconds)]
-    arguments += ["--rehearsal"] if options.rehearsal else []
     print(f"== {name}: at most {seconds:.0f} s", flush=True)
     start = time.monotonic()
     try:
-        command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
-        code = subprocess.run(command, check=False, timeout=seconds).returncode
+        code = subprocess.run(section_command(name, options, seconds), check=False, timeout=seconds).returncode
     except subprocess.TimeoutExpired:
         return Record("check", f"section {name}", status="absent", reason=f"cut off after {seconds:.0f} s")
     print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
@@ -92,11 +94,10 @@ def profile(records: Sequence[Record], preset: str) -> list[str]:
     return lines
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(options: argparse.Namespace) -> int:
     """Runs the sections, judges; 1 if a check is red or a criterion missed."""
-    options = parser().parse_args(arguments)
-    if options.section is not None:
-        run_section(options.section, options, options.budget)
+    if options.here:
+        run_section(options.section[0], options, options.budget)
         return 0
     if not options.rehearsal:
         require_gpu()
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     write(path, [])
     end = time.monotonic() + options.budget
     problems: list[Record] = []
-    for name in options.sections:
+    for name in options.section:
         left = end - time.monotonic() - RESERVE
         if left < SECTIONS[name].least:
             problems.append(Record("check", f"section {name}", status="absent", reason=f"only {left:.0f} s were left"))
@@ -119,7 +120,3 @@ def main(arguments: list[str] | None = None) -> int:
     write(path, records)
     print("\n".join(verdict(records)))
     return int(any(r.status in ("failed", "missed") for r in records if r.kind in ("check", "criterion")))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The sections of ``python -m benchmarks.gpu``: each gives records until its work or its time is over."""
+"""The sections of ``python -m benchmarks gpu``: each gives records until its work or its time is over."""
 
 import importlib.util
 import subprocess
@@ -34,7 +34,7 @@ FOREIGN_PEERS = ("scattermoe", "liger", "sonicmoe", "megablocks", "tutel", "tran
 def require_gpu() -> None:
     """Raises ``SystemExit`` where there is no GPU."""
     if not torch.cuda.is_available():
-        raise SystemExit("python -m benchmarks.gpu needs a GPU; --rehearsal tries the command on CPU.")
+        raise SystemExit("python -m benchmarks gpu needs a GPU; --rehearsal tries the command on CPU.")
 
 
 class Setting(NamedTuple):

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.local_contrastive``: memory and time of the local contrastive loss, forward and backward.
+"""``python -m benchmarks local-contrastive``: memory and time of the local contrastive loss, forward and backward.
 
 Four ways to the same loss and gradients, each in a process of its own: all texts at once; one text after another, as
 GLoRIA's code is written; a few texts at a time with ``torch.utils.checkpoint``; and ``local_contrastive_loss``. First
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.environment import environment
 from benchmarks.memory import peaks, resident_peak
+from benchmarks.options import add_device, add_dtype, add_out, add_seconds
 from benchmarks.records import Record, write
 from benchmarks.shapes import DTYPES
 from benchmarks.timing import Step, Timing, time_steps
@@ -41,10 +42,10 @@ class Sizes(NamedTuple):
     batch: int = 64
     words: int = 25
     regions: int = 784
-    width: int = 768
+    dim: int = 768
 
     def __str__(self) -> str:
-        return f"B={self.batch} N={self.words} M={self.regions} D={self.width}"
+        return f"B={self.batch} N={self.words} M={self.regions} D={self.dim}"
 
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -56,10 +57,10 @@ def draw(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Inputs:
 
     def features(*shape: int) -> Tensor:
         drawn = torch.empty(shape, device=device, dtype=dtype).normal_(generator=generator)
-        return drawn.mul_(sizes.width**-0.25).requires_grad_()  # logits of about one
+        return drawn.mul_(sizes.dim**-0.25).requires_grad_()  # logits of about one
 
-    regions = features(sizes.batch, sizes.regions, sizes.width)
-    words = features(sizes.batch, sizes.words, sizes.width)
+    regions = features(sizes.batch, sizes.regions, sizes.dim)
+    words = features(sizes.batch, sizes.words, sizes.dim)
     lengths = torch.arange(sizes.batch, device=device) % sizes.words + 1
     return regions, words, torch.arange(sizes.words, device=device) < lengths.unsqueeze(1)
 
@@ -91,9 +92,9 @@ def in_parts(
 
 def checkpointed(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     """As ``plain_scores``, computed again in backward."""
-    found = checkpoint(plain_scores, regions, words, mask, use_reentrant=False)
-    assert isinstance(found, Tensor)
-    return found
+    scores = checkpoint(plain_scores, regions, words, mask, use_reentrant=False)
+    assert isinstance(scores, Tensor)
+    return scores
 
 
 FORMS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None]] = {
@@ -153,19 +154,19 @@ def measure(form: str, options: argparse.Namespace) -> dict[str, float]:
 def run(options: argparse.Namespace) -> list[Record]:
     """All records of the command: checks, cases, the verdict."""
     about = environment(torch.device(options.device))
-    found = [check(form, torch.device(options.device)) for form in FORMS if form != NAIVE]
+    records = [check(form, torch.device(options.device)) for form in FORMS if form != NAIVE]
     base = Record("case", "", preset=str(sizes_of(options)), dtype=options.dtype, direction="forward+backward")
     for form, (remark, _) in tqdm(FORMS.items(), unit="form"):
         case = dataclasses.replace(base, name=form, remark=remark)
-        found.append(_in_a_process(case, options))
-    found.append(verdict(found))
-    return [dataclasses.replace(record, environment=about) for record in found]
+        records.append(_in_a_process(case, options))
+    records.append(verdict(records))
+    return [dataclasses.replace(record, environment=about) for record in records]
 
 
 def _in_a_process(case: Record, options: argparse.Namespace) -> Record:
     arguments = [f"--{name}={getattr(options, name)}" for name in (*Sizes._fields, "device", "dtype", "seconds")]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.local_contrastive", f"--form={case.name}", *arguments],
+        [sys.executable, "-m", "benchmarks", "local-contrastive", f"--form={case.name}", *arguments],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -196,20 +197,15 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
     return Sizes(*(getattr(options, name) for name in Sizes._fields))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.local_contrastive", description=__doc__)
-    on_gpu = torch.cuda.is_available()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
     for name, default in Sizes()._asdict().items():
-        found.add_argument(f"--{name}", type=int, default=default)
-    found.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    found.add_argument("--dtype", default="fp32", choices=list(DTYPES))
-    found.add_argument(
-        "--seconds", type=float, default=5.0, help="about how long each form is repeated, three times at least"
-    )
-    found.add_argument("--form", choices=list(FORMS), help="measure this one in this process and print json")
-    found.add_argument("--out", type=Path, help="file of records, written anew")
-    return found
+        parser.add_argument(f"--{name}", type=int, default=default)
+    add_device(parser)
+    add_dtype(parser, "fp32")
+    add_seconds(parser, 5.0)
+    add_out(parser, "file of records, written anew")
+    parser.add_argument("--form", choices=list(FORMS), help=argparse.SUPPRESS)  # measured in this process, to json
 
 
 def line(record: Record) -> str:
@@ -225,18 +221,14 @@ def line(record: Record) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(options: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    options = parser().parse_args(arguments)
     if options.form is not None:
         print(json.dumps(measure(options.form, options)))
-        return
+        return 0
     records = run(options)
     for record in records:
         print(line(record))
     if options.out is not None:
         write(options.out, records)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

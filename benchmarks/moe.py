@@ -1,4 +1,4 @@
-"""``python -m benchmarks.moe``: times every layer on the workloads asked for and writes records.
+"""``python -m benchmarks moe``: times every layer on the workloads that were named and writes records.
 
 Layers that compute the same function get the same weights and the same routing and are compared with
 formulas in float32 or wider before anything is timed.
@@ -6,7 +6,6 @@ formulas in float32 or wider before anything is timed.
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from benchmarks import ceilings
 from benchmarks.environment import environment
+from benchmarks.options import add_device, add_dtype, add_out, add_seconds
 from benchmarks.peers import PEERS, peers_named
 from benchmarks.records import Record, write
 from benchmarks.runner import Plan, run_case, with_ratios
@@ -25,22 +25,25 @@ from benchmarks.workload import SKEWS, draw
 GRAPH_SLOTS = 512
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.moe", description=__doc__)
-    on_gpu = torch.cuda.is_available()
-    names = ", ".join((*GROUPS, *PRESETS))
-    found.add_argument("--preset", nargs="+", default=["models"] if on_gpu else ["cpu"], help=f"any of {names}")
-    found.add_argument("--tokens", type=int, help="tokens in place of the presets'")
-    found.add_argument("--skew", nargs="+", default=["uniform"], choices=SKEWS)
-    found.add_argument("--direction", nargs="+", default=list(DIRECTIONS), choices=DIRECTIONS)
-    found.add_argument("--peers", nargs="+", help=f"of {', '.join(p.name for p in PEERS)}; all by default")
-    found.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    found.add_argument("--dtype", default="bf16" if on_gpu else "fp32", choices=list(DTYPES))
-    found.add_argument("--seconds", type=float, default=1.0, help="about how long each pass is repeated")
-    found.add_argument("--no-stages", action="store_true", help="leave out the parts of ours alone")
-    found.add_argument("--out", type=Path, help="file of records, written anew")
-    return found
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    presets = ["models"] if torch.cuda.is_available() else ["cpu"]
+    names = [*GROUPS, *PRESETS]
+    parser.add_argument(
+        "--preset", nargs="+", default=presets, choices=names, metavar="NAME", help=f"of {', '.join(names)}"
+    )
+    parser.add_argument("--tokens", type=int, help="tokens in place of the presets'")
+    parser.add_argument("--skew", nargs="+", default=["uniform"], choices=SKEWS)
+    parser.add_argument("--direction", nargs="+", default=list(DIRECTIONS), choices=DIRECTIONS)
+    peers = [peer.name for peer in PEERS]
+    parser.add_argument(
+        "--peer", nargs="+", choices=peers, metavar="NAME", help=f"of {', '.join(peers)}; all by default"
+    )
+    parser.add_argument("--no-stages", action="store_true", help="leave out the parts of our layer alone")
+    add_device(parser)
+    add_dtype(parser)
+    add_seconds(parser, 1.0)
+    add_out(parser, "file of records, written anew")
 
 
 def run(options: argparse.Namespace) -> list[Record]:
@@ -49,21 +52,21 @@ def run(options: argparse.Namespace) -> list[Record]:
     shapes = named_shapes(options.preset)
     if options.tokens is not None:
         shapes = {name: shape._replace(tokens=options.tokens) for name, shape in shapes.items()}
-    peers = peers_named(options.peers)
+    peers = peers_named(options.peer)
     about = environment(device)
     limits = ceilings.measure(device, dtype, options.dtype, min(options.seconds, 1.0))
-    found = list(limits)
+    records = list(limits)
     cases = [(name, shape, skew) for name, shape in shapes.items() for skew in options.skew]
     with tqdm(total=len(cases) * len(peers), unit="layer") as progress:
         for name, shape, skew in cases:
             workload = draw(shape, skew, device, dtype)
             plan = Plan(options.direction, options.seconds, graphs=shape.slots <= GRAPH_SLOTS)
             for record in run_case(name, workload, options.dtype, peers, plan, lambda peer: _show(progress, peer.name)):
-                found.append(record)
+                records.append(record)
             if not options.no_stages:
-                found += run_stages(name, workload, options.dtype, options.seconds / 2)
+                records += run_stages(name, workload, options.dtype, options.seconds / 2)
             del workload
-    return [dataclasses.replace(record, environment=about) for record in with_ratios(found, limits)]
+    return [dataclasses.replace(record, environment=about) for record in with_ratios(records, limits)]
 
 
 def _show(progress: "tqdm[Any]", name: str) -> None:
@@ -82,15 +85,11 @@ def line(record: Record) -> str:
     return f"{what}: {record.median_ms:.4g} ms ({record.p20_ms:.4g} to {record.p80_ms:.4g}){rate}{ratio}{wrong}"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(options: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    options = parser().parse_args(arguments)
     records = run(options)
     for record in records:
         print(line(record))
     if options.out is not None:
         write(options.out, records)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -1,5 +1,6 @@
-"""``python -m benchmarks.report``: the tables of ``README.md`` and the pictures, all from ``results/*.jsonl``."""
+"""``python -m benchmarks report``: the tables of ``README.md`` and the pictures, all from ``results/*.jsonl``."""
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,17 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 OURS = ("moekit-triton", "moekit-torch")
 
 
-def main(folder: Path = HERE) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command: none."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Writes the tables and pictures of this folder."""
+    write_tables(HERE)
+    return 0
+
+
+def write_tables(folder: Path) -> None:
     """Rewrites what lies between the markers of the README and every picture."""
     readme = folder / "README.md"
     text = readme.read_text()
@@ -165,7 +176,3 @@ def size(count: int | None) -> str:
 def number(ratio: float | None) -> str:
     """A ratio, or nothing."""
     return "" if ratio is None else f"{ratio:.2f}"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The parts of our layer alone: its functions on any device, and on a GPU each kernel that it launches."""
+"""The parts of our layer alone: its functions on any device, and on a GPU each kernel that it starts."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.peers.base import first_line
 from benchmarks.records import Record
+from benchmarks.replay import replay
 from benchmarks.timing import Step, time_steps
 from benchmarks.workload import Workload
 from moekit import TopKRouter, combine, dispatch, plan_dispatch
@@ -35,15 +36,15 @@ class Stage(NamedTuple):
 def run_stages(preset: str, workload: Workload, dtype: str, seconds: float) -> list[Record]:
     """Times every part; what cannot run gives a record that says why."""
     base = Record("stage", "", preset=preset, shape=tuple(workload.shape), skew=workload.skew, dtype=dtype)
-    found = []
+    records = []
     for stage in function_stages(workload):
         timing = time_steps([stage.step], workload.x.device, seconds=seconds, most=50)
         record = dataclasses.replace(base, name=stage.name, direction=stage.direction, remark="function")
-        found.append(record.timed(timing, flops=stage.flops))
+        records.append(record.timed(timing, flops=stage.flops))
     if not workload.x.is_cuda:
         reason = "Triton kernels are timed on a GPU only"
-        return [*found, dataclasses.replace(base, name="kernels").because("absent", reason)]
-    return found + run_kernel_stages(base, workload, seconds)
+        return [*records, dataclasses.replace(base, name="kernels").because("absent", reason)]
+    return records + run_kernel_stages(base, workload, seconds)
 
 
 def function_stages(workload: Workload) -> Iterator[Stage]:
@@ -88,18 +89,18 @@ def _both(name: str, function: Callable[..., Tensor], *given: Tensor, flops: int
 
 def run_kernel_stages(base: Record, workload: Workload, seconds: float) -> list[Record]:
     """Times each kernel that ``impl="triton"`` launches, forward and backward, alone and in its own place."""
-    found = []
+    records = []
     for direction, call in kernel_calls(workload).items():
         try:
             for stage in kernel_stages(direction, call, workload.x.device):
                 timing = time_steps([stage.step], workload.x.device, seconds=seconds, most=50)
                 record = dataclasses.replace(base, name=stage.name, direction=stage.direction, remark="kernel")
-                found.append(record.timed(timing, flops=stage.flops))
+                records.append(record.timed(timing, flops=stage.flops))
         except Exception as error:  # one pass that does not compile must not hide the others
             reason = f"{type(error).__name__}: {first_line(error)}"
             failed = dataclasses.replace(base, name="kernels", direction=direction)
-            found.append(failed.because("failed", reason))
-    return found
+            records.append(failed.because("failed", reason))
+    return records
 
 
 def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
@@ -123,25 +124,17 @@ def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
 
 
 def kernel_stages(direction: str, call: Callable[[], object], device: torch.device) -> Iterator[Stage]:
-    """The launches of ``call``, in order; all of them have run once when the first is given.
+    """The launches of ``call``, in order, each to be timed before the next is asked for.
 
-    No kernel adds to what it finds, so that running one again changes nothing.
+    A launch is started when those before it have run, and its step restores what it changes.
     """
     from moekit_kernels import runtime, targets
 
     with torch.no_grad(), runtime.record(targets.target_of(device)) as launches:
         outputs = call()
-
-    def starter(one: runtime.Launch) -> Callable[[object], None]:
-        return lambda _: runtime.launch(
-            one.kernel, one.grid, one.arguments, num_warps=one.num_warps, num_stages=one.num_stages
-        )
-
-    for one in launches:
-        starter(one)(None)
-    for place, one in enumerate(launches, 1):
-        name = f"{place}. {getattr(one.kernel, '__name__', str(one.kernel))}"
-        yield Stage(name, direction, Step(starter(one)), product_flops(one.arguments))
+    for number, one in enumerate(launches, 1):
+        name = f"{number}. {getattr(one.kernel, '__name__', str(one.kernel))}"
+        yield Stage(name, direction, replay([one]), product_flops(one.arguments))
     del outputs
 
 

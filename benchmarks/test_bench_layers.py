@@ -1,6 +1,6 @@
 """``pytest benchmarks --benchmark-only``: the layers on a small workload, through pytest-benchmark.
 
-For figures to keep use ``python -m benchmarks.moe``, which also measures memory and ceilings.
+For figures to keep use ``python -m benchmarks moe``, which also measures memory and ceilings.
 """
 
 import pytest

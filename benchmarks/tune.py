@@ -1,4 +1,4 @@
-"""``python -m benchmarks.tune --out FILE``: looks for better tiles for the GPU at hand. Nothing runs it by itself.
+"""``python -m benchmarks tune --out FILE``: searches for better tiles on the GPU at hand. Nothing runs it by itself.
 
 What it writes is a table as ``moekit_kernels/configs.json``, to be used with ``moekit_kernels.configs.override`` or
 to be committed. Tiles that do not fit the shared memory or that would spill are not tried; those that the compiler
@@ -6,19 +6,19 @@ makes spill are rejected. A new tile replaces the committed one only if it is fa
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.options import OptionError, add_budget, add_dtype, add_out
 from benchmarks.peers.base import first_line
+from benchmarks.replay import replay
 from benchmarks.shapes import DTYPES, PRESETS, Shape
 from benchmarks.stages import kernel_calls
-from benchmarks.timing import Step, time_steps
-from benchmarks.tuning import RejectedError, Trial, as_json, best, candidates, impossible, search, with_entry
+from benchmarks.tile_search import RejectedError, Trial, as_json, best, candidates, impossible, search, with_entry
+from benchmarks.timing import time_steps
 from benchmarks.workload import Workload, draw
 from moekit_kernels import configs, runtime, targets
 from moekit_kernels.configs import KINDS, GemmConfig
@@ -44,14 +44,12 @@ WORKLOADS: dict[str, Shape] = {
 """What tiles are tuned for, each class of rows by those that fall into it."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    found = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    found.add_argument("--out", type=Path, required=True, help="json file of configurations")
-    found.add_argument("--kind", nargs="+", default=list(KINDS), choices=KINDS)
-    found.add_argument("--dtype", default="bf16", choices=("bf16", "fp16", "fp32"))
-    found.add_argument("--budget", type=float, default=480.0, help="seconds in all")
-    return found
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this command."""
+    parser.add_argument("--kind", nargs="+", default=list(KINDS), choices=KINDS)
+    add_dtype(parser, "bf16", ("bf16", "fp16", "fp32"))
+    add_budget(parser, 480.0)
+    add_out(parser, "json file of configurations", required=True)
 
 
 def in_class(shape: Shape, leasts: Sequence[int], least: int, few_rows: bool) -> bool:
@@ -81,14 +79,8 @@ def measure_on_gpu(
 def _time(call: Callable[[], object], config: GemmConfig, device: torch.device) -> float:
     with torch.no_grad(), runtime.record(targets.target_of(device)) as launches:
         outputs = call()
-    for one in launches:
-        _reject_bad_code(one, config)
-
-    def body(_: object) -> None:
-        for one in launches:
-            runtime.launch(one.kernel, one.grid, one.arguments, num_warps=one.num_warps, num_stages=one.num_stages)
-
-    timing = time_steps([Step(body)], device, seconds=0.1, warm_up=1)
+    step = replay(launches, lambda one: _reject_bad_code(one, config))
+    timing = time_steps([step], device, seconds=0.1, warm_up=1)
     del outputs
     return timing.median_ms
 
@@ -113,7 +105,7 @@ def _reject_bad_code(one: runtime.Launch, config: GemmConfig) -> None:
 
 
 def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The table and what was found, a line for each kind and class."""
+    """The table, and what each search ended with, a line for each kind and class."""
     device = torch.device("cuda")
     target = targets.target_of(device)
     itemsize = DTYPES[options.dtype].itemsize
@@ -134,13 +126,13 @@ def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         trials = search(possible, current, measure, options.budget / len(jobs))
         winner = best(trials)
         table = with_entry(table, target.name, kind, dtype, least, winner.config)
-        lines.append(said(kind, least, trials, winner, len(possible)))
+        lines.append(summary(kind, least, trials, winner, len(possible)))
         del workloads
     return table, lines
 
 
-def said(kind: str, least: int, trials: Sequence[Trial], winner: Trial, possible: int) -> str:
-    """What one search found, as a line."""
+def summary(kind: str, least: int, trials: Sequence[Trial], winner: Trial, possible: int) -> str:
+    """How one search ended, as a line."""
     rejected = sum(trial.score is None for trial in trials)
     change = "the committed one stays" if winner == trials[0] else f"{winner.score:.3f} of the committed one's time"
     return (
@@ -149,15 +141,11 @@ def said(kind: str, least: int, trials: Sequence[Trial], winner: Trial, possible
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(options: argparse.Namespace) -> int:
     """Searches and writes the table."""
-    options = parser().parse_args(arguments)
     if not torch.cuda.is_available():
-        sys.exit("python -m benchmarks.tune times kernels, so it needs a GPU; the committed table serves without one.")
+        raise OptionError("times kernels, so it needs a GPU; the committed table serves without one.")
     table, lines = tune(options)
     options.out.write_text(as_json(table))
     print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main()
+    return 0

@@ -29,7 +29,7 @@ def not_read(version: str = triton.__version__) -> str | None:
         return None
     return (
         f"Triton {version} compiles to code that was not read (read: {', '.join(versions()) or 'none'}), "
-        "so this is a report and no failure; `python -m benchmarks.compiled` reads it and writes its table."
+        "so this is a report and no failure; `python -m benchmarks compiled` reads it and writes its table."
     )
 
 

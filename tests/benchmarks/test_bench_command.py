@@ -1,8 +1,11 @@
-"""``python -m benchmarks.moe`` from end to end, on CPU with a tiny size."""
+"""``python -m benchmarks``: its commands and options, and ``moe`` from end to end, on CPU with a tiny size."""
 
+import argparse
+
+import pytest
 import torch
 
-from benchmarks import moe
+from benchmarks.__main__ import COMMANDS, main, parse
 from benchmarks.environment import commit_of, environment
 from benchmarks.records import read
 
@@ -12,7 +15,7 @@ def test_the_command_writes_records_of_all_that_it_was_asked_for(tmp_path, capsy
     monkeypatch.setattr("benchmarks.ceilings.measure", lambda *_: [])  # a second of matrix products for nothing
     path = tmp_path / "records.jsonl"
     arguments = "--preset medvlmoe-tiny --tokens 8 --skew uniform zipf --device cpu --dtype fp32 --seconds 0"
-    moe.main([*arguments.split(), "--peers", "dense", "moekit-torch", "liger", "--out", str(path)])
+    assert not main(["moe", *arguments.split(), "--peer", "dense", "moekit-torch", "liger", "--out", str(path)])
     records = read(path)
     cases = [(r.name, r.skew, r.direction) for r in records if r.kind == "case" and r.status == "ok"]
     directions = ("forward", "backward", "forward+backward")
@@ -29,9 +32,9 @@ def test_the_command_writes_records_of_all_that_it_was_asked_for(tmp_path, capsy
     about = records[0].environment
     assert set(about) == {"device", "threads", "versions", "commit", "dirty", "date", "command"}
     assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
-    said = capsys.readouterr().out
-    assert "liger-kernel runs on a GPU only" in said
-    assert "of dense" in said
+    output = capsys.readouterr().out
+    assert "liger-kernel runs on a GPU only" in output
+    assert "of dense" in output
 
 
 def test_a_folder_without_git_has_no_commit(tmp_path):
@@ -44,3 +47,75 @@ def test_the_environment_is_plain_json():
     about = environment(torch.device("cpu"))
     assert isinstance(about["device"], str)
     assert about["threads"] == torch.get_num_threads()
+
+
+MINIMAL = {"compare": ["old.jsonl", "new.jsonl"], "gpu": ["--out", "folder"], "tune": ["--out", "tiles.json"]}
+COMMON = {"--device", "--dtype", "--seconds", "--budget", "--out", "--preset", "--dim", "--batch"}
+
+
+def options_of(name: str) -> dict[str, argparse.Action]:
+    """The options of a command by their spelling."""
+    module = parse([name, *MINIMAL.get(name, [])])[1]
+    parser = argparse.ArgumentParser()
+    module.add_options(parser)
+    return {
+        flag: action for action in parser._actions for flag in action.option_strings if flag not in ("-h", "--help")
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    """Its help names the command and what it does."""
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    output = capsys.readouterr().out
+    assert f"usage: python -m benchmarks {name}" in output
+    assert f"``python -m benchmarks {name}" in output
+
+
+def test_the_list_of_commands_is_in_the_help_and_a_wrong_one_is_named(capsys):
+    """Without importing any of them."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert all(f"    {name} " in output or f"    {name}\n" in output for name in COMMANDS)
+    with pytest.raises(SystemExit):
+        main(["faster"])
+    assert "invalid choice: 'faster'" in capsys.readouterr().err
+
+
+def test_an_option_means_the_same_in_every_command():
+    """One spelling, no plural, one type; what is a list is one everywhere but for the dtype of one measurement."""
+    seen: dict[str, set[object]] = {}
+    for name in COMMANDS:
+        for flag, action in options_of(name).items():
+            assert not flag.endswith("s") or flag in (
+                "--seconds",
+                "--workers",
+                "--words",
+                "--regions",
+                "--tokens",
+                "--configs",
+                "--across-devices",
+                "--no-stages",
+            ), flag
+            seen.setdefault(flag, set()).add(action.type)
+    assert seen.keys() >= COMMON
+    assert {flag: types for flag, types in seen.items() if len(types) > 1} == {}
+
+
+def test_a_mistake_in_the_options_is_told_without_a_traceback(monkeypatch, capsys):
+    """And gives status 2."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["tune", "--out", "tiles.json"]) == 2
+    assert capsys.readouterr().err == (
+        "python -m benchmarks tune: times kernels, so it needs a GPU; the committed table serves without one.\n"
+    )
+
+
+def test_records_name_the_command_that_made_them(monkeypatch):
+    """By the module, not by a path."""
+    monkeypatch.setattr("sys.argv", ["/somewhere/benchmarks/__main__.py", "moe", "--preset", "cpu"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert environment(torch.device("cpu"))["command"] == "OMP_NUM_THREADS=2 python -m benchmarks moe --preset cpu"

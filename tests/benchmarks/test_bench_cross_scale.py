@@ -1,4 +1,4 @@
-"""``python -m benchmarks.cross_scale`` from end to end with a tiny size, and its verdicts."""
+"""``python -m benchmarks cross-scale`` from end to end with a tiny size, and its verdicts."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import cross_scale, report
+from benchmarks.__main__ import main
 from benchmarks.cross_scale import ALL, ONE, ROUTED, Pyramid, verdicts
 from benchmarks.records import Record, read
 from benchmarks.timing import Step, time_in_turn
@@ -14,11 +15,12 @@ TINY = Pyramid(channels=(2, 3), sizes=(4, 2))
 
 
 @pytest.mark.parametrize("layout", [[], ["--channels-last"]])
-def test_the_command_writes_cases_and_verdicts(tmp_path, capsys, layout) -> None:
+def test_the_command_writes_cases_and_verdicts(tmp_path, capsys, monkeypatch, layout) -> None:
     """One routed expert of six costs the operations of one, all of them six times as many."""
     path = tmp_path / "records.jsonl"
     arguments = "--batch 6 --dim 4 --device cpu --seconds 0"
-    cross_scale.main([*arguments.split(), "--out", str(path), *layout], TINY)
+    monkeypatch.setattr(cross_scale, "SIZES", TINY)
+    assert not main(["cross-scale", *arguments.split(), "--out", str(path), *layout])
     records = read(path)
     cases = [record for record in records if record.kind == "case"]
     directions = ("forward", "forward+backward")
@@ -30,8 +32,7 @@ def test_the_command_writes_cases_and_verdicts(tmp_path, capsys, layout) -> None
         assert 0 < one.p20_ms <= one.median_ms <= one.p80_ms
     assert cases[3].flops > 2 * cases[0].flops
     assert [r.kind for r in records[6:]] == ["criterion", "criterion"]
-    said = capsys.readouterr().out
-    assert "K=6 hard-routed at most 1.25 times the time of K=1" in said
+    assert "K=6 hard-routed at most 1.25 times the time of K=1" in capsys.readouterr().out
     section = report.file_section(path)
     assert "K=6, every expert for every sample" in section
     assert ("channels last" in section) == bool(layout)
@@ -43,8 +44,8 @@ def test_a_verdict_is_met_up_to_its_bound_and_missed_beyond() -> None:
     base = Record("case", "", preset="invented")
     records = [
         dataclasses.replace(base, name=name, direction=direction, median_ms=time)
-        for direction, found in times.items()
-        for name, time in zip((ONE, ROUTED, ALL), found, strict=True)
+        for direction, row in times.items()
+        for name, time in zip((ONE, ROUTED, ALL), row, strict=True)
     ]
     met, missed = verdicts(records)
     assert (met.status, missed.status) == ("met", "missed")

@@ -1,10 +1,12 @@
 """The verdicts of the GPU command, on invented records; and that the command works, on CPU with tiny sizes."""
 
 import dataclasses
+import sys
 
 import pytest
 
 from benchmarks import gpu
+from benchmarks.__main__ import main
 from benchmarks.criteria import judge
 from benchmarks.gpu_sections import SECTIONS, Setting
 from benchmarks.records import Record, read
@@ -64,20 +66,20 @@ def test_each_criterion_is_missed_alone(invented, place, name, preset, changes):
 def test_the_faster_of_two_libraries_counts(invented, case):
     """Being ahead of one is not enough when both are there."""
     slower = [*invented, case("liger", 12.0, preset="qwen3-30b-a3b")]
-    found = judge(slower)[1]
-    assert found.status == "missed"
-    assert "x1.70 against scattermoe" in found.reason
-    assert "x1.20 against liger" in found.reason
+    verdict = judge(slower)[1]
+    assert verdict.status == "missed"
+    assert "x1.70 against scattermoe" in verdict.reason
+    assert "x1.20 against liger" in verdict.reason
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed(invented, case):
     """And the reason is the peer's."""
     absent = [r for r in invented if r.name != "scattermoe"]
     absent += [case("liger", None, preset="qwen3-30b-a3b", status="absent", reason="liger-kernel is not installed")]
-    found = judge(absent)[1]
-    assert found.status == "unmeasured"
-    assert "liger: liger-kernel is not installed" in found.reason
-    assert "scattermoe was not run" in found.reason
+    verdict = judge(absent)[1]
+    assert verdict.status == "unmeasured"
+    assert "liger: liger-kernel is not installed" in verdict.reason
+    assert "scattermoe was not run" in verdict.reason
     assert verdicts([]) == ["unmeasured"] * 7
     small = [dataclasses.replace(r, shape=(1, 2, 3, 4, 1)) for r in invented]
     assert verdicts(small) == ["unmeasured"] * 7
@@ -88,9 +90,9 @@ def test_what_was_not_measured_is_neither_met_nor_missed(invented, case):
 def test_a_wrong_result_meets_nothing(invented):
     """However fast it is."""
     wrong = changed(invented, "moekit-triton", "mixtral", disagrees=0.5)
-    found = judge(wrong)[3]
-    assert found.status == "missed"
-    assert "disagrees with the reference by 5.0e-01" in found.reason
+    verdict = judge(wrong)[3]
+    assert verdict.status == "missed"
+    assert "disagrees with the reference by 5.0e-01" in verdict.reason
 
 
 def test_the_verdict_shows_where_time_goes_and_what_is_red(invented, case):
@@ -114,7 +116,7 @@ def test_without_a_gpu_the_command_says_so(tmp_path, monkeypatch):
     """And names the rehearsal; nothing is written."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a GPU; --rehearsal"):
-        gpu.main(["--out", str(tmp_path)])
+        main(["gpu", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit, match="needs a GPU; --rehearsal"):
         Setting.real()
@@ -143,13 +145,35 @@ def test_the_command_judges_and_cuts_off(tmp_path, capsys, monkeypatch):
     limits["breadth"] = SECTIONS["breadth"]._replace(least=0, most=0.05)
     for name, section in limits.items():
         monkeypatch.setitem(SECTIONS, name, section)
-    arguments = ["--out", str(tmp_path), "--budget", "100", "--rehearsal", "--sections", "tests", "checks", "breadth"]
-    assert gpu.main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "UNMEASURED" in said
-    assert "INCOMPLETE: section checks: only" in said
-    assert "INCOMPLETE: section breadth: cut off after 0 s" in said
+    arguments = ["--out", str(tmp_path), "--budget", "100", "--rehearsal", "--section", "tests", "checks", "breadth"]
+    assert main(["gpu", *arguments]) == 0
+    output = capsys.readouterr().out
+    assert "UNMEASURED" in output
+    assert "INCOMPLETE: section checks: only" in output
+    assert "INCOMPLETE: section breadth: cut off after 0 s" in output
     records = read(tmp_path / "records.jsonl")
     assert [r.reason for r in records if r.name.startswith("tests/triton")] == ["rehearsal"]
     assert sum(r.kind == "criterion" for r in records) == 7
     assert all(r.environment for r in records if r.kind == "criterion")
+
+
+def test_a_section_that_dies_takes_no_other_with_it(tmp_path, capsys, monkeypatch):
+    """Its process aborts, as after an illegal address; what it had written stays, and the next section runs."""
+    command_of = gpu.section_command
+    dying = "import os; open({path!r}, 'a').write('{line}\\n'); os.abort()"
+    line = '{"kind": "check", "name": "before the end"}'
+
+    def command(name, options, seconds):
+        if name != "kernels":
+            return command_of(name, options, seconds)
+        return [sys.executable, "-c", dying.format(path=str(options.out / "records.jsonl"), line=line)]
+
+    monkeypatch.setattr(gpu, "section_command", command)
+    monkeypatch.setitem(SECTIONS, "tests", SECTIONS["tests"]._replace(least=0))
+    monkeypatch.setitem(SECTIONS, "kernels", SECTIONS["kernels"]._replace(least=0))
+    monkeypatch.setattr(gpu, "RESERVE", 0)
+    assert main(["gpu", "--out", str(tmp_path), "--budget", "100", "--rehearsal", "--section", "kernels", "tests"]) == 1
+    assert "RED: section kernels: ended with status -6" in capsys.readouterr().out
+    names = [record.name for record in read(tmp_path / "records.jsonl")]
+    assert "before the end" in names
+    assert any(name.startswith("tests/triton") for name in names)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from benchmarks import local_contrastive as bench
+from benchmarks.__main__ import main
 from benchmarks.memory import resident_peak
 from benchmarks.records import Record, read
 from benchmarks.report import file_section
 
-SMALL = ["--batch=3", "--words=2", "--regions=5", "--width=4", "--device=cpu", "--seconds=0.01"]
+SMALL = ["--batch=3", "--words=2", "--regions=5", "--dim=4", "--device=cpu", "--seconds=0.01"]
 
 
 @pytest.mark.parametrize("form", list(bench.FORMS))
@@ -32,8 +33,8 @@ def test_a_form_that_is_off_is_noticed(monkeypatch):
 def test_the_verdict_is_a_quarter(ours, status):
     """Of the peak of all texts at once."""
     case = Record("case", bench.NAIVE, preset="some", peak_step_bytes=100)
-    found = bench.verdict([case, dataclasses.replace(case, name=bench.OURS, peak_step_bytes=ours)])
-    assert found.status == status
+    verdict = bench.verdict([case, dataclasses.replace(case, name=bench.OURS, peak_step_bytes=ours)])
+    assert verdict.status == status
 
 
 def test_the_command_writes_records_that_the_report_can_read(tmp_path, monkeypatch):
@@ -41,7 +42,7 @@ def test_the_command_writes_records_that_the_report_can_read(tmp_path, monkeypat
     forms = {bench.OURS: bench.FORMS[bench.OURS], "absent": ("not there", bench.plain_scores)}
     monkeypatch.setattr(bench, "FORMS", forms)
     monkeypatch.setattr(bench, "check", lambda form, device: Record("check", form, errors={"loss": 0.0}))
-    bench.main([*SMALL, f"--out={tmp_path / 'local.jsonl'}"])
+    assert not main(["local-contrastive", *SMALL, f"--out={tmp_path / 'local.jsonl'}"])
     records = {(record.kind, record.name): record for record in read(tmp_path / "local.jsonl")}
     measured, failed = records["case", bench.OURS], records["case", "absent"]
     assert measured.repeats >= 3

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import io
 import json
 import re
@@ -26,6 +25,7 @@ import moekit_kernels.moe_ffn
 import moekit_kernels.plan
 import moekit_kernels.routing
 import recipes.medmoe.report
+from benchmarks import __main__ as benchmarks_cli
 from recipes.medmoe import __main__ as medmoe_cli
 from recipes.medmoe import config as medmoe_config
 from recipes.medmoe import flops, retrieve
@@ -185,8 +185,10 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
             case [".venv/bin/python" | "python", "-m", "pytest", *arguments]:
                 for argument in arguments:
                     assert argument.startswith("-") or (ROOT / argument).exists(), f"there is no {argument}"
-            case [".venv/bin/python" | "python", "-m", module, *_] if module.startswith("benchmarks."):
-                assert importlib.util.find_spec(module), f"there is no module {module}"
+            case [".venv/bin/python" | "python", "-m", "benchmarks", *options]:
+                benchmarks_cli.parse(options)
+            case ["pytest", "benchmarks", "--benchmark-only"]:
+                assert "pytest-benchmark" in str(extras["bench"])
             case [".venv/bin/python" | "python", script, *_] if script.endswith(".py"):
                 assert (ROOT / script).is_file(), f"there is no {script}"
             case _:

@@ -46,7 +46,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with (folder / "compiled.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
-            command = [sys.executable, "-m", "benchmarks.compiled", "--output", str(path)]
+            command = [sys.executable, "-m", "benchmarks", "compiled", "--out", str(path)]
             # What is there already may hold another version of Triton, so it stays, and comes first.
             paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "kernels")]
             done = subprocess.run(
@@ -58,7 +58,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
                 text=True,
             )
             if not path.is_file():
-                pytest.fail(f"python -m benchmarks.compiled stopped before it wrote anything:\n{done.stderr}")
+                pytest.fail(f"python -m benchmarks compiled stopped before it wrote anything:\n{done.stderr}")
     return table.read(path)["entries"]
 
 
@@ -114,7 +114,7 @@ def test_the_committed_table_is_what_is_compiled(entries: list[dict[str, Any]]) 
     path = table.path_of()
     assert path.is_file(), f"there is no table {path.name}"
     changes = table.differences(table.read(path)["entries"], entries)
-    assert not changes, "write it anew with python -m benchmarks.compiled:\n" + "\n".join(changes)
+    assert not changes, "write it anew with python -m benchmarks compiled:\n" + "\n".join(changes)
 
 
 @pytest.mark.parametrize("exception", exceptions.EXCEPTIONS, ids=lambda one: f"{one.kernel}-{one.target}")

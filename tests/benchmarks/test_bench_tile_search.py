@@ -7,7 +7,17 @@ import torch
 
 from benchmarks import tune
 from benchmarks.shapes import PRESETS
-from benchmarks.tuning import RejectedError, Trial, as_json, best, candidates, distance, impossible, search, with_entry
+from benchmarks.tile_search import (
+    RejectedError,
+    Trial,
+    as_json,
+    best,
+    candidates,
+    distance,
+    impossible,
+    search,
+    with_entry,
+)
 from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, load, override
 from moekit_kernels.targets import GFX942, SM_80, SM_90, TARGETS
 
@@ -18,9 +28,9 @@ CURRENT = GemmConfig(128, 128, 64, 8, 8, 3, 1)
 def test_candidates_hold_possible_tiles_for_every_target(kind):
     """And the arithmetic leaves some of them everywhere."""
     for target in (SM_80, SM_90, GFX942):
-        found = [config for config in candidates(kind, 0) if impossible(config, kind, 2, target) is None]
-        assert len(found) > 5
-        assert len(set(found)) == len(found)
+        possible = [config for config in candidates(kind, 0) if impossible(config, kind, 2, target) is None]
+        assert len(possible) > 5
+        assert len(set(possible)) == len(possible)
 
 
 def test_unknown_kinds_are_named():
@@ -53,7 +63,7 @@ def test_committed_tiles_pass_the_same_arithmetic(name):
 
 
 def test_the_search_finds_the_fastest_and_skips_the_rejected():
-    """A timer that likes BLOCK_N = 256, on two workloads of different length; some tiles are refused."""
+    """A timer for which BLOCK_N = 256 is the fastest, on two workloads of different length; some tiles are refused."""
     tried: list[GemmConfig] = []
 
     def timer(config: GemmConfig) -> list[float]:
@@ -104,7 +114,7 @@ def test_the_table_is_read_back_by_the_kernels(tmp_path):
 
 
 def test_workloads_fall_into_one_class_of_rows():
-    """By rows an expert; a handful of rows goes to the kernel for few."""
+    """By rows an expert; small batches go to a kernel of their own."""
     qwen = PRESETS["qwen3-30b-a3b"]
     assert [tune.in_class(qwen, [0, 96], least, few_rows=False) for least in (0, 96)] == [False, True]
     recipe = PRESETS["medvlmoe-paper"]
@@ -113,17 +123,9 @@ def test_workloads_fall_into_one_class_of_rows():
     assert set(tune.PASSES) == set(KINDS)
 
 
-def test_without_a_gpu_the_command_explains_itself(tmp_path, monkeypatch):
-    """And writes nothing."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="it needs a GPU"):
-        tune.main(["--out", str(tmp_path / "configs.json")])
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_search_is_told_in_a_line():
+def test_a_search_is_summed_up_in_a_line():
     """How many were tried and rejected."""
     trials = [Trial(CURRENT, 1.0), Trial(CURRENT._replace(group_m=4), 0.5), Trial(CURRENT._replace(group_m=2), None)]
-    line = tune.said("forward", 96, trials, trials[1], possible=9)
+    line = tune.summary("forward", 96, trials, trials[1], possible=9)
     assert line.endswith("0.500 of the committed one's time; 3 tried of 10, 1 rejected")
-    assert "stays" in tune.said("forward", 96, trials, trials[0], possible=9)
+    assert "stays" in tune.summary("forward", 96, trials, trials[0], possible=9)

@@ -1,0 +1,73 @@
+"""``python -m benchmarks COMMAND``: everything that is measured, behind one command line.
+
+Each command is a module with ``add_options(parser)`` and ``main(options)``, which returns the exit status. Only the
+module of the command that was named is imported, so that one that needs Triton does not stop the others.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.options import OptionError
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        module: Where its ``add_options`` and ``main`` are.
+        summary: What it does, in a line.
+    """
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "moe": Command("benchmarks.moe", "time MoE layers of this and other libraries, and the parts of ours"),
+    "cross-scale": Command("benchmarks.cross_scale", "time hard routing of cross-scale experts"),
+    "local-contrastive": Command("benchmarks.local_contrastive", "memory and time of the local contrastive loss"),
+    "compare": Command("benchmarks.compare", "compare two files of records; status 1 if anything became slower"),
+    "report": Command("benchmarks.report", "write the tables and pictures of benchmarks/README.md from records"),
+    "compiled": Command("benchmarks.compiled.command", "compile every kernel without a GPU and read its code"),
+    "gpu": Command("benchmarks.gpu", "on a GPU: checks, timings and verdicts in under 9 minutes"),
+    "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
+}
+"""Every command by its name."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
+    """The options of a command line, and the module of its command."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, memory and compiled code.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    module: Any = None
+    for name, (module_name, summary) in COMMANDS.items():
+        chosen = words[:1] == [name]
+        loaded = importlib.import_module(module_name) if chosen else None
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=None if loaded is None else loaded.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if loaded is not None:
+            loaded.add_options(command)
+            module = loaded
+    return parser.parse_args(words), module
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status; a mistake in its options is told without a traceback."""
+    options, module = parse(arguments)
+    try:
+        return module.main(options)
+    except OptionError as error:
+        print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
