@@ -29,7 +29,9 @@ class ManifestConfig:
     """How to read a csv of your own images and texts; used with --data FILE.csv only."""
 
     image_column: str = "image"
-    """Column with the image's path, relative to the csv."""
+    """Column with the image's path, relative to --image-root."""
+    image_root: Path | None = None
+    """Folder at which the paths of the images begin; the csv's own by default."""
     text_column: str = "text"
     """Column with the report or caption."""
     modality_column: str | None = "modality"
@@ -68,6 +70,8 @@ class DataConfig:
     """phantom (drawn on the fly), a .csv, or WebDataset tars (train-{0000..0099}.tar)."""
     modality: str | None = None
     """Kind of all images, where the data do not name it."""
+    force_dicom: bool = False
+    """Read DICOM files without preamble and file meta group, as old programs wrote them."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     manifest: ManifestConfig = field(default_factory=ManifestConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)

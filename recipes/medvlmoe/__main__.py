@@ -62,6 +62,8 @@ def _predict(arguments: list[str]) -> None:
         image: tuple[Path, ...] = (),
         text: str | None = None,
         csv: Path | None = None,
+        image_root: Path | None = None,
+        force_dicom: bool = False,
         out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("predictions.csv"),
         checkpoint: Literal["best", "last"] = "best",
     ) -> None:
@@ -72,12 +74,22 @@ def _predict(arguments: list[str]) -> None:
             image: Image files; or give --csv.
             text: Report or note that belongs to the image.
             csv: Table with the columns of the run's manifest settings (image and text; labels are not read).
+            image_root: Folder at which the paths in the csv begin, by default the csv's.
+            force_dicom: Read DICOM files without preamble and file meta group.
             out: Table to write, one row per image.
             checkpoint: Which weights.
         """
         from recipes.medvlmoe import predict as stage
 
-        table = stage.main(run, images=image, text=text, csv=csv, checkpoint=checkpoint)
+        table = stage.main(
+            run,
+            images=image,
+            text=text,
+            csv=csv,
+            image_root=image_root,
+            force_dicom=force_dicom,
+            checkpoint=checkpoint,
+        )
         table.to_csv(out, index=False)
         print(table.to_string(index=False, max_rows=10, float_format="{:.3f}".format))
         print(f"written: {out} ({len(table)} rows)")

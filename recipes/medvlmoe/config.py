@@ -27,7 +27,9 @@ class ManifestConfig:
     """How to read a csv of your own images and texts; used with --data FILE.csv only."""
 
     image_column: str = "image"
-    """Column with the image's path, relative to the csv."""
+    """Column with the image's path, relative to --image-root."""
+    image_root: Path | None = None
+    """Folder at which the paths of the images begin; the csv's own by default."""
     text_column: str | None = None
     """Column with the report or note; none by default."""
     text_section: str | None = None
@@ -61,6 +63,8 @@ class DataConfig:
     """Edition of a MedMNIST set given by name, in pixels: 28, 64, 128 or 224."""
     download: bool = False
     """Let the medmnist package download a set given by name."""
+    force_dicom: bool = False
+    """Read DICOM files without preamble and file meta group, as old programs wrote them."""
     use_text: bool = True
     """Whether texts are used where there are any."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

@@ -14,7 +14,7 @@ from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_source
 from recipes.data.sampling import EpochSampler
 from recipes.data.studies import StudySource, StudySplit
-from recipes.data.tables.sections import section_of
+from recipes.data.tables.sections import sections_of
 from recipes.data.tables.studies import manifest_source
 from recipes.medvlmoe.config import DataConfig, TrainConfig
 from recipes.shared.encoders.image import ImageEncoderSpec
@@ -68,6 +68,8 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
             label_column=m.label_column,
             split_column=m.split_column,
             group_column=m.group_column,
+            image_root=m.image_root,
+            force_dicom=config.force_dicom,
             uncertain=m.uncertain,
             blank=m.blank,
             on_bad_image=m.on_bad_image,
@@ -77,12 +79,23 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
     raise ValueError(f"data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, got {config.data!r}.")
 
 
-def texts_of(split: StudySplit, config: DataConfig) -> list[str | None]:
-    """The texts that the model may read: the chosen section of each, or nothing."""
+def texts_of(split: StudySplit, config: DataConfig, *, whole_notes: bool = False) -> list[str | None]:
+    """Returns the texts that the model may read: the chosen section of each, or none.
+
+    Args:
+        split: The studies.
+        config: Whether texts are used, and which section of them.
+        whole_notes: Whether a text without any header is used whole where a section is chosen.
+
+    Raises:
+        ValueError: If the split has texts, but none has the section; the message lists the headers that they have.
+    """
     section = config.manifest.text_section
     if not config.use_text:
         return [None] * len(split)
-    return [text if section is None else section_of(text, section) for text in split.texts]
+    if section is None:
+        return list(split.texts)
+    return sections_of(split.texts, section, whole_notes=whole_notes)
 
 
 class StudyDataset(Dataset[Batch]):

@@ -91,10 +91,10 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any
     return metrics
 
 
-def dataset_of(split: StudySplit, config: Config, model: MedVLMoE) -> StudyDataset:
-    """A split as the model reads it, without augmentation."""
+def dataset_of(split: StudySplit, config: Config, model: MedVLMoE, *, whole_notes: bool = False) -> StudyDataset:
+    """A split as the model reads it, without augmentation; ``whole_notes`` as in `texts_of`."""
     tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
-    texts = texts_of(split, config.data)
+    texts = texts_of(split, config.data, whole_notes=whole_notes)
     return StudyDataset(split, texts, tokenizer, model.image_encoder.spec, text_tokens=config.model.text_tokens)
 
 

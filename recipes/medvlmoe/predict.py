@@ -1,59 +1,17 @@
 """Stage 3: diagnosing new images with a trained run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
-from recipes.data.images.read import read_image
-from recipes.data.studies import Study
+from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.build import load_model
-from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.evaluate import dataset_of
 from recipes.medvlmoe.inference import predict_batches
-
-
-@dataclass(frozen=True)
-class UnlabelledSplit:
-    """Images without labels, as a split of studies.
-
-    Attributes:
-        paths: The images.
-        texts: Their texts.
-        num_classes: ``C``; every label is NaN.
-    """
-
-    paths: tuple[Path, ...]
-    texts: tuple[str | None, ...]
-    num_classes: int
-
-    @property
-    def labels(self) -> NDArray[np.float32]:
-        """All unknown."""
-        return np.full((len(self.paths), self.num_classes), np.nan, np.float32)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """The paths."""
-        return tuple(map(str, self.paths))
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Every image is its own group."""
-        return self.ids
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Study:
-        path = self.paths[index]
-        return Study(str(path), str(path), read_image(path), self.texts[index], self.labels[index])
 
 
 def main(
@@ -62,48 +20,54 @@ def main(
     images: Sequence[Path] = (),
     text: str | None = None,
     csv: Path | None = None,
+    image_root: Path | None = None,
+    force_dicom: bool = False,
     checkpoint: str = "best",
 ) -> pd.DataFrame:
     """Diagnoses images.
 
+    Texts are read as in training, with one difference: where the run keeps a section of each report, a note without any
+    header is used whole.
+
     Args:
         run: Folder of the run.
         images: Image files.
-        text: What is known of them; only with a single image.
-        csv: Table of images and texts instead, read as the run's manifest settings say.
+        text: Report or note that belongs to the image; only with a single one.
+        csv: Table of images and texts instead, with the columns of the run's manifest settings.
+        image_root: Folder at which the paths in the csv begin, by default the csv's.
+        force_dicom: Whether DICOM files without preamble and file meta group are read; always if the run does.
         checkpoint: ``"best"`` or ``"last"``.
 
     Returns:
         One row per image: ``image``, one ``prob:CLASS`` each, and, with experts, ``experts``, ``gates``.
 
     Raises:
-        ValueError: If there is nothing to diagnose, both ways are given, one text goes with several images,
-            a csv lacks a column, or an image cannot be read.
+        ValueError: If there is nothing to diagnose, images and a csv are given, one text goes with several images or
+            with a run that reads none, no text has the section that the run reads, a csv lacks a column or its rows
+            do not fit its header, or an image cannot be read.
     """
     if bool(images) == (csv is not None):
         raise ValueError("give either images or a csv.")
     if text is not None and len(images) != 1:
         raise ValueError(f"text belongs to a single image, got {len(images)} images; use a csv for several.")
+    if image_root is not None and csv is None:
+        raise ValueError("image_root is where the paths of a csv begin: leave it out with images.")
     model, config, classes, _ = load_model(run, checkpoint)
-    paths, texts = _from_csv(csv, config) if csv is not None else (tuple(images), (text,) * len(images))
-    split = UnlabelledSplit(paths, texts, len(classes))
-    loader = make_loader(dataset_of(split, config, model), config.train, seed=None)
+    if text is not None and (model.text_encoder is None or not config.data.use_text):
+        raise ValueError(f"text: {run} was trained without texts and reads none, so leave it out.")
+    common: dict[str, Any] = {
+        "num_classes": len(classes),
+        "force_dicom": force_dicom or config.data.force_dicom,
+    }
+    if csv is not None:
+        manifest = config.data.manifest
+        columns = {"image_column": manifest.image_column, "text_column": manifest.text_column}
+        split = unlabelled_table(csv, **columns, image_root=image_root, **common)
+    else:
+        split = unlabelled_images(tuple(images), text, **common)
+    dataset = dataset_of(split, config, model, whole_notes=True)
+    loader = make_loader(dataset, config.train, seed=None)
     device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
-    found = predict_batches(model.to(device), loader, device=device, title="predict")
-    columns: dict[str, Any] = {"image": [str(path) for path in paths]}
-    return pd.DataFrame(columns | found.columns(classes, config.model.top_k))
-
-
-def _from_csv(csv: Path, config: Config) -> tuple[tuple[Path, ...], tuple[str | None, ...]]:
-    if not csv.is_file():
-        raise ValueError(f"{csv} does not exist.")
-    manifest = config.data.manifest
-    wanted = [manifest.image_column] + ([manifest.text_column] if manifest.text_column else [])
-    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    for column in wanted:
-        if column not in table:
-            raise ValueError(f"{csv} lacks the column {column!r}; it has {list(table.columns)}.")
-    paths = tuple(csv.parent / name for name in table[manifest.image_column])
-    if manifest.text_column is None:
-        return paths, (None,) * len(paths)
-    return paths, tuple(text.strip() or None for text in table[manifest.text_column])
+    predictions = predict_batches(model.to(device), loader, device=device, title="predict")
+    table: dict[str, Any] = {"image": list(split.paths)}
+    return pd.DataFrame(table | predictions.columns(classes, config.model.top_k))

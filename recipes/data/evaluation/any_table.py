@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.data.evaluation.assemble import OnBadImage, Splits, assemble, unofficial
-from recipes.data.evaluation.labelled_images import LabelledImages, read_plain
+from recipes.data.evaluation.assemble import Splits, assemble, unofficial
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import ImageFiles, OnBadImage, file_reader
 from recipes.data.studies import Task
-from recipes.data.tables.columns import filled, read_table, split_names
+from recipes.data.tables.columns import filled, split_names
+from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import is_blank, labels_from_column
 
 _NO_GROUPS = "no group column: every image is its own group, so a patient may lie in two splits"
@@ -34,6 +35,7 @@ def csv_set(
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
     name: str | None = None,
 ) -> EvaluationSet:
     """Reads a csv of one image per row with its label, for zero-shot classification all of it.
@@ -59,6 +61,7 @@ def csv_set(
         seed: Of drawn splits.
         fractions: Of drawn splits.
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
         name: Of the set, by default the csv's name without its ending.
 
     Raises:
@@ -83,7 +86,7 @@ def csv_set(
         where=f"{where}: column {label_column!r}",
     )
     base = csv.parent if image_root is None else Path(image_root)
-    images = LabelledImages(
+    images = ImageFiles(
         ids=ids,
         paths=tuple(str(base / path) for path in ids),
         details=((),) * len(ids),
@@ -91,7 +94,7 @@ def csv_set(
         groups=ids if group_column is None else filled(table[group_column], group_column, where),
         texts=_cells_or_none(table, text_column, len(ids)),
         modalities=_cells_or_none(table, modality_column, len(ids)) if modality is None else (modality,) * len(ids),
-        read=read_plain,
+        read=file_reader(force_dicom),
     )
     given = (
         unofficial(splits, len(ids), seed, fractions)

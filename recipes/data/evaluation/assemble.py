@@ -1,22 +1,16 @@
 """From labelled images and their splits to an evaluation set: what every reader checks last."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.evaluation.labelled_images import LabelledImages
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import ImageFiles, OnBadImage, check_files_exist, problems
 from recipes.data.splits import draw_splits
 from recipes.data.studies import SPLITS, Task, check_splits_apart
 from recipes.data.tables.labels import check_choice
-
-OnBadImage = Literal["error", "skip"]
-"""``"error"``: missing and empty files are refused at once, damaged ones when they are read. ``"skip"``: every
-image is read now, and those that cannot be are left out and counted in the notes."""
 
 Splits = Literal["draw", "test"]
 """For a set without official splits: ``"draw"`` train, val and test by group, or take all of it for ``"test"``."""
@@ -51,7 +45,7 @@ def unofficial(splits: Splits, count: int, seed: int, fractions: tuple[float, fl
 
 def assemble(
     name: str,
-    images: LabelledImages,
+    images: ImageFiles,
     splits: Sequence[str] | Draw,
     *,
     task: Task,
@@ -108,7 +102,7 @@ def assemble(
     return EvaluationSet(name, task, tuple(classes), modality, parts, prompts, tuple(notes))
 
 
-def _check_ids_differ(images: LabelledImages, splits: Sequence[str] | Draw, where: str) -> None:
+def _check_ids_differ(images: ImageFiles, splits: Sequence[str] | Draw, where: str) -> None:
     first: dict[str, int] = {}
     for row, name in enumerate(images.ids):
         other = first.setdefault(name, row)
@@ -119,37 +113,22 @@ def _check_ids_differ(images: LabelledImages, splits: Sequence[str] | Draw, wher
         raise ValueError(f"{where}: {name!r} is listed twice{place}: expected every image once")
 
 
-def _bad_images(images: LabelledImages, where: str, *, skip: bool) -> dict[int, str]:
+def _bad_images(images: ImageFiles, where: str, *, skip: bool) -> dict[int, str]:
     """Finds the images that cannot be read: what is wrong, by row.
 
     Raises:
         ValueError: If not ``skip`` and a file is missing or empty.
     """
     if skip:
-        with ThreadPoolExecutor() as pool:
-            problems = list(pool.map(lambda row: _problem(images, row), range(len(images))))
-        return {row: problem for row, problem in enumerate(problems) if problem is not None}
-    absent = [path for path in dict.fromkeys(images.paths) if _is_absent(path)]
-    if absent:
-        shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        raise ValueError(
-            f"{where}: {len(absent)} of {len(images)} images are missing or empty: {shown}. "
-            "Complete them, or pass on_bad_image='skip' to leave them out."
-        )
+        return problems(len(images), lambda row: _problem(images, row))
+    files = list(dict.fromkeys(images.paths))
+    check_files_exist(files, files, where, remedy="Complete them, or pass on_bad_image='skip' to leave them out.")
     return {}
 
 
-def _problem(images: LabelledImages, row: int) -> str | None:
+def _problem(images: ImageFiles, row: int) -> str | None:
     try:
         images[row]
     except ValueError as error:
         return str(error)
     return None
-
-
-def _is_absent(path: str) -> bool:
-    try:
-        return not os.stat(path).st_size
-    # ValueError: a name no file can have, such as one with a NUL byte.
-    except (OSError, ValueError):
-        return True

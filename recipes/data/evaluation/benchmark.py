@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.data.evaluation.assemble import OnBadImage, assemble, one_hot
+from recipes.data.evaluation.assemble import assemble, one_hot
 from recipes.data.evaluation.columns import read_paths_and_labels
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage
 from recipes.data.studies import SPLITS
 
 

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.data.evaluation.assemble import OnBadImage, Splits, assemble, one_hot, unofficial
+from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
 from recipes.data.evaluation.benchmark import Benchmark, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.labelled_images import labelled_images, read_with_masks
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage
 
 CLASSES = ("benign", "malignant", "normal")
 _FOLDER = "Dataset_BUSI_with_GT"

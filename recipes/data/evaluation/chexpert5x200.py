@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.data.evaluation.assemble import OnBadImage, assemble
+from recipes.data.evaluation.assemble import assemble
 from recipes.data.evaluation.columns import IMAGE_COLUMNS, column_named
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.data.tables.columns import filled, read_table
+from recipes.data.image_files import OnBadImage, file_reader
+from recipes.data.tables.columns import filled
+from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import is_blank, labels_from_columns
 
 CLASSES = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
@@ -24,6 +26,7 @@ def chexpert_5x200(
     image_column: str | None = None,
     image_root: str | Path | None = None,
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
 ) -> EvaluationSet:
     """Reads CheXpert 5x200.
 
@@ -36,6 +39,7 @@ def chexpert_5x200(
         image_column: Column of paths, by default ``imgpath`` or another usual name.
         image_root: Folder that the paths begin at, by default the table's.
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If the table, a column or an image is missing, a label is none of 1, 0, -1 and blank, or a
@@ -69,6 +73,7 @@ def chexpert_5x200(
         [_patient(path) for path in paths],
         modality="xray",
         texts=[None if is_blank(text) else text.strip() for text in table[_REPORT]],
+        read=file_reader(force_dicom),
     )
     return assemble(
         "chexpert5x200",

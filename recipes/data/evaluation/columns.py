@@ -1,11 +1,11 @@
 """Tables of path and label whose columns are called differently from place to place."""
 
-import csv as csv_module
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.data.tables.columns import filled, read_table
+from recipes.data.tables.columns import filled
+from recipes.data.tables.csv_file import read_header, read_table
 
 IMAGE_COLUMNS = ("filename", "img_dir", "path", "image", "imgpath", "img_path")
 """Names under which public tables keep the path of the image."""
@@ -25,10 +25,7 @@ def column_named(csv: Path, given: str | None, known: Sequence[str], what: str) 
     """
     if given is not None:
         return given
-    if not csv.is_file():
-        raise ValueError(f"csv file {str(csv)!r} does not exist")
-    with csv.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = next(csv_module.reader(file), [])
+    header = read_header(csv)
     for name in known:
         if name in header:
             return name

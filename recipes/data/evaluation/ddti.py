@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from recipes.data.evaluation.assemble import OnBadImage, Splits, assemble, one_hot, unofficial
+from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
 from recipes.data.evaluation.columns import class_of
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage
 from recipes.data.studies import Box
 
 TIRADS = {"2": 0, "3": 0, "4a": 1, "4b": 1, "4c": 1, "5": 1}

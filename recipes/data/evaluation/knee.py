@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from recipes.data.evaluation.assemble import OnBadImage
 from recipes.data.evaluation.benchmark import Benchmark, before_underscore, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.mrnet import Plane, has_mrnet, mrnet_set
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage
 from recipes.data.tables.labels import check_choice
 
 Finding = Literal["acl", "meniscus"]

@@ -1,28 +1,20 @@
-"""Labelled images on disk, of which all but the pixels is known at once, and the ways to read the pixels."""
+"""Labelled images on disk of one modality, and the ways to read their pixels and boxes."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.image_files import ImageFiles, Reader, read_file
 from recipes.data.images.intensity import stretch_min_max
 from recipes.data.images.read import read_image
-from recipes.data.studies import Box, Study
+from recipes.data.studies import Box
 from recipes.shared.extras import require
 
-Reader = Callable[[str, Any], tuple[NDArray[np.uint8], tuple[Box, ...]]]
-"""From a path and a detail of its own to an image and its boxes; raises ``ValueError`` that names the file."""
-
 _HDF5_LOCK = threading.Lock()
-
-
-def read_plain(path: str, boxes: tuple[Box, ...]) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
-    """Reads one image file whose boxes are known already."""
-    return read_image(path), boxes
 
 
 def read_with_masks(path: str, masks: tuple[str, tuple[str, ...]]) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
@@ -94,68 +86,6 @@ def read_hdf5(path: str, index: int) -> tuple[NDArray[np.uint8], tuple[Box, ...]
     return (image if image.dtype == np.uint8 else stretch_min_max(image)), ()
 
 
-@dataclass(frozen=True, eq=False)
-class LabelledImages:
-    """A sequence of studies whose images are read when asked for.
-
-    Attributes:
-        ids: Unique names.
-        paths: File of each image.
-        details: What ``read`` needs besides the path, one for each image.
-        labels: ``float32`` of shape ``(N, C)``, NaN where unknown.
-        groups: Patient of each image.
-        texts: Text of each image, ``None`` where there is none.
-        modalities: Kind of each image, ``None`` where it is not known.
-        read: Reads one image; a function of a module, so that the split can be pickled.
-    """
-
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    details: tuple[Any, ...]
-    labels: NDArray[np.float32]
-    groups: tuple[str, ...]
-    texts: tuple[str | None, ...]
-    modalities: tuple[str | None, ...]
-    read: Reader = read_plain
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Study:
-        """Reads one study.
-
-        Raises:
-            ValueError: If the image cannot be read; the message names it.
-        """
-        image, boxes = self.read(self.paths[index], self.details[index])
-        return Study(
-            id=self.ids[index],
-            group=self.groups[index],
-            image=image,
-            text=self.texts[index],
-            labels=self.labels[index].copy(),
-            boxes=boxes,
-            modality=self.modalities[index],
-        )
-
-    def take(self, rows: Sequence[int]) -> "LabelledImages":
-        """Returns the studies of some rows, in their order."""
-
-        def pick(values: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(values[row] for row in rows)
-
-        return LabelledImages(
-            ids=pick(self.ids),
-            paths=pick(self.paths),
-            details=pick(self.details),
-            labels=self.labels[list(rows)],
-            groups=pick(self.groups),
-            texts=pick(self.texts),
-            modalities=pick(self.modalities),
-            read=self.read,
-        )
-
-
 def labelled_images(
     ids: Sequence[str],
     paths: Sequence[str | Path],
@@ -165,11 +95,11 @@ def labelled_images(
     modality: str | None,
     details: Sequence[Any] | None = None,
     texts: Sequence[str | None] | None = None,
-    read: Reader = read_plain,
-) -> LabelledImages:
-    """Makes `LabelledImages` of one modality; by default without boxes and texts."""
+    read: Reader = read_file,
+) -> ImageFiles:
+    """Makes `ImageFiles` of one modality; by default without boxes and texts."""
     count = len(ids)
-    return LabelledImages(
+    return ImageFiles(
         ids=tuple(ids),
         paths=tuple(map(str, paths)),
         details=((),) * count if details is None else tuple(details),

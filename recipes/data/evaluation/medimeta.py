@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.evaluation.assemble import OnBadImage, assemble, one_hot
-from recipes.data.evaluation.labelled_images import labelled_images, read_hdf5, read_plain
+from recipes.data.evaluation.assemble import assemble, one_hot
+from recipes.data.evaluation.labelled_images import labelled_images, read_hdf5
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage, read_file
 from recipes.data.studies import SPLITS, Task
-from recipes.data.tables.columns import read_table
+from recipes.data.tables.csv_file import read_header, read_table
 from recipes.data.tables.labels import is_blank
 from recipes.shared.extras import require
 
@@ -82,7 +83,7 @@ def medimeta_set(
         [groups[index] for index in rows],
         modality=modality,
         details=rows if hdf5 else None,
-        read=read_hdf5 if hdf5 else read_plain,
+        read=read_hdf5 if hdf5 else read_file,
     )
     return assemble(
         str(info["id"]),
@@ -180,7 +181,7 @@ def _groups(root: Path, count: int) -> tuple[list[str], list[str]]:
 
 
 def _group_column(path: Path) -> str:
-    header = path.read_text(encoding="utf-8-sig").partition("\n")[0].strip().split(",")
+    header = read_header(path)
     return next((column for column in _GROUP_COLUMNS if column in header), _GROUP_COLUMNS[-1])
 
 

@@ -1,14 +1,15 @@
 """MRNet: knee MRI as it is distributed, volumes of slices in three planes and a label per exam."""
 
-import csv as csv_module
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from recipes.data.evaluation.assemble import OnBadImage, assemble, one_hot
+from recipes.data.evaluation.assemble import assemble, one_hot
 from recipes.data.evaluation.labelled_images import labelled_images, read_slice
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage
+from recipes.data.tables.csv_file import read_rows_without_header
 from recipes.data.tables.labels import check_choice
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -102,20 +103,15 @@ def _draw(exams: list[str], fraction: float, seed: int) -> set[str]:
 
 def _read_labels(csv: Path) -> dict[str, int]:
     """Reads a table of exam and label that has no header."""
-    if not csv.is_file():
-        raise ValueError(f"csv file {str(csv)!r} does not exist")
     labels: dict[str, int] = {}
-    with csv.open(newline="", encoding="utf-8-sig") as file:
-        for row, cells in enumerate(csv_module.reader(file), 1):
-            if not cells:
-                continue
-            if len(cells) != 2 or not cells[0].strip().isdecimal() or cells[1].strip() not in ("0", "1"):
-                raise ValueError(f"{csv}: row {row} must be an exam's number and 0 or 1, without a header, got {cells}")
-            # Spreadsheets strip the zeros of 0001.
-            exam = cells[0].strip().zfill(4)
-            if exam in labels:
-                raise ValueError(f"{csv}: row {row} lists the exam {exam} a second time")
-            labels[exam] = int(cells[1])
+    for line, cells in read_rows_without_header(csv):
+        if len(cells) != 2 or not cells[0].strip().isdecimal() or cells[1].strip() not in ("0", "1"):
+            raise ValueError(f"{csv}: row {line} must be an exam's number and 0 or 1, without a header, got {cells}")
+        # Spreadsheets strip the zeros of 0001.
+        exam = cells[0].strip().zfill(4)
+        if exam in labels:
+            raise ValueError(f"{csv}: row {line} lists the exam {exam} a second time")
+        labels[exam] = int(cells[1])
     if not labels:
         raise ValueError(f"{csv}: holds no rows")
     return labels

@@ -3,11 +3,13 @@
 import math
 from pathlib import Path
 
-from recipes.data.evaluation.assemble import OnBadImage, Splits, assemble, one_hot, unofficial
+from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage, file_reader
 from recipes.data.studies import Box
-from recipes.data.tables.columns import filled, read_table
+from recipes.data.tables.columns import filled
+from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import is_blank
 
 CLASSES = ("normal", "pneumonia")
@@ -26,6 +28,7 @@ def rsna_pneumonia(
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
 ) -> EvaluationSet:
     """Reads the labelled part of the RSNA Pneumonia Detection Challenge (2018), stage 2.
 
@@ -39,6 +42,7 @@ def rsna_pneumonia(
         seed: Of the drawn splits.
         fractions: Of the drawn splits.
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If the table, a column or an image is missing, or a row contradicts itself or another of the
@@ -55,6 +59,7 @@ def rsna_pneumonia(
         patients,
         modality="xray",
         details=[boxes[patient] for patient in patients],
+        read=file_reader(force_dicom),
     )
     return assemble(
         "rsna",

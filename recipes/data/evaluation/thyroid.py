@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from recipes.data.evaluation.assemble import OnBadImage, Splits
+from recipes.data.evaluation.assemble import Splits
 from recipes.data.evaluation.benchmark import Benchmark, before_underscore, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.ddti import ddti_set
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import OnBadImage
 
 CLASSES = ("benign", "malignant")
 _BENCHMARK = Benchmark(

@@ -1,6 +1,6 @@
 """Turns the label columns of a table into one array of 1, 0 and NaN."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -51,14 +51,7 @@ def labels_from_columns(
     """
     values = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
     known = {1.0: 1.0, 0.0: 0.0, -1.0: values[uncertain]}
-    parsed = [
-        [
-            _parse_cell(cell, known, values[blank], f"{where}: column {name!r}, row {row}")
-            for row, cell in enumerate(cells, 1)
-        ]
-        for name, cells in columns.items()
-    ]
-    labels = np.array(parsed, dtype=np.float32).T
+    labels = np.stack([_parse_cells(cells, known, values[blank], name, where) for name, cells in columns.items()], 1)
     if task != "multi-label":
         one_hot = np.isfinite(labels).all(1) & (labels.sum(1) == 1)
         if not one_hot.all():
@@ -71,13 +64,20 @@ def labels_from_columns(
     return labels
 
 
-def _parse_cell(cell: str, known: Mapping[float, float], blank: float, where: str) -> float:
-    if is_blank(cell):
-        return blank
-    try:
-        return known[float(cell)]
-    except (ValueError, KeyError):
-        raise ValueError(f"{where}: a label must be 1, 0, -1 (uncertain) or blank, got {cell!r}") from None
+def _parse_cells(
+    cells: Sequence[str], known: Mapping[float, float], blank: float, name: str, where: str
+) -> NDArray[np.float32]:
+    """Reads one column; the few different cells of a column are read once each."""
+    values: dict[str, float] = {}
+    for cell in dict.fromkeys(cells):
+        try:
+            values[cell] = blank if is_blank(cell) else known[float(cell)]
+        except (ValueError, KeyError):
+            raise ValueError(
+                f"{where}: column {name!r}, row {cells.index(cell) + 1}: a label must be 1, 0, -1 (uncertain) or "
+                f"blank, got {cell!r}"
+            ) from None
+    return np.array([values[cell] for cell in cells], dtype=np.float32)
 
 
 def labels_from_column(
@@ -115,22 +115,25 @@ def labels_from_column(
         task = "multi-label" if joined or negative_label is not None else "multi-class"
     if task != "multi-label" and negative_label is not None:
         raise ValueError(f"negative_label is for multi-label tasks, got {negative_label!r} with task={task!r}")
-    rows = [_names(cell, separator if task == "multi-label" else None) for cell in cells]
-    if task != "multi-label" and [] in rows:
-        raise ValueError(f"{where}: row {rows.index([]) + 1} is blank, but a {task} task needs a class in every row")
-    classes = _classes(rows, task, classes, negative_label, where)
+    names_of = {cell: _names(cell, separator if task == "multi-label" else None) for cell in dict.fromkeys(cells)}
+    if task != "multi-label" and [] in names_of.values():
+        row = next(row for row, cell in enumerate(cells, 1) if not names_of[cell])
+        raise ValueError(f"{where}: row {row} is blank, but a {task} task needs a class in every row")
+    classes = _classes(names_of.values(), task, classes, negative_label, where)
     index = {name: i for i, name in enumerate(classes)}
-    labels = np.zeros((len(rows), len(classes)), dtype=np.float32)
-    for row, names in enumerate(rows):
+    different = np.zeros((len(names_of), len(classes)), dtype=np.float32)
+    for place, (cell, names) in enumerate(names_of.items()):
         if not names:
-            labels[row] = np.nan if blank == "ignore" else 0.0
+            different[place] = np.nan if blank == "ignore" else 0.0
         for name in names:
             if name == negative_label and len(names) == 1:
                 continue
             if name not in index:
-                raise ValueError(f"{where}: row {row + 1}: {name!r} is none of the classes {list(classes)}")
-            labels[row, index[name]] = 1.0
-    return task, classes, labels
+                row = cells.index(cell) + 1
+                raise ValueError(f"{where}: row {row}: {name!r} is none of the classes {list(classes)}")
+            different[place, index[name]] = 1.0
+    place_of = {cell: place for place, cell in enumerate(names_of)}
+    return task, classes, different[[place_of[cell] for cell in cells]]
 
 
 def _names(cell: str, separator: str | None) -> list[str]:
@@ -141,7 +144,7 @@ def _names(cell: str, separator: str | None) -> list[str]:
 
 
 def _classes(
-    rows: list[list[str]], task: Task, classes: Sequence[str] | None, negative_label: str | None, where: str
+    rows: Iterable[list[str]], task: Task, classes: Sequence[str] | None, negative_label: str | None, where: str
 ) -> tuple[str, ...]:
     """Takes the classes given, or those that occur, and refuses what the task cannot have."""
     if classes is None:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from recipes.data.image_files import ImageFiles, OnBadImage, some_of
 from recipes.data.pairs import PairSource
 from recipes.data.studies import check_splits_apart
-from recipes.data.tables.columns import modality_name, read_table
+from recipes.data.tables.columns import modality_name
+from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import check_choice
-from recipes.data.tables.rows import Layout, ManifestSplit, OnBadImage, divide, read_rows, some_ids
+from recipes.data.tables.rows import Layout, divide, read_rows
 
 OnMissingText = Literal["error", "skip"]
 
@@ -25,6 +27,7 @@ def pair_manifest_source(
     group_column: str | None = None,
     image_root: str | Path | None = None,
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
     on_missing_text: OnMissingText = "error",
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
@@ -49,6 +52,7 @@ def pair_manifest_source(
         image_root: Folder of the images, by default the csv's.
         on_bad_image: ``"error"`` refuses missing and empty files at once and damaged ones when they are read.
             ``"skip"`` opens every file now, leaves the bad ones out and counts them in ``notes``.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
         on_missing_text: ``"error"`` refuses a blank text; ``"skip"`` leaves such rows out and counts them in
             ``notes``.
         seed: Of the drawn split.
@@ -63,7 +67,7 @@ def pair_manifest_source(
         ValueError: For a missing or unreadable csv, a column it lacks, a cell that cannot be read, a blank text,
             the same pair twice, an image in two splits, missing images, an empty split, or a group in two
             splits. The message names the file and the column, row or image.
-        ImportError: If pandas or Pillow is not installed.
+        ImportError: If Pillow is not installed.
     """
     check_choice("on_bad_image", on_bad_image, OnBadImage)
     check_choice("on_missing_text", on_missing_text, OnMissingText)
@@ -76,6 +80,7 @@ def pair_manifest_source(
         group_column=group_column,
         image_root=image_root,
         on_bad_image=on_bad_image,
+        force_dicom=force_dicom,
         seed=seed,
         fractions=fractions,
     )
@@ -95,7 +100,7 @@ def pair_manifest_source(
     return PairSource(name, tuple(sorted(known)), **parts, notes=(*missing, *notes))
 
 
-def _captions_apart(studies: ManifestSplit, splits: Sequence[str] | None, layout: Layout) -> ManifestSplit:
+def _captions_apart(studies: ImageFiles, splits: Sequence[str] | None, layout: Layout) -> ImageFiles:
     """Gives the captions of one image different ids, and checks that its rows agree."""
     rows_of: dict[str, list[int]] = {}
     for row, path in enumerate(studies.paths):
@@ -119,7 +124,7 @@ def _captions_apart(studies: ManifestSplit, splits: Sequence[str] | None, layout
     return replace(studies, ids=tuple(ids), groups=tuple(groups))
 
 
-def _check_texts_differ(studies: ManifestSplit, rows: Sequence[int], where: str) -> None:
+def _check_texts_differ(studies: ImageFiles, rows: Sequence[int], where: str) -> None:
     """Refuses the same pair twice: it would be its own false negative."""
     first: dict[str, int] = {}
     for row in rows:
@@ -132,8 +137,8 @@ def _check_texts_differ(studies: ManifestSplit, rows: Sequence[int], where: str)
 
 
 def _with_texts(
-    studies: ManifestSplit, given: list[str] | None, layout: Layout, *, skip: bool
-) -> tuple[ManifestSplit, list[str] | None, list[str]]:
+    studies: ImageFiles, given: list[str] | None, layout: Layout, *, skip: bool
+) -> tuple[ImageFiles, list[str] | None, list[str]]:
     """Leaves rows without a text out, or refuses them; returns what is left and notes."""
     blank = [row for row, text in enumerate(studies.texts) if text is None]
     if not blank:
@@ -147,5 +152,5 @@ def _with_texts(
             "Fill it, or pass on_missing_text='skip' to leave such rows out."
         )
     kept = [row for row in range(len(studies)) if studies.texts[row] is not None]
-    note = f"skipped {of} that have no text: {some_ids(studies, blank)}"
+    note = f"skipped {of} that have no text: {some_of(studies.ids, blank)}"
     return studies.take(kept), None if given is None else [given[row] for row in kept], [note]

@@ -2,21 +2,17 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from recipes.data.images.read import image_problem, read_image
+from recipes.data.image_files import ImageFiles, OnBadImage, check_files_exist, file_reader, problems, some_of
+from recipes.data.images.read import image_problem
 from recipes.data.splits import draw_splits
-from recipes.data.studies import SPLITS, Study
+from recipes.data.studies import SPLITS
 from recipes.data.tables.columns import filled, modality_name, split_names
 from recipes.data.tables.labels import is_blank
-
-OnBadImage = Literal["error", "skip"]
 
 
 class Layout(NamedTuple):
@@ -29,9 +25,10 @@ class Layout(NamedTuple):
     split_column: str | None
     group_column: str | None
     image_root: str | Path | None
-    on_bad_image: OnBadImage
-    seed: int
-    fractions: tuple[float, float, float]
+    on_bad_image: OnBadImage = "error"
+    force_dicom: bool = False
+    seed: int = 0
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
 
     def columns(self) -> list[str]:
         """Names the columns to read."""
@@ -47,57 +44,7 @@ class Layout(NamedTuple):
         return self.csv.name.removesuffix(".gz").removesuffix(".csv")
 
 
-@dataclass(frozen=True, eq=False)
-class ManifestSplit:
-    """One split of a csv; images are read when a study is asked for.
-
-    Attributes:
-        ids: The image column, as written.
-        paths: Where the images lie.
-        labels: ``float32`` of shape ``(N, C)``, NaN where unknown.
-        groups: Group of each study.
-        texts: Text of each study, ``None`` where there is none.
-        modalities: Modality of each study, ``None`` where it is not known.
-    """
-
-    ids: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: NDArray[np.float32]
-    groups: tuple[str, ...]
-    texts: tuple[str | None, ...]
-    modalities: tuple[str | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Study:
-        """Reads one study.
-
-        Raises:
-            ValueError: If the image cannot be read; the message names it.
-        """
-        return Study(
-            id=self.ids[index],
-            group=self.groups[index],
-            image=read_image(self.paths[index]),
-            text=self.texts[index],
-            labels=self.labels[index].copy(),
-            modality=self.modalities[index],
-        )
-
-    def take(self, rows: Sequence[int]) -> "ManifestSplit":
-        """Returns the studies of some rows, in their order."""
-        return ManifestSplit(
-            ids=tuple(self.ids[row] for row in rows),
-            paths=tuple(self.paths[row] for row in rows),
-            labels=self.labels[list(rows)],
-            groups=tuple(self.groups[row] for row in rows),
-            texts=tuple(self.texts[row] for row in rows),
-            modalities=tuple(self.modalities[row] for row in rows),
-        )
-
-
-def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[ManifestSplit, list[str] | None]:
+def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[ImageFiles, list[str] | None]:
     """Reads every column but the labels.
 
     Args:
@@ -113,26 +60,27 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Manif
     """
     where = str(layout.csv)
     ids = filled(table[layout.image_column], layout.image_column, where)
-    paths = tuple(os.path.normpath(layout.root() / path) for path in ids)
+    root = str(layout.root())
+    paths = tuple(os.path.normpath(os.path.join(root, path)) for path in ids)
     given = None if layout.split_column is None else split_names(table[layout.split_column], layout.split_column, where)
     groups = ids if layout.group_column is None else filled(table[layout.group_column], layout.group_column, where)
     blanks = [""] * len(ids)
     texts = blanks if layout.text_column is None else table[layout.text_column]
     modalities = blanks if layout.modality_column is None else table[layout.modality_column]
-    studies = ManifestSplit(
+    studies = ImageFiles(
         ids=ids,
         paths=paths,
+        details=((),) * len(ids),
         labels=np.zeros((len(ids), 0), np.float32),
         groups=groups,
         texts=tuple(None if is_blank(text) else text.strip() for text in texts),
         modalities=tuple(modality_name(modality) for modality in modalities),
+        read=file_reader(layout.force_dicom),
     )
     return studies, given
 
 
-def divide(
-    layout: Layout, studies: ManifestSplit, given: Sequence[str] | None
-) -> tuple[dict[str, ManifestSplit], list[str]]:
+def divide(layout: Layout, studies: ImageFiles, given: Sequence[str] | None) -> tuple[dict[str, ImageFiles], list[str]]:
     """Leaves bad images out where that is wanted, and cuts the rest into train, val and test.
 
     Args:
@@ -146,12 +94,11 @@ def divide(
     Raises:
         ValueError: If images are missing, or a split is empty.
     """
-    skip = layout.on_bad_image == "skip"
-    bad = _bad_images(studies, str(layout.csv), layout.root(), skip=skip)
+    bad = bad_images(studies, layout)
     kept = [row for row in range(len(studies)) if row not in bad]
     notes = []
     if bad:
-        listed = some_ids(studies, list(bad))
+        listed = some_of(studies.ids, list(bad))
         notes.append(f"skipped {len(bad)} of {len(studies)} images that cannot be read: {listed}")
     studies = studies.take(kept)
     if given is not None:
@@ -166,39 +113,26 @@ def divide(
     return _parts(studies, splits, str(layout.csv), bad), notes
 
 
-def some_ids(studies: ManifestSplit, rows: Sequence[int]) -> str:
-    """Lists up to five of the rows' images."""
-    shown = ", ".join(studies.ids[row] for row in rows[:5])
-    return shown if len(rows) <= 5 else f"{shown}, ..."
-
-
-def _bad_images(studies: ManifestSplit, where: str, root: Path, *, skip: bool) -> dict[int, str]:
+def bad_images(studies: ImageFiles, layout: Layout) -> dict[int, str]:
     """Finds the images that cannot be read: what is wrong, by row.
 
     Raises:
-        ValueError: If not ``skip`` and a file is missing or empty.
+        ValueError: If they are not to be skipped and a file is missing or empty.
     """
-    with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(image_problem if skip else _absence, studies.paths))
-    bad = {row: problem for row, problem in enumerate(problems) if problem is not None}
-    if bad and not skip:
-        raise ValueError(
-            f"{where}: {len(bad)} of {len(studies)} images are missing or empty, looked for in "
-            f"{str(root)!r}: {some_ids(studies, list(bad))}. "
-            "Set image_root, or pass on_bad_image='skip' to leave them out."
-        )
-    return bad
+    if layout.on_bad_image == "skip":
+        return problems(len(studies), lambda row: image_problem(studies.paths[row], force_dicom=layout.force_dicom))
+    check_files_exist(
+        studies.paths,
+        studies.ids,
+        str(layout.csv),
+        place=f", looked for in {str(layout.root())!r}",
+        remedy="Set image_root (--image-root) to the folder at which the paths begin, or leave such rows out "
+        "(on_bad_image='skip', --on-bad-image skip).",
+    )
+    return {}
 
 
-def _absence(path: str) -> str | None:
-    try:
-        return None if os.stat(path).st_size else "empty"
-    # ValueError: a name no file can have, such as one with a NUL byte.
-    except (OSError, ValueError):
-        return "missing"
-
-
-def _parts(studies: ManifestSplit, splits: Sequence[str], where: str, bad: dict[int, str]) -> dict[str, ManifestSplit]:
+def _parts(studies: ImageFiles, splits: Sequence[str], where: str, bad: dict[int, str]) -> dict[str, ImageFiles]:
     """Cuts the studies into train, val and test, none of them empty."""
     rows = {split: [row for row, value in enumerate(splits) if value == split] for split in SPLITS}
     empty = [split for split in SPLITS if not rows[split]]

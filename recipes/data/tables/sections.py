@@ -1,29 +1,110 @@
 """Sections of a free-text radiology report."""
 
 import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 
-_HEADER = re.compile(r"(?:^|\n)[ ]*([A-Z][A-Z ()/,-]*):\s", re.ASCII)
+_NAMES = (
+    r"addend(?:um|a)|(?:clinical )?(?:history|information|indications?|data|details|context|question)|comments?"
+    r"|comparisons?|conclusions?|(?:final )?(?:diagnos[ie]s|impressions?|report)|discussion|exam(?:ination)?s?"
+    r"|findings?|interpretation|notifications?|opinion|past medical history|procedures?|reason for (?:the )?"
+    r"(?:exam(?:ination)?|study|test|visit)|recommendations?|study|summary|techniques?|type of exam(?:ination)?|views?"
+    r"|wet read"
+)
+"""Names of sections that are headers in any case."""
+
+_DIVIDED = re.compile(r"finding|impression|conclusion|report", re.IGNORECASE)
+"""Sections whose text may stand under headings of its own, such as the organs."""
+
+_BULLET = r"(?:\#{1,6}[ \t]*|\d{1,2}[.)][ \t]*|[-*•][ \t]+)?(?:\*\*|__|\*|_)?"
+_CLOSING = r"(?:\*\*|__|\*|_)?"
 
 
-def report_sections(report: str) -> dict[str, str]:
-    """Splits a report at its headers: lines that begin with capitals and a colon, as MIMIC-CXR writes them.
+@lru_cache(maxsize=64)
+def _headers(name: str) -> re.Pattern[str]:
+    """Matches headers; the group ``known`` holds those of a name above or of ``name``, ``capitals`` any others."""
+    one = rf"(?:{_NAMES}|{re.escape(name)})" if name else rf"(?:{_NAMES})"
+    known = rf"{one}(?:[ ]?(?:,|/|&|\+|\band\b)[ ]?{one})*(?:[ ]?\([^()\n]{{0,40}}\))?"
+    return re.compile(
+        # On a line of its own or at the beginning of one: `Findings:`, `**Findings**:`, `1. FINDINGS -`, `## Findings`
+        rf"(?:^[ \t]*{_BULLET}(?:"
+        rf"(?P<line>(?i:{known}))(?:{_CLOSING}[ \t]*:{_CLOSING})"
+        rf"|(?=[A-Z])(?P<bare>(?i:{known}))(?:{_CLOSING}(?:[ \t]*$|[ \t]*[-–—]{{1,2}}[ \t]))"
+        rf"|(?P<capitals>[A-Z][A-Z ()/,-]*):(?=\s|$)"
+        # Within a line, where line breaks were folded: behind a sentence, or in capitals behind other words
+        rf")|(?<=[.?!;)])[ \t]+(?=[A-Z])(?P<sentence>(?i:{known})):(?=\s)"
+        rf"|(?<=[^A-Z\s,/&])[ \t]+(?=[A-Z][A-Z ()/,&+-]*:\s)(?P<inline>(?i:{known})):)",
+        re.MULTILINE | re.ASCII,
+    )
 
-    The last section of a name wins, as in MIMIC-CXR's public code. Text before the first header is kept
-    under ``""``.
+
+def report_sections(report: str, name: str = "") -> dict[str, str]:
+    r"""Splits a report at its headers.
+
+    A header begins a line and ends with a colon, a dash or the line, whatever its case, numbering or markdown
+    (``Findings:``, ``IMPRESSION -``, ``**Indication**:``, ``2. COMPARISON:``, ``## Technique``), if its name is one
+    that sections commonly have, or ``name``. Any other words are a header only in capitals and with a colon, as
+    MIMIC-CXR writes them; below findings, impression and conclusion they may head a part of that section
+    (``FINDINGS:\n LUNGS: clear``). Where line breaks are lost, headers with a colon are seen within the line.
+
+    The last section of a name wins, as in MIMIC-CXR's public code. Text before the first header is kept under ``""``.
+
+    Args:
+        report: The report.
+        name: A further name to look for.
 
     Returns:
         Lower-case names and the text of each section, white space folded.
     """
-    pieces = _HEADER.split(report)
-    sections = {"": pieces[0]}
-    sections.update(zip((name.strip().lower() for name in pieces[1::2]), pieces[2::2], strict=True))
-    return {name: " ".join(text.split()) for name, text in sections.items() if text.strip()}
+    matches = list(_headers(name.strip().lower()).finditer(report))
+    sections = {"": report[: matches[0].start()] if matches else report}
+    divided: str | None = None
+    ends = [*(match.start() for match in matches[1:]), len(report)]
+    for match, end in zip(matches, ends, strict=False):
+        title = " ".join(next(group for group in match.groups() if group).lower().split())
+        text = report[match.end() : end]
+        if match["capitals"] and divided is not None:
+            sections[divided] += f" {match['capitals']}: {text}"
+            continue
+        sections[title] = text
+        divided = title if not match["capitals"] and not text.strip() and _DIVIDED.search(title) else None
+    return {title: " ".join(text.split()) for title, text in sections.items() if text.strip()}
 
 
 def section_of(report: str | None, name: str) -> str | None:
     """One section of a report, ``None`` where it has none. A name matches headers that contain it."""
     if report is None:
         return None
-    wanted = name.strip().lower()
-    found = [text for header, text in report_sections(report).items() if header and wanted in header]
-    return found[-1] if found else None
+    asked = name.strip().lower()
+    texts = [text for title, text in report_sections(report, asked).items() if title and asked in title]
+    return texts[-1] if texts else None
+
+
+def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = False) -> list[str | None]:
+    """One section of each text, ``None`` where there is none.
+
+    Args:
+        texts: Reports, ``None`` where a study has none.
+        name: Of the section.
+        whole_notes: Whether a text without any header is taken whole.
+
+    Raises:
+        ValueError: If there are texts, but none has the section; the message lists the headers that they have.
+    """
+
+    def chosen(text: str | None) -> str | None:
+        if text is not None and whole_notes and not _headers(name.strip().lower()).search(text):
+            return text
+        return section_of(text, name)
+
+    sections = [chosen(text) for text in texts]
+    reports = [text for text in texts if text is not None]
+    if reports and not any(sections):
+        headers = Counter(title for report in reports for title in report_sections(report, name) if title)
+        listed = ", ".join(f"{title!r} ({count})" for title, count in headers.most_common(8)) or "no headers at all"
+        raise ValueError(
+            f"text_section {name!r}: 0 of {len(reports)} texts have this section, so no text would be left. They have "
+            f"{listed}. Name one of these with --text-section, or leave it out to use whole texts."
+        )
+    return sections

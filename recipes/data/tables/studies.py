@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.image_files import OnBadImage
 from recipes.data.studies import StudySource, Task, check_groups_apart
-from recipes.data.tables.columns import read_table
+from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import Blank, Uncertain, check_choice, labels_from_column, labels_from_columns
-from recipes.data.tables.rows import Layout, OnBadImage, divide, read_rows
+from recipes.data.tables.rows import Layout, divide, read_rows
 
 
 class _LabelPlan(NamedTuple):
@@ -46,6 +47,7 @@ def manifest_source(
     task: Task | None = None,
     classes: Sequence[str] | None = None,
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
     uncertain: Uncertain = "ignore",
     blank: Blank = "ignore",
     negative_label: str | None = None,
@@ -78,6 +80,7 @@ def manifest_source(
             ``label_columns``, names to show instead of the columns'.
         on_bad_image: ``"error"`` refuses missing and empty files at once and damaged ones when they are read.
             ``"skip"`` opens every file now, leaves the bad ones out and counts them in ``notes``.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
         uncertain: What -1 becomes, for ``label_columns``: NaN, 0 or 1.
         blank: What a blank label becomes: ``"ignore"`` NaN, for nothing is known of it, or ``"zeros"`` 0,
             which is what much work on CheXpert takes a finding to be that a report does not mention.
@@ -93,7 +96,7 @@ def manifest_source(
         ValueError: For a missing or unreadable csv, a column it lacks, a cell that cannot be read, an image
             listed twice, missing images, an empty split, a group in two splits, or arguments that contradict
             each other. The message names the file and the column, row or image.
-        ImportError: If pandas or Pillow is not installed.
+        ImportError: If Pillow is not installed.
     """
     check_choice("on_bad_image", on_bad_image, OnBadImage)
     plan = _LabelPlan(label_columns, label_column, label_separator, task, classes, uncertain, blank, negative_label)
@@ -107,6 +110,7 @@ def manifest_source(
         group_column=group_column,
         image_root=image_root,
         on_bad_image=on_bad_image,
+        force_dicom=force_dicom,
         seed=seed,
         fractions=fractions,
     )

@@ -92,8 +92,11 @@ class Loaded(NamedTuple):
     caption: Caption
     image: bytes
 
-    def decode(self) -> Study:
+    def decode(self, *, force_dicom: bool = False) -> Study:
         """Decodes the image.
+
+        Args:
+            force_dicom: Whether DICOM data without preamble and file meta group is read.
 
         Raises:
             ValueError: If it cannot be read.
@@ -101,7 +104,7 @@ class Loaded(NamedTuple):
         return Study(
             id=self.sample.id,
             group=self.caption.group,
-            image=read_image_bytes(self.image, self.sample.id),
+            image=read_image_bytes(self.image, self.sample.id, force_dicom=force_dicom),
             text=self.caption.text,
             labels=np.zeros(0, np.float32),
             modality=self.caption.modality,

@@ -41,6 +41,7 @@ class TarShards:
         modality: str | None = None,
         text_key: str = "text",
         shuffle_buffer: int = 1000,
+        force_dicom: bool = False,
         held_out: Collection[str] = (),
     ) -> None:
         """Finds the tars; reads none.
@@ -51,6 +52,7 @@ class TarShards:
             modality: Of samples that name none.
             text_key: Name of the text in a sample's json.
             shuffle_buffer: Samples to draw from, at least 1; 1 keeps the order within a shard.
+            force_dicom: Whether DICOM files without preamble and file meta group are read.
             held_out: Groups of validation and test: their samples become `BadSample`.
 
         Raises:
@@ -61,6 +63,7 @@ class TarShards:
         self.shards = find_shards(pattern, modality)
         self.text_key = text_key
         self.shuffle_buffer = shuffle_buffer
+        self.force_dicom = force_dicom
         self.held_out = frozenset(held_out)
 
     def iterate(self, *, seed: int, epoch: int, part: int, num_parts: int) -> Iterator[Study | BadSample]:
@@ -119,7 +122,7 @@ class TarShards:
                 yield BadSample(sample.sample.id, reason)
             else:
                 try:
-                    study = sample.decode()
+                    study = sample.decode(force_dicom=self.force_dicom)
                 except ValueError as error:
                     yield BadSample(sample.sample.id, str(error))
                     continue
@@ -157,6 +160,7 @@ def shard_source(
     modalities: Sequence[str] | None = None,
     text_key: str = "text",
     shuffle_buffer: int = 1000,
+    force_dicom: bool = False,
     name: str = "shards",
 ) -> PairSource:
     """Reads training pairs as a stream of tars, validation and test by random access.
@@ -174,6 +178,7 @@ def shard_source(
             a modality that only training samples' json names is then not among them.
         text_key: Name of the text in a sample's json.
         shuffle_buffer: Training samples to draw from.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
         name: Of the source.
 
     Raises:
@@ -181,11 +186,18 @@ def shard_source(
             test, one of these has no readable sample, or one has a modality that ``modalities`` lacks.
     """
     splits = {
-        "val": TarSplit(val, modality=modality, text_key=text_key),
-        "test": TarSplit(test, modality=modality, text_key=text_key),
+        split: TarSplit(pattern, modality=modality, text_key=text_key, force_dicom=force_dicom)
+        for split, pattern in (("val", val), ("test", test))
     }
     held_out = {group for split in splits.values() for group in split.groups}
-    stream = TarShards(train, modality=modality, text_key=text_key, shuffle_buffer=shuffle_buffer, held_out=held_out)
+    stream = TarShards(
+        train,
+        modality=modality,
+        text_key=text_key,
+        shuffle_buffer=shuffle_buffer,
+        force_dicom=force_dicom,
+        held_out=held_out,
+    )
     _check_shards_apart({"train": stream.shards, **{split: splits[split].shards for split in splits}})
     check_splits_apart(name, splits.items())
     found = {each for split in splits.values() for each in split.modalities if each is not None}

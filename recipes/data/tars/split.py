@@ -27,7 +27,9 @@ class TarSplit:
         notes: A line about it, if anything was.
     """
 
-    def __init__(self, pattern: Pattern, *, modality: str | None = None, text_key: str = "text") -> None:
+    def __init__(
+        self, pattern: Pattern, *, modality: str | None = None, text_key: str = "text", force_dicom: bool = False
+    ) -> None:
         """Reads the tars.
 
         Args:
@@ -35,17 +37,19 @@ class TarSplit:
                 (`recipes.data.tars.files.find_shards`).
             modality: Of samples that name none.
             text_key: Name of the text in a sample's json.
+            force_dicom: Whether DICOM files without preamble and file meta group are read.
 
         Raises:
             ValueError: If the pattern names no tar or one that is missing, or no sample can be read.
         """
         self.shards = find_shards(pattern, modality)
+        self.force_dicom = force_dicom
         kept: list[Loaded] = []
         bad: list[BadSample] = []
         self._places: list[tuple[int, int, int]] = []
         for number, shard in enumerate(self.shards):
             for sample in load_samples(shard, walk_samples(shard.path), text_key):
-                checked = _checked(sample)
+                checked = _checked(sample, force_dicom)
                 if isinstance(checked, BadSample):
                     bad.append(checked)
                     continue
@@ -82,17 +86,17 @@ class TarSplit:
         return Study(
             id=self.ids[index],
             group=self.groups[index],
-            image=read_image_bytes(data, self.ids[index]),
+            image=read_image_bytes(data, self.ids[index], force_dicom=self.force_dicom),
             text=self.texts[index],
             labels=self.labels[index].copy(),
             modality=self.modalities[index],
         )
 
 
-def _checked(sample: Loaded | BadSample) -> Loaded | BadSample:
+def _checked(sample: Loaded | BadSample, force_dicom: bool) -> Loaded | BadSample:
     if isinstance(sample, BadSample):
         return sample
-    problem = image_bytes_problem(sample.image, sample.sample.id)
+    problem = image_bytes_problem(sample.image, sample.sample.id, force_dicom=force_dicom)
     return sample if problem is None else BadSample(sample.sample.id, f"its image cannot be read: {problem}")
 
 

@@ -36,6 +36,8 @@ def build_source(config: Config) -> PairSource:
             modality=data.modality,
             split_column=m.split_column,
             group_column=m.group_column,
+            image_root=m.image_root,
+            force_dicom=data.force_dicom,
             on_bad_image=m.on_bad_image,
             on_missing_text=m.on_missing_text,
         )
@@ -49,6 +51,7 @@ def build_source(config: Config) -> PairSource:
             modalities=config.model.modalities,
             text_key=s.text_key,
             shuffle_buffer=s.shuffle_buffer,
+            force_dicom=data.force_dicom,
         )
     raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r}.")
 

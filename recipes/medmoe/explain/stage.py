@@ -47,6 +47,7 @@ def main(
     image: tuple[Path, ...] = (),
     text: str | None = None,
     modality: str | None = None,
+    force_dicom: bool = False,
     tolerance: float = 0.0,
     bootstrap: int = 1000,
 ) -> Explained:
@@ -63,6 +64,7 @@ def main(
         image: Image files to explain instead.
         text: The report that belongs to them.
         modality: Kind of these images, for a run that routes on the label.
+        force_dicom: Read DICOM files without preamble and file meta group; always if the run does.
         tolerance: Pixels by which the pointing game widens boxes.
         bootstrap: Resamples of patients for the pointing game's intervals.
 
@@ -76,7 +78,7 @@ def main(
         raise ValueError("image and text belong together: give --image FILES and --text with their report, or neither.")
     session = Session.open(run, checkpoint)
     if image:
-        pictures = _own_images(session, image, str(text), modality)
+        pictures = _own_images(session, image, str(text), modality, force_dicom=force_dicom)
         print("\n".join(f"open {path}" for path in pictures))
         return Explained(pictures, None)
     pairs = getattr(session.source(), split)
@@ -173,12 +175,16 @@ def expert_names(session: Session) -> list[str]:
     return [*session.modalities, *(f"expert {k}" for k in spare)]
 
 
-def _own_images(session: Session, files: Sequence[Path], text: str, modality: str | None) -> list[Path]:
+def _own_images(
+    session: Session, files: Sequence[Path], text: str, modality: str | None, *, force_dicom: bool
+) -> list[Path]:
     folder = session.run / "explain"
+    force_dicom = force_dicom or session.config.data.force_dicom
     folder.mkdir(exist_ok=True)
     made = []
     for number, file in enumerate(files):
-        study = Study(file.name, file.name, read_image(file), text, np.zeros(0, np.float32), modality=modality)
+        image = read_image(file, force_dicom=force_dicom)
+        study = Study(file.name, file.name, image, text, np.zeros(0, np.float32), modality=modality)
         example = explanation(look(session, [study])[0])
         made.append(draw(example, expert_names(session), folder / f"own-{number:02d}-{_slug(file.stem)}.png"))
     return made

@@ -150,7 +150,8 @@ def test_missing_and_empty_images_are_found_at_once(folder):
     (folder / "b.png").unlink()
     (folder / "e.png").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"2 of 5 images are missing or empty, looked for in .*: b\.png, e\.png\. Set image_"
+        ValueError,
+        match=r"2 of 5 images are missing or empty, looked for in .*: b\.png, e\.png\. Set image_root \(--image-root\)",
     ):
         manifest_source(csv, **COLUMNS)
 

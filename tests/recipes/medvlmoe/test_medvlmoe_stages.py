@@ -105,7 +105,7 @@ def test_prediction_names_a_missing_csv_column(trained_run, tmp_path):
     (tmp_path / "list.csv").write_text("picture\na.png\n")
     with pytest.raises(ValueError, match=r"lacks the column 'image'; it has \['picture'\]"):
         predict.main(trained_run, csv=tmp_path / "list.csv")
-    with pytest.raises(ValueError, match=r"absent\.csv does not exist"):
+    with pytest.raises(ValueError, match=r"absent\.csv' does not exist"):
         predict.main(trained_run, csv=tmp_path / "absent.csv")
 
 

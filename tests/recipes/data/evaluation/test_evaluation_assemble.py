@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.data.evaluation.assemble import Draw, assemble, one_hot, unofficial
-from recipes.data.evaluation.labelled_images import LabelledImages, labelled_images
+from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.image_files import ImageFiles
 from recipes.data.pairs import PairSplit
 from recipes.data.studies import check_splits_apart
 
@@ -121,7 +122,7 @@ def test_refuses_an_image_listed_twice(images):
 
 
 def test_a_set_of_several_modalities_has_none(images):
-    mixed = LabelledImages(**{**vars(images), "modalities": ("ct",) * 5 + (None,)})
+    mixed = ImageFiles(**{**vars(images), "modalities": ("ct",) * 5 + (None,)})
     found = build(mixed, ["test"] * 6)
     assert found.modality is None
     assert found.splits["test"].modalities == mixed.modalities

@@ -1,0 +1,79 @@
+"""Reads images to predict, with their texts, by the rules of the tables that a run was trained on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from recipes.data.image_files import ImageFiles, file_reader
+from recipes.data.tables.csv_file import read_table
+from recipes.data.tables.rows import Layout, bad_images, read_rows
+
+
+def unlabelled_table(
+    csv: str | Path,
+    *,
+    image_column: str,
+    text_column: str | None,
+    num_classes: int,
+    image_root: str | Path | None = None,
+    force_dicom: bool = False,
+) -> ImageFiles:
+    """Reads a csv of images and texts without labels, splits and groups.
+
+    Args:
+        csv: The table: comma-separated, UTF-8, a header row; ``.csv.gz`` works too.
+        image_column: Path of the image, absolute or below ``image_root``. An image may be listed several times.
+        text_column: Report or note; a blank cell means none. ``None``: no image has a text.
+        num_classes: ``C``; all labels are NaN.
+        image_root: Folder of the images, by default the csv's.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
+
+    Returns:
+        The images, their paths as ids and groups.
+
+    Raises:
+        ValueError: For a missing or unreadable csv, one without rows, a column it lacks, a blank path, or images that
+            are missing. The message names the file and the column, row or image.
+    """
+    layout = Layout(
+        csv=Path(csv),
+        image_column=image_column,
+        text_column=text_column,
+        modality_column=None,
+        split_column=None,
+        group_column=None,
+        image_root=image_root,
+        force_dicom=force_dicom,
+    )
+    images, _ = read_rows(layout, read_table(layout.csv, layout.columns()))
+    bad_images(images, layout)
+    return replace(images, ids=images.paths, groups=images.paths, labels=_unknown(len(images), num_classes))
+
+
+def unlabelled_images(
+    paths: tuple[Path, ...], text: str | None, *, num_classes: int, force_dicom: bool = False
+) -> ImageFiles:
+    """Takes image files that share one text.
+
+    Args:
+        paths: The files.
+        text: Report or note; blank means none.
+        num_classes: ``C``; all labels are NaN.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
+    """
+    names = tuple(map(str, paths))
+    return ImageFiles(
+        ids=names,
+        paths=names,
+        details=((),) * len(names),
+        labels=_unknown(len(names), num_classes),
+        groups=names,
+        texts=(text.strip() or None if text else None,) * len(names),
+        modalities=(None,) * len(names),
+        read=file_reader(force_dicom),
+    )
+
+
+def _unknown(count: int, num_classes: int) -> np.ndarray:
+    return np.full((count, num_classes), np.nan, np.float32)
