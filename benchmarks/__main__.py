@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, A
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status; a mistake in its options is told without a traceback."""
+    """Runs a command and returns its exit status; a mistake in its options is printed without a traceback."""
     options, module = parse(arguments)
     try:
         return module.main(options)

@@ -25,7 +25,7 @@ def measure(
 ) -> list[Record]:
     """Times ``(8192, 8192) @ (8192, 8192)`` on random numbers and a copy of 4 GiB; on CPU 2048 and 256 MiB.
 
-    With ``tiny`` both are so small that they say nothing: for rehearsals.
+    With ``tiny`` both are too small to mean anything: for rehearsals.
     """
     on_gpu = device.type == "cuda"
     width = 64 if tiny else 8192 if on_gpu else 2048

@@ -10,11 +10,11 @@ from benchmarks.workload import Workload
 
 TOLERANCE = {
     torch.float64: 1e-11,
-    torch.float32: 1e-4,  # with float32 accumulation in any order; TF32, which nobody asked for, is ten times worse
+    torch.float32: 1e-4,  # with float32 accumulation in any order; TF32, which is off, would be ten times worse
     torch.float16: 4e-3,  # 5e-4 a rounding of a stored value, some in a row
     torch.bfloat16: 3e-2,  # 4e-3 a rounding of a stored value, some in a row
 }
-"""``||found - expected|| / ||expected||`` above which a peer is said to disagree."""
+"""``||actual - expected|| / ||expected||`` above which a peer disagrees."""
 
 _ELEMENTS_AT_ONCE = 1 << 26
 
@@ -68,23 +68,23 @@ def agreement(layer: Layer, workload: Workload, expected: Expected) -> dict[str,
     """Relative error of the output and of every gradient that the layer gives in the workload's layout."""
     x = workload.x.detach().requires_grad_()
     out = layer.forward(x)
-    found = torch.autograd.grad(out, [x, *layer.leaves.values()], workload.grad)
-    gradients = layer.canonical(dict(zip(layer.leaves, found[1:], strict=True)))
-    compared = {"output": out.detach(), "x": found[0], **gradients}
+    grads = torch.autograd.grad(out, [x, *layer.leaves.values()], workload.grad)
+    gradients = layer.canonical(dict(zip(layer.leaves, grads[1:], strict=True)))
+    compared = {"output": out.detach(), "x": grads[0], **gradients}
     return {name: relative_error(tensor, getattr(expected, name)) for name, tensor in compared.items()}
 
 
 @torch.no_grad()
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """``||found - expected|| / ||expected||``, infinite where ``found`` is not finite.
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """``||actual - expected|| / ||expected||``, infinite where ``actual`` is not finite.
 
     Taken over slices of the first dimension, so that stacked weights are never widened all at once.
     """
-    found, expected = found.flatten(1), expected.flatten(1)
+    actual, expected = actual.flatten(1), expected.flatten(1)
     rows = max(1, _ELEMENTS_AT_ONCE // max(1, expected.shape[1]))
     error = torch.zeros((), dtype=torch.float64, device=expected.device)
     norm = torch.zeros_like(error)
-    for one, other in zip(found.split(rows), expected.split(rows), strict=True):
+    for one, other in zip(actual.split(rows), expected.split(rows), strict=True):
         error += (one.to(other.dtype) - other).norm().double() ** 2
         norm += other.norm().double() ** 2
     relative = float((error / norm.clamp(min=1e-300)).sqrt())

@@ -37,8 +37,8 @@ def judge(records: Sequence[Record], dtype: str = "bf16") -> list[Record]:
 
 
 def _find(records: Sequence[Record], name: str, preset: str, direction: str, dtype: str) -> Record | None:
-    wanted = Record("case", name, preset=preset, shape=tuple(PRESETS[preset]), skew="uniform", dtype=dtype)
-    key = dataclasses.replace(wanted, direction=direction).key()
+    case = Record("case", name, preset=preset, shape=tuple(PRESETS[preset]), skew="uniform", dtype=dtype)
+    key = dataclasses.replace(case, direction=direction).key()
     return next((record for record in records if record.key() == key), None)
 
 
@@ -63,9 +63,9 @@ def _times_as_fast(records: Sequence[Record], peers: Sequence[str], least: float
         return _verdict(title, None, _why_not(records, OURS, QWEN))
     times: dict[str, float] = {}
     for peer in peers:
-        found = _find(records, peer, QWEN, STEP, dtype)
-        if found is not None and found.median_ms is not None:
-            times[peer] = found.median_ms
+        record = _find(records, peer, QWEN, STEP, dtype)
+        if record is not None and record.median_ms is not None:
+            times[peer] = record.median_ms
     if not times:
         return _verdict(title, None, "; ".join(_why_not(records, peer, QWEN) for peer in peers))
     ratios = {peer: time / ours.median_ms for peer, time in times.items()}
@@ -86,16 +86,16 @@ def _of_dense(records: Sequence[Record], preset: str, least: float, dtype: str) 
 
 def _kept(records: Sequence[Record], most: float, dtype: str) -> Record:
     title = f"kept for backward: at most {most} of the floor, on each of {QWEN}, {MIXTRAL}, {SONIC}"
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for preset in (QWEN, MIXTRAL, SONIC):
         record = _find(records, OURS, preset, STEP, dtype)
         if record is None or record.kept_bytes is None:
             return _verdict(title, None, f"memory of {_why_not(records, OURS, preset)}")
         shape, itemsize = Shape(*record.shape), DTYPES[dtype].itemsize
         kept = record.kept_bytes + shape.tokens * shape.dim * itemsize
-        found[preset] = kept / shape.kept_floor(itemsize)
-    numbers = ", ".join(f"{ratio:.3f} on {preset}" for preset, ratio in found.items())
-    return _verdict(title, max(found.values()) <= most, numbers)
+        ratios[preset] = kept / shape.kept_floor(itemsize)
+    numbers = ", ".join(f"{ratio:.3f} on {preset}" for preset, ratio in ratios.items())
+    return _verdict(title, max(ratios.values()) <= most, numbers)
 
 
 def _weights_once(records: Sequence[Record], most: float, dtype: str) -> Record:

@@ -57,13 +57,13 @@ def versions() -> dict[str, str]:
     """Versions of all that is compared, as far as it is installed."""
     import moekit
 
-    found = {"python": platform.python_version(), "moekit": moekit.__version__}
+    installed = {"python": platform.python_version(), "moekit": moekit.__version__}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def commit_of(folder: Path) -> tuple[str, bool]:

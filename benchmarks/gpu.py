@@ -64,7 +64,7 @@ def start_section(name: str, options: argparse.Namespace, seconds: float) -> Rec
 
 
 def verdict(records: Sequence[Record]) -> list[str]:
-    """What the run says: red checks, every criterion, and where time goes for what is missed."""
+    """The lines of the verdict: red checks, every criterion, and where time goes for what is missed."""
     red = [r for r in records if r.kind == "check" and r.status == "failed"]
     lines = ["", "== verdict"]
     lines += [f"RED: {r.name}: {r.reason}" for r in red]

@@ -17,7 +17,7 @@ from benchmarks.peers import peers_named
 from benchmarks.peers.base import first_line
 from benchmarks.peers.ours import Moekit
 from benchmarks.records import Record
-from benchmarks.runner import Plan, run_case
+from benchmarks.runner import CaseOptions, run_case
 from benchmarks.shapes import DTYPES, PRESETS, Direction, Shape
 from benchmarks.stages import run_kernel_stages
 from benchmarks.workload import Skew, Workload, draw
@@ -27,8 +27,8 @@ Left = Callable[[], float]
 
 ROOT = Path(__file__).parents[1]
 PASSES: tuple[Direction, ...] = ("forward", "forward+backward")
-HOME_PEERS = ("dense", "dense-compiled", "moekit-triton", "grouped_mm")
-FOREIGN_PEERS = ("scattermoe", "liger", "sonicmoe", "megablocks", "tutel", "transformers-grouped_mm")
+OWN_PEERS = ("dense", "dense-compiled", "moekit-triton", "grouped_mm")
+LIBRARIES = ("scattermoe", "liger", "sonicmoe", "megablocks", "tutel", "transformers-grouped_mm")
 
 
 def require_gpu() -> None:
@@ -145,21 +145,21 @@ def criteria_cases(setting: Setting, left: Left) -> Iterator[Record]:
     yield from ceilings.measure(
         setting.device, DTYPES[setting.dtype], setting.dtype, setting.seconds, tiny=setting.tiny
     )
-    yield from cases(setting, left, (RECIPE, QWEN, MIXTRAL, SONIC), HOME_PEERS)
+    yield from cases(setting, left, (RECIPE, QWEN, MIXTRAL, SONIC), OWN_PEERS)
 
 
-def foreign_cases(setting: Setting, left: Left) -> Iterator[Record]:
+def library_cases(setting: Setting, left: Left) -> Iterator[Record]:
     """The other libraries, on Qwen's workload."""
-    yield from cases(setting, left, (QWEN,), FOREIGN_PEERS)
+    yield from cases(setting, left, (QWEN,), LIBRARIES)
 
 
 def breadth(setting: Setting, left: Left) -> Iterator[Record]:
     """Zipf's routing, our other modes, and the other workloads, as far as time goes."""
-    yield from cases(setting, left, (QWEN,), HOME_PEERS, "zipf")
+    yield from cases(setting, left, (QWEN,), OWN_PEERS, "zipf")
     yield from cases(setting, left, (QWEN,), ("moekit-triton-keep-hidden", "moekit-triton-keep-input", "moekit-torch"))
     names = ("sonic-1.4b-256", "olmoe", "sonic-30b-256", "sonic-30b-1024", "sonic-1.4b-512", "sonic-1.4b-1024")
     decode = ("decode-qwen3-1", "decode-qwen3-32", "decode-mixtral-1", "decode-mixtral-32", "medvlmoe-tiny")
-    yield from cases(setting, left, (*decode, *names, "deepseek-v3"), HOME_PEERS)
+    yield from cases(setting, left, (*decode, *names, "deepseek-v3"), OWN_PEERS)
 
 
 def cases(
@@ -171,8 +171,8 @@ def cases(
             yield Record("check", f"case {preset}", status="absent", reason="no time was left")
             continue
         workload = setting.draw(PRESETS[preset], skew)
-        plan = Plan(PASSES, setting.seconds, graphs=workload.shape.slots <= 512)
-        yield from run_case(preset, workload, setting.dtype, peers_named(list(names)), plan)
+        case_options = CaseOptions(PASSES, setting.seconds, graphs=workload.shape.slots <= 512)
+        yield from run_case(preset, workload, setting.dtype, peers_named(list(names)), case_options)
         del workload
 
 
@@ -206,8 +206,8 @@ def tests(setting: Setting, left: Left) -> Iterator[Record]:
     try:
         done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as expired:
-        said = expired.stdout or b""
-        last = (said.decode(errors="replace") if isinstance(said, bytes) else said).strip().splitlines()[-1:]
+        output = expired.stdout or b""
+        last = (output.decode(errors="replace") if isinstance(output, bytes) else output).strip().splitlines()[-1:]
         yield Record("check", name, status="absent", reason=f"cut off after {seconds:.0f} s; last line: {last}")
         return
     output = done.stdout.strip().splitlines()
@@ -219,7 +219,7 @@ def tests(setting: Setting, left: Left) -> Iterator[Record]:
 SECTIONS: dict[str, Section] = {
     "checks": Section(20, 110, checks),
     "criteria": Section(30, 140, criteria_cases),
-    "foreign": Section(15, 90, foreign_cases),
+    "libraries": Section(15, 90, library_cases),
     "kernels": Section(15, 60, kernels),
     "tests": Section(30, 150, tests),
     "breadth": Section(20, 200, breadth),

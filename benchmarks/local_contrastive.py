@@ -104,7 +104,7 @@ FORMS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None]] 
         f"torch.utils.checkpoint, {CHECKPOINTED_TEXTS} texts at a time",
         in_parts(CHECKPOINTED_TEXTS, checkpointed),
     ),
-    OURS: ("local_contrastive_loss as it comes", None),
+    OURS: ("local_contrastive_loss with its defaults", None),
 }
 
 
@@ -173,7 +173,9 @@ def _in_a_process(case: Record, options: argparse.Namespace) -> Record:
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]  # killed for memory: no word
+        lines = done.stderr.strip().splitlines() or [
+            f"status {done.returncode}"
+        ]  # killed for memory: nothing is printed
         return case.because("failed", lines[-1])
     values = json.loads(done.stdout.splitlines()[-1])
     case = dataclasses.replace(case, peak_step_bytes=values.pop("peak"))
@@ -193,7 +195,7 @@ def verdict(records: list[Record]) -> Record:
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
-    """The sizes asked for."""
+    """The sizes among the options."""
     return Sizes(*(getattr(options, name) for name in Sizes._fields))
 
 

@@ -36,7 +36,7 @@ class Peaks(NamedTuple):
 
 def saved_for_backward(forward: Callable[[], Tensor], inputs: Iterable[Tensor], parameters: Iterable[Tensor]) -> Saved:
     """Counts the storages that autograd's hooks see during ``forward``, each once."""
-    given = {_storage(tensor) for tensor in inputs}
+    own = {_storage(tensor) for tensor in inputs}
     ignored = {_storage(tensor) for tensor in parameters}
     seen: dict[int, int] = {}
     kept: list[Tensor] = []  # alive until the end, so that no address is used twice
@@ -50,7 +50,7 @@ def saved_for_backward(forward: Callable[[], Tensor], inputs: Iterable[Tensor], 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         out = forward()
     del out
-    inputs_bytes = sum(size for address, size in seen.items() if address in given)
+    inputs_bytes = sum(size for address, size in seen.items() if address in own)
     return Saved(sum(seen.values()) - inputs_bytes, inputs_bytes)
 
 

@@ -16,7 +16,7 @@ from benchmarks.environment import environment
 from benchmarks.options import add_device, add_dtype, add_out, add_seconds
 from benchmarks.peers import PEERS, peers_named
 from benchmarks.records import Record, write
-from benchmarks.runner import Plan, run_case, with_ratios
+from benchmarks.runner import CaseOptions, run_case, with_ratios
 from benchmarks.shapes import DIRECTIONS, DTYPES, GROUPS, PRESETS, named_shapes
 from benchmarks.stages import run_stages
 from benchmarks.workload import SKEWS, draw
@@ -60,8 +60,10 @@ def run(options: argparse.Namespace) -> list[Record]:
     with tqdm(total=len(cases) * len(peers), unit="layer") as progress:
         for name, shape, skew in cases:
             workload = draw(shape, skew, device, dtype)
-            plan = Plan(options.direction, options.seconds, graphs=shape.slots <= GRAPH_SLOTS)
-            for record in run_case(name, workload, options.dtype, peers, plan, lambda peer: _show(progress, peer.name)):
+            case_options = CaseOptions(options.direction, options.seconds, graphs=shape.slots <= GRAPH_SLOTS)
+            for record in run_case(
+                name, workload, options.dtype, peers, case_options, lambda peer: _show(progress, peer.name)
+            ):
                 records.append(record)
             if not options.no_stages:
                 records += run_stages(name, workload, options.dtype, options.seconds / 2)

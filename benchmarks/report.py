@@ -71,12 +71,14 @@ def about(records: Sequence[Record]) -> str:
 
 def groups(records: Iterable[Record]) -> list[list[Record]]:
     """Measured records by workload and direction, in order of appearance."""
-    found: dict[tuple[object, ...], list[Record]] = {}
+    by_workload: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         if record.median_ms is not None:
             direction = record.direction if record.kind == "case" else ""
-            found.setdefault((record.preset, record.shape, record.skew, record.dtype, direction), []).append(record)
-    return list(found.values())
+            by_workload.setdefault((record.preset, record.shape, record.skew, record.dtype, direction), []).append(
+                record
+            )
+    return list(by_workload.values())
 
 
 def case_table(rows: Sequence[Record]) -> list[str]:
@@ -123,9 +125,9 @@ def absent_list(cases: Sequence[Record]) -> list[str]:
     if not reasons:
         return []
     lines = ["Not measured:", ""]
-    for name, found in reasons.items():
-        plain = {reason.partition(": ")[2] for reason in found}
-        lines.append(f"- {name}: {next(iter(plain)) if len(plain) == 1 else '; '.join(dict.fromkeys(found))}")
+    for name, own in reasons.items():
+        plain = {reason.partition(": ")[2] for reason in own}
+        lines.append(f"- {name}: {next(iter(plain)) if len(plain) == 1 else '; '.join(dict.fromkeys(own))}")
     return [*lines, ""]
 
 
@@ -150,7 +152,7 @@ def check_table(rows: Sequence[Record]) -> list[str]:
 
 
 def wrong(record: Record) -> str:
-    """What is said of a peer whose result is not right, or not compared."""
+    """The remark on a peer whose result is wrong, or was not compared."""
     if record.disagrees is not None:
         return f"**disagrees by {record.disagrees:.1e}**"
     return "a function of its own" if record.role == "whole layer" else ""

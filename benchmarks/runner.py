@@ -17,12 +17,12 @@ from benchmarks.shapes import Direction
 from benchmarks.timing import Step, Timing, time_graph, time_steps
 from benchmarks.workload import Workload
 
-# Copies of the input that take turns, so that a small one is not found in the cache each time.
+# Copies of the input that take turns, so that a small one is not in the cache each time.
 _ROTATED_BYTES = 128 << 20
 _MOST_COPIES = 8
 
 
-class Plan(NamedTuple):
+class CaseOptions(NamedTuple):
     """How a case is measured.
 
     Attributes:
@@ -45,17 +45,17 @@ def run_case(
     workload: Workload,
     dtype: str,
     peers: Sequence[Peer],
-    plan: Plan,
+    options: CaseOptions,
     report: Callable[[Peer], None] = lambda peer: None,
 ) -> Iterator[Record]:
     """Gives the records of every peer on one workload; ``report`` is called before each.
 
-    An absent or failing peer gives one record that says why.
+    An absent or failing peer gives one record with the reason.
     """
     base = Record("case", "", preset=preset, shape=tuple(workload.shape), skew=workload.skew, dtype=dtype)
     absent = {peer.name: peer.absent(workload) for peer in peers}
-    wanted = plan.compare and any(peer.role == "experts" and not absent[peer.name] for peer in peers)
-    expected = expected_of(workload) if wanted else None
+    comparing = options.compare and any(peer.role == "experts" and not absent[peer.name] for peer in peers)
+    expected = expected_of(workload) if comparing else None
     for peer in peers:
         report(peer)
         record = dataclasses.replace(base, name=peer.name, role=peer.role, remark=peer.remark)
@@ -64,28 +64,30 @@ def run_case(
             yield record.because("absent", reason)
             continue
         try:
-            yield from run_peer(record, peer, workload, expected, plan)
-        except Exception as error:  # of a foreign library, or memory: said, and the others go on
+            yield from run_peer(record, peer, workload, expected, options)
+        except Exception as error:  # of another library, or of memory: recorded, and the others go on
             yield record.because("failed", f"{type(error).__name__}: {first_line(error)}")
         gc.collect()
         if workload.x.is_cuda:
             torch.cuda.empty_cache()
 
 
-def run_peer(record: Record, peer: Peer, workload: Workload, expected: Expected | None, plan: Plan) -> Iterator[Record]:
+def run_peer(
+    record: Record, peer: Peer, workload: Workload, expected: Expected | None, options: CaseOptions
+) -> Iterator[Record]:
     """Compares and measures one peer."""
     layer = peer.build(workload)
     if expected is not None and peer.role == "experts":
         errors = agreement(layer, workload, expected)
         record = dataclasses.replace(record, errors=errors, disagrees=disagreement(errors, workload.x.dtype))
-    if plan.memory:
+    if options.memory:
         record = dataclasses.replace(record, **memory_of(layer, workload))
     shape, itemsize = workload.shape, workload.x.itemsize
     read, touched = shape, workload.touched()
     if peer.role == "ceiling":  # hidden width K F: the weights of K experts
         read, touched = shape._replace(num_experts=shape.top_k), shape.top_k
-    for direction in plan.directions:
-        timing = time_direction(layer, peer, workload, direction, plan)
+    for direction in options.directions:
+        timing = time_direction(layer, peer, workload, direction, options)
         least = read.least_bytes(direction, touched, itemsize, training=direction != "forward")
         timed = record.timed(timing, flops=shape.flops(direction), least_bytes=least)
         yield dataclasses.replace(timed, direction=direction)
@@ -98,7 +100,7 @@ def memory_of(layer: Layer, workload: Workload) -> dict[str, int]:
     inputs = [x, workload.gates, workload.ids, *(t for name, t in layer.leaves.items() if name == "gates")]
     parameters = [tensor for name, tensor in layer.leaves.items() if name != "gates"]
     saved = saved_for_backward(lambda: layer.forward(x), inputs, parameters)
-    found = {"saved_bytes": saved.intermediates, "saved_input_bytes": saved.inputs}
+    sizes = {"saved_bytes": saved.intermediates, "saved_input_bytes": saved.inputs}
     if workload.x.is_cuda:
 
         def backward(out: Tensor) -> object:
@@ -106,22 +108,22 @@ def memory_of(layer: Layer, workload: Workload) -> dict[str, int]:
 
         backward(layer.forward(x))  # workspaces of libraries come with the first step
         peak = peaks(lambda: layer.forward(x), backward, workload.x.device)
-        found |= {"kept_bytes": peak.kept, "peak_forward_bytes": peak.forward, "peak_step_bytes": peak.step}
-    return found
+        sizes |= {"kept_bytes": peak.kept, "peak_forward_bytes": peak.forward, "peak_step_bytes": peak.step}
+    return sizes
 
 
-def time_direction(layer: Layer, peer: Peer, workload: Workload, direction: Direction, plan: Plan) -> Timing:
+def time_direction(layer: Layer, peer: Peer, workload: Workload, direction: Direction, options: CaseOptions) -> Timing:
     """Times one pass of a layer."""
     device = workload.x.device
-    if direction == "forward" and plan.graphs and peer.graphs and workload.x.is_cuda:
+    if direction == "forward" and options.graphs and peer.graphs and workload.x.is_cuda:
         try:
             with torch.no_grad():
-                return time_graph(lambda: layer.forward(workload.x), device, seconds=plan.seconds)
+                return time_graph(lambda: layer.forward(workload.x), device, seconds=options.seconds)
         except RuntimeError:  # it reads something on the host after all: timed as it is, and the record says no graph
             torch.cuda.synchronize(device)
     copies = max(1, min(_MOST_COPIES, _ROTATED_BYTES // max(1, workload.x.nbytes)))
     steps = [_step(layer, workload, direction, workload.x.clone()) for _ in range(copies)]
-    return time_steps(steps, device, seconds=plan.seconds)
+    return time_steps(steps, device, seconds=options.seconds)
 
 
 def _step(layer: Layer, workload: Workload, direction: Direction, x: Tensor) -> Step:
@@ -153,7 +155,7 @@ def with_ratios(records: Sequence[Record], ceilings: Sequence[Record]) -> list[R
         if record.role == "ceiling" and record.median_ms is not None:
             key = record.key()[2:]
             dense[key] = min(record.median_ms, dense.get(key, float("inf")))
-    found = []
+    rated = []
     for record in records:
         limits = ceilings_of(list(ceilings), record.dtype)
         fastest = dense.get(record.key()[2:])
@@ -164,5 +166,5 @@ def with_ratios(records: Sequence[Record], ceilings: Sequence[Record]) -> list[R
             changes["of_matmul"] = record.tflops / limits.tflops
         if limits is not None and record.gbps is not None and record.kind != "ceiling":
             changes["of_copy"] = record.gbps / limits.gbps
-        found.append(dataclasses.replace(record, **changes))
-    return found
+        rated.append(dataclasses.replace(record, **changes))
+    return rated

@@ -100,10 +100,10 @@ def named_shapes(names: list[str]) -> dict[str, Shape]:
     Raises:
         ValueError: If a name is neither a preset nor a group.
     """
-    found: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
     for name in names:
         if name not in PRESETS and name not in GROUPS:
             raise ValueError(f"preset must be one of {', '.join((*PRESETS, *GROUPS))}, got {name!r}.")
         for member in GROUPS.get(name, (name,)):
-            found[member] = PRESETS[member]
-    return found
+            shapes[member] = PRESETS[member]
+    return shapes

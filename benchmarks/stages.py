@@ -34,7 +34,7 @@ class Stage(NamedTuple):
 
 
 def run_stages(preset: str, workload: Workload, dtype: str, seconds: float) -> list[Record]:
-    """Times every part; what cannot run gives a record that says why."""
+    """Times every part; what cannot run gives a record with the reason."""
     base = Record("stage", "", preset=preset, shape=tuple(workload.shape), skew=workload.skew, dtype=dtype)
     records = []
     for stage in function_stages(workload):
@@ -71,9 +71,9 @@ def function_stages(workload: Workload) -> Iterator[Stage]:
     yield from _both("combine", lambda rows, gates: combine(rows, plan, gates), y, workload.gates)
 
 
-def _both(name: str, function: Callable[..., Tensor], *given: Tensor, flops: int | None = None) -> Iterator[Stage]:
+def _both(name: str, function: Callable[..., Tensor], *values: Tensor, flops: int | None = None) -> Iterator[Stage]:
     """A differentiable part, forward and backward."""
-    inputs = [tensor.detach().clone().requires_grad_() for tensor in given]
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in values]
 
     def forward(_: object) -> Tensor:
         with torch.no_grad():
@@ -124,7 +124,7 @@ def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
 
 
 def kernel_stages(direction: str, call: Callable[[], object], device: torch.device) -> Iterator[Stage]:
-    """The launches of ``call``, in order, each to be timed before the next is asked for.
+    """The launches of ``call``, in order, each to be timed before the next one is taken.
 
     A launch is started when those before it have run, and its step restores what it changes.
     """

@@ -1,4 +1,4 @@
-"""Which tiles to try, which of them can not work, and how the best are found. Times nothing itself."""
+"""Which tiles to try, which of them cannot work, and the search for the fastest. Times nothing itself."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ WORTH_IT = 0.02
 
 
 class RejectedError(Exception):
-    """A configuration that does not compile, does not fit or spills; the message says which."""
+    """A configuration that does not compile, does not fit or spills; the message names which."""
 
 
 class Trial(NamedTuple):
@@ -34,7 +34,7 @@ class Trial(NamedTuple):
 
 
 def candidates(kind: str, least_rows: int) -> list[GemmConfig]:
-    """All tiles that are worth a thought for ``kind`` at ``least_rows`` rows per expert and more.
+    """All tiles to consider for ``kind`` at ``least_rows`` rows per expert and more.
 
     Raises:
         ValueError: If ``kind`` is unknown.
@@ -75,7 +75,7 @@ def distance(one: GemmConfig, other: GemmConfig) -> float:
 
 
 def search(
-    found: Iterable[GemmConfig],
+    possible: Iterable[GemmConfig],
     current: GemmConfig,
     measure: Callable[[GemmConfig], Sequence[float]],
     seconds: float,
@@ -84,7 +84,7 @@ def search(
     """Tries tiles, the committed one first and then by their distance from it, until the time is over.
 
     Args:
-        found: What to try.
+        possible: What to try.
         current: The committed configuration.
         measure: Gives one time per workload, or raises :class:`RejectedError`.
         seconds: After which no new one is begun.
@@ -93,7 +93,7 @@ def search(
     end = clock() + seconds
     baseline = measure(current)
     trials = [Trial(current, 1.0)]
-    for config in sorted(set(found) - {current}, key=lambda config: (distance(config, current), config)):
+    for config in sorted(set(possible) - {current}, key=lambda config: (distance(config, current), config)):
         if clock() >= end:
             break
         try:
@@ -121,11 +121,11 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 def with_entry(table: Mapping[str, Any], target: str, kind: str, dtype: str, least: int, config: GemmConfig) -> Any:
     """A copy of a table of configurations in which one entry is another; made if it was not there."""
-    found = {name: {k: dict(v) for k, v in kinds.items()} for name, kinds in table.items()}
-    entries = dict(map(tuple, found.setdefault(target, {}).setdefault(kind, {}).get(dtype, [])))
+    changed = {name: {k: dict(v) for k, v in kinds.items()} for name, kinds in table.items()}
+    entries = dict(map(tuple, changed.setdefault(target, {}).setdefault(kind, {}).get(dtype, [])))
     entries[least] = list(config)
-    found[target][kind][dtype] = [[rows, entries[rows]] for rows in sorted(entries)]
-    return found
+    changed[target][kind][dtype] = [[rows, entries[rows]] for rows in sorted(entries)]
+    return changed
 
 
 def as_json(table: Mapping[str, Any]) -> str:

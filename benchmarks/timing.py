@@ -19,7 +19,7 @@ class Step(NamedTuple):
     """One repetition.
 
     Attributes:
-        body: What is timed; it is given what ``prepare`` returned.
+        body: What is timed; it gets what ``prepare`` returned.
         prepare: What comes before.
     """
 
@@ -109,16 +109,16 @@ def time_in_turn(
     for _ in range(min(most, max(least, int(seconds / max(estimate, 1e-6))))):
         for name, step in steps.items():
             times[name] += run([step], device, 1)
-    return {name: summary(found) for name, found in times.items()}
+    return {name: summary(row) for name, row in times.items()}
 
 
 def _times_on_cpu(steps: Sequence[Step], device: torch.device, repeats: int) -> list[float]:
     times = []
     for i in range(repeats):
         step = steps[i % len(steps)]
-        given = step.prepare()
+        prepared = step.prepare()
         start = time.perf_counter()
-        result = step.body(given)
+        result = step.body(prepared)
         times.append(1e3 * (time.perf_counter() - start))
         del result
     return times
@@ -131,11 +131,11 @@ def _times_on_gpu(steps: Sequence[Step], device: torch.device, repeats: int) -> 
         flush()
     for i in range(repeats):
         step = steps[i % len(steps)]
-        given = step.prepare()
+        prepared = step.prepare()
         flush()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        step.body(given)
+        step.body(prepared)
         end.record()
         events.append((start, end))
     torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Tokens, weights and a routing, drawn by a seeded generator: what every layer under test is given."""
+"""Tokens, weights and a routing, drawn by a seeded generator: the input of every layer under test."""
 
 import math
 from typing import Literal, NamedTuple

@@ -1,6 +1,6 @@
 """What is launched: every operation, forward and backward, at shapes that take each configuration.
 
-The launchers run on meta tensors, which record their launches, so what is compiled is what a GPU would be given.
+The launchers run on meta tensors, which record their launches, so what is compiled is what a GPU would run.
 """
 
 import itertools
@@ -47,12 +47,12 @@ def record_all(
 ) -> list[Recorded]:
     """The launches of all cases whose name contains one of ``parts``, each as it is compiled."""
     chosen = {name: run for name, run in OPERATIONS.items() if any(part in name for part in parts)}
-    found: list[Recorded] = []
+    recorded: list[Recorded] = []
     for name, dtype, (operation, run) in itertools.product(targets, dtypes, chosen.items()):
         if dtype != "bf16" and operation in BF16_ALONE:
             continue
         target = TARGETS[name]
         with record(target) as launches:
             run(DTYPES[dtype])
-        found += [Recorded(operation, dtype, specialize(launch, target)) for launch in launches]
-    return found
+        recorded += [Recorded(operation, dtype, specialize(launch, target)) for launch in launches]
+    return recorded

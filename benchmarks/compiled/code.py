@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# What the columns of the table count, in the words of the machine code. The tensor cores of sm_100 are
-# UTCHMMA (16-bit operands) and its siblings; SASS has no word with "tcgen05" in it.
+# What the columns of the table count, by the names of the machine code. The tensor cores of sm_100 are
+# UTCHMMA (16-bit operands) and its siblings; no instruction of SASS has "tcgen05" in its name.
 NVIDIA_INSTRUCTIONS = {
     "HMMA": r"HMMA(?:\.|$)",
     "HGMMA": r"HGMMA(?:\.|$)",

@@ -1,4 +1,4 @@
-"""Code that may spill registers, because a measurement says that it is faster so: each exception cites its record."""
+"""Code that may spill registers, because it was measured to be faster so: each exception cites its record."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -42,6 +42,6 @@ def exception_for(
     constants: Mapping[str, Any],
     exceptions: Iterable[SpillException] | None = None,
 ) -> SpillException | None:
-    """The first exception that covers a piece of code; of :data:`EXCEPTIONS` unless others are given."""
+    """The first exception that covers a piece of code; of :data:`EXCEPTIONS` unless others are passed."""
     every = EXCEPTIONS if exceptions is None else exceptions
     return next((one for one in every if one.covers(kernel, target, triton, constants)), None)

@@ -142,7 +142,7 @@ def ffn(
 
 def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
     """Each case by its name."""
-    found: dict[str, Callable[[torch.dtype], None]] = {
+    cases: dict[str, Callable[[torch.dtype], None]] = {
         "route qwen3": partial(
             route, tokens=32768, experts=128, top_k=8, scoring="softmax", grouped=False, masked=False
         ),
@@ -160,14 +160,14 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
     }
     swiglu = {"activation": "swiglu", "biased": False}
     for name, shape in SHAPES.items():
-        found[f"FFN {name}"] = partial(ffn, shape=shape, **swiglu)
+        cases[f"FFN {name}"] = partial(ffn, shape=shape, **swiglu)
         if name == "few":
             continue  # as any other for what has no tiles
-        found[f"plan {name}"] = partial(sort, shape=shape, capped=False)
-        found[f"schedule {name}"] = partial(schedule, shape=shape)
-        found[f"combine {name}"] = partial(combine_tokens, shape=shape, choice=False)
+        cases[f"plan {name}"] = partial(sort, shape=shape, capped=False)
+        cases[f"schedule {name}"] = partial(schedule, shape=shape)
+        cases[f"combine {name}"] = partial(combine_tokens, shape=shape, choice=False)
     qwen3, decode = SHAPES["qwen3"], SHAPES["decode"]
-    return found | {
+    return cases | {
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
         "grouped GEMM epilogue": partial(multiply_with_epilogue, shape=qwen3),
         "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu, trained=False),

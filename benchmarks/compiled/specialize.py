@@ -1,7 +1,7 @@
 """From a recorded launch to what Triton's JIT would compile for it.
 
 The JIT's own binder is asked, so pointer types, integers equal to 1, divisibility by 16 and the like are
-found by the code that finds them on a GPU.
+determined by the code that does so on a GPU.
 """
 
 import importlib
@@ -80,8 +80,8 @@ def specialize(launch: Launch, target: Target) -> Specialization:
     backend = make_backend(gpu_target(target))
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     options = {"enable_fp_fusion": True}
-    bound, found, _ = bind(**launch.arguments)
-    _, signature, constants, attributes = kernel._pack_args(backend, options, bound, found, options)
+    bound, types, _ = bind(**launch.arguments)
+    _, signature, constants, attributes = kernel._pack_args(backend, options, bound, types, options)
     return Specialization(
         kernel.module,
         kernel.__name__,

@@ -92,7 +92,7 @@ def _read(specialization: Specialization) -> Entry:
 
 
 def _innermost(error: BaseException) -> str:
-    """The error at the bottom; those above it only say where the call stands."""
+    """The error at the bottom; those above it only tell where the call is."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return f"{type(error).__name__}: {error}"

@@ -9,7 +9,7 @@ from benchmarks.workload import Workload
 
 
 class MegaBlocks(Peer):
-    """``ParallelDroplessMLP`` of its dMoE layer, given our routing; it reads the counts on the host."""
+    """``ParallelDroplessMLP`` of its dMoE layer, with our routing; it reads the counts on the host."""
 
     name = "megablocks"
     remark = "dMoE's ParallelDroplessMLP, mlp_impl=grouped"
@@ -50,9 +50,9 @@ class MegaBlocks(Peer):
             mlp.w2.copy_(workload.down.mT.reshape(-1, shape.dim))
         gates = leaf(workload.gates.to(dtype))
 
-        def canonical(found: dict[str, Tensor]) -> dict[str, Tensor]:
-            w1, v1, w2 = (found[name].view(shape.num_experts, -1, shape.dim) for name in ("w1", "v1", "w2"))
-            return {"gates": found["gates"], "up": torch.cat((w1, v1), dim=1), "down": w2.mT}
+        def canonical(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+            w1, v1, w2 = (gradients[name].view(shape.num_experts, -1, shape.dim) for name in ("w1", "v1", "w2"))
+            return {"gates": gradients["gates"], "up": torch.cat((w1, v1), dim=1), "down": w2.mT}
 
         leaves = {"gates": gates, "w1": mlp.w1, "v1": mlp.v1, "w2": mlp.w2}
         return Layer(lambda x: experts.forward_once(x, gates, workload.ids)[0], leaves, canonical)

@@ -13,12 +13,12 @@ from moekit import FFNExperts, SparseMoE, plan_dispatch
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter was asked for: for a rehearsal on CPU, whose times mean nothing."""
+    """Whether Triton's interpreter runs the kernels: for a rehearsal on CPU, whose times mean nothing."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Moekit(Peer):
-    """``FFNExperts`` with a plan made from the given ids, both timed."""
+    """``FFNExperts`` with a plan made from the workload's ids, both timed."""
 
     def __init__(self, impl: str, recompute: str | None = None) -> None:
         self.impl = impl
@@ -38,7 +38,7 @@ class Moekit(Peer):
             return f"this version of FFNExperts has no impl={self.impl!r}: {error}"
         if not workload.x.is_cuda and not interpreting():
             return "Triton kernels are timed on a GPU only"
-        return "Triton kernels know no float64" if workload.x.dtype == torch.float64 else None
+        return "Triton kernels do not take float64" if workload.x.dtype == torch.float64 else None
 
     def build(self, workload: Workload) -> Layer:
         shape = workload.shape
@@ -62,7 +62,7 @@ _KEEPS = {"none": "hidden", "all": "input"}
 
 
 class MoekitLayer(Peer):
-    """``SparseMoE`` as it comes: router, plan, experts and statistics."""
+    """``SparseMoE`` with its defaults: router, plan, experts and statistics."""
 
     name = "moekit-layer"
     remark = "SparseMoE with its router and statistics, impl=auto"

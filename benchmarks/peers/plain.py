@@ -80,10 +80,10 @@ class GroupedMM(Peer):
         if not hasattr(F, "grouped_mm"):
             return f"torch {torch.__version__} has no F.grouped_mm"
         if workload.x.dtype == torch.float64:
-            return "F.grouped_mm knows no float64"
+            return "F.grouped_mm does not take float64"
         widths = {workload.shape.dim, workload.shape.hidden_dim}
         if any(width * workload.x.itemsize % 16 for width in widths):
-            return "F.grouped_mm wants rows of a multiple of 16 bytes"
+            return "F.grouped_mm needs rows of a multiple of 16 bytes"
         return None
 
     def build(self, workload: Workload) -> Layer:
@@ -104,9 +104,9 @@ class GroupedMM(Peer):
             weighted = (y.float() * gates.flatten()[order, None]).to(x.dtype)
             return torch.zeros_like(x).scatter_add(0, token[:, None].expand(-1, shape.dim), weighted)
 
-        def canonical(found: dict[str, Tensor]) -> dict[str, Tensor]:
-            up = torch.cat((found["gate_proj"], found["value_proj"]), dim=1)
-            return {"gates": found["gates"], "up": up, "down": found["down"]}
+        def canonical(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+            up = torch.cat((gradients["gate_proj"], gradients["value_proj"]), dim=1)
+            return {"gates": gradients["gates"], "up": up, "down": gradients["down"]}
 
         leaves = {"gates": gates, "gate_proj": gate_proj, "value_proj": value_proj, "down": down}
         return Layer(forward, leaves, canonical)

@@ -8,7 +8,7 @@ from benchmarks.workload import Workload
 
 
 class SonicMoE(Peer):
-    """``moe_general_routing_inputs``, given our routing; gate and value rows interleaved, as it wants them."""
+    """``moe_general_routing_inputs`` with our routing; gate and value rows interleaved, which is its layout."""
 
     name = "sonicmoe"
     remark = "sonicmoe.functional.moe_general_routing_inputs"
@@ -48,8 +48,8 @@ class SonicMoE(Peer):
                 is_inference_mode_enabled=not torch.is_grad_enabled(),
             )[0]
 
-        def canonical(found: dict[str, Tensor]) -> dict[str, Tensor]:
-            pairs = found["up"].view(shape.num_experts, shape.hidden_dim, 2, shape.dim)
-            return found | {"up": pairs.transpose(1, 2).reshape(workload.up.shape)}
+        def canonical(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+            pairs = gradients["up"].view(shape.num_experts, shape.hidden_dim, 2, shape.dim)
+            return gradients | {"up": pairs.transpose(1, 2).reshape(workload.up.shape)}
 
         return Layer(forward, {"gates": gates, "up": up, "down": down}, canonical)

@@ -6,7 +6,7 @@ from torch import nn
 from benchmarks.peers.base import Layer, Peer, leaf, not_importable
 from benchmarks.workload import Workload
 
-# batched_mm copies the weights of an expert for every slot; beyond this nobody would use it so.
+# batched_mm copies the weights of an expert for every slot; beyond this it is of no use.
 _MOST_COPIED_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
 
 

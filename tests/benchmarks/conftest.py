@@ -8,7 +8,7 @@ from benchmarks.shapes import PRESETS
 
 @pytest.fixture
 def case():
-    """Makes a record of invented figures: 1 ms and 10 TFLOP/s unless told otherwise."""
+    """Makes a record of invented figures: 1 ms and 10 TFLOP/s unless changed."""
 
     def make(name: str = "moekit-torch", median_ms: float | None = 1.0, **changes: object) -> Record:
         values: dict[str, object] = {

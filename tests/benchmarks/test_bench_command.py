@@ -12,7 +12,7 @@ from benchmarks.records import read
 
 def test_the_command_writes_records_of_all_that_it_was_asked_for(tmp_path, capsys, monkeypatch):
     """Ceilings, cases in both skews, absent peers, parts."""
-    monkeypatch.setattr("benchmarks.ceilings.measure", lambda *_: [])  # a second of matrix products for nothing
+    monkeypatch.setattr("benchmarks.ceilings.measure", lambda *_: [])  # which takes a second
     path = tmp_path / "records.jsonl"
     arguments = "--preset medvlmoe-tiny --tokens 8 --skew uniform zipf --device cpu --dtype fp32 --seconds 0"
     assert not main(["moe", *arguments.split(), "--peer", "dense", "moekit-torch", "liger", "--out", str(path)])

@@ -122,7 +122,7 @@ def test_without_a_gpu_the_command_says_so(tmp_path, monkeypatch):
         Setting.real()
 
 
-@pytest.mark.parametrize("name", ["checks", pytest.param("criteria", marks=pytest.mark.slow), "foreign", "kernels"])
+@pytest.mark.parametrize("name", ["checks", pytest.param("criteria", marks=pytest.mark.slow), "libraries", "kernels"])
 def test_every_section_runs_in_a_rehearsal(name):
     """All it gives are records, and nothing fails."""
     records = list(SECTIONS[name].run(Setting.rehearsal(), lambda: 100.0))

@@ -38,7 +38,7 @@ def test_the_verdict_is_a_quarter(ours, status):
 
 
 def test_the_command_writes_records_that_the_report_can_read(tmp_path, monkeypatch):
-    """One form in a process of its own; one that cannot run says why."""
+    """One form in a process of its own; one that cannot run gives the reason."""
     forms = {bench.OURS: bench.FORMS[bench.OURS], "absent": ("not there", bench.plain_scores)}
     monkeypatch.setattr(bench, "FORMS", forms)
     monkeypatch.setattr(bench, "check", lambda form, device: Record("check", form, errors={"loss": 0.0}))

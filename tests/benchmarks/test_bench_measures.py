@@ -29,8 +29,8 @@ def test_preparation_is_not_timed_and_copies_take_turns():
         return torch.ones(1000, 1000).cumsum(0)
 
     def body(number: int) -> Step:
-        def run(given: object) -> None:
-            assert isinstance(given, torch.Tensor)
+        def run(prepared: object) -> None:
+            assert isinstance(prepared, torch.Tensor)
             seen.append(number)
 
         return Step(run, prepare)
@@ -62,10 +62,10 @@ def test_a_layer_of_ours_keeps_the_floor():
     from benchmarks.runner import memory_of
 
     workload = draw(Shape(64, 32, 48, 4, 2), "uniform", CPU, torch.float32)
-    found = memory_of(peers_named(["moekit-torch"])[0].build(workload), workload)
+    sizes = memory_of(peers_named(["moekit-torch"])[0].build(workload), workload)
     pre = 64 * 2 * 2 * 48 * 4
-    assert pre <= found["saved_bytes"] <= 1.15 * pre
-    assert found["saved_input_bytes"] >= workload.x.nbytes
+    assert pre <= sizes["saved_bytes"] <= 1.15 * pre
+    assert sizes["saved_input_bytes"] >= workload.x.nbytes
 
 
 def test_the_parts_are_all_there_and_run():

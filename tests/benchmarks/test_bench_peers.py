@@ -1,4 +1,4 @@
-"""All layers that can run here compute the same function; those that cannot say why."""
+"""All layers that can run here compute the same function; those that cannot give the reason."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from benchmarks.check import agreement, disagreement, expected_of, relative_error
 from benchmarks.peers import PEERS, peers_named
 from benchmarks.peers.base import first_line, not_importable
-from benchmarks.runner import Plan, run_case
+from benchmarks.runner import CaseOptions, run_case
 from benchmarks.shapes import Shape
 from benchmarks.workload import draw
 from tests.oracles import naive_experts, stacked_expert
@@ -23,8 +23,8 @@ def test_the_formulas_are_the_layer_token_by_token():
     expert = stacked_expert(workload.up, workload.down, None, None, "swiglu")
     output = naive_experts(workload.x, workload.gates, workload.ids, None, expert, 6)
     gradients = torch.autograd.grad(output, leaves, workload.grad)
-    for found, wanted in zip(expected_of(workload), (output, *gradients), strict=True):
-        assert relative_error(found, wanted) < 1e-12
+    for actual, expected in zip(expected_of(workload), (output, *gradients), strict=True):
+        assert relative_error(actual, expected) < 1e-12
 
 
 @pytest.mark.parametrize("skew", ["uniform", "zipf"])
@@ -69,8 +69,8 @@ def test_the_dense_ceiling_does_as_many_operations():
 def test_every_peer_gives_a_record_and_the_absent_say_why():
     """Nothing is dropped in silence."""
     workload = draw(Shape(8, 16, 16, 4, 2), "uniform", CPU, torch.float32)
-    plan = Plan(["forward"], seconds=0.0)
-    records = list(run_case("tiny", workload, "fp32", PEERS, plan))
+    case_options = CaseOptions(["forward"], seconds=0.0)
+    records = list(run_case("tiny", workload, "fp32", PEERS, case_options))
     assert [record.name for record in records] == [peer.name for peer in PEERS]
     by_name = {record.name: record for record in records}
     for name in GPU_ONLY:
@@ -94,11 +94,11 @@ def test_a_peer_that_is_wrong_is_marked_and_one_that_breaks_is_reported(monkeypa
         raise RuntimeError("planted\nsecond line")
 
     monkeypatch.setattr(type(broken), "build", fail)
-    plan = Plan(["forward"], seconds=0.0, memory=False)
-    found = list(run_case("tiny", workload, "fp32", [wrong, broken], plan))
-    assert found[0].disagrees == pytest.approx(0.5, rel=0.1)
-    assert found[0].median_ms is not None
-    assert (found[1].status, found[1].reason) == ("failed", "RuntimeError: planted")
+    case_options = CaseOptions(["forward"], seconds=0.0, memory=False)
+    records = list(run_case("tiny", workload, "fp32", [wrong, broken], case_options))
+    assert records[0].disagrees == pytest.approx(0.5, rel=0.1)
+    assert records[0].median_ms is not None
+    assert (records[1].status, records[1].reason) == ("failed", "RuntimeError: planted")
 
 
 def test_what_cannot_be_imported_gives_a_reason():
@@ -112,9 +112,9 @@ def test_grouped_mm_is_absent_where_it_would_raise():
     """Its rows must be a multiple of 16 bytes."""
     grouped = peers_named(["grouped_mm"])[0]
     odd = draw(Shape(4, 15, 16, 2, 1), "uniform", CPU, torch.float32)
-    assert grouped.absent(odd) == "F.grouped_mm wants rows of a multiple of 16 bytes"
+    assert grouped.absent(odd) == "F.grouped_mm needs rows of a multiple of 16 bytes"
     wide = draw(Shape(4, 16, 16, 2, 1), "uniform", CPU, torch.float64)
-    assert grouped.absent(wide) == "F.grouped_mm knows no float64"
+    assert grouped.absent(wide) == "F.grouped_mm does not take float64"
 
 
 def test_batched_mm_is_absent_where_its_copies_would_not_fit():

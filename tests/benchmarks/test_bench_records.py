@@ -39,7 +39,7 @@ def test_a_planted_regression_is_found(case):
 
 
 def test_noise_is_no_regression(case):
-    """Runs of the same distribution, whose quantiles say how noisy they are, never differ."""
+    """Runs of the same distribution, whose quantiles show how noisy they are, never differ."""
     draws = random.Random(0)
 
     def run(name: str) -> Record:
@@ -69,7 +69,7 @@ def test_memory_that_grows_is_said_once(case):
 
 
 def test_different_devices_are_not_compared(case):
-    """Unless told to."""
+    """Unless an option allows it."""
     other = case(environment={"device": "another", "threads": 2})
     with pytest.raises(ValueError, match=r"same device and threads, got invented \(1 threads\) and another"):
         check_same_device([case()], [other])
