@@ -39,7 +39,9 @@ class Capacity:
             num_experts: ``E``.
             top_k: ``K``.
         """
-        slots = -(num_tokens * -(self.numerator * top_k) // (self.denominator * num_experts))
+        share = self.denominator * num_experts
+        # Not -(-a // b): ONNX rounds the division of a negative number towards zero.
+        slots = (num_tokens * (self.numerator * top_k) + share - 1) // share
         if isinstance(num_tokens, Tensor):
             return torch.minimum(torch.as_tensor(slots), num_tokens)
         return cast(int, torch.sym_min(cast(int, slots), num_tokens))

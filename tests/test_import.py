@@ -10,7 +10,18 @@ import pytest
 import moekit
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("timm", "transformers", "lightning", "matplotlib", "pandas", "sklearn", "pydicom", "medmnist")
+HEAVY = (
+    "timm",
+    "transformers",
+    "lightning",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "pydicom",
+    "medmnist",
+    "onnx",
+    "onnxscript",
+)
 
 
 def _python(code: str) -> str:
