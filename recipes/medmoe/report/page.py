@@ -8,7 +8,7 @@ from recipes.medmoe.report.routing import routing_section
 from recipes.medmoe.report.run import Run, read_run
 from recipes.medmoe.report.training import CURVES
 from recipes.medmoe.report.transfer import probe_table, retrieval_section
-from recipes.medmoe.report.zero_shot import confusions, zero_shot_section
+from recipes.medmoe.report.zero_shot import Confusion, confusion, zero_shot_section
 from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
 from recipes.shared.report.files import content_of
 from recipes.shared.report.formats import DASH, decimals
@@ -58,15 +58,22 @@ def write_report(run_dir: Path) -> Path:
                 peak_memory_bytes=training.get("peak_memory_bytes"),
             ),
         }
+    content["confusions"] = _confusions(run, run_dir / "zero_shot")
     with content_of(run_dir / "history.jsonl"):
         content["training"] = training_charts(CURVES, run.history, best_epoch=best_epoch, num_experts=num_experts)
-    with content_of(run_dir / "zero_shot"):
-        content["confusions"] = confusions(run)
     with content_of(run_dir / "explain" / "examples.npz"):
         content["examples"] = example_section(run)
     target = run_dir / "report.html"
     target.write_text(render(TEMPLATES, **content), encoding="utf-8")
     return target
+
+
+def _confusions(run: Run, folder: Path) -> list[Confusion]:
+    matrices = []
+    for name, result in run.zero_shot.items():
+        with content_of(folder / f"{name}.json"):
+            matrices.append(confusion(name, result))
+    return [matrix for matrix in matrices if matrix is not None]
 
 
 def _headline(run: Run) -> list[Figure]:

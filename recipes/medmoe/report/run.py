@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from recipes.shared.report.files import check_section, read_examples, read_history, read_object
+from recipes.shared.report.files import check_section, content_of, read_examples, read_history, read_object
 
 ROUTED_BY = {"image": "the image", "text": "the report", "label": "the known modality"}
 """What chooses the expert, by the run's ``route_on``, in words."""
@@ -63,25 +63,27 @@ def read_run(run_dir: Path) -> Run:
     metrics = _metrics(run_dir / "metrics.json")
     history = read_history(run_dir / "history.jsonl", HISTORY_KEYS)
     results = [read_object(path, SET_KEYS) for path in sorted((run_dir / "zero_shot").glob("*.json"))]
-    zero_shot = {result["set"]: result for result in results}
-    _check_sets(run_dir, metrics, zero_shot)
+    zero_shot = {str(result["set"]): result for result in results}
+    with content_of(run_dir / "metrics.json"):
+        summaries = dict((metrics.get("zero_shot") or {}).get("sets", {}))
+    _check_sets(run_dir, summaries, zero_shot)
     return Run(config, metrics, history, zero_shot, _examples(run_dir / "explain" / "examples.npz"))
 
 
 def _metrics(path: Path) -> dict[str, Any]:
     metrics = read_object(path, ("run",))
-    for name, keys in (("run", RUN_KEYS), ("routing", ROUTING_KEYS), ("zero_shot", ZERO_SHOT_KEYS)):
+    check_section(path, metrics, "run", RUN_KEYS)
+    for name, keys in (("routing", ROUTING_KEYS), ("zero_shot", ZERO_SHOT_KEYS)):
         if metrics.get(name) is not None:
             check_section(path, metrics, name, keys)
     return metrics
 
 
-def _check_sets(run_dir: Path, metrics: dict[str, Any], zero_shot: dict[str, dict[str, Any]]) -> None:
+def _check_sets(run_dir: Path, summaries: dict[str, Any], zero_shot: dict[str, dict[str, Any]]) -> None:
     """Checks that the summary in ``metrics.json`` and the result of each set are of the same call."""
-    summaries = (metrics.get("zero_shot") or {}).get("sets", {})
     for name, result in zero_shot.items():
         summary = summaries.get(name)
-        if summary is None or summary.get("accuracy") != result["accuracy"]:
+        if not isinstance(summary, dict) or summary.get("accuracy") != result["accuracy"]:
             raise ValueError(
                 f"{run_dir / 'zero_shot'}: the result of {name!r} is not the one of metrics.json. Run zero-shot again."
             )
@@ -91,12 +93,14 @@ def _examples(path: Path) -> dict[str, NDArray[Any]] | None:
     arrays = read_examples(path, EXAMPLE_KEYS, common=("expert_names",))
     if arrays is None:
         return None
-    words, experts = arrays["words"].shape[1], len(arrays["expert_names"])
-    for key, size, what in (
+    words, experts = arrays["words"].shape[1:], len(arrays["expert_names"])
+    for key, sizes, what in (
+        ("words", words, "words"),
         ("word_maps", words, "words"),
         ("hits", words, "words"),
-        ("expert_probs", experts, "experts"),
+        ("expert_probs", (experts,), "experts"),
     ):
-        if arrays[key].shape[1] != size:
-            raise ValueError(f"{path}: {key!r} must hold {size} {what} per study, got {arrays[key].shape[1]}.")
+        if len(sizes) != 1 or arrays[key].shape[1:2] != sizes:
+            expected = sizes[0] if sizes else "some"
+            raise ValueError(f"{path}: {key!r} must hold {expected} {what} per study, got shape {arrays[key].shape}.")
     return arrays

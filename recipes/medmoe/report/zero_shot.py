@@ -64,21 +64,19 @@ def zero_shot_section(run: Run) -> ZeroShotSection | None:
     return ZeroShotSection(Table(COLUMNS, rows, total=has_mean), ROUTED_BY[results["route_on"]], left_out)
 
 
-def confusions(run: Run) -> list[Confusion]:
-    """Returns the confusion matrix of each set with single labels.
+def confusion(name: str, result: Mapping[str, Any]) -> Confusion | None:
+    """Returns the confusion matrix of a set, or ``None`` for a set without single labels.
 
     Args:
-        run: The run.
+        name: The set's.
+        result: ``zero_shot/SET.json``.
     """
-    matrices = []
-    for name, result in run.zero_shot.items():
-        if result["confusion"] is None:
-            continue
-        classes, matrix = result["confusion"]["classes"], result["confusion"]["matrix"]
-        title = f"{name}: {sum(map(sum, matrix)):,} {result['split']} studies, scoring {result['scoring']}"
-        counts = count_map(list(zip(classes, matrix, strict=True)), columns=classes, corner="true ↓ predicted →")
-        matrices.append(Confusion(title, counts))
-    return matrices
+    if result["confusion"] is None:
+        return None
+    classes, matrix = result["confusion"]["classes"], result["confusion"]["matrix"]
+    title = f"{name}: {sum(map(sum, matrix)):,} {result['split']} studies, scoring {result['scoring']}"
+    counts = count_map(list(zip(classes, matrix, strict=True)), columns=classes, corner="true ↓ predicted →")
+    return Confusion(title, counts)
 
 
 def _row(name: str, summary: Mapping[str, Any]) -> list[Cell]:

@@ -56,8 +56,8 @@ def read_run(run_dir: Path) -> Run:
     metrics = read_object(run_dir / "metrics.json", ("run", "test"))
     check_section(run_dir / "metrics.json", metrics, "test", TEST_KEYS)
     check_section(run_dir / "metrics.json", metrics, "run", ("classes",))
-    classes = metrics["run"]["classes"]
-    if not isinstance(classes, list) or set(classes) != set(metrics["test"]["per_class"]):
+    classes, scores = metrics["run"]["classes"], metrics["test"]["per_class"]
+    if not isinstance(classes, list) or not isinstance(scores, dict) or sorted(map(str, classes)) != sorted(scores):
         raise ValueError(f'{run_dir / "metrics.json"}: "run" and "test" must name the same classes.')
     labels, probs = _predictions(run_dir / "predictions.csv", classes)
     if len(labels) != metrics["test"]["studies"]:

@@ -8,14 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
-from math import ceil, floor
+from math import ceil, floor, isfinite
 
 import altair as alt
 import numpy as np
 import vl_convert
 from markupsafe import Markup
 
-INK, MUTED, GRID = "var(--ink)", "var(--muted)", "var(--line)"
+MUTED, GRID = "var(--muted)", "var(--line)"
 SERIES = ("var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)")
 DASHES = {"solid": alt.Undefined, "dashed": [8, 4.5], "dotted": [2, 3]}
 """Lengths of dashes and gaps."""
@@ -35,7 +35,7 @@ class Line:
     Attributes:
         label: What it shows.
         x: Horizontal positions.
-        y: Values; ``None`` leaves a gap.
+        y: Values; ``None`` and what is not finite leave a gap.
         series: Which of the four series colours, from 0.
         dash: ``"solid"``, ``"dashed"`` or ``"dotted"``: lines differ by more than colour.
     """
@@ -48,12 +48,12 @@ class Line:
 
     def is_empty(self) -> bool:
         """Whether no value is known."""
-        return all(value is None for value in self.y)
+        return not any(map(_is_known, self.y))
 
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A line of the legend: its text, and the colour and dash of the swatch."""
+    """An entry of the legend: its text, and the colour and kind of its swatch: a dash of `DASHES`, or ``"point"``."""
 
     label: str
     colour: str
@@ -115,13 +115,14 @@ def line_chart(
     layers = [layer.encode(x, y) for line in drawn for layer in _line(line)]
     legend = [LegendEntry(line.label, SERIES[line.series], line.dash) for line in drawn] if len(drawn) > 1 else []
     if level is not None:
-        layers.append(_rule([level[0]]).encode(y=y))
+        rule = alt.Chart(_points([0], [level[0]])).mark_rule(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
+        layers.append(rule.encode(y=y))
         legend.append(LegendEntry(level[1], MUTED, "dotted"))
     if mark is not None:
         point = alt.Chart(_points([mark[0]], [mark[1]])).mark_point(filled=True, color=SERIES[1], size=60, opacity=1)
         layers.append(point.encode(x, y))
-        legend.append(LegendEntry(mark[2], SERIES[1]))
-    return Chart(title, _svg(alt.layer(*layers), 264, 165, title), legend=legend)
+        legend.append(LegendEntry(mark[2], SERIES[1], "point"))
+    return Chart(title, _svg(alt.layer(*layers), 300, 194, title), legend=legend)
 
 
 def roc_chart(title: str, note: str, false_positives: Sequence[float], true_positives: Sequence[float]) -> Chart:
@@ -144,7 +145,7 @@ def roc_chart(title: str, note: str, false_positives: Sequence[float], true_posi
     under = curve.mark_area(color=SERIES[0], opacity=0.12).encode(y2=alt.Y2Datum(0))
     over = curve.mark_line(color=SERIES[0], strokeWidth=2)
     layers = [layer.encode(x, y) for layer in (diagonal, under, over)]
-    return Chart(title, _svg(alt.layer(*layers), 130, 130, f"ROC curve of {title}"), note)
+    return Chart(title, _svg(alt.layer(*layers), 158, 145, f"ROC curve of {title}"), note)
 
 
 def _whole_ticks(x: Sequence[float]) -> list[int]:
@@ -156,7 +157,11 @@ def _whole_ticks(x: Sequence[float]) -> list[int]:
 
 
 def _points(x: Sequence[float], y: Sequence[float | None]) -> alt.Data:
-    return alt.Data(values=[{"x": a, "y": b} for a, b in zip(x, y, strict=True)])
+    return alt.Data(values=[{"x": a, "y": b if _is_known(b) else None} for a, b in zip(x, y, strict=True)])
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and isfinite(value)
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> alt.Data:
@@ -167,18 +172,13 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> alt.Data:
 
 def _line(line: Line) -> list[alt.Chart]:
     """Draws a line, and as points the values that no line reaches: those between gaps, or all of a very short one."""
-    colour, y = SERIES[line.series], [None, *line.y, None]
-    alone = [i for i in range(len(line.y)) if len(line.y) < 3 or y[i] is y[i + 2] is None]
+    colour, known = SERIES[line.series], [False, *map(_is_known, line.y), False]
+    alone = [i for i in range(len(line.y)) if len(line.y) < 3 or not (known[i] or known[i + 2])]
     curve = alt.Chart(_points(line.x, line.y)).mark_line(color=colour, strokeDash=DASHES[line.dash], strokeWidth=2.1)
     if not alone:
         return [curve]
     data = _points([line.x[i] for i in alone], [line.y[i] for i in alone])
     return [curve, alt.Chart(data).mark_point(filled=True, color=colour, size=36, opacity=1)]
-
-
-def _rule(heights: Sequence[float]) -> alt.Chart:
-    data = alt.Data(values=[{"y": height} for height in heights])
-    return alt.Chart(data).mark_rule(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
 
 
 def _svg(chart: alt.LayerChart, width: int, height: int, description: str) -> Markup:
@@ -187,7 +187,8 @@ def _svg(chart: alt.LayerChart, width: int, height: int, description: str) -> Ma
         domainColor=GRID, gridColor=GRID, gridWidth=0.7, ticks=False, labelColor=MUTED, titleColor=MUTED,
         labelFontSize=12, titleFontSize=12, titleFontWeight="normal", titlePadding=4, labelPadding=5,
     )  # fmt: skip
-    styled = chart.properties(width=width, height=height).configure(
+    size = alt.AutoSizeParams(type="fit", contains="padding")  # texts have one size, however wide the tick labels are
+    styled = chart.properties(width=width, height=height, autosize=size).configure(
         background="none", aria=False, font="Arial", padding=2, view=alt.ViewConfig(stroke=None), axis=axis
     )
     drawn = vl_convert.vegalite_to_svg(styled.to_dict(validate=False))  # its parts were validated when they were made

@@ -46,14 +46,18 @@ def training_charts(
     charts = []
     for curve in curves:
         lines = [
-            Line(label, epochs, [record.get(field) for record in history], series, DASHES[series])
+            Line(label, epochs, [_number(record.get(field)) for record in history], series, DASHES[series])
             for series, (label, field) in enumerate(curve.lines)
         ]
-        if any(value for line in lines for value in line.y):
+        if any(not line.is_empty() and any(line.y) for line in lines):
             mark = _best(curve.best, history, best_epoch)
             level = (log(num_experts), f"maximum: ln {num_experts}") if curve.is_entropy and num_experts else None
             charts.append(line_chart(curve.title, lines, x_label="epoch", mark=mark, level=level))
     return charts
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _best(field: str | None, history: Sequence[Mapping[str, Any]], epoch: int | None) -> tuple[int, float, str] | None:

@@ -282,6 +282,14 @@ def test_files_that_contradict_each_other_are_refused(run):
         ({"texts": None}, r"examples.npz: the arrays \['texts'\] are missing"),
         ({"ids": np.array(["a"])}, "expected 2 studies in every array, got 1 in 'ids'"),
         ({"probs": np.zeros((2, 5))}, r"'probs' must have shape \(2, 3\), got \(2, 5\)"),
+        (
+            {"images": np.zeros((2, 8, 8))},
+            r"examples\.npz: a value is not what a report .*pixels must be uint8",
+        ),
+        ({"boxes": np.array(["{", ""])}, r"examples\.npz: a value is not what a report expects"),
+        ({"boxes": np.array(['[{"finding": "a", "x0": 1}]', ""])}, r"examples\.npz: the field 'y0' is missing"),
+        ({"gates": None}, r"examples\.npz: the field 'gates' is missing"),
+        ({"attention": np.array([[[-1.0, 3.0]]] * 2)}, r"examples\.npz: .*attention must be finite and not negative"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused(run, arrays, message):
@@ -295,3 +303,58 @@ def test_empty_examples_are_no_examples(run):
         np.savez(run / "none.npz", **{key: file[key][:0] for key in file.files})
     (run / "none.npz").replace(run / "examples.npz")
     assert "The run saved no example studies" in read(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(run=[]), r'metrics\.json: "run" must be an object, got list'),
+        (lambda m: m.update(test=None), r'metrics\.json: "test" must be an object, got NoneType'),
+        (lambda m: m["test"].update(per_class=None), r'metrics\.json: "run" and "test" must name the same classes'),
+        (
+            lambda m: m["test"]["per_class"]["Effusion"].pop("negatives"),
+            r"metrics\.json: the field 'negatives' is missing",
+        ),
+        (lambda m: m["test"].update(macro_auroc="high"), r"metrics\.json: a value is not what a report expects"),
+        (lambda m: m.update(training=[1]), r"metrics\.json: a value is not what a report expects"),
+        (lambda m: m["experts"].pop("load"), r"metrics\.json: the field 'load' is missing"),
+        (lambda m: m["experts"]["activation"]["matrix"].pop(), r"metrics\.json: a value is not what a report expects"),
+        (lambda m: m["run"]["classes"].append({}), r'metrics\.json: "run" and "test" must name the same classes'),
+    ],
+)
+def test_damage_deep_in_the_metrics_names_the_file(run, change, message):
+    change_json(run / "metrics.json", change)
+    with pytest.raises(ValueError, match=message):
+        write_report(run)
+
+
+def test_a_history_of_words_is_named(run):
+    (run / "history.jsonl").write_text('{"epoch": 0, "train_loss": "high"}')
+    with pytest.raises(ValueError, match=r"history\.jsonl: a value is not what a report expects \(could not convert"):
+        write_report(run)
+
+
+def test_a_training_that_diverged_is_drawn_up_to_there(run):
+    lines = ['{"epoch": 0, "train_loss": 1.5}', '{"epoch": 1, "train_loss": 2.5}', '{"epoch": 2, "train_loss": NaN}']
+    (run / "history.jsonl").write_text("\n".join(lines))
+    text = read(run)
+    assert "<figcaption>Loss" in text
+    assert "NaN" not in text[: text.index("Test scores by class")]
+
+
+def test_hostile_names_of_classes_and_runs_are_escaped_everywhere(tmp_path):
+    hostile = """a"b'<script>&"""
+    run = write_run(tmp_path / "run", classes=[hostile, "other"])
+    change_json(run / "metrics.json", lambda value: value["run"].update(name=hostile, data=hostile, task=hostile))
+    change_examples(
+        run,
+        ids=np.array([hostile, "s3"]),
+        boxes=np.array([json.dumps([{"finding": hostile, "x0": 1, "y0": 1, "x1": 2, "y1": 2}]), "[]"]),
+    )
+    text = read(run)
+    assert "<script" not in text
+    assert hostile not in text
+    shown = [attributes.get("alt") for name, attributes in Elements(text).seen if name == "img"]
+    assert f"image of study {hostile}" in shown
+    labels = [attributes["aria-label"] for _, attributes in Elements(text).seen if "aria-label" in attributes]
+    assert f"ROC curve of {hostile}" in labels

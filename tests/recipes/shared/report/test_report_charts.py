@@ -76,7 +76,10 @@ def test_marks_and_levels_stand_in_the_legend_and_empty_lines_do_not():
         x_label="epoch", mark=(1, 1.0, "best"), level=(2.0, "maximum"),
     )  # fmt: skip
     made = figure(chart)
-    assert re.findall(r"</i>(.*?)</span>", made) == ["maximum", "best"]
+    assert re.findall(r'<i class="(\w+)" style="color:var\((.*?)\)"></i>(.*?)</span>', made) == [
+        ("dotted", "--muted", "maximum"),
+        ("point", "--s2", "best"),
+    ]
     assert "2" in texts(chart)
     assert "empty" not in made
 
@@ -111,17 +114,22 @@ def test_a_roc_curve_has_its_class_and_note():
 
 
 def test_a_roc_curve_keeps_its_steps_and_fills_what_is_below():
-    chart = roc_chart("a", "", [0.0, 0.0, 0.2, 0.2, 1.0], [0.0, 0.5, 0.5, 0.8, 1.0])
-    assert paths(chart, "var(--s1)") == ["M2.5,127.5L2.5,65L27.5,65L27.5,27.5L127.5,2.5"]
+    rates = ([0.0, 0.0, 0.2, 0.2, 1.0], [0.0, 0.5, 0.5, 0.8, 1.0])
+    chart = roc_chart("a", "", *rates)
+    (line,) = paths(chart, "var(--s1)")
+    points = np.array([[float(x) for x in point.split(",")] for point in line[1:].split("L")])
+    inside = (points - points[0]) / (points[-1] - points[0])
+    np.testing.assert_allclose(inside.T, rates, atol=1e-4)
+    assert points[0, 0] < points[-1, 0]
+    assert points[0, 1] > points[-1, 1]
     (area,) = [path.attrib["d"] for path in drawing(chart).iter("path") if path.attrib.get("fill") == "var(--s1)"]
-    assert area.startswith("M2.5,127.5L2.5,65L27.5,65L27.5,27.5L127.5,2.5L127.5,127.5")
+    assert area.startswith(f"{line}L{points[-1, 0]:g},{points[0, 1]:g}")
 
 
 def test_a_roc_curve_of_many_studies_stays_small():
     ends = np.linspace(0, 1, 100_000)
     (path,) = paths(roc_chart("a", "", ends.tolist(), np.sqrt(ends).tolist()), "var(--s1)")
     assert ROC_STEPS <= path.count("L") + 1 <= 2 * ROC_STEPS + 1
-    assert path.endswith("127.5,2.5")
 
 
 @pytest.mark.parametrize(
