@@ -9,8 +9,9 @@ import numpy as np
 from recipes.data.pairs import BadSample, PairSource
 from recipes.data.studies import Study, check_splits_apart
 from recipes.data.tables.columns import modality_name
+from recipes.data.tars.captions import Loaded, load_samples
 from recipes.data.tars.files import Pattern, Shard, find_shards
-from recipes.data.tars.samples import Loaded, load_samples, walk_samples
+from recipes.data.tars.samples import walk_samples
 from recipes.data.tars.split import TarSplit
 
 
@@ -119,12 +120,12 @@ class TarShards:
                 yield sample
             elif sample.caption.group in self.held_out:
                 reason = f"its group {sample.caption.group!r} is held out for validation or test"
-                yield BadSample(sample.sample.id, reason)
+                yield BadSample(sample.id, reason)
             else:
                 try:
                     study = sample.decode(force_dicom=self.force_dicom)
                 except ValueError as error:
-                    yield BadSample(sample.sample.id, str(error))
+                    yield BadSample(sample.id, str(error))
                     continue
                 yield study
 

@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 from recipes.data.images.read import image_bytes_problem, read_image_bytes
 from recipes.data.pairs import BadSample
 from recipes.data.studies import Study
+from recipes.data.tars.captions import Loaded, load_samples
 from recipes.data.tars.files import Pattern, find_shards
-from recipes.data.tars.samples import Loaded, load_samples, walk_samples
+from recipes.data.tars.samples import walk_samples
 
 
 class TarSplit:
@@ -58,7 +59,7 @@ class TarSplit:
         if not kept:
             reason = f"{bad[0].key}: {bad[0].reason}" if bad else "they are empty"
             raise ValueError(f"pattern {pattern!r}: no sample of {len(self.shards)} tars can be read ({reason})")
-        self.ids: tuple[str, ...] = tuple(each.sample.id for each in kept)
+        self.ids: tuple[str, ...] = tuple(each.id for each in kept)
         self.groups: tuple[str, ...] = tuple(each.caption.group for each in kept)
         self.texts: tuple[str, ...] = tuple(each.caption.text for each in kept)
         self.modalities: tuple[str | None, ...] = tuple(each.caption.modality for each in kept)
@@ -96,8 +97,8 @@ class TarSplit:
 def _checked(sample: Loaded | BadSample, force_dicom: bool) -> Loaded | BadSample:
     if isinstance(sample, BadSample):
         return sample
-    problem = image_bytes_problem(sample.image, sample.sample.id, force_dicom=force_dicom)
-    return sample if problem is None else BadSample(sample.sample.id, f"its image cannot be read: {problem}")
+    problem = image_bytes_problem(sample.image, sample.id, force_dicom=force_dicom)
+    return sample if problem is None else BadSample(sample.id, f"its image cannot be read: {problem}")
 
 
 def _note(bad: tuple[BadSample, ...], kept: int) -> str:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from recipes.data.pairs import BadSample
+from recipes.data.tars.captions import load_samples
 from recipes.data.tars.files import Shard
-from recipes.data.tars.samples import TarSample, load_samples, walk_samples
+from recipes.data.tars.samples import TarSample, walk_samples
 
 BESIDE = "A sample's files must stand side by side in the shard"
+DOTS = "A key ends at the first dot of a name, unless a number follows: replace other dots in keys by hyphens"
 
 
 def keys(samples):
@@ -38,7 +40,7 @@ def test_files_side_by_side_are_a_sample(tmp_path, tars):
     path = tars.write(tmp_path / "s.tar", [("__meta__/x.json", b"{}"), (".DS_Store", b""), ("._c.jpg", b""), *files])
     samples = list(walk_samples(path))
     # The key ends at the first dot: what follows it is the ending, as in WebDataset.
-    assert keys(samples) == [f"0: has no image, only .x.png, .x.txt. {BESIDE}", "0", "c"]
+    assert keys(samples) == [f"0: has no image, only .x.png, .x.txt. {BESIDE}. {DOTS}", "0", "c"]
     assert samples[1].id == f"{path}/b/0"
     with path.open("rb") as file:
         assert samples[1].image.read(file) == tars.png(7)
@@ -186,3 +188,98 @@ def test_a_sample_is_decoded_last(tmp_path, tars):
     assert study.labels.tolist() == []
     with pytest.raises(ValueError, match=r"cannot read the image '.*s\.tar/1': cannot identify its kind"):
         broken.decode()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["1.2.840.1.png", "1.2.840.1.txt", "1.2.840.2.png", "1.2.840.2.TXT"], ["1.2.840.1", "1.2.840.2"]),
+        (["p/1.2.840.png", "p/1.2.840.seg.png", "p/1.2.840.txt"], ["p/1.2.840"]),
+        (["study.v2.1.png", "study.v2.1.txt", "study.v2.2.png", "study.v2.2.txt"], ["study.v2.1", "study.v2.2"]),
+        (["0.seg.png", "0.png", "0.txt"], ["0"]),
+        (["a.b/1.png", "a.b/1.txt"], ["a.b/1"]),
+    ],
+)
+def test_keys_may_hold_dots_before_numbers(tmp_path, tars, names, expected):
+    path = tars.write(tmp_path / "s.tar", [(name, b"?") for name in names])
+    assert [sample.id.removeprefix(f"{path}/") for sample in walk_samples(path)] == expected
+
+
+def test_samples_named_by_dicom_uids_are_read(tmp_path, tars):
+    files = [*tars.pair("1.2.840.113.1", "first"), *tars.pair("1.2.840.113.2", "second", modality="ct")]
+    path = tars.write(tmp_path / "s.tar", files)
+    assert [caption.text for caption in captions(path)] == ["first", "second"]
+
+
+def texts_in_json(key, *texts, field="text"):
+    return (f"{key}.json", json.dumps({field: list(texts)}).encode())
+
+
+@pytest.mark.parametrize("field", ["text", "caption"])
+def test_each_caption_of_a_list_is_a_pair(tmp_path, tars, field):
+    texts = texts_in_json("0", " a mass ", "one lesion", "", None, "a mass", field=field)
+    path = tars.write(tmp_path / "s.tar", [("0.png", tars.png(5)), texts])
+    pairs = list(load_samples(Shard(path, None), walk_samples(path), "text"))
+    assert [(pair.id, pair.caption.text) for pair in pairs] == [
+        (f"{path}/0", "a mass"),
+        (f"{path}/0#2", "one lesion"),
+    ]
+    assert {pair.caption.group for pair in pairs} == {f"{path}/0"}
+    studies = [pair.decode() for pair in pairs]
+    assert [study.id for study in studies] == [pair.id for pair in pairs]
+    for study in studies:
+        np.testing.assert_array_equal(study.image, np.full((4, 6), 5))
+
+
+def test_lists_without_a_text_and_of_other_things(tmp_path, tars):
+    images = [(f"{key}.png", tars.png(5)) for key in range(3)]
+    files = [
+        *(images[0], texts_in_json("0", " ")),
+        *(images[1], texts_in_json("1", "a", 3)),
+        *(images[2], texts_in_json("2"), ("2.txt", b"from the text file")),
+    ]
+    blank, wrong, file = captions(tars.write(tmp_path / "s.tar", files))
+    assert blank == "has no text: the .json's 'text' and 'caption' are absent or blank"
+    assert wrong == "its .json's 'text' must be a string, got int"
+    assert file.text == "from the text file"
+
+
+def test_written_nan_is_blank(tmp_path, tars):
+    image = tars.png(5)
+    fields = b'{"text": NaN, "caption": "a cyst", "modality": NaN, "group": NaN}'
+    files = [("0.png", image), ("0.json", fields), ("1.png", image), ("1.json", b'{"text": "a", "group": 7.0}')]
+    path = tars.write(tmp_path / "s.tar", [*files, ("2.png", image), ("2.txt", b"nan")])
+    first, second, third = captions(path)
+    assert first == ("a cyst", None, f"{path}/0")
+    assert second.group == "7"
+    assert third == "has no text: the .txt is absent or blank"
+
+
+def test_what_follows_an_end_mark_is_read(tmp_path, tars):
+    one = tars.write(tmp_path / "one.tar", [*tars.pair("0", "a"), *tars.pair("1", "b")]).read_bytes()
+    two = tars.write(tmp_path / "two.tar", tars.pair("2", "c", shade=9)).read_bytes()
+    path = tmp_path / "s.tar"
+    path.write_bytes(one + bytes(3 * 512) + two)
+    assert keys(walk_samples(path)) == ["0", "1", "2"]
+    assert [caption.text for caption in captions(path)] == ["a", "b", "c"]
+    pairs = list(load_samples(Shard(path, None), walk_samples(path), "text"))
+    np.testing.assert_array_equal(pairs[2].decode().image, np.full((4, 6), 9))
+
+
+def test_a_key_that_comes_again_behind_an_end_mark_is_counted(tmp_path, tars):
+    one = tars.write(tmp_path / "one.tar", tars.pair("0", "a")).read_bytes()
+    (tmp_path / "s.tar").write_bytes(one + one)
+    first, again = keys(walk_samples(tmp_path / "s.tar"))
+    assert first == "0"
+    assert again.startswith("0: its key came before.")
+
+
+def test_other_bytes_behind_an_end_mark_are_counted(tmp_path, tars):
+    path = tars.write(tmp_path / "s.tar", tars.pair("0"))
+    whole = path.read_bytes()
+    for other in (b"not a tar" * 100, b"short"):
+        path.write_bytes(whole + other)
+        reason = f"has bytes behind its end mark, from byte {len(whole)} on, that are no tar"
+        assert keys(walk_samples(path)) == ["0", f"s.tar: {reason}"]
+    path.write_bytes(whole + bytes(5 * 2**20))
+    assert keys(walk_samples(path)) == ["0"]
