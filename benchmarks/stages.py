@@ -14,7 +14,7 @@ from benchmarks.timing import Step, time_steps
 from benchmarks.workload import Workload
 from moekit import TopKRouter, combine, dispatch, plan_dispatch
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.grouped_gemm import grouped_linear
+from moekit_kernels.grouped_gemm import grouped_gemm
 
 
 class Stage(NamedTuple):
@@ -60,14 +60,14 @@ def function_stages(workload: Workload) -> Iterator[Stage]:
     rows = dispatch(x, plan)
 
     def product(x: Tensor, weight: Tensor) -> Tensor:
-        return grouped_linear(x, weight, plan.offsets)
+        return grouped_gemm(x, weight, plan.offsets)
 
     yield from _both("up product", product, rows, workload.up, flops=2 * products)
-    pre = grouped_linear(rows, workload.up, plan.offsets)
+    pre = grouped_gemm(rows, workload.up, plan.offsets)
     yield from _both("activation", ACTIVATIONS["swiglu"].forward, pre)
     hidden = ACTIVATIONS["swiglu"].forward(pre)
     yield from _both("down product", product, hidden, workload.down, flops=products)
-    y = grouped_linear(hidden, workload.down, plan.offsets)
+    y = grouped_gemm(hidden, workload.down, plan.offsets)
     yield from _both("combine", lambda rows, gates: combine(rows, plan, gates), y, workload.gates)
 
 

@@ -13,13 +13,14 @@ from moekit.checks import check_choice, check_mask, check_same_device
 from moekit.experts.activation import ActivationLike
 from moekit.experts.base import Experts, input_tensors
 from moekit.experts.dense import FFN
-from moekit.experts.ffn import FFNExperts, Impl
-from moekit.parts import ExpertsPart, RouterPart, check_module, experts_part, router_part
+from moekit.experts.ffn import FFNExperts
+from moekit.parts import ExpertsPart, RouterPart, check_module, check_part_impl, experts_part, router_part
 from moekit.plan import DROP_POLICIES, DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routers.base import Router
 from moekit.routers.top_k import TopKRouter
 from moekit.routing import RouterStats, Routing, router_stats
 from moekit.settings import SettingsModule
+from moekit_kernels.impl import Impl, check_impl
 from moekit_kernels.moe_ffn import Recompute
 
 
@@ -52,6 +53,8 @@ class SparseMoE(SettingsModule):
         capacity_factor: Drops what an expert gets beyond ``ceil(capacity_factor * T * K / E)`` slots, where
             ``T`` counts the unmasked tokens; a dropped slot contributes nothing. Dropless by default. May be set later.
         drop_policy: Which slots keep their place; see :func:`~moekit.plan.plan_dispatch`. May be set later.
+        impl: Implementation of plan and combine, and of experts whose own is ``"auto"``; see
+            :mod:`moekit_kernels.impl`. The router has its own. An explicit choice of a part must be the same.
 
     Raises:
         ValueError: If router and experts disagree on ``E``, a part is not what its place needs, or an option is out of
@@ -64,7 +67,7 @@ class SparseMoE(SettingsModule):
         (torch.Size([2, 10, 64]), 40)
     """
 
-    _checked_settings = frozenset({"capacity_factor", "drop_policy"})
+    _checked_settings = frozenset({"capacity_factor", "drop_policy", "impl"})
     _router_part: RouterPart
     _experts_part: ExpertsPart
 
@@ -76,8 +79,11 @@ class SparseMoE(SettingsModule):
         shared: nn.Module | None = None,
         capacity_factor: float | None = None,
         drop_policy: str = "position",
+        impl: Impl = "auto",
     ) -> None:
         super().__init__()
+        check_impl(impl)
+        self.impl: Impl = impl
         self.router = router
         self.experts = experts
         self.shared = shared
@@ -92,6 +98,8 @@ class SparseMoE(SettingsModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; of a part, reads what the layer needs to know."""
+        if name in ("router", "experts"):
+            check_part_impl(name, value, self.impl)
         if name == "router":
             known = self.__dict__.get("_router_part")
             self._router_part = router_part(value, self._modules.get(name), known)
@@ -132,7 +140,8 @@ class SparseMoE(SettingsModule):
             bias: Whether the experts have biases.
             shared_hidden_dim: Hidden width of a shared expert; none by default.
             capacity_factor: See the class.
-            impl: Of experts and router; see :class:`~moekit.experts.ffn.FFNExperts`.
+            impl: Of router, plan, experts and combine; ``"reference"`` and ``"torch"`` start no Triton kernel. See
+                :mod:`moekit_kernels.impl`.
             recompute: See :class:`~moekit.experts.ffn.FFNExperts`.
             device: Device of the parameters.
             dtype: Dtype of the parameters.
@@ -144,8 +153,7 @@ class SparseMoE(SettingsModule):
             >>> SparseMoE.ffn(64, 128, num_experts=8, top_k=2)(torch.randn(4, 64)).output.shape
             torch.Size([4, 64])
         """
-        by_router = "auto" if impl == "torch" else impl
-        router = TopKRouter(dim, num_experts, top_k, impl=by_router, device=device, dtype=dtype)
+        router = TopKRouter(dim, num_experts, top_k, impl=impl, device=device, dtype=dtype)
         experts = FFNExperts(
             dim,
             hidden_dim,
@@ -160,7 +168,7 @@ class SparseMoE(SettingsModule):
         shared = None
         if shared_hidden_dim is not None:
             shared = FFN(dim, shared_hidden_dim, activation=activation, bias=bias, device=device, dtype=dtype)
-        return cls(router, experts, shared=shared, capacity_factor=capacity_factor)
+        return cls(router, experts, shared=shared, capacity_factor=capacity_factor, impl=impl)
 
     def forward(
         self,
@@ -258,7 +266,7 @@ class SparseMoE(SettingsModule):
             kept = routing.kept
             if mask is not None:
                 kept = mask[routing.token_ids] if kept is None else kept & mask[routing.token_ids]
-            return plan_expert_choice(routing.token_ids, num_tokens, kept=kept)
+            return plan_expert_choice(routing.token_ids, num_tokens, kept=kept, impl=self.impl)
         kept = routing.valid if mask is None else routing.valid & mask
         capacity = None
         if self._capacity is not None:
@@ -274,6 +282,7 @@ class SparseMoE(SettingsModule):
             capacity=capacity,
             gates=routing.gates,
             drop_policy=self.drop_policy,
+            impl=self.impl,
         )
 
     def extra_repr(self) -> str:
@@ -283,6 +292,9 @@ class SparseMoE(SettingsModule):
         return f"capacity_factor={self.capacity_factor}, drop_policy={self.drop_policy!r}"
 
     def _check_settings(self) -> None:
+        check_impl(self.impl)
+        check_part_impl("router", self.router, self.impl)
+        check_part_impl("experts", self.experts, self.impl)
         check_choice("drop_policy", self.drop_policy, DROP_POLICIES)
         if self.capacity_factor is not None and self._router_part.top_k == 0:
             raise ValueError(_EXPERT_CHOICE_CAPACITY)

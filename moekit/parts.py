@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from moekit_kernels.impl import IMPLS
+
 
 class RouterPart(NamedTuple):
     """Attributes of a :class:`~moekit.Router` that a layer needs."""
@@ -69,6 +71,16 @@ def experts_part(value: object, current: nn.Module | None = None, known: Experts
     if not hasattr(module, "token_ndim") and hasattr(module, "input_ndim"):
         raise ValueError(f"experts must be Experts, got a router, {type(module).__name__}: experts come second.")
     return ExpertsPart(*_attributes("experts", "Experts", module, ExpertsPart._fields, known))
+
+
+def check_part_impl(slot: str, value: object, impl: str) -> None:
+    """Raises ``ValueError`` if a part has chosen another implementation than its layer; ``"auto"`` is no choice."""
+    own = getattr(value, "impl", "auto")
+    if impl != "auto" and own in IMPLS and own not in ("auto", impl):
+        raise ValueError(
+            f"impl of the layer and of its {slot} must be the same, got impl={impl!r} and {type(value).__name__}("
+            f'impl={own!r}): leave one of them "auto".'
+        )
 
 
 def _wraps(module: nn.Module, inner: nn.Module | None) -> bool:

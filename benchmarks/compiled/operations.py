@@ -99,20 +99,6 @@ def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
         grouped_gemm.bias_grad(dy, offsets)
 
 
-def multiply_with_epilogue(dtype: torch.dtype, shape: Shape) -> None:
-    """A grouped linear layer that gathers, activates, weights and scatters, and what goes back through that."""
-    x, dout = empty(shape.tokens, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
-    weight = empty(shape.num_experts, 2 * shape.hidden_dim, shape.dim, dtype=dtype)
-    offsets, rows, gates = indices(shape.num_experts + 1), indices(shape.slots), empty(shape.slots, dtype=dtype)
-    config = grouped_gemm.forward_config(x, weight, shape.slots, "swiglu")
-    (tiles,) = plan.tile_schedules(offsets, shape.slots, (config.block_m,), dead_tiles=True)
-    homes = {"gates": gates, "scatter": rows, "slot": rows}
-    call = partial(grouped_gemm.forward, x, weight, offsets, tiles, config, shape.slots, gather=rows, keep_pre=True)
-    _, pre = call(activation="swiglu", **homes)
-    grouped_gemm.epilogue_grad(dout, pre, offsets, "swiglu", **homes)
-    grouped_gemm.epilogue_grad(dout, dout, offsets, "gelu")
-
-
 def ffn(
     dtype: torch.dtype,
     shape: Shape,
@@ -169,7 +155,6 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
     qwen3, decode = SHAPES["qwen3"], SHAPES["decode"]
     return cases | {
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
-        "grouped GEMM epilogue": partial(multiply_with_epilogue, shape=qwen3),
         "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu, trained=False),
         "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu, trained=False),
         "plan most": partial(sort, shape=Shape(8192, 1024, 1024, 4096, 64), capped=False),

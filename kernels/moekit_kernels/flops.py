@@ -86,27 +86,14 @@ def moe_ffn_backward_flops(
     return again + down + input_grad * up + weight_grad * (up + down)
 
 
-def grouped_linear_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
+def grouped_gemm_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
     """``2·N·D·F``."""
     return _products(x[0], weight)
 
 
-def grouped_weight_grad_flops(grad: Shape, x: Shape, *others: Any, **ignored: Any) -> int:
+def grouped_gemm_weight_grad_flops(grad: Shape, x: Shape, *others: Any, **ignored: Any) -> int:
     """``2·N·D·F``."""
     return 2 * grad[0] * grad[1] * x[1]
-
-
-def grouped_gemm_flops(
-    x: Shape, weight: Shape, offsets: Shape, bias: Shape | None, token: Shape | None, *others: Any, **ignored: Any
-) -> int:
-    """``2·N·D·F1``."""
-    return _products(x[0] if token is None else token[0], weight)
-
-
-def grouped_gemm_backward_flops(grad: Shape, x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
-    """``2·N·D·F1`` for each of the input's and the weight's gradient, as the last argument asks for them."""
-    of_input, of_weight = others[-1][:2]
-    return (of_input + of_weight) * _products(grad[0], weight)
 
 
 def _products(rows: int, weight: Shape) -> int:

@@ -1,17 +1,6 @@
-"""Which dtypes kernels take, and how exactly they multiply float32."""
+"""How exactly kernels multiply float32."""
 
 import torch
-
-KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-def check_kernel_dtype(name: str, dtype: torch.dtype) -> None:
-    """Raises ``ValueError`` unless Triton kernels compute in ``dtype``."""
-    if dtype not in KERNEL_DTYPES:
-        raise ValueError(
-            f'impl="triton" computes in bfloat16, float16 and float32, got {name} of {dtype}: '
-            'use impl="reference", or impl="auto", which falls back to it.'
-        )
 
 
 def float32_precision() -> str:

@@ -20,8 +20,9 @@ from moekit.fusion.cross_scale import LogitsAt
 from moekit.init import reset_parameters
 from moekit.plan import DispatchPlan, combine
 
-Impl = Literal["auto", "loop", "fixed"]
-IMPLS = ("auto", "loop", "fixed")
+# An exception to moekit_kernels.impl: how samples are batched, without Triton either way. Combine follows the plan.
+Batching = Literal["auto", "loop", "fixed"]
+BATCHINGS = ("auto", "loop", "fixed")
 
 
 class CrossScaleExperts(Experts):
@@ -96,7 +97,7 @@ class CrossScaleExperts(Experts):
         logits_at: LogitsAt = "own",
         hidden_dim: int | None = None,
         kernel_size: int = 3,
-        impl: Impl = "auto",
+        impl: Batching = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class CrossScaleExperts(Experts):
         self.dim = dim
         self.num_experts = num_experts
         self.align_to = align_to
-        self.impl: Impl = impl
+        self.impl: Batching = impl
         self._check_settings()
         self.experts = nn.ModuleList(
             CrossScaleExpert(
@@ -197,7 +198,7 @@ class CrossScaleExperts(Experts):
         return f"num_experts={self.num_experts}, impl={self.impl!r}"
 
     def _check_settings(self) -> None:
-        check_choice("impl", self.impl, IMPLS)
+        check_choice("impl", self.impl, BATCHINGS)
 
     def _readable(self, maps: Sequence[Tensor]) -> list[CrossScaleExpert]:
         """Returns the experts, after checking that their layers are the ones whose weights will be read."""

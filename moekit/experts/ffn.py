@@ -1,7 +1,5 @@
 """Feed-forward experts with stacked weights."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,58 +12,13 @@ from moekit.checks import (
     check_same_dtype,
     check_width,
 )
-from moekit.experts.activation import (
-    ActivationLike,
-    activation_function,
-    activation_label,
-    check_same_rows,
-    is_gated,
-)
+from moekit.experts.activation import ActivationLike, activation_label, check_same_rows, is_gated
 from moekit.experts.base import Experts, check_plan
 from moekit.init import scaled_normal_
-from moekit.plan import DispatchPlan, combine, dispatch
-from moekit_kernels.autocast import autocast_is_on
-from moekit_kernels.availability import triton_is_installed
-from moekit_kernels.grouped_gemm import grouped_linear
-from moekit_kernels.moe_ffn import ExpertWeights, Recompute, moe_ffn, moe_ffn_reference
-from moekit_kernels.precision import KERNEL_DTYPES
-
-Impl = Literal["auto", "reference", "torch", "triton"]
-IMPLS = ("auto", "reference", "torch", "triton")
-RECOMPUTE = ("activation", "none", "all")
-
-# "meta" computes shapes only, and takes the way of the CPU.
-_LOOP_DEVICES = ("cpu", "meta")
-
-
-def resolve_impl(
-    impl: Impl, device: torch.device, dtype: torch.dtype, activation: ActivationLike
-) -> Literal["reference", "torch", "triton"]:
-    """What ``impl="auto"`` means. An explicit choice is never changed.
-
-    On a GPU (CUDA or HIP) ``"auto"`` is ``"reference"`` in float64, for which no fast kernel exists; ``"triton"``
-    in bfloat16, float16 and float32, where Triton is installed and the activation has a name; ``"torch"`` otherwise.
-    On every other device it is ``"torch"``.
-
-    ``"torch"`` itself computes, by measurement on CPU (``benchmarks/README.md``): on CPU the fused loop
-    over experts (:func:`moekit_kernels.moe_ffn.moe_ffn`) for named activations; elsewhere, and for an
-    activation given as a function, gather, two grouped GEMMs and combine. The second way reads nothing
-    on the host on a GPU, except in float64.
-
-    Args:
-        impl: As given to :class:`FFNExperts`.
-        device: Of the tokens.
-        dtype: The widest of tokens, weights and gates, after autocast.
-        activation: As given to :class:`FFNExperts`.
-    """
-    if impl != "auto":
-        return impl
-    if device.type != "cuda":
-        return "torch"
-    if dtype == torch.float64:
-        return "reference"
-    named = isinstance(activation, str)
-    return "triton" if named and dtype in KERNEL_DTYPES and triton_is_installed() else "torch"
+from moekit.plan import DispatchPlan
+from moekit_kernels.impl import Impl, check_impl
+from moekit_kernels.moe_ffn import ExpertWeights, Recompute, moe_ffn
+from moekit_kernels.moe_ffn.checks import RECOMPUTE
 
 
 class FFNExperts(Experts):
@@ -86,8 +39,9 @@ class FFNExperts(Experts):
         bias: Whether both layers have biases.
         out_dim: Width of the output; ``dim`` by default.
         impl: ``"reference"`` is the readable oracle (every expert on every row), ``"torch"`` the fast
-            way without Triton, ``"triton"`` the fused kernels for GPUs (bfloat16, float16 and float32),
-            ``"auto"`` picks by :func:`resolve_impl`.
+            way without Triton, ``"triton"`` the fused kernels for GPUs (bfloat16, float16 and float32);
+            ``"auto"`` is that of the plan, by default the best that can run. See :mod:`moekit_kernels.impl` and
+            :func:`moekit_kernels.moe_ffn.moe_ffn`.
         recompute: What the backward pass computes again, to keep less until then: ``"activation"`` (kept are
             the tokens and the pre-activations), ``"none"`` (kept is the hidden layer too) or ``"all"`` (kept
             are the tokens only). Another than the first needs a named activation, and the Triton kernels or a CPU.
@@ -170,29 +124,9 @@ class FFNExperts(Experts):
         check_same_dtype("x", x, "the experts' weights", self.up_proj)
         check_plan(x, plan, gates, self.num_experts)
         weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
-        impl = resolve_impl(self.impl, x.device, _computed_dtype(x, gates), self.activation)
-        fused = impl == "triton" or (impl == "torch" and x.device.type in _LOOP_DEVICES)
-        if fused and isinstance(self.activation, str):
-            return moe_ffn(
-                x,
-                gates,
-                plan,
-                weights,
-                self.activation,
-                recompute=self.recompute,
-                # "auto" rather than "loop", so that a program exported on CPU runs on a GPU.
-                impl="triton" if impl == "triton" else "auto",
-            )
-        if self.recompute != "activation":
-            raise ValueError(
-                f"recompute={self.recompute!r} needs the fused kernels, got impl={impl!r} on device {str(x.device)!r}, "
-                'where autograd keeps what it needs: leave recompute at "activation".'
-            )
-        function = activation_function(self.activation)
-        if impl == "reference":
-            return moe_ffn_reference(x, gates, plan, weights, function)
-        hidden = function(grouped_linear(dispatch(x, plan), self.up_proj, plan.offsets, self.up_bias))
-        return combine(grouped_linear(hidden, self.down_proj, plan.offsets, self.down_bias), plan, gates)
+        # "auto" follows the plan, so that a layer's choice reaches its experts.
+        impl = None if self.impl == "auto" else self.impl
+        return moe_ffn(x, gates, plan, weights, self.activation, recompute=self.recompute, impl=impl)
 
     def extra_repr(self) -> str:
         """Shows the settings."""
@@ -204,7 +138,7 @@ class FFNExperts(Experts):
         )
 
     def _check_settings(self) -> None:
-        check_choice("impl", self.impl, IMPLS)
+        check_impl(self.impl)
         check_choice("recompute", self.recompute, RECOMPUTE)
         check_same_rows(self.activation, gated=self._gated)
         _check_together(self.impl, self.activation, self.recompute)
@@ -222,11 +156,3 @@ def _check_together(impl: Impl, activation: ActivationLike, recompute: Recompute
             f"recompute={recompute!r} needs the fused kernels, got {why}, with which autograd keeps what it needs: "
             'leave recompute at "activation".'
         )
-
-
-def _computed_dtype(x: Tensor, gates: Tensor) -> torch.dtype:
-    """The widest dtype of tokens and gates, after autocast."""
-    dtype = x.dtype
-    if dtype != torch.float64 and autocast_is_on(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    return torch.promote_types(dtype, gates.dtype)

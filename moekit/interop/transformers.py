@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from moekit.experts.dense import FFN
-from moekit.experts.ffn import FFNExperts, Impl
+from moekit.experts.ffn import FFNExperts
 from moekit.interop._transformers_check import check_small_copy
 from moekit.interop._transformers_read import BlockContents, read_block
 from moekit.layer import SparseMoE
 from moekit.routers.hard import HardRouter
 from moekit.routers.top_k import TopKRouter
+from moekit_kernels.impl import Impl
 
 
 def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:

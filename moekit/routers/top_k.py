@@ -13,8 +13,10 @@ from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
 from moekit.routers.noise import add_noise, smooth_load
 from moekit.routing import Routing, RoutingSums
-from moekit_kernels.routing import resolve_impl, route
-from moekit_kernels.routing.checks import IMPLS, SCORINGS, Impl, Scoring, check_groups, check_limits
+from moekit_kernels.impl import Impl, check_sizes
+from moekit_kernels.routing import route
+from moekit_kernels.routing.checks import LIMITS, SCORINGS, Scoring, check_groups
+from moekit_kernels.routing.op import resolve_route
 from moekit_kernels.routing.reference import decide_reference, finite_logits
 
 
@@ -64,10 +66,10 @@ class TopKRouter(Router):
         gate_hidden_dim: Makes the gate a two-layer MLP of this hidden width.
         gate_bias: Whether the gate has biases.
         gate: Any module ``(T, ...) -> (T, E)`` in place of the built-in one.
-        impl: ``"reference"`` is plain PyTorch; ``"triton"`` fuses everything after the gate and the sums of
-            :func:`~moekit.router_stats` into one pass over the logits, on a GPU, with first-order gradients,
-            for float32 logits, up to 4096 experts and ``top_k`` up to 64; ``"auto"`` picks by
-            :func:`moekit_kernels.routing.resolve_impl`.
+        impl: ``"reference"`` and ``"torch"`` are plain PyTorch; ``"triton"`` fuses everything after the gate and the
+            sums of :func:`~moekit.router_stats` into one pass over the logits, on a GPU, with first-order gradients,
+            for float32 logits, up to 4096 experts and ``top_k`` up to 64; see
+            :mod:`moekit_kernels.impl`.
         init_scale: Variance of the gate's weights times their fan-in.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -170,7 +172,7 @@ class TopKRouter(Router):
             jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
         logits = router_logits(self.gate, x, self.num_experts)
-        by_kernel = resolve_impl(self.impl, logits, self.top_k) == "triton"
+        by_kernel = resolve_route(self.impl, logits, self.top_k) == "triton"
         if self.training and self.noise_gate is not None:
             return self._route_noisy(logits, x, self.noise_gate, by_kernel)
         return self._route_by_kernel(logits, mask) if by_kernel else self._route_by_reference(logits)
@@ -261,9 +263,7 @@ class TopKRouter(Router):
     def _check_settings(self) -> None:
         check_top_k(self.top_k, self.num_experts)
         check_choice("scoring", self.scoring, SCORINGS)
-        check_choice("impl", self.impl, IMPLS)
-        if self.impl == "triton":
-            check_limits(self.num_experts, self.top_k)
+        check_sizes(self.impl, LIMITS, num_experts=self.num_experts, top_k=self.top_k)
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter must be in [0, 1), got {self.jitter}.")
         if self.top_k == 1 and (self._renormalize or self.scoring == "topk_softmax"):

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from moekit import FFNExperts, HashRouter, SparseMoE, combine, plan_dispatch
 from moekit_kernels.availability import triton_is_installed
-from moekit_kernels.grouped_gemm import grouped_gemm, grouped_linear
+from moekit_kernels.grouped_gemm import grouped_gemm
 from moekit_kernels.routing import route
 
 pytestmark = [
@@ -125,16 +125,16 @@ def test_compiled_code_refuses_and_stays_one_graph_otherwise():
 
 def test_grouped_products_refuse():
     rows, weight, offsets = torch.randn(6, DIM), torch.randn(EXPERTS, 2, DIM), torch.tensor([0, 1, 4, 6])
-    message = REFUSED.format("grouped_linear", "grouped_linear_reference")
+    message = REFUSED.format("grouped_gemm", 'impl="reference"')
     for place in range(2):
         inputs = [rows, weight]
 
         def linear(t, place=place, inputs=inputs):
-            return grouped_linear(*inputs[:place], t, *inputs[place + 1 :], offsets)
+            return grouped_gemm(*inputs[:place], t, *inputs[place + 1 :], offsets)
 
         with pytest.raises(NotImplementedError, match=message):
             jvp(linear, (inputs[place],), (inputs[place],))
-    output = grouped_linear(rows.requires_grad_(), weight, offsets)
+    output = grouped_gemm(rows.requires_grad_(), weight, offsets)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=message):
         output.backward(forward_ad.make_dual(torch.ones_like(output), torch.ones_like(output)))
 
@@ -170,5 +170,5 @@ def test_experts_by_function_refuse_in_the_grouped_product():
     experts = FFNExperts(DIM, 6, EXPERTS, activation=torch.tanh)
     moe = SparseMoE(HashRouter(EXPERTS, 7), experts)
     ids = torch.arange(TOKENS)
-    with pytest.raises(NotImplementedError, match=REFUSED.format("grouped_linear", "grouped_linear_reference")):
+    with pytest.raises(NotImplementedError, match=REFUSED.format("grouped_gemm", 'impl="reference"')):
         jvp(lambda x: moe(x, router_input=ids).output, (torch.randn(TOKENS, DIM),), (torch.randn(TOKENS, DIM),))

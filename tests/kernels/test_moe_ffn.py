@@ -119,7 +119,7 @@ def test_opcheck_forward(bias, strided, keep):
     tensors, arguments = _arguments(bias, strided)
     if any(keep):
         arguments = [t.detach().requires_grad_() if any(t is named for named in tensors) else t for t in arguments]
-    torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "swiglu", *keep, "loop"))
+    torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "swiglu", *keep, "torch"))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
@@ -135,9 +135,9 @@ def test_opcheck_of_a_forward_that_computes_everything_again():
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
 def test_opcheck_backward(bias, strided, keep, wanted):
     _, arguments = _arguments(bias, strided)
-    out, *kept = OPS.moe_ffn(*arguments, "swiglu", *keep, "loop")
+    out, *kept = OPS.moe_ffn(*arguments, "swiglu", *keep, "torch")
     grad = torch.ones((), dtype=out.dtype).expand(out.shape) if strided else torch.randn_like(out)
-    torch.library.opcheck(OPS.moe_ffn_backward.default, (grad, *arguments, *kept, "swiglu", *wanted, "loop"))
+    torch.library.opcheck(OPS.moe_ffn_backward.default, (grad, *arguments, *kept, "swiglu", *wanted, "torch"))
 
 
 def _arguments(bias, strided):

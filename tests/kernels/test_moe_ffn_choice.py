@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from moekit_kernels.moe_ffn import ExpertWeights, loop, moe_ffn, op, resolve
+from moekit_kernels.moe_ffn import ExpertWeights, loop, moe_ffn, op
+from moekit_kernels.moe_ffn.parts import moe_ffn_parts
 from tests.oracles import assert_close
 from tests.strategies import FFNCase, Routed, ffn_case
 
-CPU, GPU, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
-HALVES = (torch.bfloat16, torch.float16)
 IDS = torch.tensor([[0, 2], [2, 1], [1, 0]])
 
 
@@ -17,48 +16,51 @@ def _arguments(dtype=torch.float32, **replaced) -> dict:
     return case.leaves(dtype) | {"plan": case.routed.plan, "activation": "swiglu"} | replaced
 
 
+def _weights(arguments):
+    return ExpertWeights(*(arguments[name] for name in ExpertWeights._fields))
+
+
 def _call(arguments, **options):
-    weights = ExpertWeights(*(arguments[name] for name in ExpertWeights._fields))
-    return moe_ffn(arguments["x"], arguments["gates"], arguments["plan"], weights, arguments["activation"], **options)
+    x, gates, plan, activation = (arguments[name] for name in ("x", "gates", "plan", "activation"))
+    return moe_ffn(x, gates, plan, _weights(arguments), activation, **options)
 
 
-def test_what_auto_means(monkeypatch):
-    monkeypatch.setattr(op, "triton_is_installed", lambda: True)
-    for dtype in (*HALVES, torch.float32, torch.float64):
-        assert resolve("auto", CPU, dtype) == resolve("loop", CPU, dtype) == "loop"
-    for dtype in (*HALVES, torch.float32):
-        assert resolve("auto", GPU, dtype) == "triton"
-
-
-def test_no_kernel_is_an_error(monkeypatch):
-    monkeypatch.setattr(op, "triton_is_installed", lambda: True)
-    with pytest.raises(
-        ValueError, match=r"no kernel for torch.float64 on device 'cuda' \(with Triton installed\): use"
-    ):
-        resolve("auto", GPU, torch.float64)
-    with pytest.raises(ValueError, match=r"no kernel for torch.float32 on device 'meta'.*use moe_ffn_reference, or"):
-        resolve("auto", META, torch.float32)
-    monkeypatch.setattr(op, "triton_is_installed", lambda: False)
-    with pytest.raises(ValueError, match=r"no kernel for torch.float32 on device 'cuda' \(with Triton not installed\)"):
-        resolve("auto", GPU, torch.float32)
-
-
-def test_an_explicit_choice_never_falls_back():
-    with pytest.raises(ValueError, match=r'impl="loop" runs on CPU, got device .cuda.: use impl="auto" or "triton"'):
-        resolve("loop", GPU, torch.float32)
-    with pytest.raises(ValueError, match=r'impl="triton" computes in bfloat16, float16 and float32, got torch.float64'):
-        resolve("triton", GPU, torch.float64)
+def test_triton_is_refused_where_it_cannot_run():
     with pytest.raises(ValueError, match=r"needs tensors on a GPU, got device 'cpu'"):
         _call(_arguments(), impl="triton")
-    with pytest.raises(
-        ValueError, match=r'impl="triton" computes in .* got torch.float64 \(tokens, weights or gates\)'
-    ):
+    with pytest.raises(ValueError, match=r"takes tokens and weights of bfloat16, .* got torch.float64"):
+        _call(_arguments(torch.float64), impl="triton")
+    with pytest.raises(ValueError, match=r"takes gates of bfloat16, float16 and float32, got torch.float64"):
         _call(_arguments(gates=torch.rand(3, 2, dtype=torch.float64)), impl="triton")
 
 
+def test_every_implementation_computes_the_same_and_the_plan_chooses_by_default():
+    arguments = _arguments()
+    expected = _call(arguments, impl="reference")
+    for impl in ("auto", "torch"):
+        assert_close(_call(arguments, impl=impl), expected)
+        assert_close(_call(arguments | {"plan": arguments["plan"]._replace(impl=impl)}), expected)
+    assert_close(
+        moe_ffn_parts(*(arguments[n] for n in ("x", "gates", "plan")), _weights(arguments), "swiglu", "torch"), expected
+    )
+    with pytest.raises(ValueError, match="needs tensors on a GPU"):
+        _call(arguments | {"plan": arguments["plan"]._replace(impl="triton")})
+
+
+def test_a_function_needs_no_gated_width_and_no_recomputation():
+    arguments = _arguments(activation=lambda columns: columns[:, :6] * 2)
+    assert_close(_call(arguments, impl="torch"), _call(arguments, impl="reference"))
+    with pytest.raises(ValueError, match=r"recompute='all' needs the fused kernels, got impl='torch' on device 'cpu'"):
+        _call(arguments, recompute="all")
+    with pytest.raises(ValueError, match=r"recompute='none' needs the fused kernels, got impl='reference'"):
+        _call(_arguments(), recompute="none", impl="reference")
+    with pytest.raises(ValueError, match='impl="triton" needs an activation with a name, got the function <lambda>'):
+        _call(arguments, impl="triton")
+
+
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="impl must be one of 'auto', 'loop', 'triton', got 'torch'"):
-        _call(_arguments(), impl="torch")
+    with pytest.raises(ValueError, match="impl must be one of 'auto', 'reference', 'torch', 'triton', got 'loop'"):
+        _call(_arguments(), impl="loop")
     with pytest.raises(ValueError, match="recompute must be one of 'activation', 'none', 'all', got 'some'"):
         _call(_arguments(), recompute="some")
     with pytest.raises(ValueError, match=r"activation must be one of 'gelu', 'relu', .*, got 'mish'"):
@@ -112,17 +114,17 @@ def test_the_plan_must_fit():
 
 
 def test_triton_is_a_module_with_the_functions_of_the_loop(monkeypatch):
-    """What ``launch`` is called with, and that what it gives comes back: here it is the loop, on CPU."""
+    """The arguments of the launchers, and that their results come back: here of the loop, on CPU."""
     calls = []
 
-    def chosen(impl, x, gates):
+    def chosen(impl, x, gates, activation):
         calls.append(impl)
         return loop
 
     monkeypatch.setattr(op, "_kernel", chosen)
     found, expected = _arguments(), _arguments()
-    _call(found, impl="triton").sum().backward()
-    _call(expected, impl="loop").sum().backward()
-    assert calls == ["triton", "triton", "loop", "loop"]
+    _call(found, impl="auto").sum().backward()
+    _call(expected, impl="torch").sum().backward()
+    assert calls == ["auto", "auto", "torch", "torch"]
     for name in ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias"):
         assert_close(found[name].grad, expected[name].grad)

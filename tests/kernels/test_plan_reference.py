@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekit_kernels.plan import op, plan_dispatch, plan_dispatch_reference, resolve_impl
+from moekit_kernels.plan import plan_dispatch, plan_dispatch_reference
 from tests.oracles import naive_kept, naive_plan
 from tests.strategies import few, routed
 
@@ -48,24 +48,7 @@ def test_any_integers(dtype):
     options = {"kept": torch.rand(40, 1) > 0.2, "capacity": 1}
     found = plan_dispatch_reference(ids.to(dtype), 300, **options)
     expected = plan_dispatch_reference(ids, 300, **options)
-    assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(found[:-1], expected[:-1], strict=True))
-
-
-def test_auto_sorts_where_there_is_no_gpu():
-    assert resolve_impl("auto", IDS) == resolve_impl("torch", IDS) == "torch"
-    assert resolve_impl("triton", IDS) == "triton"
-
-
-def test_auto_counts_on_a_gpu_where_triton_is_installed(monkeypatch):
-    with torch._subclasses.FakeTensorMode():
-        ids = torch.empty(2, 2, dtype=torch.int64, device="cuda")
-    monkeypatch.setattr(op, "triton_is_installed", lambda: True)
-    assert resolve_impl("auto", ids) == "triton"
-    assert resolve_impl("torch", ids) == "torch"
-    monkeypatch.setattr(op, "triton_is_installed", lambda: False)
-    assert resolve_impl("auto", ids) == "torch"
-    with pytest.raises(ValueError, match='impl="triton" needs the package triton, which is not installed'):
-        resolve_impl("triton", ids)
+    assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(found[:6], expected[:6], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +62,7 @@ def test_auto_counts_on_a_gpu_where_triton_is_installed(monkeypatch):
         ({"capacity": -1}, "capacity must not be negative, got -1"),
         ({"capacity": 1, "drop_policy": "gate"}, 'drop_policy="gate" needs the gates, got gates=None'),
         ({"drop_policy": "random"}, "drop_policy must be one of 'position', 'gate', got 'random'"),
-        ({"impl": "cuda"}, "impl must be one of 'auto', 'torch', 'triton', got 'cuda'"),
+        ({"impl": "cuda"}, "impl must be one of 'auto', .*, got 'cuda'"),
         ({"impl": "triton"}, "impl=\"triton\" needs tensors on a GPU, got device 'cpu'"),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit_kernels.routing import op, resolve_impl, route, route_reference
+from moekit_kernels.routing import route, route_reference
 from tests.oracles import assert_close
 from tests.strategies import few
 
@@ -150,34 +150,14 @@ def test_gradients_of_every_order() -> None:
     assert torch.autograd.gradgradcheck(floats, (logits,))
 
 
-class OnGPU:
-    """Logits as far as the choice of the implementation looks at them."""
-
-    def __init__(self, dtype: torch.dtype, *shape: int) -> None:
-        self.dtype, self.shape, self.device = dtype, shape, torch.device("cuda")
-
-
-def test_auto_is_triton_on_a_gpu_within_the_limits_and_reference_elsewhere(monkeypatch) -> None:
-    monkeypatch.setattr(op, "triton_is_installed", lambda: True)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert resolve_impl("auto", OnGPU(dtype, 3, 4096), 64) == "triton"
-        assert resolve_impl("auto", torch.zeros(3, 4, dtype=dtype), 2) == "reference"
-    assert resolve_impl("auto", OnGPU(torch.float64, 3, 8), 2) == "reference"
-    assert resolve_impl("auto", OnGPU(torch.float32, 3, 4097), 2) == "reference"
-    assert resolve_impl("auto", OnGPU(torch.float32, 3, 100), 65) == "reference"
-    assert resolve_impl("reference", OnGPU(torch.float32, 3, 8), 2) == "reference"
-    monkeypatch.setattr(op, "triton_is_installed", lambda: False)
-    assert resolve_impl("auto", OnGPU(torch.float32, 3, 8), 2) == "reference"
-
-
 def test_an_explicit_choice_is_not_changed_but_refused() -> None:
-    with pytest.raises(ValueError, match="impl must be one of 'auto', 'reference', 'triton', got 'cuda'"):
+    with pytest.raises(ValueError, match=r"impl must be one of 'auto', .*, got 'cuda'"):
         route(torch.zeros(2, 4), 1, impl="cuda")
-    with pytest.raises(ValueError, match=r"takes logits of float32, bfloat16 or float16, got torch\.float64"):
+    with pytest.raises(ValueError, match=r"takes logits of bfloat16, float16 and float32, got torch\.float64"):
         route(torch.zeros(2, 4, dtype=torch.float64), 1, impl="triton")
-    with pytest.raises(ValueError, match="up to 4096 experts and top_k up to 64, got 5000 experts and top_k=1"):
+    with pytest.raises(ValueError, match="takes num_experts up to 4096, got 5000"):
         route(torch.zeros(2, 5000), 1, impl="triton")
-    with pytest.raises(ValueError, match='got 80 experts and top_k=65: use impl="reference"'):
+    with pytest.raises(ValueError, match='takes top_k up to 64, got 65: use impl="auto", "torch" or "reference"'):
         route(torch.zeros(2, 80), 65, impl="triton")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moekit_kernels.availability import interpreting
-from moekit_kernels.precision import check_kernel_dtype, float32_precision
+from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch, record
 from moekit_kernels.targets import GFX942, SM_90, target_of
 
@@ -104,9 +104,3 @@ def test_the_older_name_of_the_switch_counts_too():
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert float32_precision() == "ieee"
-
-
-def test_dtypes_of_kernels():
-    check_kernel_dtype("x", torch.bfloat16)
-    with pytest.raises(ValueError, match=r"got x of torch.float64: use impl="):
-        check_kernel_dtype("x", torch.float64)

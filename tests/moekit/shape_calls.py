@@ -11,7 +11,7 @@ with install_import_hook(["moekit", "moekit_kernels"], "beartype.beartype"):
     import moekit.contrastive
     import moekit.routers.noise
     import moekit.routing
-    from moekit_kernels.grouped_gemm import grouped_linear, grouped_linear_reference
+    from moekit_kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
     from moekit_kernels.moe_ffn import ExpertWeights, moe_ffn, moe_ffn_reference
 
 import torch
@@ -73,7 +73,7 @@ def call_plans_and_kernels(x: Tensor, routing: moekit.Routing) -> None:
     rows = moekit.dispatch(x, plans[0])
     up, down = torch.randn(EXPERTS, HIDDEN, DIM), torch.randn(EXPERTS, 3, HIDDEN)
     up_bias, down_bias = torch.randn(EXPERTS, HIDDEN), torch.randn(EXPERTS, 3)
-    for linear in (grouped_linear, grouped_linear_reference):
+    for linear in (grouped_gemm, grouped_gemm_reference):
         linear(rows, up, plans[0].offsets, up_bias)
     moe_ffn(x, routing.gates, plans[0], ExpertWeights(up, down, up_bias, down_bias), "gelu")
     moe_ffn_reference(x, routing.gates, plans[0], ExpertWeights(up, down), nn.functional.gelu)
@@ -160,7 +160,7 @@ def refuse_wrong_shapes(x: Tensor, routing: moekit.Routing, stats: moekit.Router
         "dtype": lambda: moekit.plan_dispatch(routing.gates, EXPERTS),
         "size": lambda: moekit.plan_dispatch(routing.expert_ids, EXPERTS, kept=torch.ones(3, TOP_K, dtype=torch.bool)),
         "module": lambda: moekit.HardRouter(DIM, EXPERTS)(x, torch.ones(TOKENS + 1, dtype=torch.bool)),
-        "kernel": lambda: grouped_linear(x, torch.zeros(EXPERTS, 3, DIM), torch.zeros(EXPERTS, dtype=torch.int64)),
+        "kernel": lambda: grouped_gemm(x, torch.zeros(EXPERTS, 3, DIM), torch.zeros(EXPERTS, dtype=torch.int64)),
     }
     for name, call in wrong.items():
         try:

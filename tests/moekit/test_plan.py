@@ -137,7 +137,7 @@ def test_the_same_input_gives_the_same_plan(case, policy):
     first, second = (
         plan_dispatch(case.expert_ids, case.num_experts, capacity=2, gates=gates, drop_policy=policy) for _ in range(2)
     )
-    assert all(a.equal(b) for a, b in zip(first[:-1], second[:-1], strict=True))
+    assert all(a.equal(b) for a, b in zip(first[:6], second[:6], strict=True))
 
 
 @few

@@ -224,5 +224,5 @@ def test_plans_of_both_choices(choice):
 def test_a_dtype_without_kernel_is_named(wide, name):
     leaves = list(_leaves(10, torch.float32, 6, (5,), (3, 2)))
     leaves[wide] = leaves[wide].double()
-    with pytest.raises(ValueError, match=f'impl="triton" takes {name} of float32.*got torch.float64'):
+    with pytest.raises(ValueError, match=f'impl="triton" takes {name} of bfloat16.*got torch.float64'):
         combine(leaves[0], plan_by_slot(_permutation(10, 6).view(3, 2)), leaves[1], impl="triton")

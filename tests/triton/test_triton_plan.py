@@ -37,7 +37,7 @@ def _same(ids, num_experts, **options):
         found = plan_dispatch(ids, num_experts, impl="triton", **options)
     expected = plan_dispatch_reference(ids, num_experts, **options)
     assert found.num_tokens == expected.num_tokens
-    for name, a, b in zip(expected._fields[:-1], found[:-1], expected[:-1], strict=True):
+    for name, a, b in zip(expected._fields[:6], found[:6], expected[:6], strict=True):
         assert a.dtype == torch.int64, name
         assert torch.equal(a, b), name
 
@@ -123,7 +123,7 @@ def test_twice_the_same(slots):
     once, again = (
         plan_dispatch(ids, 5, kept=kept, capacity=40, gates=gates, drop_policy="gate", impl="triton") for _ in range(2)
     )
-    assert all(torch.equal(a, b) for a, b in zip(once[:-1], again[:-1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(once[:6], again[:6], strict=True))
 
 
 @pytest.mark.parametrize("capacity", [None, 2, "tensor"])
@@ -148,7 +148,7 @@ def test_compiles_once_for_all_sizes():
     compiled = torch.compile(plan, fullgraph=True, dynamic=True, backend=backend)
     for num_tokens in (3, 7, 20):
         ids, _, _ = _case(num_tokens, 2, 5, "even", num_tokens)
-        for found, expected in zip(compiled(ids)[:-1], plan(ids)[:-1], strict=True):
+        for found, expected in zip(compiled(ids)[:6], plan(ids)[:6], strict=True):
             assert torch.equal(found, expected)
     assert len(frames) == 1
 

@@ -1,23 +1,21 @@
 """``moekit::combine`` and ``moekit::combine_backward``: schema, fake, autograd, and which way is taken."""
 
 import math
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.combine import launches
 from moekit_kernels.combine.reference import combine_reference
 from moekit_kernels.combine.rows_by_token import rows_by_token
 from moekit_kernels.forward_mode import refuse_forward_mode
+from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan.checks import check_gates
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
-from moekit_kernels.precision import KERNEL_DTYPES
 
-Impl = Literal["auto", "torch", "triton"]
-IMPLS = ("auto", "torch", "triton")
+LIMITS = Limits()
 
 
 @torch.library.custom_op("moekit::combine", mutates_args=())
@@ -93,35 +91,8 @@ _combine.register_autograd(_backward, setup_context=_save)
 _combine_backward.register_autograd(_no_second_order, setup_context=_save_nothing)
 
 
-def resolve_impl(impl: str, rows: Tensor, gates: Tensor | None) -> Literal["torch", "triton"]:
-    """What ``impl`` means for these rows and gates.
-
-    ``"auto"`` is ``"triton"`` where both are on a GPU (CUDA or HIP) in float32, bfloat16 or float16, if Triton is
-    installed; else ``"torch"``. An explicit choice is never changed.
-
-    Raises:
-        ValueError: If ``impl`` is unknown, or ``"triton"`` was asked for and is not installed or lacks a dtype.
-    """
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}.")
-    if impl == "torch":
-        return "torch"
-    given = [(name, t.dtype) for name, t in (("rows", rows), ("gates", gates)) if t is not None]
-    unknown = [(name, dtype) for name, dtype in given if dtype not in KERNEL_DTYPES]
-    if impl == "auto":
-        return "triton" if rows.device.type == "cuda" and triton_is_installed() and not unknown else "torch"
-    if not triton_is_installed():
-        raise ValueError('impl="triton" needs the package triton, which is not installed: use impl="auto".')
-    if unknown:
-        name, dtype = unknown[0]
-        raise ValueError(
-            f'impl="triton" takes {name} of float32, bfloat16 or float16, got {dtype}: use impl="auto" or "torch".'
-        )
-    return "triton"
-
-
 def combine(
-    rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"], *, impl: Impl = "auto"
+    rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"], *, impl: Impl | None = None
 ) -> Float[Tensor, "T *D"]:
     """Adds up the rows of each token: ``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``.
 
@@ -133,9 +104,9 @@ def combine(
         rows: Outputs of the experts, of any trailing shape; zero where a row is unassigned.
         plan: The plan that dispatched.
         gates: Weights, whose flat index is the slot.
-        impl: ``"torch"``: :func:`combine_reference`, products and sums in the wider dtype of rows and gates, gradients
-            of every order. ``"triton"``: one kernel each way, products and sums in float32, first-order gradients.
-            ``"auto"`` picks by :func:`resolve_impl`.
+        impl: ``"reference"`` and ``"torch"``: :func:`combine_reference`, products and sums in the wider dtype of rows
+            and gates, gradients of every order. ``"triton"``: one kernel each way, products and sums in float32,
+            first-order gradients. That of the plan by default. See :mod:`moekit_kernels.impl`.
 
     Returns:
         One output per token, in the dtype of ``rows``; zero for a token without slots.
@@ -151,7 +122,8 @@ def combine(
     if rows.shape[0] != plan.slot_of_row.shape[0]:
         raise ValueError(f"rows must be the plan's {plan.slot_of_row.shape[0]} rows, got shape {tuple(rows.shape)}.")
     check_gates(gates, plan)
-    if resolve_impl(impl, rows, gates) == "torch":
+    operands = (("rows", rows.dtype), ("gates", gates.dtype))
+    if resolve_impl(plan.impl if impl is None else impl, LIMITS, rows.device, *operands) == "reference":
         return combine_reference(rows, plan, gates)
     refuse_forward_mode("combine", rows, gates, remedy='impl="torch"')
     matrix = rows if rows.ndim == 2 else rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))

@@ -1,8 +1,6 @@
 """Grouped GEMM: every row times the weight matrix of its own expert."""
 
-from moekit_kernels.grouped_gemm.fused import grouped_gemm
-from moekit_kernels.grouped_gemm.fused_reference import grouped_gemm_reference
-from moekit_kernels.grouped_gemm.op import grouped_linear
-from moekit_kernels.grouped_gemm.reference import grouped_linear_reference
+from moekit_kernels.grouped_gemm.op import grouped_gemm
+from moekit_kernels.grouped_gemm.reference import grouped_gemm_reference
 
-__all__ = ["grouped_gemm", "grouped_gemm_reference", "grouped_linear", "grouped_linear_reference"]
+__all__ = ["grouped_gemm", "grouped_gemm_reference"]

@@ -1,4 +1,4 @@
-"""Grouped GEMM kernels: forward with its epilogues, and the gradients of epilogue, weights and biases.
+"""Grouped GEMM kernels: forward with bias and activation, and the gradients of weights and biases.
 
 Persistent: a fixed number of programs walks over the tiles, whose number only the device knows. In GEMM terms
 M are rows of a plan, N columns of the output, K the depth.
@@ -7,21 +7,21 @@ M are rows of a plan, N columns of the output, K the depth.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_row, load_pair_tile, store_pair_tile
+from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_row, store_pair_tile
 from moekit_kernels.grouped_gemm.kernel_tiles import halves, pair_product, product, row_tile, weight_descriptor
-from moekit_kernels.kernel_language import act, act_and_derivative, dot
+from moekit_kernels.kernel_language import act, dot
 
 
 @triton.jit
 def _finish(
-    result, value, bias, pre, out, row_offsets, gate, inside, column, known, num_columns, stride_pm,
+    result, value, bias, pre, out, inside, column, known, num_columns, stride_om, stride_pm,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """What follows the product of a strip of columns: bias, activation, gate, stores.
+    """What follows the product of a strip of columns: bias, activation, stores.
 
-    ``pre`` points to the first row of the tile, ``out`` and ``row_offsets`` to each. The bias ends at the column
-    ``known``. What the activation sees is rounded, kept or not: with and without gradients, the same bits.
+    ``pre`` and ``out`` point to the first row of the tile. The bias ends at the column ``known``. Pre-activations are
+    rounded, kept or not: with and without gradients, the same bits.
     """
     columns = column + tl.arange(0, BLOCK_N)
     mask = inside[:, None] & (columns < num_columns)[None, :]
@@ -43,26 +43,25 @@ def _finish(
         if ACTIVATION != "none" or pre is not None:
             seen = result.to(dtype)
             if pre is not None:
-                in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_pm
-                tl.store(pre + (in_tile + columns[None, :]), seen, mask=mask)
+                places = tl.arange(0, BLOCK_M)[:, None] * stride_pm + columns[None, :]
+                tl.store(pre + places, seen, mask=mask)
             result = act(seen.to(tl.float32), ACTIVATION)
-    if gate is not None:
-        result *= gate
-    tl.store(out + (row_offsets[:, None] + columns[None, :]), result, mask=mask)
+    in_tile = tl.arange(0, BLOCK_M)[:, None] * stride_om
+    tl.store(out + (in_tile + columns[None, :]), result, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_inputs", "num_experts"])
 def grouped_gemm_fwd_kernel(
-    x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gates_ptr, gather_ptr, scatter_ptr, slot_ptr, offsets_ptr, tiles_ptr,
+    x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr, tiles_ptr,
     num_rows, num_inputs, num_experts, num_columns, weight_columns, K,
     stride_xm, stride_we, stride_wn, stride_wk, stride_be, stride_om, stride_pm,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``out[scatter[r]] = gates[slot[r]] * act(w[e(r)] x[gather[r]] + bias[e(r)])``; indices that are None are ``r``.
+    """``out[r] = act(w[e(r)] x[gather[r]] + bias[e(r)])``; without ``gather_ptr`` row ``r`` of ``x``.
 
-    ``PAIR`` reads two columns for one, a gate and its value; ``pre_ptr`` takes what the activation saw.
+    ``PAIR`` reads two columns for one, a gate and its value; ``pre_ptr`` takes the pre-activations.
     """
     w, x = w_ptr, x_ptr
     if W_TMA:
@@ -96,28 +95,19 @@ def grouped_gemm_fwd_kernel(
                 weight_columns, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             value = result
-        gate = None
-        if gates_ptr is not None:
-            slots = places if slot_ptr is None else tl.load(slot_ptr + places)
-            gate = tl.load(gates_ptr + slots).to(tl.float32)[:, None]
         bias = None if bias_ptr is None else bias_ptr + tl.cast(expert, tl.int64) * stride_be
         pre = None if pre_ptr is None else pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
-        if scatter_ptr is None:  # then places in the tile are few enough for 32 bits
-            out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
-            out_offsets = tl.arange(0, BLOCK_M) * stride_om
-        else:
-            out = out_ptr
-            out_offsets = tl.load(scatter_ptr + places).to(tl.int64) * stride_om
+        out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
         known = tl.where(alive, num_columns, 0)
         # Half by half: a whole tile, its neighbours in the epilogue and all addresses do not fit the registers.
         left, right = halves(result, BLOCK_M, BLOCK_N)
         left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
         _finish(
-            left, left_value, bias, pre, out, out_offsets, gate, inside, column, known, num_columns, stride_pm,
-            ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
+            left, left_value, bias, pre, out, inside, column, known, num_columns, stride_om, stride_pm, ACTIVATION,
+            PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
         _finish(
-            right, right_value, bias, pre, out, out_offsets, gate, inside, column + BLOCK_N // 2, known, num_columns,
+            right, right_value, bias, pre, out, inside, column + BLOCK_N // 2, known, num_columns, stride_om,
             stride_pm, ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
 
@@ -190,51 +180,3 @@ def grouped_gemm_bwd_db_kernel(
             dy *= tl.load(gates_ptr + slots, mask=inside, other=0.0).to(tl.float32)[:, None]
         acc += tl.sum(dy, 0)
     tl.store(db_ptr + tl.cast(expert, tl.int64) * stride_be + n, acc, mask=n < N)
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_experts"])
-def grouped_gemm_bwd_epilogue_kernel(
-    dout_ptr, pre_ptr, gates_ptr, dpre_ptr, dgates_ptr, scatter_ptr, slot_ptr, offsets_ptr, num_rows, num_experts,
-    num_columns, stride_dm, stride_pm,
-    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """``dpre[r] = gate * act'(pre[r]) * dout[scatter[r]]`` and ``dgates[slot[r]] = <dout[scatter[r]], act(pre[r])>``.
-
-    Dead rows, from ``offsets[E]`` on, get zeros.
-    """
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    exists = rows < num_rows
-    inside = rows < tl.load(offsets_ptr + num_experts)
-    sources = rows if scatter_ptr is None else tl.load(scatter_ptr + rows, mask=exists, other=0)
-    dout = dout_ptr + sources.to(tl.int64)[:, None] * stride_dm
-    slots = rows
-    gate = tl.full((BLOCK_M, 1), 1.0, tl.float32)
-    if gates_ptr is not None:
-        slots = rows if slot_ptr is None else tl.load(slot_ptr + rows, mask=exists, other=0)
-        gate = tl.load(gates_ptr + slots, mask=inside, other=0.0).to(tl.float32)[:, None]
-    per_row = tl.zeros((BLOCK_M,), tl.float32)
-    first = tl.program_id(0).to(tl.int64) * BLOCK_M * stride_pm
-    for n in range(0, num_columns, BLOCK_N):
-        columns = n + tl.arange(0, BLOCK_N)
-        known = (columns < num_columns)[None, :]
-        grad = tl.load(dout + columns[None, :], mask=inside[:, None] & known, other=0.0).to(tl.float32)
-        if PAIR:
-            seen, value = load_pair_tile(
-                pre_ptr + first, inside, stride_pm, n, num_columns, INTERLEAVED, BLOCK_M, BLOCK_N
-            )
-            value = value.to(tl.float32)
-            result, slope = act_and_derivative(seen.to(tl.float32), ACTIVATION)
-            store_pair_tile(
-                dpre_ptr + first, exists, stride_pm, n, num_columns, grad * gate * slope * value, grad * gate * result,
-                INTERLEAVED, BLOCK_M, BLOCK_N,
-            )  # fmt: skip
-            result *= value
-        else:
-            places = first + tl.arange(0, BLOCK_M)[:, None] * stride_pm + columns[None, :]
-            seen = tl.load(pre_ptr + places, mask=inside[:, None] & known, other=0.0).to(tl.float32)
-            result, slope = act_and_derivative(seen, ACTIVATION)
-            tl.store(dpre_ptr + places, grad * gate * slope, mask=exists[:, None] & known)
-        per_row += tl.sum(grad * result, 1)
-    if dgates_ptr is not None:
-        tl.store(dgates_ptr + slots, per_row, mask=exists)

@@ -7,7 +7,7 @@ from torch import Tensor
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import kernel
-from moekit_kernels.plan.schedule import max_tiles
+from moekit_kernels.plan.schedule import max_tiles, tile_schedules
 from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch
 from moekit_kernels.targets import Target
@@ -17,7 +17,7 @@ _LONGEST_STRIDE = 2**22
 
 
 class Epilogue(NamedTuple):
-    """What follows the product of a tile, as a kernel wants it.
+    """What follows the product of a tile, as compile-time arguments.
 
     Attributes:
         scalar: The activation's scalar function: ``"none"``, ``"relu"``, ``"silu"``, ``"gelu"``.
@@ -34,8 +34,8 @@ def epilogue_of(activation: str | None) -> Epilogue:
     """The epilogue of a named activation; ``None`` for the bare product."""
     if activation is None:
         return Epilogue("none", False, False)
-    found = ACTIVATIONS[activation]
-    return Epilogue(found.scalar, found.gated, found.interleaved)
+    act = ACTIVATIONS[activation]
+    return Epilogue(act.scalar, act.gated, act.interleaved)
 
 
 def rows_layout(x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def persistent_grid(target: Target, config: GemmConfig, tiles: int) -> tuple[int
 
 
 def forward_config(x: Tensor, weight: Tensor, num_rows: int, activation: str | None) -> GemmConfig:
-    """The configuration of :func:`forward`; its ``block_m`` is that of the tiles it wants."""
+    """The configuration of :func:`forward`; its tiles must have the height ``block_m``."""
     kind = "forward" if activation is None else "glu" if epilogue_of(activation).pair else "activation"
     num_experts, *widths = weight.shape
     return gemm_config(kind, current_target(x.device), x.dtype, num_rows // num_experts, is_aligned(x.dtype, *widths))
@@ -99,12 +99,9 @@ def forward(
     bias: Tensor | None = None,
     activation: str | None = None,
     gather: Tensor | None = None,
-    scatter: Tensor | None = None,
-    gates: Tensor | None = None,
-    slot: Tensor | None = None,
     keep_pre: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``out[scatter[r]] = gates[slot[r]] * act(weight[e(r)] x[gather[r]] + bias[e(r)])``.
+    """``out[r] = act(weight[e(r)] x[gather[r]] + bias[e(r)])``.
 
     Args:
         x: ``(T or N, K)``.
@@ -116,10 +113,7 @@ def forward(
         bias: ``(E, N1)``.
         activation: A name of :data:`~moekit_kernels.activations.ACTIVATIONS`.
         gather: ``(N,)``, row of ``x`` for each row.
-        scatter: ``(N,)``, row of the output for each row.
-        gates: Flat weights.
-        slot: ``(N,)``, index into ``gates`` for each row.
-        keep_pre: Whether to keep what the activation saw.
+        keep_pre: Whether to keep the pre-activations.
 
     Returns:
         The output ``(N, F)``, and the pre-activations ``(N, N1)``, or ``(0, N1)``.
@@ -138,10 +132,7 @@ def forward(
         "bias_ptr": None if bias is None else bias.contiguous(),
         "out_ptr": out,
         "pre_ptr": pre if keep_pre else None,
-        "gates_ptr": gates,
         "gather_ptr": gather,
-        "scatter_ptr": scatter,
-        "slot_ptr": slot,
         "offsets_ptr": offsets,
         "tiles_ptr": tiles,
         "num_rows": num_rows,
@@ -186,7 +177,7 @@ def weight_grad(
 ) -> Tensor:
     """``(E, M, N)``: ``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``.
 
-    Exact zeros for experts without rows; rows of nobody are not read.
+    Exact zeros for experts without rows; unassigned rows are not read.
     """
     target = current_target(x.device)
     dy, x = rows_layout(dy), rows_layout(x)
@@ -254,46 +245,16 @@ def bias_grad(
     return db
 
 
-def epilogue_grad(
-    dout: Tensor,
-    pre: Tensor,
-    offsets: Tensor,
-    activation: str | None,
-    *,
-    gates: Tensor | None = None,
-    scatter: Tensor | None = None,
-    slot: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Back through the epilogue of :func:`forward`: gradients of the pre-activations ``(N, N1)`` and of the gates.
+def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+    """``(N, D), (E, F, D) -> (N, F)`` by one kernel; zeros in unassigned rows."""
+    num_rows, offsets = x.shape[0], offsets.contiguous()
+    config = forward_config(x, weight, num_rows, None)
+    (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), dead_tiles=True)
+    return forward(x, weight, offsets, tiles, config, num_rows, bias=bias)[0]
 
-    ``dpre[r] = gate * act'(pre[r]) * dout[scatter[r]]``; ``dgates[slot[r]] = <dout[scatter[r]], act(pre[r])>``.
-    """
-    epilogue = epilogue_of(activation)
-    dout = rows_layout(dout)
-    num_rows, width = pre.shape
-    columns = width // 2 if epilogue.pair else width
-    dpre = pre.new_empty(num_rows, width)
-    dgates = None if gates is None else gates.new_empty(gates.shape)
-    block_m = 4
-    arguments = {
-        "dout_ptr": dout,
-        "pre_ptr": pre,
-        "gates_ptr": gates,
-        "dpre_ptr": dpre,
-        "dgates_ptr": dgates,
-        "scatter_ptr": scatter,
-        "slot_ptr": slot,
-        "offsets_ptr": offsets,
-        "num_rows": num_rows,
-        "num_experts": offsets.shape[0] - 1,
-        "num_columns": columns,
-        "stride_dm": dout.stride(0),
-        "stride_pm": width,
-        "ACTIVATION": epilogue.scalar,
-        "PAIR": epilogue.pair,
-        "INTERLEAVED": epilogue.interleaved,
-        "BLOCK_M": block_m,
-        "BLOCK_N": 256,
-    }
-    launch(kernel.grouped_gemm_bwd_epilogue_kernel, (-(-num_rows // block_m),), arguments)
-    return dpre, dgates
+
+def linear_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of weight ``(E, F, D)`` and bias ``(E, F)`` of :func:`linear`, the second empty unless asked for."""
+    offsets = offsets.contiguous()
+    of_bias = bias_grad(grad, offsets) if with_bias else grad.new_empty(0, grad.shape[1])
+    return weight_grad(grad, x, offsets, x.shape[0]), of_bias

@@ -1,7 +1,7 @@
-"""``moekit::grouped_linear`` and ``moekit::grouped_weight_grad``: schema, fake, autograd.
+"""``moekit::grouped_gemm`` and ``moekit::grouped_gemm_weight_grad``: schema, fake, autograd.
 
-The two are closed under differentiation: each one's gradient is made of both, so gradients of every
-order exist. Both are opaque to the compiler, so the loop over experts on CPU does not break a graph.
+The two are closed under differentiation: the gradient of each is made of both, so gradients of every order exist in
+every implementation. Both are opaque to the compiler, so the loop over experts on CPU does not break a graph.
 """
 
 from typing import Any
@@ -11,96 +11,117 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast
-from moekit_kernels.flops import grouped_linear_flops, grouped_weight_grad_flops, register_flops
+from moekit_kernels.flops import grouped_gemm_flops, grouped_gemm_weight_grad_flops, register_flops
 from moekit_kernels.forward_mode import refuse_forward_mode
-from moekit_kernels.grouped_gemm import backends
+from moekit_kernels.grouped_gemm.backends import backend_of
+from moekit_kernels.grouped_gemm.checks import check_operands
+from moekit_kernels.grouped_gemm.reference import grouped_gemm_reference
+from moekit_kernels.impl import Impl, Limits, resolve_impl
+
+LIMITS = Limits(has_torch=True)
 
 
-@torch.library.custom_op("moekit::grouped_linear", mutates_args=())
-def _grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    if backends.uses_grouped_mm(x):
-        return backends.grouped_mm_linear(x, weight, offsets, bias)
-    return backends.loop_linear(x, weight, offsets, bias)
+@torch.library.custom_op("moekit::grouped_gemm", mutates_args=())
+def _grouped_gemm(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, impl: str) -> Tensor:
+    return backend_of(_resolve(impl, x), x).linear(x, weight, offsets, bias)
 
 
-@torch.library.custom_op("moekit::grouped_weight_grad", mutates_args=())
-def _grouped_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    if backends.uses_grouped_mm(x):
-        return backends.grouped_mm_weight_grad(grad, x, offsets)
-    return backends.loop_weight_grad(grad, x, offsets)
+@torch.library.custom_op("moekit::grouped_gemm_weight_grad", mutates_args=())
+def _weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool, impl: str) -> tuple[Tensor, Tensor]:
+    return backend_of(_resolve(impl, x), x).weight_grad(grad, x, offsets, with_bias)
 
 
-@_grouped_linear.register_fake
-def _(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+@_grouped_gemm.register_fake
+def _(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, impl: str) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
-@_grouped_weight_grad.register_fake
-def _(grad: Tensor, x: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+@_weight_grad.register_fake
+def _(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool, impl: str) -> tuple[Tensor, Tensor]:
     experts = offsets.shape[0] - 1
-    return x.new_empty(experts, grad.shape[1], x.shape[1]), x.new_empty(experts, grad.shape[1])
+    return x.new_empty(experts, grad.shape[1], x.shape[1]), x.new_empty(experts if with_bias else 0, grad.shape[1])
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, offsets, bias = inputs
+    x, weight, offsets, bias, ctx.impl = inputs
     ctx.save_for_backward(x, weight, offsets)
     ctx.has_bias = bias is not None
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, offsets = ctx.saved_tensors
-    refuse_forward_mode("grouped_linear", grad, remedy="grouped_linear_reference")
+    refuse_forward_mode("grouped_gemm", grad)
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = _grouped_linear(grad, weight.mT, offsets, None)
+        grad_x = _grouped_gemm(grad, weight.mT, offsets, None, ctx.impl)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-        grad_weight, grad_bias = _grouped_weight_grad(grad, x, offsets)
-    return grad_x, grad_weight, None, grad_bias if ctx.has_bias else None
+        grad_weight, grad_bias = _weight_grad(grad, x, offsets, ctx.has_bias, ctx.impl)
+    return grad_x, grad_weight, None, grad_bias if ctx.has_bias else None, None
 
 
 def _save_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
+    grad, x, offsets, ctx.with_bias, ctx.impl = inputs
+    ctx.save_for_backward(grad, x, offsets)
 
 
 def _weight_grad_backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
     grad, x, offsets = ctx.saved_tensors
-    refuse_forward_mode("grouped_linear", grad_weight, grad_bias, remedy="grouped_linear_reference")
+    refuse_forward_mode("grouped_gemm", grad_weight, grad_bias)
     return (
-        _grouped_linear(x, grad_weight, offsets, grad_bias),
-        _grouped_linear(grad, grad_weight.mT, offsets, None),
+        _grouped_gemm(x, grad_weight, offsets, grad_bias if ctx.with_bias else None, ctx.impl),
+        _grouped_gemm(grad, grad_weight.mT, offsets, None, ctx.impl),
+        None,
+        None,
         None,
     )
 
 
-_grouped_linear.register_autograd(_linear_backward, setup_context=_save_linear)
-_grouped_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_weight_grad)
-register_flops("grouped_linear", grouped_linear_flops)
-register_flops("grouped_weight_grad", grouped_weight_grad_flops)
+_grouped_gemm.register_autograd(_linear_backward, setup_context=_save_linear)
+_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_weight_grad)
+register_flops("grouped_gemm", grouped_gemm_flops)
+register_flops("grouped_gemm_weight_grad", grouped_gemm_weight_grad_flops)
 
 
-def grouped_linear(
+def _resolve(impl: str, x: Tensor) -> str:
+    return resolve_impl(impl, LIMITS, x.device, ("operands", x.dtype))
+
+
+def grouped_gemm(
     x: Float[Tensor, "N D"],
     weight: Float[Tensor, "E F D"],
     offsets: Int[Tensor, "E+1"],
     bias: Float[Tensor, "E F"] | None = None,
+    *,
+    impl: Impl = "auto",
 ) -> Float[Tensor, "N F"]:
     """``y[r] = weight[e] @ x[r] + bias[e]`` for the rows ``offsets[e] <= r < offsets[e + 1]``.
 
-    Rows from ``offsets[E]`` on belong to no expert: zero output, zero gradient. The gradient of an
-    expert without rows is exact zero. Under ``torch.autocast`` the operands take the autocast dtype,
-    as in ``F.linear``.
+    Rows from ``offsets[E]`` on are unassigned: zero output, zero gradient. The gradient of an expert without rows is
+    exact zero. Under ``torch.autocast`` the operands take the autocast dtype, as in ``F.linear``.
 
     Args:
         x: Rows, sorted by expert.
-        weight: One matrix per expert, either of its last two dimensions contiguous.
+        weight: One matrix per expert; no copy is made where one of its last two dimensions is contiguous.
         offsets: Non-decreasing, ``offsets[0] == 0``, ``offsets[E] <= N``.
         bias: One vector per expert.
+        impl: ``"reference"``: :func:`grouped_gemm_reference`. ``"torch"``: a loop over the experts on CPU and in
+            float64, ``F.grouped_mm`` elsewhere. ``"triton"``: one kernel. All have gradients of every order. See
+            :mod:`moekit_kernels.impl`.
 
     Returns:
-        Shape ``(N, F)``.
+        Shape ``(N, F)``, in the dtype of ``x``.
 
-    Reference:
-        :func:`moekit_kernels.grouped_gemm.grouped_linear_reference`.
+    Raises:
+        ValueError: If shapes or dtypes do not fit each other, or ``impl`` is unknown or cannot run here.
+
+    Example:
+        >>> x, weight = torch.ones(3, 2), torch.tensor([[[1.0, 1.0]], [[2.0, 2.0]]])
+        >>> grouped_gemm(x, weight, torch.tensor([0, 1, 3])).flatten().tolist()
+        [2.0, 4.0, 4.0]
     """
-    refuse_forward_mode("grouped_linear", x, weight, bias, remedy="grouped_linear_reference")
-    return _grouped_linear(autocast(x), autocast(weight), offsets, autocast(bias))
+    x, weight, bias = autocast(x), autocast(weight), autocast(bias)
+    check_operands(x, weight, offsets, bias)
+    if _resolve(impl, x) == "reference":
+        return grouped_gemm_reference(x, weight, offsets, bias)
+    refuse_forward_mode("grouped_gemm", x, weight, bias)
+    return _grouped_gemm(x, weight, offsets, bias, impl)

@@ -1,4 +1,4 @@
-"""The grouped GEMM as one sees it on paper: every expert looks at every row, and takes its own."""
+"""The grouped GEMM written out: every expert multiplies every row, and its own rows are selected."""
 
 import torch
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from torch import Tensor
 from moekit_kernels.autocast import autocast
 
 
-def grouped_linear_reference(
+def grouped_gemm_reference(
     x: Float[Tensor, "N D"],
     weight: Float[Tensor, "E F D"],
     offsets: Int[Tensor, "E+1"],
@@ -16,7 +16,7 @@ def grouped_linear_reference(
     """``y[r] = weight[e] @ x[r] + bias[e]`` for the rows ``offsets[e] <= r < offsets[e + 1]``.
 
     Costs ``E`` times the needed FLOPs, for which it has static shapes, no data-dependent control flow
-    and ordinary autograd of every order. Rows from ``offsets[E]`` on belong to no expert and are zero;
+    and ordinary autograd of every order. Rows from ``offsets[E]`` on are unassigned and zero;
     what they hold (NaN included) reaches neither the output nor a gradient.
 
     Args:

@@ -10,11 +10,13 @@ from moekit_kernels.plan.dispatch_plan import DispatchPlan
 RECOMPUTE = ("activation", "none", "all")
 
 
-def check_names(activation: str, recompute: str) -> None:
-    """Raises ``ValueError`` unless both are known."""
-    for name, value, known in (("activation", activation, ACTIVATIONS), ("recompute", recompute, RECOMPUTE)):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+def check_names(activation: object, recompute: str) -> None:
+    """Raises ``ValueError`` unless both are known; an activation may also be a function."""
+    if not callable(activation) and activation not in ACTIVATIONS:
+        names = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"activation must be one of {names} or a function, got {activation!r}.")
+    if recompute not in RECOMPUTE:
+        raise ValueError(f"recompute must be one of {', '.join(map(repr, RECOMPUTE))}, got {recompute!r}.")
 
 
 def check_dtypes(x: Tensor, weights: ExpertWeights) -> None:
@@ -27,14 +29,16 @@ def check_dtypes(x: Tensor, weights: ExpertWeights) -> None:
             )
 
 
-def check_shapes(x: Tensor, gates: Tensor, plan: DispatchPlan, weights: ExpertWeights, activation: str) -> None:
+def check_shapes(x: Tensor, gates: Tensor, plan: DispatchPlan, weights: ExpertWeights, activation: object) -> None:
     """Raises ``ValueError`` unless tokens, gates, plan and weights are those of one set of experts."""
     up_proj, down_proj, up_bias, down_bias = weights
     for name, t, letters in (("x", x, "T, D"), ("up_proj", up_proj, "E, F1, D"), ("down_proj", down_proj, "E, D2, F")):
         if t.ndim != letters.count(",") + 1:
             raise ValueError(f"{name} must have shape ({letters}), got shape {tuple(t.shape)}.")
     experts, out_dim, hidden = down_proj.shape
-    up_rows = 2 * hidden if ACTIVATIONS[activation].gated else hidden
+    gated = isinstance(activation, str) and ACTIVATIONS[activation].gated
+    # A function may make any width of the first product its hidden width.
+    up_rows = up_proj.shape[1] if callable(activation) else 2 * hidden if gated else hidden
     expected = (
         ("up_proj", up_proj, (experts, up_rows, x.shape[1])),
         ("plan.offsets", plan.offsets, (experts + 1,)),

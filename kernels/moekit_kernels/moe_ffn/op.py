@@ -4,6 +4,7 @@ Which kernel computes is decided inside the operations, at run time: the compile
 exported program can be moved to another device.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NoReturn
 
@@ -12,17 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast
-from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.flops import moe_ffn_backward_flops, moe_ffn_flops, register_flops
 from moekit_kernels.forward_mode import refuse_forward_mode
+from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.moe_ffn import loop
 from moekit_kernels.moe_ffn.checks import check_dtypes, check_names, check_shapes
 from moekit_kernels.moe_ffn.operands import ExpertWeights
+from moekit_kernels.moe_ffn.parts import moe_ffn_parts
+from moekit_kernels.moe_ffn.reference import moe_ffn_reference
 from moekit_kernels.plan.dispatch_plan import DispatchPlan, RowOrder
-from moekit_kernels.precision import KERNEL_DTYPES
-from moekit_kernels.runtime import current_target
 
-Impl = Literal["auto", "loop", "triton"]
+LIMITS = Limits(has_torch=True)
+
 Recompute = Literal["activation", "none", "all"]
 """What the backward pass computes again; see :func:`moe_ffn`."""
 
@@ -30,52 +32,18 @@ Recompute = Literal["activation", "none", "all"]
 _INPUT_PLACES = (0, 1)
 _WEIGHT_PLACES = (6, 7, 8, 9)
 
-
-def resolve(impl: str, device: torch.device, dtype: torch.dtype) -> Literal["loop", "triton"]:
-    """Which kernel computes the expert FFN.
-
-    ==========  ==============================================================================================
-    ``impl``    kernel
-    ==========  ==============================================================================================
-    ``auto``    on CPU ``loop``; on a GPU, with Triton installed, in bfloat16, float16 and float32 ``triton``
-    ``loop``    a loop over the experts, on CPU, in every floating dtype
-    ``triton``  Triton kernels, on a GPU (or on CPU under ``TRITON_INTERPRET=1``), in the dtypes above
-    ==========  ==============================================================================================
-
-    Args:
-        impl: ``"auto"``, ``"loop"`` or ``"triton"``; an explicit choice is never changed.
-        device: Of all tensors.
-        dtype: The widest of tokens, weights and gates, after autocast.
-
-    Raises:
-        ValueError: If there is no such kernel for the device and dtype.
-    """
-    if impl not in ("auto", "loop", "triton"):
-        raise ValueError(f"impl must be one of 'auto', 'loop', 'triton', got {impl!r}.")
-    if impl == "triton":
-        if dtype not in KERNEL_DTYPES:
-            raise ValueError(
-                f'impl="triton" computes in bfloat16, float16 and float32, got {dtype} (tokens, weights or gates): '
-                'convert them, or use impl="auto".'
-            )
-        current_target(device)
-        return "triton"
-    if device.type == "cpu":
-        return "loop"
-    if impl == "loop":
-        raise ValueError(f'impl="loop" runs on CPU, got device {str(device)!r}: use impl="auto" or "triton" there.')
-    if device.type == "cuda" and dtype in KERNEL_DTYPES and triton_is_installed():
-        return "triton"
-    raise ValueError(
-        f"moe_ffn has no kernel for {dtype} on device {str(device)!r} (with Triton "
-        f"{'' if triton_is_installed() else 'not '}installed): use moe_ffn_reference, or float32, float16 or bfloat16 "
-        "on a GPU with Triton."
-    )
+# "meta" computes shapes only, and takes the way of the CPU.
+_LOOP_DEVICES = ("cpu", "meta")
 
 
-def _kernel(impl: str, x: Tensor, gates: Tensor) -> ModuleType:
+def _resolve(impl: str, x: Tensor, gates: Tensor, activation: object) -> str:
+    operands = (("tokens and weights", x.dtype), ("gates", gates.dtype))
+    return resolve_impl(impl, LIMITS, x.device, *operands, activation=activation)
+
+
+def _kernel(impl: str, x: Tensor, gates: Tensor, activation: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` compute."""
-    if resolve(impl, x.device, torch.promote_types(x.dtype, gates.dtype)) == "loop":
+    if _resolve(impl, x, gates, activation) != "triton":
         return loop
     from moekit_kernels.moe_ffn import launches
 
@@ -101,7 +69,7 @@ def _moe_ffn(
 ) -> tuple[Tensor, Tensor, Tensor]:
     order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot)
     weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
-    return _kernel(impl, x, gates).forward(x, gates, order, weights, activation, keep_pre, keep_hidden)
+    return _kernel(impl, x, gates, activation).forward(x, gates, order, weights, activation, keep_pre, keep_hidden)
 
 
 @torch.library.custom_op("moekit::moe_ffn_backward", mutates_args=())
@@ -126,7 +94,7 @@ def _moe_ffn_backward(
 ) -> list[Tensor]:
     order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot)
     weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
-    backward = _kernel(impl, x, gates).backward
+    backward = _kernel(impl, x, gates, activation).backward
     gradients = backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -223,39 +191,72 @@ def moe_ffn(
     gates: Float[Tensor, "A B"],
     plan: DispatchPlan,
     weights: ExpertWeights,
-    activation: str,
+    activation: str | Callable[[Tensor], Tensor],
     *,
     recompute: Recompute = "activation",
-    impl: Impl = "auto",
+    impl: Impl | None = None,
 ) -> Float[Tensor, "T D2"]:
-    """``out[t] = sum over the rows r of t of gates[slot of r] * down(act(up(x[t])))``, fused.
+    """``out[t] = sum over the rows r of t of gates[slot of r] * down(act(up(x[t])))``.
 
-    The same function as :func:`moekit_kernels.moe_ffn.moe_ffn_reference`, which documents the arguments that the two
-    share. First-order gradients; frozen weights cost none of theirs.
+    ``impl`` is resolved by :mod:`moekit_kernels.impl`:
+
+    - ``"reference"``: :func:`moe_ffn_reference`, with gradients of every order.
+    - ``"torch"``: on CPU, for an activation with a name, a fused loop over the experts with first-order gradients, the
+      fastest there by measurement (``benchmarks/README.md``). Elsewhere, and for a function, :func:`moe_ffn_parts`:
+      gather, two grouped GEMMs, combine, with gradients of every order and without reading anything on the host of a
+      GPU.
+    - ``"triton"``: fused Triton kernels with first-order gradients, for an activation with a name.
+
+    With a function and ``"auto"`` on a GPU, the grouped GEMMs and combine of :func:`moe_ffn_parts` are Triton kernels.
+    Fused, frozen weights cost no gradients.
 
     Args:
         x: Tokens.
         gates: Weights of the slots, in the dtype of ``x`` or wider.
         plan: The rows of each expert.
         weights: Matrices and biases of the experts, in the dtype of ``x``.
-        activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`.
-        recompute: What the backward pass computes again. ``"activation"``: the activation; kept are ``x`` and the
-            pre-activations ``(N, F1)``. ``"none"``: nothing; the hidden rows ``(N, F)`` are kept too. ``"all"``:
+        activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`, or a function ``(N, F1) -> (N, F)``.
+        recompute: What the fused backward pass computes again. ``"activation"``: the activation; kept are ``x`` and
+            the pre-activations ``(N, F1)``. ``"none"``: nothing; the hidden rows ``(N, F)`` are kept too. ``"all"``:
             the first product too; only ``x`` is kept.
-        impl: See :func:`resolve`.
+        impl: See above; that of the plan by default.
 
     Returns:
         Shape ``(T, D2)``, dtype of ``x``; under ``torch.autocast`` the autocast dtype.
 
     Raises:
-        ValueError: If dtypes or shapes do not fit, a name is unknown, or no kernel is there for the device.
+        ValueError: If dtypes or shapes do not fit, a name is unknown, or ``impl`` cannot run here.
     """
+    impl = plan.impl if impl is None else impl
     check_names(activation, recompute)
     up_proj, down_proj, up_bias, down_bias = weights
     weights = ExpertWeights(autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
     x = autocast(x)
     check_dtypes(x, weights)
     check_shapes(x, gates, plan, weights, activation)
+    resolved = _resolve(impl, x, gates, activation)
+    fused = resolved == "triton" or (resolved == "torch" and x.device.type in _LOOP_DEVICES)
+    if fused and isinstance(activation, str):
+        return _fused(x, gates, plan, weights, activation, recompute, impl)
+    if recompute != "activation":
+        raise ValueError(
+            f"recompute={recompute!r} needs the fused kernels, got impl={resolved!r} on device {str(x.device)!r}, "
+            'where autograd keeps what it needs: leave recompute at "activation".'
+        )
+    if resolved == "reference":
+        return moe_ffn_reference(x, gates, plan, weights, activation)
+    return moe_ffn_parts(x, gates, plan, weights, activation, impl)
+
+
+def _fused(
+    x: Tensor,
+    gates: Tensor,
+    plan: DispatchPlan,
+    weights: ExpertWeights,
+    activation: str,
+    recompute: Recompute,
+    impl: Impl,
+) -> Tensor:
     # Kernels read indices with a stride of 1; only a view that has another is copied.
     token_of_row, slot_of_row, offsets = (t.contiguous() for t in plan[:3])
     differentiable = [t for t in (x, gates, *weights) if t is not None]

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
-from moekit_kernels.grouped_gemm.reference import grouped_linear_reference
+from moekit_kernels.grouped_gemm.reference import grouped_gemm_reference
 from moekit_kernels.moe_ffn.operands import ExpertWeights
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
 
@@ -32,8 +32,8 @@ def moe_ffn_reference(
     """
     up_proj, down_proj, up_bias, down_bias = weights
     function = activation if callable(activation) else ACTIVATIONS[activation].forward
-    hidden = function(grouped_linear_reference(x[plan.token_of_row], up_proj, plan.offsets, up_bias))
-    y = grouped_linear_reference(hidden, down_proj, plan.offsets, down_bias)
+    hidden = function(grouped_gemm_reference(x[plan.token_of_row], up_proj, plan.offsets, up_bias))
+    y = grouped_gemm_reference(hidden, down_proj, plan.offsets, down_bias)
     weighted = gates.reshape(-1)[plan.slot_of_row].unsqueeze(-1) * y
     out = weighted.new_zeros(x.shape[0], y.shape[1])
     return out.index_add(0, plan.token_of_row, weighted).to(y.dtype)

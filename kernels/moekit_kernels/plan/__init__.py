@@ -3,7 +3,7 @@
 from moekit_kernels.plan.dispatch import dispatch
 from moekit_kernels.plan.dispatch_plan import DispatchPlan, RowOrder
 from moekit_kernels.plan.expert_choice import plan_expert_choice
-from moekit_kernels.plan.op import plan_dispatch, resolve_impl
+from moekit_kernels.plan.op import plan_dispatch
 from moekit_kernels.plan.reference import plan_dispatch_reference
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "plan_dispatch",
     "plan_dispatch_reference",
     "plan_expert_choice",
-    "resolve_impl",
 ]

@@ -1,16 +1,11 @@
 """Checks of what a plan is made from; they read shapes, dtypes and devices only, never a value on a device."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
 
 DROP_POLICIES = ("position", "gate")
-
-Impl = Literal["auto", "torch", "triton"]
-IMPLS = ("auto", "torch", "triton")
 
 
 def check_arguments(

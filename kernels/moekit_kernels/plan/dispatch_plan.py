@@ -11,6 +11,8 @@ from typing import NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from moekit_kernels.impl import Impl
+
 
 class RowOrder(NamedTuple):
     """The index tensors of a plan: what the kernels of the experts read.
@@ -41,6 +43,8 @@ class DispatchPlan(NamedTuple):
         tokens_per_expert: ``(E,)``, slots routed to each expert before any was dropped.
         dropped_per_expert: ``(E,)``, those of them that were over capacity.
         num_tokens: ``T``.
+        impl: The implementation that the plan was asked for with; what runs by the plan follows it unless it is told
+            otherwise.
     """
 
     token_of_row: Int[Tensor, "N"]
@@ -50,6 +54,7 @@ class DispatchPlan(NamedTuple):
     tokens_per_expert: Int[Tensor, "E"]
     dropped_per_expert: Int[Tensor, "E"]
     num_tokens: int
+    impl: Impl = "auto"
 
     @property
     def num_experts(self) -> int:

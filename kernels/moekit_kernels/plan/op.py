@@ -1,16 +1,18 @@
 """``moekit::plan_dispatch``: schema, fake, and which way is taken. A plan has no gradient."""
 
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan import launches
-from moekit_kernels.plan.checks import IMPLS, Impl, check_arguments, check_companions
+from moekit_kernels.plan.checks import check_arguments, check_companions
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
 from moekit_kernels.plan.reference import plan_dispatch_reference
+
+LIMITS = Limits()
 
 _Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -25,7 +27,7 @@ def _plan_dispatch(
     gates: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     plan = launches.plan_slots(expert_ids, num_experts, kept, limit, limit_at, gates)
-    return cast(_Tensors, plan[:-1])
+    return cast(_Tensors, plan[:6])
 
 
 @_plan_dispatch.register_fake
@@ -37,25 +39,7 @@ def _(
     limit_at: Tensor | None,
     gates: Tensor | None,
 ) -> _Tensors:
-    return cast(_Tensors, launches.outputs(expert_ids, num_experts)[:-1])
-
-
-def resolve_impl(impl: str, expert_ids: Tensor) -> Literal["torch", "triton"]:
-    """What ``impl`` means for these ids.
-
-    ``"auto"`` is ``"triton"`` for ids on a GPU (CUDA or HIP) if Triton is installed, else ``"torch"``. An explicit
-    choice is never changed.
-
-    Raises:
-        ValueError: If ``impl`` is unknown, or ``"triton"`` was asked for and is not installed.
-    """
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}.")
-    if impl == "triton" and not triton_is_installed():
-        raise ValueError('impl="triton" needs the package triton, which is not installed: use impl="auto".')
-    if impl == "auto":
-        return "triton" if expert_ids.device.type == "cuda" and triton_is_installed() else "torch"
-    return "triton" if impl == "triton" else "torch"
+    return cast(_Tensors, launches.outputs(expert_ids, num_experts)[:6])
 
 
 def plan_dispatch(
@@ -79,7 +63,8 @@ def plan_dispatch(
         drop_policy: Which slots keep their place in a full expert. ``"position"``: all first choices before all
             second choices, earlier tokens first (GShard, https://arxiv.org/abs/2006.16668). ``"gate"``: the larger
             gate, then the earlier slot (batch prioritised routing of V-MoE, https://arxiv.org/abs/2106.05974, by slot).
-        impl: ``"torch"`` sorts; ``"triton"`` counts; ``"auto"`` picks by :func:`resolve_impl`. Same bits either way.
+        impl: ``"reference"`` and ``"torch"`` sort; ``"triton"`` counts. Same bits either way; see
+            :mod:`moekit_kernels.impl`. The plan carries it, for :func:`~moekit_kernels.combine.combine` and experts.
 
     Returns:
         The plan; the same input gives the same plan on every device and by every ``impl``.
@@ -94,12 +79,13 @@ def plan_dispatch(
         ([1, 0, 2], [0, 1, 1, 3])
     """
     check_arguments(expert_ids, num_experts, kept, capacity, gates, drop_policy)
-    if resolve_impl(impl, expert_ids) == "torch":
-        return plan_dispatch_reference(
+    if resolve_impl(impl, LIMITS, expert_ids.device) == "reference":
+        plan = plan_dispatch_reference(
             expert_ids, num_experts, kept=kept, capacity=capacity, gates=gates, drop_policy=drop_policy
         )
+        return plan if impl == "auto" else plan._replace(impl=impl)
     check_companions(expert_ids, kept, capacity)
     limit, limit_at = (None, capacity) if isinstance(capacity, Tensor) else (capacity, None)
     by_gate = None if gates is None or capacity is None or drop_policy == "position" else gates.detach()
     tensors = cast(_Tensors, _plan_dispatch(expert_ids, num_experts, kept, limit, limit_at, by_gate))
-    return DispatchPlan(*tensors, expert_ids.shape[0])
+    return DispatchPlan(*tensors, expert_ids.shape[0], impl)

@@ -6,17 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moekit_kernels.impl import Limits
+
 Scoring = Literal["softmax", "topk_softmax", "sigmoid"]
 SCORINGS = ("softmax", "topk_softmax", "sigmoid")
 
-Impl = Literal["auto", "reference", "triton"]
-IMPLS = ("auto", "reference", "triton")
-
-MAX_EXPERTS = 4096
-"""Most experts that the kernels take: a row of logits is held in registers."""
-
-MAX_TOP_K = 64
-"""Most experts per token that the kernels take."""
+LIMITS = Limits(max_experts=4096, max_top_k=64)
+"""Of the kernels: a row of logits is held in registers."""
 
 
 def check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None) -> None:
@@ -32,15 +28,6 @@ def check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_grou
     if topk_groups * (num_experts // num_groups) < top_k:
         raise ValueError(
             f"topk_groups={topk_groups} groups of {num_experts // num_groups} experts hold fewer than top_k={top_k}."
-        )
-
-
-def check_limits(num_experts: int, top_k: int) -> None:
-    """Raises ``ValueError`` where the kernels do not reach."""
-    if num_experts > MAX_EXPERTS or top_k > MAX_TOP_K:
-        raise ValueError(
-            f'impl="triton" routes up to {MAX_EXPERTS} experts and top_k up to {MAX_TOP_K}, got {num_experts} experts '
-            f'and top_k={top_k}: use impl="reference".'
         )
 
 

@@ -5,11 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moekit_kernels.routing.checks import check_limits
 from moekit_kernels.runtime import current_target, launch
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes of logits that the kernels read."""
 
 # Warps per multiprocessor: enough to hide latency, few enough for the partial sums to stay small.
 _WARPS_PER_PROCESSOR = 16
@@ -66,7 +62,6 @@ def forward(
     from moekit_kernels.routing import kernel
 
     num_tokens, num_experts = logits.shape
-    check_limits(num_experts, top_k)
     tile = blocks(num_experts)
     programs = min(-(-num_tokens // tile.rows), _WARPS_PER_PROCESSOR // tile.num_warps * target.processors)
     out = outputs(logits, top_k)

@@ -1,16 +1,16 @@
 """``moekit::route`` and ``moekit::route_backward``: schema, fake, autograd, and which way is taken."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.forward_mode import refuse_forward_mode
+from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
-from moekit_kernels.routing.checks import IMPLS, MAX_EXPERTS, MAX_TOP_K, Impl, Scoring, check_arguments, check_limits
+from moekit_kernels.routing.checks import LIMITS, Scoring, check_arguments
 from moekit_kernels.routing.reference import Routed, route_reference
 
 _FLOAT_OUTPUTS = (0, 2, 5, 6, 7, 8)  # gates, probs and the four float sums; the others have no gradient
@@ -130,30 +130,11 @@ _route.register_vmap(_batched(_route))
 _route_backward.register_vmap(_batched(_route_backward))
 
 
-def resolve_impl(impl: Impl, logits: Float[Tensor, "T E"], top_k: int) -> Literal["reference", "triton"]:
-    """What ``impl`` means for these logits.
-
-    ``"auto"`` is ``"triton"`` for logits on a GPU (CUDA or HIP) in float32, bfloat16 or float16, of up to 4096
-    experts and ``top_k`` up to 64, if Triton is installed; else ``"reference"``. An explicit choice is never
-    changed.
-
-    Raises:
-        ValueError: If ``impl`` is unknown, or ``"triton"`` was asked for beyond its dtypes or limits.
-    """
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}, got {impl!r}.")
-    known, num_experts = logits.dtype in launches.DTYPES, logits.shape[-1]
-    if impl == "auto":
-        within = known and num_experts <= MAX_EXPERTS and top_k <= MAX_TOP_K
-        return "triton" if within and logits.device.type == "cuda" and triton_is_installed() else "reference"
-    if impl == "triton":
-        check_limits(num_experts, top_k)
-        if not known:
-            raise ValueError(
-                f'impl="triton" takes logits of float32, bfloat16 or float16, got {logits.dtype}: '
-                'use impl="auto" or "reference".'
-            )
-    return impl
+def resolve_route(impl: str, logits: Float[Tensor, "T E"], top_k: int) -> Resolved:
+    """Returns which implementation ``impl`` means for these logits; see :mod:`moekit_kernels.impl`."""
+    return resolve_impl(
+        impl, LIMITS, logits.device, ("logits", logits.dtype), num_experts=logits.shape[-1], top_k=top_k
+    )
 
 
 def route(
@@ -183,8 +164,8 @@ def route(
         num_groups: Splits the experts into equal groups.
         topk_groups: Chooses within so many groups.
         mask: True for tokens that count in the sums.
-        impl: ``"reference"`` is plain PyTorch, with gradients of every order; ``"triton"`` two kernels, with
-            first-order gradients; ``"auto"`` picks by :func:`resolve_impl`.
+        impl: ``"reference"`` and ``"torch"``: plain PyTorch, with gradients of every order. ``"triton"``: two kernels,
+            with first-order gradients, for up to 4096 experts and ``top_k`` up to 64. See :mod:`moekit_kernels.impl`.
 
     Returns:
         Decision and sums.
@@ -197,7 +178,7 @@ def route(
         >>> routed.ids.tolist(), routed.tokens_per_expert.tolist()
         ([[1, 2]], [0, 1, 1])
     """
-    if resolve_impl(impl, logits, top_k) == "reference":
+    if resolve_route(impl, logits, top_k) == "reference":
         return route_reference(
             logits,
             top_k,

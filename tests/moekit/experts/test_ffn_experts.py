@@ -9,9 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moekit import FFNExperts, plan_dispatch, plan_expert_choice
-from moekit.experts import ffn
-from moekit.experts.ffn import resolve_impl
-from moekit_kernels.availability import triton_is_installed
 from tests.oracles import NAIVE_ACTIVATIONS, assert_close, naive_experts, poisoned_empty, stacked_expert
 from tests.strategies import few, ffn_cases
 
@@ -105,34 +102,14 @@ def test_no_uninitialised_memory_shows(impl, activation):
     assert not any(p.grad[1].any() for p in experts.parameters())
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_what_auto_means(installed, monkeypatch):
-    monkeypatch.setattr(ffn, "triton_is_installed", lambda: installed)
-    cpu, gpu, meta = (torch.device(name) for name in ("cpu", "cuda", "meta"))
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        assert resolve_impl("auto", gpu, dtype, "swiglu") == ("triton" if installed else "torch")
-        assert resolve_impl("auto", gpu, dtype, torch.tanh) == "torch"
-    assert resolve_impl("auto", gpu, torch.float64, "swiglu") == "reference"
-    assert resolve_impl("auto", gpu, torch.float64, torch.tanh) == "reference"
-    for dtype in (torch.float32, torch.float64):
-        assert resolve_impl("auto", cpu, dtype, "swiglu") == resolve_impl("auto", meta, dtype, "gelu") == "torch"
-    for impl in ("torch", "reference", "triton"):
-        assert (
-            resolve_impl(impl, gpu, torch.bfloat16, "swiglu") == resolve_impl(impl, cpu, torch.float64, "relu") == impl
-        )
-
-
-def test_what_auto_means_is_known_to_the_compiler():
-    def function(x, device):
-        return x + 1 if resolve_impl("auto", device, torch.bfloat16, "swiglu") == "triton" else x
-
-    compiled = torch.compile(function, backend="eager", fullgraph=True)
-    assert compiled(torch.zeros(()), torch.device("cuda")).item() == triton_is_installed()
-
-
 def test_the_dtype_that_counts_is_the_one_after_autocast(monkeypatch):
     seen = []
-    monkeypatch.setattr(ffn, "resolve_impl", lambda impl, device, dtype, activation: seen.append(dtype) or "torch")
+
+    def resolve(impl, limits, device, *operands, **options):
+        seen.append(tuple(dtype for _, dtype in operands))
+        return "reference"
+
+    monkeypatch.setattr("moekit_kernels.moe_ffn.op.resolve_impl", resolve)
     x, plan, gates = _inputs()
     single, double = _experts(dtype=torch.float32), _experts()
     single(x.float(), plan, gates.float())
@@ -141,7 +118,8 @@ def test_the_dtype_that_counts_is_the_one_after_autocast(monkeypatch):
         single(x.float(), plan, gates.float())
         double(x, plan, gates.float())
     single(x.float(), plan, gates)
-    assert seen == [torch.float32, torch.bfloat16, torch.float32, torch.float64, torch.float64]
+    half, single_, double_ = torch.bfloat16, torch.float32, torch.float64
+    assert seen == [(single_, single_), (half, half), (half, single_), (double_, single_), (single_, double_)]
 
 
 class CalledError(Exception):
@@ -152,7 +130,7 @@ class CalledError(Exception):
     ("impl", "recompute", "expected"),
     [
         ("auto", "activation", (True, False, "auto")),
-        ("torch", "none", (True, True, "auto")),
+        ("torch", "none", (True, True, "torch")),
         ("triton", "all", (False, False, "triton")),
     ],
 )
@@ -161,9 +139,9 @@ def test_the_operation_gets_the_plan_the_dial_and_the_implementation(impl, recom
         raise CalledError(arguments)
 
     monkeypatch.setattr("moekit_kernels.moe_ffn.op._moe_ffn", operation)
-    x, plan, gates = _inputs()
+    x, plan, gates = _inputs(torch.float32)
     with pytest.raises(CalledError) as called:
-        _experts(impl, recompute=recompute)(x, plan, gates)
+        _experts(impl, recompute=recompute, dtype=torch.float32)(x, plan, gates)
     arguments = called.value.args[0]
     assert arguments[5] is plan.row_of_slot
     assert arguments[-3:] == expected
