@@ -14,6 +14,8 @@ with install_import_hook(["moekit", "moekit_kernels"], "beartype.beartype"):
     from moekit_kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
     from moekit_kernels.moe_ffn import ExpertWeights, moe_ffn, moe_ffn_reference
 
+from typing import Literal, get_args, get_origin
+
 import torch
 from jaxtyping import TypeCheckError, jaxtyped
 from torch import Tensor, nn
@@ -31,7 +33,9 @@ def check_fields(value: tuple) -> None:
     with jaxtyped("context"):
         for name in names:
             field = getattr(value, name)
-            assert isinstance(field, annotations[name]), (type(value).__name__, name, annotations[name], field)
+            kinds = annotations[name]
+            fits = field in get_args(kinds) if get_origin(kinds) is Literal else isinstance(field, kinds)
+            assert fits, (type(value).__name__, name, kinds, field)
     for name in names:
         if isinstance(getattr(value, name), tuple):
             check_fields(getattr(value, name))

@@ -20,7 +20,7 @@ def test_triton_beyond_its_limits_is_refused_at_construction(num_experts: int, t
 
 
 def test_triton_refuses_float64() -> None:
-    with pytest.raises(ValueError, match=r"takes logits of float32, bfloat16 or float16, got torch\.float64"):
+    with pytest.raises(ValueError, match=r"takes logits of bfloat16, float16 and float32, got torch\.float64"):
         TopKRouter(4, 4, 2, impl="triton", dtype=torch.float64)(torch.randn(3, 4, dtype=torch.float64))
 
 
