@@ -3,15 +3,20 @@
 Chopra et al. 2025, "MedMoE: Modality-specialized mixture of experts for medical vision-language understanding",
 https://arxiv.org/abs/2506.08356. Deviations are listed in ``docs/papers.md``.
 
-Each stage is a file; beside it stands what only it needs:
+The model is ``model`` (its router by known modality: ``label_router``), its settings are ``config``; ``build`` makes a
+model from settings or from a run's folder. A stage of the command line is a folder whose ``stage`` holds ``main``; the
+other modules of the folder serve that stage alone. A stage of one module is that module.
 
-- pretrain: ``config``, ``sources``, ``tokens``, ``data``, ``build``, ``model``, ``objective``, ``routing``, ``summary``
-- zero_shot: ``evaluation_sets``, ``prompt_files``, ``prompts/``, ``embedding``, ``local_scoring``, ``scoring``
-- probe: ``features``, ``subsets``, ``linear``
-- retrieve: ``embedding``
-- explain: ``word_maps``, ``seen``, ``pointing``, ``pictures``
-- flops: ``model``
-- report: what the other stages wrote
+| stage | what it writes into the run's folder |
+|---|---|
+| ``pretrain`` | checkpoints, ``history.jsonl``, ``training.json``; facts and routing into ``metrics.json`` |
+| ``zero_shot`` | ``zero_shot/SET.json``: labelled sets classified by the texts of their classes |
+| ``probe`` | ``probe/SET.json``: linear classifiers on frozen features |
+| ``retrieve`` | the section ``retrieval`` of ``metrics.json`` |
+| ``explain`` | ``explain/``: word maps, scale weights, experts; the pointing game into ``metrics.json`` |
+| ``flops`` | nothing of a run: it counts parameters and operations of an architecture |
+| ``report`` | ``report.html``, from what the other stages wrote |
 
-All but pretrain, flops and report open a run through ``inference.Session``.
+Shared by the stages: ``data`` (batches of pairs, labelled sets, tokens) and ``inference`` (``Session``: a pretrained
+run that embeds images and texts).
 """

@@ -70,7 +70,7 @@ def _retrieve(arguments: list[str]) -> None:
 
 
 def _flops(arguments: list[str]) -> None:
-    from recipes.medmoe import flops
+    from recipes.medmoe.flops import stage as flops
 
     _call(flops.main, "flops", arguments)
 

@@ -67,10 +67,10 @@ def retrieve(session: Session, pairs: StudySplit, *, score: Score = "global") ->
         raise ValueError(f"pairs must all have a text, but {len(lacking)} have none, such as {lacking[0]!r}.")
     texts, index = unique_texts([str(text) for text in pairs.texts])
     local = score == "global+local"
-    found = embed(session, pairs, texts, local=local, kind=None, title="retrieval")
-    scores = found.images @ found.prompts.T
-    if found.local is not None:
-        scores = (_standard(scores) + _standard(found.local)) / 2
+    embedded = embed(session, pairs, texts, local=local, kind=None, title="retrieval")
+    scores = embedded.images @ embedded.prompts.T
+    if embedded.local is not None:
+        scores = (_standard(scores) + _standard(embedded.local)) / 2
     about = {"score": score, "route_on": session.model.config.route_on, "images": len(pairs), "texts": len(texts)}
     return about | retrieval_scores(scores, index)
 

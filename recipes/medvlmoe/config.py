@@ -60,9 +60,9 @@ class DataConfig:
     data_root: Path | None = None
     """Folder of the MedMNIST files; the medmnist package's own by default."""
     data_size: int = 28
-    """Edition of a MedMNIST set given by name, in pixels: 28, 64, 128 or 224."""
+    """Edition of a MedMNIST set that is named, in pixels: 28, 64, 128 or 224."""
     download: bool = False
-    """Let the medmnist package download a set given by name."""
+    """Let the medmnist package download a set that is named."""
     force_dicom: bool = False
     """Read DICOM files without preamble and file meta group, as old programs wrote them."""
     use_text: bool = True

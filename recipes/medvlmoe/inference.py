@@ -10,7 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.routing import entropy
-from recipes.medvlmoe.data import Batch
+from recipes.data.studies import StudySplit
+from recipes.medvlmoe.config import Config
+from recipes.medvlmoe.data import Batch, StudyDataset, texts_of
 from recipes.medvlmoe.model import Diagnosis, MedVLMoE
 
 
@@ -53,6 +55,13 @@ class Predictions(NamedTuple):
             columns["experts"] = [";".join(map(str, row)) for row in experts]
             columns["gates"] = [";".join(f"{value:.4f}" for value in row) for row in gates]
         return columns
+
+
+def dataset_of(split: StudySplit, config: Config, model: MedVLMoE, *, whole_notes: bool = False) -> StudyDataset:
+    """Returns a split as the model reads it, without augmentation; ``whole_notes`` as in `texts_of`."""
+    tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
+    texts = texts_of(split, config.data, whole_notes=whole_notes)
+    return StudyDataset(split, texts, tokenizer, model.image_encoder.spec, text_tokens=config.model.text_tokens)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ _POOLINGS = {"mean": masked_mean, "last": last_token, "first": first_token}
 
 
 class Diagnosis(NamedTuple):
-    """What the model says of a batch.
+    """Output of the model for a batch.
 
     Attributes:
         logits: ``(B, C)``, or ``(B, C - 1)`` for ordinal tasks.
@@ -180,22 +180,22 @@ class MedVLMoE(nn.Module):
     def _route_studies(self, features: Tensor) -> tuple[Tensor, RouterStats | None, Routing | None]:
         normed = self.expert_norm(features)
         if not isinstance(self.experts, SparseMoE):
-            made, stats, routing = self.experts(normed), None, None
+            output, stats, routing = self.experts(normed), None, None
         else:
             routing = self.experts.route(normed)
-            made, stats = self.experts(normed, routing=routing)
-        return (features + made if self.config.residual else made), stats, routing
+            output, stats = self.experts(normed, routing=routing)
+        return (features + output if self.config.residual else output), stats, routing
 
     def _route_tokens(self, fused: Fused) -> tuple[Fused, RouterStats | None, Routing | None, Tensor]:
         tokens = torch.cat([fused.image, fused.text], dim=1)
         mask = torch.cat([fused.image_mask, fused.text_mask], dim=1)
         normed = self.expert_norm(tokens)
         if not isinstance(self.experts, SparseMoE):
-            made, stats, routing = self.experts(normed), None, None
+            output, stats, routing = self.experts(normed), None, None
         else:
             routing = self.experts.route(normed, mask=mask)
-            made, stats = self.experts(normed, mask=mask, routing=routing)
-        tokens = tokens + made if self.config.residual else made
+            output, stats = self.experts(normed, mask=mask, routing=routing)
+        tokens = tokens + output if self.config.residual else output
         image, text = tokens.split([fused.image.shape[1], fused.text.shape[1]], dim=1)
         return fused._replace(image=image, text=text), stats, routing, mask
 

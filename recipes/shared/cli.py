@@ -17,7 +17,7 @@ def run_stage(
 ) -> None:
     """Runs the stage that the first argument names.
 
-    A caller's mistake ends as one line; ``--traceback``, which every stage takes, shows where it was found.
+    A caller's mistake ends as one line; ``--traceback``, which every stage takes, shows where it arose.
 
     Args:
         module: The recipe, as in ``python -m MODULE``.
@@ -42,7 +42,7 @@ def run_stage(
 def parse_preset(
     kind: type[Any], presets: Mapping[str, Callable[[], Any]], arguments: list[str], *, prog: str, about: str
 ) -> Any:
-    """Settings of a stage: those of the preset that ``--preset`` names, with what the other arguments change.
+    """Parses the settings of a stage: those of the preset that ``--preset`` names, changed by the other arguments.
 
     Args:
         kind: The dataclass of the settings.

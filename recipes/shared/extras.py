@@ -1,11 +1,11 @@
-"""Imports packages that only the recipes need, with one error that says how to install them."""
+"""Imports packages that only the recipes need, with one error that names the command that installs them."""
 
 import importlib
 from types import ModuleType
 
 
 def require(module: str, purpose: str, *, extra: str = "recipes") -> ModuleType:
-    """Imports ``module`` or says how to get it.
+    """Imports ``module``, or raises an error with the command that installs it.
 
     Args:
         module: Dotted name of the module.

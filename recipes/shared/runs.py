@@ -43,8 +43,13 @@ def write_history(path: Path, epochs: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))
 
 
+def run_device(accelerator: str) -> torch.device:
+    """Returns where a trained run computes: a GPU if there is one, unless its settings name the ``cpu``."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
+
+
 def peak_memory_bytes() -> int:
-    """The most memory used so far: of the GPU where one is used, else of this process."""
+    """Returns the most memory used so far: of the GPU where one is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -52,7 +57,7 @@ def peak_memory_bytes() -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Device and versions, for the record."""
+    """Returns device and versions, for the record."""
     import timm
     import transformers
 

@@ -28,8 +28,9 @@ import recipes.medmoe.report
 from benchmarks import __main__ as benchmarks_cli
 from recipes.medmoe import __main__ as medmoe_cli
 from recipes.medmoe import config as medmoe_config
-from recipes.medmoe import flops, retrieve
+from recipes.medmoe import retrieve
 from recipes.medmoe.explain import stage as explain
+from recipes.medmoe.flops import stage as flops
 from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
 from recipes.medmoe.zero_shot import stage as zero_shot

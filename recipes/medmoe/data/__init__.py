@@ -1,1 +1,1 @@
-"""Pairs, labelled sets and texts as the model takes them."""
+"""Pairs, labelled sets and texts as the tensors that the model takes: ``batches``, ``labelled_sets``, ``tokens``."""

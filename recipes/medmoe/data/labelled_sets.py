@@ -76,16 +76,16 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: If one has no ``=`` or a name is given twice.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for option in options:
         name, equals, value = option.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
             raise ValueError(f"options: expected name=value, got {option!r}.")
-        if name in found:
+        if name in values:
             raise ValueError(f"options: {name} is given twice.")
-        found[name] = tuple(_literal(one) for one in value.split(",")) if name in LISTS else _literal(value)
-    return found
+        values[name] = tuple(_literal(one) for one in value.split(",")) if name in LISTS else _literal(value)
+    return values
 
 
 def _open(name: str, root: Path | None, options: Sequence[str]) -> EvaluationSet:

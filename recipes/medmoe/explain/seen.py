@@ -44,16 +44,16 @@ class Seen:
     expert: int
 
     def finding_map(self, finding: str) -> NDArray[np.float32] | None:
-        """Mean map of the words that name a finding, or ``None`` if the report does not."""
+        """Returns the mean map of the words that name a finding, or ``None`` if the report does not."""
         places = finding_words(finding, self.words)
         return self.maps[places].mean(0) if places else None
 
     def findings(self) -> dict[str, list[Box]]:
-        """The boxes of each finding."""
-        found: dict[str, list[Box]] = {}
+        """Returns the boxes of each finding."""
+        by_finding: dict[str, list[Box]] = {}
         for box in self.study.boxes:
-            found.setdefault(box.finding, []).append(box)
-        return found
+            by_finding.setdefault(box.finding, []).append(box)
+        return by_finding
 
 
 def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
@@ -76,13 +76,13 @@ def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
     routing = _route(session, images, text, studies)
     maps = word_maps(session, images, text, routing)
     tokenizer, limit = session.model.text_encoder.tokenizer, session.config.model.text_tokens
-    found = []
+    outputs = []
     for row, study in enumerate(studies):
         words = words_of(str(study.text), tokenizer, limit)
         arrays = [part[row].float().cpu().numpy() for part in (maps.maps, maps.scale_weights, routing.probs)]
-        found.append(
+        outputs.append(
             Seen(
-                study=replace(study, boxes=tuple(session.boxes(study))),
+                study=replace(study, boxes=session.boxes(study)),
                 picture=pictures[row],
                 words=words,
                 maps=arrays[0][: len(words)],
@@ -91,7 +91,7 @@ def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
                 expert=int(routing.expert_ids[row, 0]),
             )
         )
-    return found
+    return outputs
 
 
 def explanation(one: Seen, tolerance: float = 0.0) -> Explanation:

@@ -1,4 +1,4 @@
-"""Where in an image the words of its report look, and which of the words name a finding."""
+"""The attention of a report's words over the regions of its image, and which of the words name a finding."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ SMALL_WORDS = frozenset(
 
 
 class WordMaps(NamedTuple):
-    """What the words of ``B`` reports see in ``B`` images. N words, L scales, h and w the aligned map.
+    """Attention maps of the words of ``B`` reports over their images. N words, L scales, h and w the aligned map.
 
     Attributes:
         maps: ``(B, N, h, w)``: each real word's map sums to 1, others are 0.
@@ -33,7 +33,7 @@ class WordMaps(NamedTuple):
 
 @torch.no_grad()
 def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routing: Routing) -> WordMaps:
-    """Attention of each word over the regions of its own image (the paper's Figure 3).
+    """Computes the attention of each word over the regions of its own image (the paper's Figure 3).
 
     It is the attention of the local loss that the run was trained with: in the batch form GLoRIA's first temperature
     multiplies, and words compete for each region first if the settings say so; in the printed form per report they do
@@ -68,13 +68,13 @@ def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routi
 
 
 def normal_form(word: str) -> str:
-    """A word without case, punctuation and the ``s`` of a plural; empty if nothing is left."""
+    """Returns a word without case, punctuation and the ``s`` of a plural; empty if nothing is left."""
     letters = "".join(letter for letter in word.casefold() if letter.isalnum())
     return letters[:-1] if len(letters) > 3 and letters.endswith("s") else letters
 
 
 def finding_words(finding: str, words: Sequence[str]) -> list[int]:
-    """Places of the words of a report that name a finding.
+    """Returns the places of the words of a report that name a finding.
 
     Where the whole name stands in the report (``pleural effusions``), these are its words; where it does not
     (``effusion in the pleural space``), all words of the report that belong to the name. Case, punctuation and
@@ -89,16 +89,16 @@ def finding_words(finding: str, words: Sequence[str]) -> list[int]:
     """
     parts = finding.translate(str.maketrans("-_/", "   ")).split()
     name = [form for part in parts if part.casefold() not in SMALL_WORDS and (form := normal_form(part))]
-    said = [(place, normal_form(word)) for place, word in enumerate(words) if word.casefold() not in SMALL_WORDS]
-    said = [(place, form) for place, form in said if form]
-    starts = [i for i in range(len(said) - len(name) + 1) if name and [f for _, f in said[i : i + len(name)]] == name]
+    forms = [(place, normal_form(word)) for place, word in enumerate(words) if word.casefold() not in SMALL_WORDS]
+    forms = [(place, form) for place, form in forms if form]
+    starts = [i for i in range(len(forms) - len(name) + 1) if name and [f for _, f in forms[i : i + len(name)]] == name]
     if starts:
-        return sorted({place for start in starts for place, _ in said[start : start + len(name)]})
-    return [place for place, form in said if form in name]
+        return sorted({place for start in starts for place, _ in forms[start : start + len(name)]})
+    return [place for place, form in forms if form in name]
 
 
 def distinct_words(words: Sequence[str]) -> dict[str, list[int]]:
-    """The words of a report that say something, each with its places.
+    """Returns the words of a report that carry meaning, each with its places.
 
     Args:
         words: The report's.
@@ -111,7 +111,7 @@ def distinct_words(words: Sequence[str]) -> dict[str, list[int]]:
     for place, word in enumerate(words):
         places.setdefault(normal_form(word), []).append(place)
     return {
-        words[found[0]]: found
-        for form, found in places.items()
-        if len(form) > 2 and form.isalpha() and words[found[0]].casefold() not in SMALL_WORDS
+        words[at[0]]: at
+        for form, at in places.items()
+        if len(form) > 2 and form.isalpha() and words[at[0]].casefold() not in SMALL_WORDS
     }

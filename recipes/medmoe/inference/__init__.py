@@ -1,1 +1,1 @@
-"""A pretrained run, loaded: embeddings, local scores and routing of a split."""
+"""A pretrained run, loaded: ``run.Session`` encodes, and the other modules embed, score locally and route a split."""

@@ -1,4 +1,4 @@
-"""A split and texts as the model sees them: embeddings, local scores, and the experts chosen."""
+"""A split and texts in the model's space: embeddings, local scores, and the experts chosen."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.data.studies import StudySplit
-from recipes.medmoe.inference.local_scoring import experts_used, local_scores, modality_labels
+from recipes.medmoe.inference.local_scoring import experts_used, modality_labels, routed_local_scores
 from recipes.medmoe.inference.run import Session
 
 
 class Embedded(NamedTuple):
-    """A split and its prompts as the model sees them.
+    """Embeddings, local scores and experts of a split and its prompts.
 
     Attributes:
         images: ``(N, D)``.
@@ -33,7 +33,7 @@ class Embedded(NamedTuple):
 def embed(
     session: Session, studies: StudySplit, texts: Sequence[str], *, local: bool, kind: str | None, title: str
 ) -> Embedded:
-    """Embeds a split and texts, with their local scores where they are wanted.
+    """Embeds a split and texts, with their local scores on request.
 
     Args:
         session: The run.
@@ -44,7 +44,7 @@ def embed(
         title: Of the progress bar.
 
     Raises:
-        ValueError: If local scores are wanted, the kind of an image chooses its expert, and it is not known.
+        ValueError: If local scores are asked for, the kind of an image chooses its expert, and it is not known.
     """
     by = session.model.config.route_on
     labels = None
@@ -63,7 +63,7 @@ def embed(
         if decided:
             experts += experts_used(session, image, batch_labels)
         if local:
-            scores.append(as_array(local_scores(session, image, text, batch_labels)))
+            scores.append(as_array(routed_local_scores(session, image, text, batch_labels)))
     if by == "text":
         experts = session.model.route(text=text).expert_ids[:, 0].tolist()
     return Embedded(
@@ -75,5 +75,5 @@ def embed(
 
 
 def as_array(values: torch.Tensor) -> NDArray[np.float64]:
-    """A tensor as float64 numbers of numpy."""
+    """Returns a tensor as float64 numbers of numpy."""
     return values.double().cpu().numpy()

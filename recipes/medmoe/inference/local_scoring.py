@@ -16,7 +16,7 @@ from recipes.medmoe.model import ImageFeatures, TextFeatures
 
 
 def modality_labels(session: Session, split: StudySplit, modality: str | None) -> Tensor:
-    """The expert that belongs to each image's kind.
+    """Returns the expert that belongs to each image's kind.
 
     Args:
         session: The run.
@@ -36,15 +36,17 @@ def modality_labels(session: Session, split: StudySplit, modality: str | None) -
             f"modality: the expert is chosen by the kind of the image, which is not known for {unknown} of "
             f"{len(split)} images. Give modality, one of {', '.join(session.modalities)}."
         )
-    strange = sorted({kind for kind in kinds if kind not in session.modalities})
-    if strange:
+    unsupported = sorted({kind for kind in kinds if kind not in session.modalities})
+    if unsupported:
         raise ValueError(
-            f"modality: the run has no expert for {', '.join(strange)}; it knows {', '.join(session.modalities)}."
+            f"modality: the run has no expert for {', '.join(unsupported)}; it knows {', '.join(session.modalities)}."
         )
     return torch.tensor([session.modalities.index(kind) for kind in kinds], device=session.device)
 
 
-def local_scores(session: Session, image: ImageFeatures, text: TextFeatures, labels: Tensor | None = None) -> Tensor:
+def routed_local_scores(
+    session: Session, image: ImageFeatures, text: TextFeatures, labels: Tensor | None = None
+) -> Tensor:
     """Scores every image against every text by words and regions.
 
     Routed by image or label, an image has one expert for all texts. Routed by text, every image runs through the
@@ -62,29 +64,31 @@ def local_scores(session: Session, image: ImageFeatures, text: TextFeatures, lab
     model = session.model
     if model.config.route_on != "text":
         local = model.local(image, model.route(image=image, labels=labels))
-        return session.local_scores(local, text)
+        return session.word_region_scores(local, text)
     routing = model.route(text=text)
     count = len(image.embedding)
     scores = text.embedding.new_empty(count, len(text.embedding))
     for rows in _same_decisions(routing):
         local = model.local(image, _repeat(routing, rows[0], count))
-        scores[:, rows] = session.local_scores(local, TextFeatures(*(field[rows] for field in text))).to(scores.dtype)
+        scores[:, rows] = session.word_region_scores(local, TextFeatures(*(field[rows] for field in text))).to(
+            scores.dtype
+        )
     return scores
 
 
 def experts_used(session: Session, image: ImageFeatures, labels: Tensor | None = None) -> list[int]:
-    """The expert of each image where images or labels decide.
+    """Returns the expert of each image where images or labels decide.
 
     Args:
         session: The run.
         image: ``B`` images.
-        labels: As for :func:`local_scores`.
+        labels: As for :func:`routed_local_scores`.
     """
     return session.model.route(image=image, labels=labels).expert_ids[:, 0].tolist()
 
 
 def mean_regions(session: Session, image: ImageFeatures, labels: Tensor | None) -> Tensor:
-    """Mean over the regions of each image's expert.
+    """Computes the mean over the regions of each image's expert.
 
     Args:
         session: The run.
@@ -101,7 +105,7 @@ def mean_regions(session: Session, image: ImageFeatures, labels: Tensor | None) 
 
 
 def describe_routing(session: Session, experts: list[int], of: str, modality: str | None) -> dict[str, Any]:
-    """What a result says about the routing.
+    """Describes the routing, for a result.
 
     Args:
         session: The run.
@@ -121,7 +125,7 @@ def describe_routing(session: Session, experts: list[int], of: str, modality: st
 
 
 def _same_decisions(routing: Routing) -> list[list[int]]:
-    """Rows of equal expert and gate."""
+    """Groups the rows of equal expert and gate."""
     groups: dict[tuple[int, float], list[int]] = {}
     for row, key in enumerate(zip(routing.expert_ids[:, 0].tolist(), routing.gates[:, 0].tolist(), strict=True)):
         groups.setdefault(key, []).append(row)
@@ -129,7 +133,7 @@ def _same_decisions(routing: Routing) -> list[list[int]]:
 
 
 def _repeat(routing: Routing, row: int, count: int) -> Routing:
-    """One row's decision for ``count`` images."""
+    """Repeats one row's decision for ``count`` images."""
 
     def copies(field: Tensor) -> Tensor:
         return field[row : row + 1].expand(count, *field.shape[1:]).contiguous()

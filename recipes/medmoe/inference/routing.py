@@ -1,4 +1,4 @@
-"""Which expert takes which kind of image: the routing matrix of a split, its purity, the router's accuracy."""
+"""Which expert is chosen for which kind of image: the routing matrix of a split, its purity, the router's accuracy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ PURITY_IS = "share of the images at the expert of their modality, under the best
 
 @torch.no_grad()
 def chosen_experts(session: Session, split: PairSplit) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The expert of every pair of a split, and its probability, by what the run routes on.
+    """Returns the expert of every pair of a split, and its probability, by what the run routes on.
 
     Args:
         session: The run.
@@ -28,26 +28,26 @@ def chosen_experts(session: Session, split: PairSplit) -> tuple[NDArray[np.int64
     """
     model, route_on = session.model, session.config.model.route_on
     if route_on == "text":
-        found = [model.route(text=session.texts([str(text) for text in split.texts]))]
+        routings = [model.route(text=session.texts([str(text) for text in split.texts]))]
     elif route_on == "label":
         labels = torch.tensor(labels_of(session, split), device=session.device)
-        found = [model.route(labels=labels)]
+        routings = [model.route(labels=labels)]
     else:
-        found = [model.route(image=image) for _, image in session.image_batches(split, title="routing")]
-    experts = torch.cat([routing.expert_ids[:, 0] for routing in found])
-    probs = torch.cat([routing.probs.gather(1, routing.expert_ids)[:, 0] for routing in found])
+        routings = [model.route(image=image) for _, image in session.image_batches(split, title="routing")]
+    experts = torch.cat([routing.expert_ids[:, 0] for routing in routings])
+    probs = torch.cat([routing.probs.gather(1, routing.expert_ids)[:, 0] for routing in routings])
     return experts.cpu().numpy(), probs.float().cpu().numpy()
 
 
 def labels_of(session: Session, split: PairSplit) -> list[int]:
-    """Place of each pair's modality, -100 where it is not known."""
+    """Returns the place of each pair's modality, -100 where it is not known."""
     model = session.model
     reader = PairReader(model.modalities, model.text_encoder.tokenizer, model.image_encoder.spec, 1)
     return [reader.label(modality) for modality in split.modalities]
 
 
 def routing_report(session: Session, split: PairSplit) -> dict[str, Any]:
-    """The routing of a split, for ``metrics.json``.
+    """Describes the routing of a split, for ``metrics.json``.
 
     Returns:
         ``modalities`` (those that occur), ``experts`` (K), ``matrix`` (share of each modality's images at each
@@ -78,13 +78,13 @@ def routing_report(session: Session, split: PairSplit) -> dict[str, Any]:
 def routing_counts(
     experts: NDArray[np.int64], labels: NDArray[np.int64], present: Sequence[int], num_experts: int
 ) -> NDArray[np.float64]:
-    """Images of each modality at each expert, ``(modalities that occur, K)``."""
+    """Counts the images of each modality at each expert, ``(modalities that occur, K)``."""
     rows = [np.bincount(experts[labels == place], minlength=num_experts) for place in present]
     return np.array(rows, dtype=np.float64).reshape(len(present), num_experts)
 
 
 def purity(counts: NDArray[np.float64]) -> float:
-    """Share of the images at their modality's expert, each expert matched with one modality at most.
+    """Computes the share of the images at their modality's expert, each expert matched with one modality at most.
 
     1 when every modality has an expert of its own; the largest modality's share when all images go to one
     expert. (Cluster purity without the one-to-one match would call the latter pure, seen from the modalities.)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.contrastive import local_scores
-from recipes.data.images.transforms import fit_square, to_tensor
+from recipes.data.images.transforms import fit_boxes, fit_square, to_tensor
 from recipes.data.pairs import PairSource
 from recipes.data.studies import Box, Study, StudySplit
 from recipes.medmoe.build import load_model
@@ -19,6 +19,7 @@ from recipes.medmoe.config import Config
 from recipes.medmoe.data.sources import build_source
 from recipes.medmoe.data.tokens import Tokens, tokenize
 from recipes.medmoe.model import ImageFeatures, LocalFeatures, MedMoE, TextFeatures
+from recipes.shared.runs import run_device
 
 
 @dataclass(frozen=True)
@@ -39,27 +40,26 @@ class Session:
 
     @classmethod
     def open(cls, run: Path, checkpoint: str = "best") -> "Session":
-        """Loads a run, onto a GPU where there is one and the run's settings do not say ``cpu``.
+        """Loads a run, onto a GPU where there is one and the run was not set to ``cpu``.
 
         Raises:
             ValueError: If the folder is not that of a pretrained run.
         """
         model, config = load_model(run, checkpoint)
-        on_gpu = torch.cuda.is_available() and config.train.accelerator != "cpu"
-        device = torch.device("cuda" if on_gpu else "cpu")
+        device = run_device(config.train.accelerator)
         return cls(run, config, model.to(device).requires_grad_(False), device)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names of the experts' modalities: expert k is meant for the k-th."""
+        """Returns the names of the experts' modalities: expert k is meant for the k-th."""
         return self.model.modalities
 
     def source(self) -> PairSource:
-        """The run's own data."""
+        """Opens the run's own data."""
         return build_source(self.config)
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
-        """Texts as token ids."""
+        """Tokenizes texts."""
         return tokenize(texts, self.model.text_encoder.tokenizer, self.config.model.text_tokens).to(self.device)
 
     @torch.no_grad()
@@ -99,27 +99,20 @@ class Session:
             yield rows, self.images([self.picture(split, row) for row in rows])
 
     def picture(self, split: StudySplit, index: int) -> NDArray[np.uint8]:
-        """A study's image as the encoder sees it: fitted to a square."""
+        """Returns a study's image fitted to the encoder's square."""
         return self.fit(split[index].image)
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fits any image to the encoder's square, aspect kept, black around."""
         return fit_square(image, self.model.image_encoder.spec.size)
 
-    def boxes(self, study: Study) -> list[Box]:
-        """A study's boxes in pixels of its fitted square."""
-        height, width = study.image.shape[:2]
-        size = self.model.image_encoder.spec.size
-        scale = size / max(height, width)
-        left, top = (size - width * scale) / 2, (size - height * scale) / 2
-        return [
-            Box(b.finding, b.x0 * scale + left, b.y0 * scale + top, b.x1 * scale + left, b.y1 * scale + top)
-            for b in study.boxes
-        ]
+    def boxes(self, study: Study) -> tuple[Box, ...]:
+        """Returns a study's boxes in pixels of its fitted square."""
+        return fit_boxes(study.boxes, study.image.shape, self.model.image_encoder.spec.size)
 
     @torch.no_grad()
-    def local_scores(self, local: LocalFeatures, text: TextFeatures) -> Tensor:
-        """GLoRIA's scores ``(B, T)`` of every image's regions with every text's words."""
+    def word_region_scores(self, local: LocalFeatures, text: TextFeatures) -> Tensor:
+        """Computes GLoRIA's scores ``(B, T)`` of every image's regions with every text's words."""
         return local_scores(
             local.regions.flatten(2).mT,
             text.words,

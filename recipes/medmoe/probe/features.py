@@ -53,12 +53,12 @@ def set_features(
         session: The run.
         one: The set.
         split: Which studies.
-        local: Whether features of the regions are wanted.
+        local: Whether to compute features of the regions.
         modality: Kind of the images, where the set does not say it.
         checkpoint: Which weights the session has.
 
     Raises:
-        ValueError: If local features are wanted and the expert of an image is not known.
+        ValueError: If local features are asked for and the expert of an image is not known.
     """
     studies = one.splits[split]
     kind = modality or one.modality
@@ -68,13 +68,13 @@ def set_features(
     kept = _read(path, key)
     if kept is not None:
         return kept
-    made = _compute(session, studies, labels, local=local, title=f"{one.name} {split}")
-    arrays: dict[str, Any] = {name: value for name, value in made._asdict().items() if value is not None}
+    features = _compute(session, studies, labels, local=local, title=f"{one.name} {split}")
+    arrays: dict[str, Any] = {name: value for name, value in features._asdict().items() if value is not None}
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part.npz")
     np.savez_compressed(part, key=np.array(key), **arrays)
     part.replace(path)
-    return made
+    return features
 
 
 def _labels(session: Session, studies: StudySplit, kind: str | None) -> torch.Tensor | None:
@@ -116,13 +116,13 @@ def _key(session: Session, studies: StudySplit, checkpoint: str, labels: list[in
         content.update(studies[row].image.tobytes())
     content.update(np.ascontiguousarray(studies.labels).tobytes())
     content.update(json.dumps([list(studies.ids), labels]).encode())
-    made_of = {
+    origin = {
         "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "studies": content.hexdigest(),
         "experts": session.model.config.route_on if labels is None else "label",
         "local": local,
     }
-    return json.dumps(made_of, sort_keys=True)
+    return json.dumps(origin, sort_keys=True)
 
 
 def _read(path: Path, key: str) -> Features | None:

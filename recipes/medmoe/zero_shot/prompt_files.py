@@ -128,8 +128,8 @@ def choose_prompts(
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1 prompt per class, or None for all, got {count}.")
     known = {_plain(name): name for name in prompts.classes}
-    wanted = list(prompts.classes) if classes is None else list(classes)
-    missing = [name for name in wanted if _plain(name) not in known]
+    names = list(prompts.classes) if classes is None else list(classes)
+    missing = [name for name in names if _plain(name) not in known]
     if missing:
         raise ValueError(
             f"prompts: {prompts.name!r} has no prompts for the classes {missing}; it has {list(prompts.classes)}. "
@@ -137,7 +137,7 @@ def choose_prompts(
         )
     chosen: dict[str, tuple[str, ...]] = {}
     against: dict[str, tuple[str, ...]] = {}
-    for name in wanted:
+    for name in names:
         texts = prompts.classes[known[_plain(name)]]
         if count is not None and len(texts) < count:
             raise ValueError(

@@ -134,13 +134,13 @@ def _gloria(images: Array, prompts: Sequence[Array], local: Sequence[ArrayLike] 
             "scoring='gloria' takes z-scores over the images and needs at least two, got 1. "
             "Use scoring='mean' for single images."
         )
-    given = [np.asarray(one, np.float64) for one in local]
+    arrays = [np.asarray(one, np.float64) for one in local]
     expected = [(len(images), len(one)) for one in prompts]
-    if [one.shape for one in given] != expected:
-        raise ValueError(f"local must have shapes {expected}, images x prompts, got {[one.shape for one in given]}.")
-    if not all(np.isfinite(one).all() for one in given):
+    if [one.shape for one in arrays] != expected:
+        raise ValueError(f"local must have shapes {expected}, images x prompts, got {[one.shape for one in arrays]}.")
+    if not all(np.isfinite(one).all() for one in arrays):
         raise ValueError("local must be finite, got NaN or infinity. Check the model for overflow.")
-    best = np.stack([one.max(axis=1) for one in given], axis=1)
+    best = np.stack([one.max(axis=1) for one in arrays], axis=1)
     return (z_scores(_max_cosines(images, prompts)) + z_scores(best)) / 2
 
 
@@ -162,8 +162,8 @@ def _unit_classes(name: str, classes: Sequence[ArrayLike], dim: int) -> list[Arr
 def _unit(name: str, vectors: ArrayLike, dim: int | None = None) -> Array:
     rows = np.asarray(vectors, np.float64)
     if rows.ndim != 2 or 0 in rows.shape or rows.shape[1] != (dim or rows.shape[1]):
-        wanted = "(count, dim)" if dim is None else f"(count, {dim})"
-        raise ValueError(f"{name} must have shape {wanted} with a count of at least 1, got {rows.shape}.")
+        expected = "(count, dim)" if dim is None else f"(count, {dim})"
+        raise ValueError(f"{name} must have shape {expected} with a count of at least 1, got {rows.shape}.")
     if not np.isfinite(rows).all():
         raise ValueError(f"{name} must be finite, got NaN or infinity. Check the model for overflow.")
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)

@@ -6,19 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.data.studies import StudySplit
 from recipes.medmoe.data.labelled_sets import open_sets
-from recipes.medmoe.inference.embedding import Embedded, as_array, embed
-from recipes.medmoe.inference.local_scoring import describe_routing
 from recipes.medmoe.inference.run import Session
+from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts, load_prompts, parse_prompts, template_prompts
-from recipes.medmoe.zero_shot.scoring import ClassScores, Scoring, score_classes
+from recipes.medmoe.zero_shot.scoring import Scoring
 from recipes.shared.runs import read_json, update_metrics, write_json
-from recipes.shared.scores.confusion import confusion_matrix
-from recipes.shared.scores.metrics import evaluate_predictions
 
 SUMMARY = ("accuracy", "accuracy_ci95", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share", "studies")
 """What ``metrics.json`` keeps of a set's result, besides how it was scored."""
@@ -68,7 +63,7 @@ def main(
     """
     session = Session.open(run, checkpoint)
     known, results, section = _known_sets(run), {}, {}
-    # All prompts first: a set without any is found before time is spent on the others.
+    # All prompts first: a set without any stops the call before time is spent on the others.
     sets = [
         (one, choose_prompts(_prompts_of(one, own, prompts, templates=templates), one.classes, count=count, seed=seed))
         for one, own in open_sets(session, names=set, root=root, csv=csv, options=options)
@@ -86,71 +81,6 @@ def main(
         update_metrics(run, zero_shot=section)
         print(_line(result))
     return section
-
-
-@torch.no_grad()
-def evaluate_set(
-    session: Session,
-    one: EvaluationSet,
-    prompts: Prompts,
-    *,
-    scoring: Scoring = "mean",
-    split: str = "test",
-    modality: str | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Classifies one split of one set.
-
-    Args:
-        session: The run.
-        one: The set.
-        prompts: The prompts of each of its classes.
-        scoring: See :mod:`recipes.medmoe.zero_shot.scoring`.
-        split: Which studies.
-        modality: Kind of the images, where the set does not say it.
-        bootstrap: Resamples of patients.
-        seed: Of the bootstrap.
-
-    Returns:
-        What ``zero_shot/SET.json`` holds.
-
-    Raises:
-        ValueError: If the set has no such split, the prompts do not serve the scoring, or the kind of the images
-            is needed and not known.
-    """
-    _check_fit(one, prompts, scoring, split)
-    studies, kind = one.splits[split], modality or one.modality
-    scores, found = _score(session, studies, one, prompts, scoring=scoring, kind=kind, title=one.name)
-    measured = evaluate_predictions(
-        scores.probs, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
-    )
-    single = one.task != "multi-label"
-    by = session.model.config.route_on
-    of = "prompts" if by == "text" else "images"
-    result: dict[str, Any] = {
-        "set": one.name,
-        "task": one.task,
-        "split": split,
-        "modality": kind,
-        "scoring": scoring,
-        "scale": _scale(session),
-        "seed": seed,
-        "route_on": by,
-        "routing_matters": scoring == "gloria",
-        "routing": None if found.experts is None else describe_routing(session, found.experts, of, kind),
-        "chance": 1 / len(one.classes) if single else None,
-        "accuracy": None,
-        "accuracy_ci95": None,
-        "majority_share": None,
-        "confusion": None,
-        "prompts": {"file": prompts.name} | prompts.to_json(),
-        "classes": list(one.classes),
-        "notes": list(one.notes),
-    } | measured
-    if single:
-        _add_confusion(result, scores, studies)
-    return result
 
 
 def headline(results: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,57 +107,10 @@ def headline(results: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any])
     }
 
 
-def _check_fit(one: EvaluationSet, prompts: Prompts, scoring: str, split: str) -> None:
-    if split not in one.splits:
-        raise ValueError(f"split: the set {one.name} has no {split} split, it has {', '.join(one.splits)}.")
-    lacking = [name for name in one.classes if name not in prompts.absent]
-    if scoring == "pairs" and lacking:
-        raise ValueError(
-            f"scoring='pairs' needs texts against each class, but {prompts.name!r} has none for {lacking}: "
-            'add them under "absent", or use another scoring.'
-        )
-
-
-def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySplit) -> None:
-    confusion = confusion_matrix(scores.scores, studies.labels, result["classes"])
-    result["majority_share"] = confusion.pop("majority_share")
-    for name, recall in confusion.pop("recall").items():
-        result["per_class"][name]["recall"] = recall
-    result["confusion"] = confusion
-
-
-def _score(
-    session: Session,
-    studies: StudySplit,
-    one: EvaluationSet,
-    prompts: Prompts,
-    *,
-    scoring: Scoring,
-    kind: str | None,
-    title: str,
-) -> tuple[ClassScores, Embedded]:
-    texts = [text for name in one.classes for text in prompts.classes[name]]
-    found = embed(session, studies, texts, local=scoring == "gloria", kind=kind, title=title)
-    sizes = np.cumsum([len(prompts.classes[name]) for name in one.classes])[:-1]
-    absent = None
-    if scoring == "pairs":
-        absent = [as_array(session.texts(prompts.absent[name]).embedding) for name in one.classes]
-    scores = score_classes(
-        found.images,
-        np.split(found.prompts, sizes),
-        scoring=scoring,
-        task=one.task,
-        scale=_scale(session),
-        absent=absent,
-        local=None if found.local is None else np.split(found.local, sizes, axis=1),
-    )
-    return scores, found
-
-
-def _prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, given: str | None, *, templates: bool) -> Prompts:
-    """The prompts asked for, else the set's own, else templates if they may be used."""
-    if given is not None:
-        return load_prompts(given)
+def _prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, name: str | None, *, templates: bool) -> Prompts:
+    """Returns the prompts asked for, else the set's own, else templates if they may be used."""
+    if name is not None:
+        return load_prompts(name)
     if own is not None:
         return parse_prompts(own, one.name)
     if one.prompts is not None:
@@ -238,11 +121,6 @@ def _prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, given: str | 
         f"prompts: the set {one.name} has no prompt file of its own. Give one with --prompts, or put its class names "
         f"({', '.join(one.classes)}) into plain sentences with --templates."
     )
-
-
-def _scale(session: Session) -> float:
-    """What the model multiplies cosines by: GLoRIA's third temperature."""
-    return float(session.model.config.temperatures[2])
 
 
 def _known_sets(run: Path) -> dict[str, Any]:

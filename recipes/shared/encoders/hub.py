@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading(what: str, remedy: str) -> Iterator[None]:
-    """Turns whatever a hub client raises into one error that says what to do.
+    """Turns whatever a hub client raises into one error that names a remedy.
 
     Args:
         what: What is being loaded, such as ``"image encoder 'vit_base_patch16_224'"``.

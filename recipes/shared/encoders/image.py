@@ -11,7 +11,7 @@ from recipes.shared.encoders.timm_models import HUB, blank_pass, build
 
 
 class ImageTokens(NamedTuple):
-    """What an image encoder sees.
+    """Output of an image encoder.
 
     Attributes:
         patches: ``(B, M, D)``, row by row.
@@ -79,18 +79,18 @@ def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_strid
         weights: ``"hub"`` for the pretrained weights of ``name``, ``"random"``, or the path of a file with a
             state dict (:func:`~recipes.shared.encoders.weights.load_weights_file` lists the layouts). A folder
             brings its own weights.
-        output_stride: Pixels per patch wished for (8, 16 or 32). Architectures that allow no choice keep theirs.
+        output_stride: Requested pixels per patch (8, 16 or 32); ignored by architectures that allow no choice.
 
     Raises:
         ValueError: If timm knows no such model, it does not take images of this size, ``weights`` is
             neither word nor an existing file, or the file does not fit.
-        RuntimeError: If the weights cannot be loaded; the message says what to do.
+        RuntimeError: If the weights cannot be loaded; the message names a remedy.
     """
-    wishes = {"img_size": size, "output_stride": output_stride}
-    model, spec = build(name, size, weights=weights, wishes=wishes, fixed={"num_classes": 0})
+    optional = {"img_size": size, "output_stride": output_stride}
+    model, spec = build(name, size, weights=weights, optional_kwargs=optional, fixed_kwargs={"num_classes": 0})
     return ImageEncoder(model, spec)
 
 
 def normalisation(spec: ImageEncoderSpec) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation as ``(3, 1, 1)`` tensors."""
+    """Returns mean and standard deviation as ``(3, 1, 1)`` tensors."""
     return torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)

@@ -82,11 +82,11 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             joined, index = place
             parts.setdefault(joined, {})[index] = (name, value)
-    for joined, found in parts.items():
-        if len(found) == len(set(_PLACE.values())):
-            tower[joined] = torch.cat([found[index][1] for index in sorted(found)])
+    for joined, parts_of_one in parts.items():
+        if len(parts_of_one) == len(set(_PLACE.values())):
+            tower[joined] = torch.cat([parts_of_one[index][1] for index in sorted(parts_of_one)])
         else:
-            tower.update(found.values())
+            tower.update(parts_of_one.values())
     return tower
 
 

@@ -74,19 +74,18 @@ def load_pyramid_encoder(name: str, size: int, *, weights: str = HUB, scales: in
     Raises:
         ValueError: If timm knows no such model, it has no such pyramid or does not take images of this size,
             ``weights`` is neither word nor an existing file, or the file does not fit.
-        RuntimeError: If the weights cannot be loaded; the message says what to do.
+        RuntimeError: If the weights cannot be loaded; the message names a remedy.
     """
     if scales < 1:
         raise ValueError(f"scales must be at least 1, got {scales}.")
-    wishes = {"img_size": size}
     # The list, not a tuple: as json gives it back.
-    fixed = {"features_only": True, "out_indices": list(range(-scales, 0))}
+    fixed_kwargs = {"features_only": True, "out_indices": list(range(-scales, 0))}
     try:
-        model, spec = build(name, size, weights=weights, wishes=wishes, fixed=fixed)
+        model, spec = build(name, size, weights=weights, optional_kwargs={"img_size": size}, fixed_kwargs=fixed_kwargs)
     except (AssertionError, AttributeError, IndexError, NotImplementedError, TypeError) as error:
         raise ValueError(
             f"image encoder {name!r} gives no pyramid of {scales} scales ({error}): give another --image-encoder; "
             "Swin, ResNet, ConvNeXt and EfficientNet have four."
         ) from error
-    spec.options["out_indices"] = fixed["out_indices"]
+    spec.options["out_indices"] = fixed_kwargs["out_indices"]
     return PyramidEncoder(model, spec)

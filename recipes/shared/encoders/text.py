@@ -63,15 +63,15 @@ def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] =
     Args:
         name: A hub id (``microsoft/biogpt``, ``emilyalsentzer/Bio_ClinicalBERT``), a folder saved by
             ``save_pretrained`` (model and tokenizer), or one of two that are random, have two layers of width
-            128, and the words of ``texts`` as vocabulary: ``"tiny"``, a BioGPT, where a word sees the words
-            before it, and ``"tiny-bert"``, a BERT, where it sees all of them, as word-level alignment wants.
+            128, and the words of ``texts`` as vocabulary: ``"tiny"``, a BioGPT, where a word attends to the words
+            before it, and ``"tiny-bert"``, a BERT, where it attends to all of them, as word-level alignment needs.
         weights: ``"hub"`` for pretrained weights, ``"random"`` for the architecture alone (its
             configuration and tokenizer still come from ``name``).
         texts: The training texts, for the tiny ones only.
 
     Raises:
         ValueError: If ``weights`` is neither word.
-        RuntimeError: If model or tokenizer cannot be loaded; the message says what to do.
+        RuntimeError: If model or tokenizer cannot be loaded; the message names a remedy.
     """
     if weights not in ("hub", "random"):
         raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r}.')

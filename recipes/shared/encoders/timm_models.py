@@ -1,4 +1,4 @@
-"""timm models by name, from a local folder or from a hub, with the weights that were asked for."""
+"""timm models by name, from a local folder or from a hub, with pretrained, random or given weights."""
 
 import json
 from itertools import combinations
@@ -23,25 +23,26 @@ _REMEDY = (
 
 
 def build(
-    name: str, size: int, *, weights: str, wishes: dict[str, Any], fixed: dict[str, Any]
+    name: str, size: int, *, weights: str, optional_kwargs: dict[str, Any], fixed_kwargs: dict[str, Any]
 ) -> tuple[nn.Module, ImageEncoderSpec]:
-    """Builds a timm model and says from what.
+    """Builds a timm model, and the spec that it can be built from again.
 
     Args:
         name: A timm name, a folder saved by ``timm.models.save_for_hf``, or ``hf-hub:owner/name``.
         size: Side of the square input, in pixels.
         weights: ``"hub"``, ``"random"``, or the path of a file (see
             :func:`~recipes.shared.encoders.weights.load_weights_file`). A folder brings its own weights.
-        wishes: Arguments for those architectures that know them; None is no wish.
-        fixed: Arguments that every architecture must take; they are not part of the spec.
+        optional_kwargs: Passed to those architectures that accept them, unless ``None``.
+        fixed_kwargs: Passed to every architecture; they are not part of the spec.
 
     Returns:
-        The model, and its spec: options are the wishes it took and what its folder or repository says.
+        The model, and its spec, whose options are those of ``optional_kwargs`` that were accepted and those that its
+        folder or repository was saved with.
 
     Raises:
         ValueError: If timm knows no such model, ``weights`` is neither word nor an existing file, or the file
             does not fit.
-        RuntimeError: If the weights cannot be loaded; the message says what to do.
+        RuntimeError: If the weights cannot be loaded; the message names a remedy.
     """
     source = f"local-dir:{Path(name).resolve()}" if Path(name).is_dir() else name
     if weights not in (HUB, RANDOM) and not Path(weights).is_file():
@@ -53,18 +54,18 @@ def build(
         )
     with loading(f"image encoder {name!r}", _REMEDY):
         saved = _saved_options(source)
-        model, used = _create(source, wishes, pretrained=weights == HUB, **fixed)
+        model, used = _create(source, optional_kwargs, pretrained=weights == HUB, **fixed_kwargs)
     cfg = model.pretrained_cfg
     mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     if weights not in (HUB, RANDOM):
         whole = timm.create_model(source, pretrained=False, **used)
         mean, std = load_weights_file(model, whole, Path(weights)) or (mean, std)
-    options = {key: value for key, value in {**saved, **used}.items() if key not in fixed}
+    options = {key: value for key, value in {**saved, **used}.items() if key not in fixed_kwargs}
     return model, ImageEncoderSpec(cfg["architecture"], size, mean, std, options)
 
 
 def blank_pass(encoder: nn.Module, spec: ImageEncoderSpec) -> Any:
-    """What an encoder makes of a blank image; architectures tell their shapes in no common way.
+    """Encodes a blank image, since architectures report their shapes in no common way.
 
     Raises:
         ValueError: If the encoder does not take images of the spec's size.
@@ -84,7 +85,7 @@ def blank_pass(encoder: nn.Module, spec: ImageEncoderSpec) -> Any:
 
 
 def _saved_options(source: str) -> dict[str, Any]:
-    """The arguments that a folder or a repository was saved with; timm applies them silently."""
+    """Reads the arguments that a folder or a repository was saved with; timm applies them silently."""
     kind, _, place = source.partition(":")
     if kind == "local-dir":
         return dict(json.loads((Path(place) / "config.json").read_text()).get("model_args") or {})
@@ -93,21 +94,21 @@ def _saved_options(source: str) -> dict[str, Any]:
     return {}
 
 
-def _create(source: str, wishes: dict[str, Any], **how: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds a model with those wishes that its architecture knows; returns it and them.
+def _create(source: str, optional_kwargs: dict[str, Any], **kwargs: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds a model with those of the optional arguments that its architecture accepts; returns it and them.
 
-    Only some architectures are built for an input size (ViT, Swin) or let one choose a stride (ResNet,
-    ConvNeXt). timm has no list of which; the constructors of the others refuse the argument.
+    Only some architectures are built for an input size (ViT, Swin) or accept a stride (ResNet, ConvNeXt). timm has
+    no list of which; the constructors of the others refuse the argument.
     """
-    names = [name for name, value in wishes.items() if value is not None]
+    names = [name for name, value in optional_kwargs.items() if value is not None]
     for count in range(len(names), -1, -1):
         for chosen in combinations(names, count):
-            options = {name: wishes[name] for name in chosen}
+            options = {name: optional_kwargs[name] for name in chosen}
             try:
-                return timm.create_model(source, **options, **how), options
+                return timm.create_model(source, **options, **kwargs), options
             except (TypeError, AssertionError) as error:
-                # An assertion is how some say that they have one stride only.
+                # Some that have one stride only raise an assertion.
                 refused = isinstance(error, AssertionError) or any(name in str(error) for name in chosen)
                 if not chosen or not refused:
                     raise
-    raise AssertionError("unreachable: without wishes a model is returned or an error raised")
+    raise AssertionError("unreachable: without optional arguments a model is returned or an error raised")

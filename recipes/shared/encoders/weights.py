@@ -14,7 +14,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def load_weights_file(model: nn.Module, whole: nn.Module, path: Path) -> Normalisation | None:
-    """Loads a state dict into a model and says which weights did not fit.
+    """Loads a state dict into a model, or raises an error that names the weights that do not fit.
 
     Layouts: timm's own (with or without its head; a training checkpoint's ``state_dict`` or ``model`` entry is
     found), the architecture's original one where timm converts that, and Hugging Face's ``SwinModel``, alone or
@@ -23,7 +23,7 @@ def load_weights_file(model: nn.Module, whole: nn.Module, path: Path) -> Normali
 
     Args:
         model: Takes the weights: a timm model without its head, or what ``features_only`` makes of it.
-        whole: The same architecture, whole; it says which names a file may hold.
+        whole: The same architecture, whole; its names are those that a file may hold.
         path: The file, of ``torch.save`` (read with ``weights_only``) or safetensors.
 
     Returns:
@@ -42,10 +42,10 @@ def load_weights_file(model: nn.Module, whole: nn.Module, path: Path) -> Normali
         normalisation = medclip.normalisation(state)
         state = medclip.to_timm(state)
     state = _filtered(state, whole)
-    given = {_plain(name): value for name, value in state.items()}
-    wanted = {_plain(name): name for name in model.state_dict()}
-    known = {_plain(name) for name in whole.state_dict()} | wanted.keys()
-    missing = [name for plain, name in wanted.items() if plain not in given]
+    by_plain_name = {_plain(name): value for name, value in state.items()}
+    names = {_plain(name): name for name in model.state_dict()}
+    known = {_plain(name) for name in whole.state_dict()} | names.keys()
+    missing = [name for plain, name in names.items() if plain not in by_plain_name]
     unexpected = [name for name in state if _plain(name) not in known]
     architecture = whole.pretrained_cfg["architecture"]
     if missing or unexpected:
@@ -55,7 +55,7 @@ def load_weights_file(model: nn.Module, whole: nn.Module, path: Path) -> Normali
             "was saved from."
         )
     try:
-        model.load_state_dict({name: given[plain] for plain, name in wanted.items()})
+        model.load_state_dict({name: by_plain_name[plain] for plain, name in names.items()})
     except RuntimeError as error:
         reason = str(error).splitlines()[1:3]
         raise ValueError(f"{path} holds weights of another {architecture}: {' '.join(reason).strip()}") from error

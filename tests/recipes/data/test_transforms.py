@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.data.images.transforms import augment, fit_square, to_tensor
+from recipes.data.images.transforms import augment, fit_boxes, fit_square, stack_images, to_tensor
+from recipes.data.studies import Box
 from recipes.shared.encoders.image import ImageEncoderSpec
 
 
@@ -52,3 +53,20 @@ def test_tensors_are_normalised_and_grey_becomes_three_channels():
     colour = to_tensor(np.arange(12, dtype=np.uint8).reshape(2, 2, 3), spec)
     assert colour[2, 1, 1].item() == pytest.approx((11 / 255 - 0.3) / 0.1)
     assert torch.isfinite(colour).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (64, 64)])
+def test_boxes_move_with_the_image_into_its_square(shape):
+    image = np.zeros(shape, np.uint8)
+    image[8:24, 12:28] = 255
+    (box,) = fit_boxes([Box("mass", 12, 8, 28, 24)], shape, 64)
+    rows, columns = np.nonzero(fit_square(image, 64) > 127)
+    edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert box.finding == "mass"
+    assert np.abs(np.subtract(edges, box[1:])).max() <= 1
+
+
+def test_stacked_images_are_all_in_colour_if_one_is():
+    grey, colour = np.full((2, 2), 7, np.uint8), np.full((2, 2, 3), 9, np.uint8)
+    assert stack_images([grey, grey]).shape == (2, 2, 2)
+    assert stack_images([grey, colour]).tolist() == [np.full((2, 2, 3), 7).tolist(), colour.tolist()]

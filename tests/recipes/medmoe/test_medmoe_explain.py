@@ -16,6 +16,7 @@ from recipes.medmoe.explain.pictures import PANEL, Explanation, draw, outcome, s
 from recipes.medmoe.explain.seen import explanation, look
 from recipes.medmoe.explain.word_maps import distinct_words, finding_words, normal_form, word_maps
 from recipes.medmoe.inference.run import Session
+from recipes.medmoe.label_router import LabelRouter
 from recipes.medmoe.model import LocalFeatures
 from recipes.medmoe.report import write_report
 
@@ -89,7 +90,7 @@ def test_maps_are_where_the_regions_are_like_the_word(session):
     cells = [(0, 5), (2, 1), (3, 4)]
     for direction, (row, column) in zip(directions, cells, strict=True):
         regions[0, :, row, column] = 5 * direction
-    local = LocalFeatures(regions, None, torch.full((1, 4, 4, 6), 0.25))
+    local = LocalFeatures(regions, None, None, torch.full((1, 4, 4, 6), 0.25))
     fake = SimpleNamespace(model=SimpleNamespace(local=lambda *_, **__: local), config=session.config)
     text = SimpleNamespace(words=5 * directions[None], mask=torch.ones(1, 3, dtype=torch.bool))
     found = word_maps(fake, SimpleNamespace(embedding=torch.zeros(1, 2)), text, None)
@@ -257,6 +258,7 @@ def test_a_run_that_routes_on_the_label_needs_it(session, split, monkeypatch):
     config = replace(session.config, model=replace(session.config.model, route_on="label"))
     by_label = replace(session, config=config)
     monkeypatch.setattr(session.model, "config", config.model)
+    monkeypatch.setattr(session.model.moe, "router", LabelRouter(config.model.num_experts))
     seen = look(by_label, [replace(split[0], modality="mri")])[0]
     assert (seen.expert, seen.expert_probs[2]) == (2, 1)
     with pytest.raises(ValueError, match="needs the modality of every image"):

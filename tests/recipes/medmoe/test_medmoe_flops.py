@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from recipes.medmoe import flops
 from recipes.medmoe.config import tiny
+from recipes.medmoe.flops import counting
+from recipes.medmoe.flops import stage as flops
 from recipes.medmoe.model import MedMoE
 from recipes.shared.encoders.pyramid import load_pyramid_encoder
 
@@ -24,7 +25,7 @@ def paper(tmp_path_factory):
 @pytest.fixture
 def one_counter(monkeypatch):
     """Leaves out fvcore, which takes most of the time, where it is not what is tested."""
-    monkeypatch.setattr(flops, "_fvcore_macs", lambda module, images: 0)
+    monkeypatch.setattr(counting, "_fvcore_macs", lambda module, images: 0)
 
 
 def test_the_image_side_keeps_to_the_budget_with_one_expert_active(paper):
@@ -92,8 +93,8 @@ def test_a_size_can_be_chosen(one_counter):
 def _ours(route_on):
     config = replace(tiny().model, route_on=route_on)
     encoder = load_pyramid_encoder(config.image_encoder, config.image_size, weights="random")
-    side = flops.ImageSide(MedMoE(config, encoder, flops._NoText(config)).eval(), run_all=False)
-    return flops._count("medmoe (ours)", side, torch.zeros(1, 3, config.image_size, config.image_size))
+    side = counting.ImageSide(MedMoE(config, encoder, counting.NoText(config)).eval(), run_all=False)
+    return counting._count("medmoe (ours)", side, torch.zeros(1, 3, config.image_size, config.image_size))
 
 
 @pytest.mark.parametrize(("route_on", "width"), [("image", 96), ("text", 128), ("label", None)])
@@ -105,8 +106,8 @@ def test_the_router_that_there_is_counts(one_counter, route_on, width):
 
 
 def test_counters_that_disagree_are_marked(monkeypatch, capsys):
-    honest = flops._fvcore_macs
-    monkeypatch.setattr(flops, "_fvcore_macs", lambda module, images: int(honest(module, images) * 1.05))
+    honest = counting._fvcore_macs
+    monkeypatch.setattr(counting, "_fvcore_macs", lambda module, images: int(honest(module, images) * 1.05))
     rows = flops.main(preset="tiny")
     assert not any(row.counters_agree for row in rows)
     assert capsys.readouterr().out.count("the counters differ by 5.0%") == 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recipes.medmoe import retrieve
-from recipes.medmoe.inference.local_scoring import local_scores
+from recipes.medmoe.inference.local_scoring import routed_local_scores
 from recipes.medmoe.inference.run import Session
 from recipes.shared.runs import read_json
 from recipes.shared.scores.retrieval import unique_texts
@@ -34,7 +34,7 @@ def test_recall_is_that_of_the_similarities(pretrained_run):
     image = torch.cat([image.embedding for _, image in session.image_batches(split)])
     cosines = (image @ session.texts(texts).embedding.T).numpy()
     local = np.concatenate(
-        [local_scores(session, image, session.texts(texts)).numpy() for _, image in session.image_batches(split)]
+        [routed_local_scores(session, image, session.texts(texts)).numpy() for _, image in session.image_batches(split)]
     )
     both = (cosines - cosines.mean()) / cosines.std() + (local - local.mean()) / local.std()
     for score, scores in (("global", cosines), ("global+local", both)):

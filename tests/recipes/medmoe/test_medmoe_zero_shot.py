@@ -11,7 +11,7 @@ from recipes.data.studies import Study
 from recipes.medmoe.build import new_model
 from recipes.medmoe.config import Config
 from recipes.medmoe.data.labelled_sets import open_sets, parse_options
-from recipes.medmoe.inference.local_scoring import local_scores, mean_regions, modality_labels
+from recipes.medmoe.inference.local_scoring import mean_regions, modality_labels, routed_local_scores
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.model import TextFeatures
 from recipes.medmoe.zero_shot import stage as zero_shot
@@ -175,14 +175,14 @@ def test_local_scores_by_text_are_those_of_each_text_alone(pretrained_run):
         image = session.images([session.picture(pictures, row) for row in range(4)])
         # An untrained router hardly tells texts apart: spread them out by hand.
         text = text._replace(pooled=torch.randn(text.pooled.shape, generator=torch.Generator().manual_seed(0)))
-        scores = local_scores(session, image, text)
+        scores = routed_local_scores(session, image, text)
         routing = session.model.route(text=text)
         assert len(set(routing.expert_ids.flatten().tolist())) > 1
         for row in range(len(texts)):
             alone = TextFeatures(*(field[row : row + 1] for field in text))
             repeated = TextFeatures(*(field.expand(4, *field.shape[1:]) for field in alone))
             local = session.model.local(image, session.model.route(text=repeated))
-            torch.testing.assert_close(scores[:, row], session.local_scores(local, alone)[:, 0])
+            torch.testing.assert_close(scores[:, row], session.word_region_scores(local, alone)[:, 0])
 
 
 def test_an_unknown_kind_matters_only_to_local_scores_by_label(pretrained_run):

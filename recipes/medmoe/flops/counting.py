@@ -1,32 +1,23 @@
-"""Parameters and operations of the image side: the paper's Table 3, with its two conventions kept apart.
-
-The printed row of MedMoE has the parameters of all experts beside the operations of one. Here both are given for
-both: parameters in total and active, multiply-adds and operations, experts run and experts whose output is used.
-"""
+"""Counts parameters and operations of the image side by two counters, and the experts that run as they are observed."""
 
 import warnings
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from moekit import CrossScaleExpert
-from recipes.medmoe.config import PRESETS, ModelConfig
+from recipes.medmoe.config import ModelConfig
 from recipes.medmoe.model import ImageFeatures, MedMoE, TextFeatures
-from recipes.shared.encoders.pyramid import PyramidEncoder, load_pyramid_encoder
+from recipes.shared.encoders.pyramid import PyramidEncoder
 from recipes.shared.encoders.text import TINY, TINY_BERT
 from recipes.shared.extras import require
-from recipes.shared.runs import write_json
 
-COUNTED = "matrix products and convolutions of one forward pass, batch 1; a multiply-add is 2 operations (FLOPs)"
 TOLERANCE = 0.01
 """Largest relative difference between the two counters that passes without a mark."""
 
-_SWIN = "swin_tiny_patch4_window7_224"
-_PRINTED = {"swin-t alone": "27 M, 4.5 G", "medmoe (ours)": "37 M, 7.8 G"}
+SWIN = "swin_tiny_patch4_window7_224"
 # What fvcore counts besides (norms, resizing) torch's counter leaves out.
 _FVCORE_OPERATORS = ("conv", "linear", "matmul", "addmm", "bmm", "baddbmm", "einsum")
 _TINY_TEXT_DIM, _BERT_BASE_DIM = 128, 768
@@ -89,52 +80,6 @@ class ImageSide(nn.Module):
         return image.embedding, model.region_projection(chosen)
 
 
-def main(
-    *,
-    preset: Literal["paper", "release", "tiny"] = "paper",
-    image_size: int | None = None,
-    num_experts: int | None = None,
-    expert_dim: int | None = None,
-    json: Path | None = None,
-) -> list[Row]:
-    """Counts parameters and operations: the paper's Table 3.
-
-    Args:
-        preset: Whose architecture to count. Weights are random; nothing is downloaded.
-        image_size: Side of the square input, in pixels; the preset's by default (paper: 224).
-        num_experts: Experts; the preset's by default (6).
-        expert_dim: Width inside an expert; the preset's by default.
-        json: File to write the table to.
-
-    Returns:
-        The rows: the encoder alone, MedMoE, and MedMoE with all experts run.
-
-    Raises:
-        ValueError: If a size is out of range, or the encoder does not take images of that size.
-        ImportError: If fvcore is not installed.
-    """
-    config = _changed(PRESETS[preset]().model, image_size, num_experts, expert_dim)
-    encoder = load_pyramid_encoder(config.image_encoder, config.image_size, weights="random")
-    model = MedMoE(config, encoder, _NoText(config)).eval()
-    rows = table(model)
-    about = {
-        "preset": preset,
-        "image_encoder": config.image_encoder,
-        "image_size": config.image_size,
-        "num_experts": config.num_experts,
-        "expert_dim": config.expert_dim,
-        "route_on": config.route_on,
-        "counted": COUNTED,
-        "versions": {"torch": torch.__version__, "fvcore": require("fvcore", "counting operations twice").__version__},
-    }
-    printed = _PRINTED if _is_printed(config) else {}
-    print(render(rows, about, printed))
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json, {**about, "rows": [asdict(row) for row in rows], "paper_prints": printed})
-    return rows
-
-
 def table(model: MedMoE) -> list[Row]:
     """Counts the encoder alone, the image side, and the image side with all experts run.
 
@@ -148,28 +93,6 @@ def table(model: MedMoE) -> list[Row]:
         _count("medmoe (ours)", ImageSide(model, run_all=False), images),
         _count("medmoe, all experts run", ImageSide(model, run_all=True), images),
     ]
-
-
-def render(rows: list[Row], about: dict[str, Any], printed: dict[str, str]) -> str:
-    """The table as text, with what the paper prints beside the rows that it has."""
-    lines = [
-        f"Image side of MedMoE, preset {about['preset']}: {about['image_encoder']} at {about['image_size']} px, "
-        f"{about['num_experts']} experts of width {about['expert_dim']}, routed on the {about['route_on']}.",
-        f"Counted: {COUNTED}.",
-        "",
-        f"{'':24}{'parameters':>22}{'GMACs':>9}{'GFLOPs':>9}{'experts':>15}{'fvcore':>10}  paper prints",
-        f"{'':24}{'total':>11}{'active':>11}{'':9}{'':9}{'run':>7}{'active':>8}{'GMACs':>10}",
-    ]
-    for row in rows:
-        paper = printed.get(row.name, "")
-        mark = "" if row.counters_agree else f"  the counters differ by {row.difference:.1%}"
-        lines.append(
-            f"{row.name:24}{row.params_total / 1e6:9.2f} M{row.params_active / 1e6:9.2f} M{row.gmacs:9.2f}"
-            f"{row.flops / 1e9:9.2f}{row.experts_run:7d}{row.experts_active:8d}{row.fvcore_gmacs:10.2f}  {paper}{mark}"
-        )
-    if printed:
-        lines += ["", "The paper's G are multiply-adds; its parameters are those of all experts, its G those of one."]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _count(name: str, module: PyramidEncoder | ImageSide, images: Tensor) -> Row:
@@ -210,28 +133,13 @@ def _fvcore_macs(module: nn.Module, images: Tensor) -> int:
     return int(sum(by_operator[operator] for operator in _FVCORE_OPERATORS))
 
 
-def _changed(
-    config: ModelConfig, image_size: int | None, num_experts: int | None, expert_dim: int | None
-) -> ModelConfig:
-    wishes = {"image_size": image_size, "num_experts": num_experts, "expert_dim": expert_dim}
-    for name, value in wishes.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
-    config = replace(config, **{name: value for name, value in wishes.items() if value is not None})
-    return replace(config, modalities=config.modalities[: config.num_experts])
-
-
 def _name(encoder: PyramidEncoder) -> str:
     architecture = encoder.spec.architecture
-    return "swin-t alone" if architecture == _SWIN else f"{architecture} alone"
+    return "swin-t alone" if architecture == SWIN else f"{architecture} alone"
 
 
-def _is_printed(config: ModelConfig) -> bool:
-    return (config.image_encoder, config.image_size, config.num_experts) == (_SWIN, 224, 6)
-
-
-class _NoText(nn.Module):
-    """Stands for the text encoder, of which the image side needs no more than the width of a text's vector."""
+class NoText(nn.Module):
+    """Stands in for the text encoder, of which the image side needs no more than the width of a text's vector."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,0 +1,133 @@
+"""Zero-shot classification of one split of one set."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.data.evaluation.types import EvaluationSet
+from recipes.data.studies import StudySplit
+from recipes.medmoe.inference.embedding import Embedded, as_array, embed
+from recipes.medmoe.inference.local_scoring import describe_routing
+from recipes.medmoe.inference.run import Session
+from recipes.medmoe.zero_shot.prompt_files import Prompts
+from recipes.medmoe.zero_shot.scoring import ClassScores, Scoring, score_classes
+from recipes.shared.scores.confusion import confusion_matrix
+from recipes.shared.scores.metrics import evaluate_predictions
+
+
+@torch.no_grad()
+def evaluate_set(
+    session: Session,
+    one: EvaluationSet,
+    prompts: Prompts,
+    *,
+    scoring: Scoring = "mean",
+    split: str = "test",
+    modality: str | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Classifies one split of one set.
+
+    Args:
+        session: The run.
+        one: The set.
+        prompts: The prompts of each of its classes.
+        scoring: See :mod:`recipes.medmoe.zero_shot.scoring`.
+        split: Which studies.
+        modality: Kind of the images, where the set does not say it.
+        bootstrap: Resamples of patients.
+        seed: Of the bootstrap.
+
+    Returns:
+        What ``zero_shot/SET.json`` holds.
+
+    Raises:
+        ValueError: If the set has no such split, the prompts do not serve the scoring, or the kind of the images
+            is needed and not known.
+    """
+    _check_fit(one, prompts, scoring, split)
+    studies, kind = one.splits[split], modality or one.modality
+    scores, embedded = _score(session, studies, one, prompts, scoring=scoring, kind=kind, title=one.name)
+    measured = evaluate_predictions(
+        scores.probs, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
+    )
+    single = one.task != "multi-label"
+    by = session.model.config.route_on
+    of = "prompts" if by == "text" else "images"
+    result: dict[str, Any] = {
+        "set": one.name,
+        "task": one.task,
+        "split": split,
+        "modality": kind,
+        "scoring": scoring,
+        "scale": _scale(session),
+        "seed": seed,
+        "route_on": by,
+        "routing_matters": scoring == "gloria",
+        "routing": None if embedded.experts is None else describe_routing(session, embedded.experts, of, kind),
+        "chance": 1 / len(one.classes) if single else None,
+        "accuracy": None,
+        "accuracy_ci95": None,
+        "majority_share": None,
+        "confusion": None,
+        "prompts": {"file": prompts.name} | prompts.to_json(),
+        "classes": list(one.classes),
+        "notes": list(one.notes),
+    } | measured
+    if single:
+        _add_confusion(result, scores, studies)
+    return result
+
+
+def _check_fit(one: EvaluationSet, prompts: Prompts, scoring: str, split: str) -> None:
+    if split not in one.splits:
+        raise ValueError(f"split: the set {one.name} has no {split} split, it has {', '.join(one.splits)}.")
+    lacking = [name for name in one.classes if name not in prompts.absent]
+    if scoring == "pairs" and lacking:
+        raise ValueError(
+            f"scoring='pairs' needs texts against each class, but {prompts.name!r} has none for {lacking}: "
+            'add them under "absent", or use another scoring.'
+        )
+
+
+def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySplit) -> None:
+    confusion = confusion_matrix(scores.scores, studies.labels, result["classes"])
+    result["majority_share"] = confusion.pop("majority_share")
+    for name, recall in confusion.pop("recall").items():
+        result["per_class"][name]["recall"] = recall
+    result["confusion"] = confusion
+
+
+def _score(
+    session: Session,
+    studies: StudySplit,
+    one: EvaluationSet,
+    prompts: Prompts,
+    *,
+    scoring: Scoring,
+    kind: str | None,
+    title: str,
+) -> tuple[ClassScores, Embedded]:
+    texts = [text for name in one.classes for text in prompts.classes[name]]
+    embedded = embed(session, studies, texts, local=scoring == "gloria", kind=kind, title=title)
+    sizes = np.cumsum([len(prompts.classes[name]) for name in one.classes])[:-1]
+    absent = None
+    if scoring == "pairs":
+        absent = [as_array(session.texts(prompts.absent[name]).embedding) for name in one.classes]
+    scores = score_classes(
+        embedded.images,
+        np.split(embedded.prompts, sizes),
+        scoring=scoring,
+        task=one.task,
+        scale=_scale(session),
+        absent=absent,
+        local=None if embedded.local is None else np.split(embedded.local, sizes, axis=1),
+    )
+    return scores, embedded
+
+
+def _scale(session: Session) -> float:
+    """Returns what the model multiplies cosines by: GLoRIA's third temperature."""
+    return float(session.model.config.temperatures[2])
