@@ -53,7 +53,7 @@ def test_predictions_agree_with_the_metrics(trained_run):
 
 def test_examples_show_different_classes_and_proper_attention(trained_run):
     examples = np.load(trained_run / "examples.npz")
-    assert len(examples["ids"]) == evaluate.NUM_EXAMPLES
+    assert len(examples["ids"]) == NUM_EXAMPLES
     assert examples["attention"].sum((1, 2)) == pytest.approx(np.ones(8), abs=1e-4)
     assert (examples["labels"].max(0) > 0).sum() >= 6
     source = phantom_source(train=48, val=32, test=40, size=64)
