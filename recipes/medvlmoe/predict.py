@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.data import make_loader
-from recipes.medvlmoe.evaluate import dataset_of
-from recipes.medvlmoe.inference import predict_batches
+from recipes.medvlmoe.inference import dataset_of, predict_batches
+from recipes.shared.runs import run_device
 
 
 def main(
@@ -67,7 +66,7 @@ def main(
         split = unlabelled_images(tuple(images), text, **common)
     dataset = dataset_of(split, config, model, whole_notes=True)
     loader = make_loader(dataset, config.train, seed=None)
-    device = torch.device("cuda" if torch.cuda.is_available() and config.train.accelerator != "cpu" else "cpu")
+    device = run_device(config.train.accelerator)
     predictions = predict_batches(model.to(device), loader, device=device, title="predict")
     table: dict[str, Any] = {"image": list(split.paths)}
     return pd.DataFrame(table | predictions.columns(classes, config.model.top_k))

@@ -50,7 +50,7 @@ def choose(split: PairSplit, played: dict[int, list[str]], count: int) -> list[i
 
 
 def expert_names(session: Session) -> list[str]:
-    """Returns the names of the ``K`` experts: the modality that each is meant for, or its number where there is none."""
+    """Returns names of the ``K`` experts: the modality that each is meant for, or its number where there is none."""
     spare = range(len(session.modalities), session.config.model.num_experts)
     return [*session.modalities, *(f"expert {k}" for k in spare)]
 

@@ -13,6 +13,7 @@ from recipes.data.phantom import phantom_source
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.config import Config, paper, tiny
+from recipes.medvlmoe.examples import NUM_EXAMPLES
 from recipes.medvlmoe.report import write_report
 from recipes.shared.scores.metrics import auroc
 from tests.recipes.medvlmoe.conftest import small_config
