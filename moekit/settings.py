@@ -4,8 +4,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-_PLAIN = (bool, int, float, str, tuple)
-
 
 class SettingsModule(nn.Module):
     """A module whose settings hold what they say, also after one of them is set later.
@@ -43,12 +41,11 @@ class SettingsModule(nn.Module):
 
     def _refuse_change(self, name: str, value: object) -> None:
         current = getattr(self, name)
-        unchanged = value is current or (
-            isinstance(value, _PLAIN) and type(value) is type(current) and value == current
-        )
-        if unchanged:
+        plain = current is None or isinstance(current, (bool, int, float, str, tuple))
+        if value is current or (plain and type(value) is type(current) and value == current):
             return
+        kind = type(self).__name__
+        shown = f"={current!r}" if plain else ""
         raise AttributeError(
-            f"{name}={current!r} of {type(self).__name__} is fixed once it is built, got {value!r}: "
-            f"build another {type(self).__name__} with it."
+            f"{name}{shown} of {kind} is fixed once it is built, got {value!r}: build another {kind} with it."
         )

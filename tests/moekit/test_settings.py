@@ -84,7 +84,9 @@ MODULES = {
 def test_what_weights_were_built_for_is_read_only(name, setting, value):
     module = MODULES[name]()
     before = getattr(module, setting)
-    with pytest.raises(AttributeError, match=f"{setting}=.* of {type(module).__name__} is fixed once it is built, got"):
+    with pytest.raises(
+        AttributeError, match=f"{setting}(=.*)? of {type(module).__name__} is fixed once it is built, got"
+    ):
         setattr(module, setting, value)
     assert getattr(module, setting) is before
     setattr(module, setting, before)  # the same value changes nothing
