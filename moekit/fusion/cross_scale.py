@@ -156,7 +156,7 @@ class CrossScaleAttention(nn.Module):
         Raises:
             ValueError: If the number, shape, dtype or device of the maps does not fit.
         """
-        check_maps(maps, self.channels, self.projection(0).weight)
+        check_maps(maps, self.channels, next(self.parameters(), None))
         fused = fuse_scales(
             maps,
             lambda scale, x: self.projections[scale](x),
