@@ -71,7 +71,8 @@ class SoftMoE(SettingsModule):
         self.normalize = normalize
         self.experts = experts
         self.phi = nn.Parameter(torch.empty(dim, part.num_experts, slots_per_expert, device=device, dtype=dtype))
-        self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype)) if normalize else None
+        # Not a scalar, which FSDP cannot shard.
+        self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if normalize else None
         self.reset_parameters()
         self._make_read_only("dim", "slots_per_expert", "normalize")
 
@@ -135,6 +136,13 @@ class SoftMoE(SettingsModule):
     def extra_repr(self) -> str:
         """Shows the settings."""
         return f"dim={self.dim}, slots_per_expert={self.slots_per_expert}, normalize={self.normalize}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Loads states in which the scale is a scalar too."""
+        scale = state_dict.get(f"{prefix}scale")
+        if scale is not None and scale.ndim == 0:
+            state_dict[f"{prefix}scale"] = scale.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Computes ``(B, S, D) -> (B, S, E, P)`` in float32 or wider."""

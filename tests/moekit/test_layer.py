@@ -307,3 +307,71 @@ def test_the_builder_passes_its_arguments_on():
     assert moe.shared.up_proj.weight.shape == (7, 4)
     assert moe.shared.up_proj.bias is not None
     assert (moe.router.top_k, moe.capacity_factor, moe.experts.impl) == (2, 2.0, "torch")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
+@pytest.mark.parametrize("gated", [True, False])
+def test_masked_tokens_reach_neither_the_shared_module_nor_its_gradients(gated, value):
+    moe = SparseMoE(
+        TopKRouter(DIM, EXPERTS, 2), FFNExperts(DIM, 6, EXPERTS), shared=FFN(DIM, 3, gated=gated, bias=True)
+    )
+    x, mask = torch.randn(2, 6, DIM), torch.rand(2, 6) > 0.4
+    results = []
+    for filler in (0.0, value):
+        leaf = torch.where(mask[..., None], x, filler).requires_grad_()
+        moe.zero_grad()
+        output = moe(leaf, mask=mask).output
+        (output * torch.arange(DIM)).sum().backward()
+        assert not output[~mask].any()
+        results.append([output.detach(), leaf.grad, *(p.grad for p in moe.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(grad.isfinite().all() for grad in results[0])
+
+
+@pytest.mark.parametrize("kind", ["top-k", "expert choice", "capacity"])
+def test_statistics_can_be_left_out(kind):
+    router = ExpertChoiceRouter(DIM, EXPERTS) if kind == "expert choice" else TopKRouter(DIM, EXPERTS, 2)
+    moe = SparseMoE(router, FFNExperts(DIM, 6, EXPERTS), capacity_factor=1.0 if kind == "capacity" else None)
+    x, mask = torch.randn(2, 6, DIM), torch.rand(2, 6) > 0.4
+    out = moe(x, mask=mask, stats=False)
+    assert out.stats is None
+    assert torch.equal(out.output, moe(x, mask=mask).output)
+    compiled = torch.compile(moe, fullgraph=True, backend="aot_eager")
+    assert compiled(x, stats=False).stats is None
+    program = torch.export.export(moe, (x,), {"stats": False})
+    assert_close(program.module()(x, stats=False).output, moe(x).output)
+
+
+def test_a_plan_can_be_used_again(monkeypatch):
+    moe = _moe(capacity_factor=1.0)
+    x, mask = torch.randn(2, 6, DIM, dtype=torch.float64), torch.rand(2, 6) > 0.4
+    routing = moe.route(x, mask=mask)
+    plan, expected = moe.plan(routing, mask.flatten()), moe(x, mask=mask)
+    monkeypatch.setattr(moe, "plan", None)  # planned once: no second time
+    again = moe(x, mask=mask, routing=routing, plan=plan)
+    assert torch.equal(again.output, expected.output)
+    assert all(torch.equal(a, b) for a, b in zip(again.stats, expected.stats, strict=True))
+
+
+def test_a_replayed_expert_choice_obeys_the_mask_of_the_call():
+    moe = SparseMoE(ExpertChoiceRouter(DIM, EXPERTS), FFNExperts(DIM, 6, EXPERTS))
+    x, mask = torch.randn(12, DIM), torch.arange(12) < 7
+    routing = moe.route(x)
+    output, stats = moe(x, routing=routing, mask=mask)
+    assert not output[~mask].any()
+    assert_close(output[mask], moe(x, routing=routing).output[mask])
+    assert stats.tokens_per_expert.sum() == mask[routing.token_ids].sum()
+
+
+@pytest.mark.parametrize("kind", ["top-k", "by gate", "expert choice"])
+def test_padding_takes_no_capacity(kind):
+    router = ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=1.0) if kind == "expert choice" else None
+    options = {} if router else {"capacity_factor": 0.5, "drop_policy": "gate" if kind == "by gate" else "position"}
+    moe = SparseMoE(router or TopKRouter(DIM, EXPERTS, 2), FFNExperts(DIM, 6, EXPERTS), **options)
+    x = torch.randn(20, DIM)
+    mask = torch.arange(100) % 5 == 2
+    padded = torch.full((100, DIM), torch.nan).index_copy(0, mask.nonzero().flatten(), x)
+    alone, beside = moe(x), moe(padded, mask=mask)
+    assert_close(beside.output[mask], alone.output)
+    for mine, theirs in zip(beside.stats, alone.stats, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -124,6 +124,70 @@ def test_routings_that_do_not_fit(moe):
         moe.experts(x, other.plan(other.route(x)), routing.gates)
 
 
+def test_a_routing_for_another_number_of_experts(moe):
+    x = torch.zeros(5, 4)
+    wide = SparseMoE.ffn(4, 6, 5, 2)
+    with pytest.raises(
+        ValueError, match="routing must be for the 3 experts of this layer, got one for 5: make"
+    ):
+        moe(x, routing=wide.route(x))
+    choice = SparseMoE(ExpertChoiceRouter(4, 5), FFNExperts(4, 6, 5)).route(x)
+    with pytest.raises(ValueError, match="routing must be for the 3 experts of this layer, got one for 5"):
+        moe.plan(choice)
+    moe.router = TopKRouter(4, 5, 2)
+    with pytest.raises(ValueError, match="routing must be for the 3 experts of this layer, got one for 5"):
+        moe(x)
+
+
+def test_what_is_no_routing_or_plan(moe):
+    x = torch.zeros(5, 4)
+    with pytest.raises(ValueError, match="routing must be a Routing, as route\\(\\) returns, got a MoEOutput"):
+        moe(x, routing=moe(x))
+    plan = moe.plan(moe.route(x))
+    with pytest.raises(ValueError, match="plan must come with the routing that it was made from: give routing too"):
+        moe(x, plan=plan)
+    with pytest.raises(ValueError, match="x must have the plan's 5 tokens, got shape"):
+        moe(x[:4], routing=moe.route(x[:4]), plan=plan)
+    moe.router = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match="router must return a Routing, got a Tensor from Linear"):
+        moe(x)
+
+
+def test_parts_in_the_wrong_place(moe):
+    router, experts = moe.router, moe.experts
+    with pytest.raises(ValueError, match="router must be a Router, got experts, FFNExperts: the router comes first"):
+        SparseMoE(experts, router)
+    with pytest.raises(ValueError, match="experts must be Experts, got a router, TopKRouter: experts come second"):
+        SparseMoE(router, router)
+    with pytest.raises(ValueError, match="router must be a Router, got experts, FFNExperts"):
+        moe.router = experts
+    with pytest.raises(ValueError, match="experts must be Experts, got a router, TopKRouter"):
+        moe.experts = router
+    assert moe.router is router
+    assert moe.experts is experts
+
+
+def test_parts_of_the_wrong_type(moe):
+    router, experts = moe.router, moe.experts
+    with pytest.raises(ValueError, match=r"router must be an nn\.Module, got a str"):
+        SparseMoE("top_k", experts)
+    with pytest.raises(ValueError, match=r"experts must be an nn\.Module, got a list"):
+        SparseMoE(router, [nn.Linear(4, 4)] * 3)
+    with pytest.raises(ValueError, match=r"experts must be an nn\.Module, got a NoneType"):
+        moe.experts = None
+    with pytest.raises(ValueError, match=r"shared must be an nn\.Module, got a int"):
+        SparseMoE(router, experts, shared=12)
+    with pytest.raises(ValueError, match=r"router must have the attributes .*, as every moekit.Router has, got Linear"):
+        SparseMoE(nn.Linear(4, 3), experts)
+    wrapped = nn.Sequential(experts)
+    with pytest.raises(
+        ValueError,
+        match=r"experts must have the attributes .*, got Sequential without num_experts, token_ndim, takes_pyramid. "
+        r"Give the layer the part itself and wrap it then, as in layer.experts = wrap\(layer.experts\)",
+    ):
+        SparseMoE(router, wrapped)
+
+
 def test_soft_moe():
     moe = SoftMoE(4, FFNExperts(4, 6, 3))
     with pytest.raises(ValueError, match=r"experts must take feature vectors \(token_ndim 1\), got token_ndim 3"):

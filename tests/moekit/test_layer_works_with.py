@@ -70,7 +70,7 @@ def _layer(name: str, **options) -> nn.Module:
     if options.get("device") != "meta":
         with torch.no_grad():
             for parameter in layer.parameters():
-                if parameter.ndim:  # not the scale of SoftMoE
+                if parameter.numel() > 1:  # not the scale of SoftMoE
                     parameter.normal_(std=0.5)
     return layer
 

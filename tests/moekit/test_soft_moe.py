@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moekit import FFNExperts, ModuleExperts, SoftMoE
+from moekit import FFNExperts, ModuleExperts, SoftMoE, TopKRouter
 
 DIM, HIDDEN, EXPERTS, SLOTS = 4, 5, 3, 2
 
@@ -232,3 +232,25 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
             layer(torch.zeros(2, DIM), mask=mask)
     with pytest.raises(ValueError, match=r"x must have the dtype of the experts' weights, torch\.float32, got"):
         layer(torch.zeros(2, DIM, dtype=torch.bfloat16))
+
+
+def test_a_state_with_a_scalar_scale_loads():
+    moe = SoftMoE(4, FFNExperts(4, 6, 3))
+    state = moe.state_dict() | {"scale": torch.tensor(3.0)}
+    assert moe.load_state_dict(state).missing_keys == []
+    assert moe.scale.tolist() == [3.0]
+
+
+def test_statistics_can_be_left_out():
+    moe, x = SoftMoE(4, FFNExperts(4, 6, 3)), torch.randn(2, 5, 4)
+    assert moe(x, stats=False).stats is None
+    assert torch.equal(moe(x, stats=False).output, moe(x).output)
+
+
+def test_what_is_no_bank_of_experts_is_refused():
+    with pytest.raises(ValueError, match="experts must be Experts, got a router, TopKRouter: experts come second"):
+        SoftMoE(4, TopKRouter(4, 3, 2))
+    with pytest.raises(ValueError, match=r"experts must be an nn\.Module, got a function"):
+        SoftMoE(4, lambda x: x)
+    with pytest.raises(ValueError, match=r"experts must have the attributes num_experts, .* got Linear without num_exp"):
+        SoftMoE(4, nn.Linear(4, 4))

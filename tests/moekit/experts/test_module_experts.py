@@ -144,3 +144,64 @@ def test_the_shape_of_the_output_is_known_without_any_live_row():
     x = torch.randn(4, 8)
     assert torch.equal(moe(x, mask=torch.zeros(4, dtype=torch.bool)).output, torch.zeros(4, 3))
     assert moe(x[:0]).output.shape == (0, 3)
+
+
+class Normalising(nn.Module):
+    """Divides by a norm, a deviation or takes a logarithm: gradients at zeros and at constant rows are NaN."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.scale = how, nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        if self.how == "norm":
+            return self.scale * x / x.norm(dim=-1, keepdim=True)
+        if self.how == "deviation":
+            return (x - x.mean(-1, keepdim=True)) / (self.scale * x).std(-1, keepdim=True)
+        if self.how == "logarithm":
+            return (self.scale * x).log()
+        return (self.scale * x).square().sum(-1, keepdim=True).sqrt() + 1 / (self.scale * x)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 0], [0, 0, 0, 0], [1, 2, 1, 1], [2, 2, 2, 2]])
+@pytest.mark.parametrize("how", ["norm", "deviation", "logarithm", "reciprocal"])
+def test_compiled_experts_get_no_rows_with_nan_gradients(how, ids):
+    torch._dynamo.reset()
+    experts = ModuleExperts([Normalising(how), nn.Identity(), Normalising(how)])
+    plan = plan_dispatch(torch.tensor(ids).unsqueeze(1), 3, kept=torch.tensor([True, True, True, False]).unsqueeze(1))
+    x = torch.rand(4, 4) + 0.1
+    if ids[1] == 1:
+        x[1] = 0  # for the Identity
+    x[3] = torch.nan  # padding
+    gates = torch.rand(4, 1)
+    results = []
+    for run in (experts, torch.compile(experts, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        experts.zero_grad()
+        run(leaf, plan, gates).square().sum().backward()
+        results.append([leaf.grad, *(p.grad for p in experts.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        assert compiled.isfinite().all()
+        assert_close(compiled, torch.zeros_like(compiled) if eager is None else eager)
+
+
+def test_compiled_experts_without_any_row_have_zero_gradients():
+    torch._dynamo.reset()
+    experts = ModuleExperts([Normalising("norm"), Normalising("deviation")])
+    compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")
+    dead = torch.zeros(3, 1, dtype=torch.bool)
+    out = compiled(
+        torch.full((3, 4), torch.nan), plan_dispatch(torch.tensor([[0], [1], [0]]), 2, kept=dead), torch.ones(3, 1)
+    )
+    out.sum().backward()
+    assert not out.any()
+    assert not any(p.grad.any() for p in experts.parameters())
+
+
+def test_what_is_no_module_and_changed_banks_are_refused():
+    with pytest.raises(ValueError, match=r"modules\[1\] must be an nn.Module, got a function"):
+        ModuleExperts([nn.Identity(), lambda x: x])
+    experts = ModuleExperts([nn.Identity(), nn.Identity()])
+    experts.experts.append(nn.Identity())
+    with pytest.raises(ValueError, match=r"experts must be the 2 that ModuleExperts was built with .*, got 3: build"):
+        experts(torch.randn(3, 4), plan_dispatch(torch.tensor([[0], [1], [0]]), 2), torch.ones(3, 1))

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moekit import RouterStats, TopKRouter, load_loss, plan_dispatch, router_stats
+from moekit import (
+    ExpertChoiceRouter,
+    HardRouter,
+    RouterStats,
+    TopKRouter,
+    load_loss,
+    plan_dispatch,
+    router_stats,
+)
 from moekit.routers.gate import Gate
 
 DIM, EXPERTS = 6, 8
@@ -149,3 +157,60 @@ def test_update_bias_refuses_what_does_not_fit() -> None:
         make_router().update_bias_(torch.ones(EXPERTS))
     with pytest.raises(ValueError, match=r"tokens_per_expert must have shape \(8,\), got \(7,\)"):
         make_router(selection_bias=True).update_bias_(torch.ones(7))
+
+
+@pytest.mark.parametrize("change", ["half", "to", "assign", "double"])
+def test_the_selection_bias_stays_float32_whatever_happens_to_the_weights(change: str) -> None:
+    router = make_router(scoring="sigmoid", selection_bias=True)
+    router.update_bias_(torch.arange(EXPERTS))
+    before = router.selection_bias.clone()
+    if change == "half":
+        router.half()
+    elif change == "to":
+        router.to(torch.bfloat16)
+    elif change == "double":
+        router.double()
+    else:
+        state = {name: value.bfloat16() for name, value in router.state_dict().items()}
+        router = make_router(scoring="sigmoid", selection_bias=True, device="meta")
+        router.load_state_dict(state, assign=True)
+        before = before.bfloat16().float()
+    assert router.selection_bias.dtype == torch.float32
+    assert torch.equal(router.selection_bias, before)
+    for _ in range(8):  # steps that bfloat16 would swallow
+        router.update_bias_(torch.arange(EXPERTS), rate=1e-6)
+    assert torch.allclose(router.selection_bias - before, (3.5 - torch.arange(EXPERTS)).sign() * 8e-6, atol=1e-7)
+    assert "selection_bias" in router.state_dict()
+
+
+def test_a_half_precision_bias_in_place_of_the_buffer_selects_as_in_float32() -> None:
+    router, x = make_router(scoring="sigmoid", selection_bias=True), make_input()
+    router.update_bias_(torch.arange(EXPERTS), rate=0.25)  # exact in bfloat16
+    expected = router(x)
+    half = {"selection_bias": router.selection_bias.bfloat16()}
+    routing = torch.func.functional_call(router, half, (x,))
+    assert torch.equal(routing.expert_ids, expected.expert_ids)
+    assert torch.equal(routing.gates, expected.gates)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_numbers_of_a_router_do_not_follow_the_default_dtype(default: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        router = TopKRouter(DIM, EXPERTS, 2, selection_bias=True, scoring="sigmoid", dtype=torch.float32)
+        routing = router(torch.randn(5, DIM, dtype=torch.float32))
+    finally:
+        torch.set_default_dtype(before)
+    assert router.selection_bias.dtype == routing.gates.dtype == routing.probs.dtype == torch.float32
+
+
+def test_half_precision_logits_of_a_gate_are_routed_in_float32() -> None:
+    for router in (
+        TopKRouter(DIM, EXPERTS, 2, gate=nn.Linear(DIM, EXPERTS).bfloat16()),
+        HardRouter(DIM, EXPERTS),
+        ExpertChoiceRouter(DIM, EXPERTS),
+    ):
+        router.gate = nn.Linear(DIM, EXPERTS).bfloat16()
+        routing = router(make_input(dtype=torch.bfloat16))
+        assert routing.gates.dtype == routing.probs.dtype == routing.logits.dtype == torch.float32
