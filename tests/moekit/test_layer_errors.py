@@ -127,9 +127,7 @@ def test_routings_that_do_not_fit(moe):
 def test_a_routing_for_another_number_of_experts(moe):
     x = torch.zeros(5, 4)
     wide = SparseMoE.ffn(4, 6, 5, 2)
-    with pytest.raises(
-        ValueError, match="routing must be for the 3 experts of this layer, got one for 5: make"
-    ):
+    with pytest.raises(ValueError, match="routing must be for the 3 experts of this layer, got one for 5: make"):
         moe(x, routing=wide.route(x))
     choice = SparseMoE(ExpertChoiceRouter(4, 5), FFNExperts(4, 6, 5)).route(x)
     with pytest.raises(ValueError, match="routing must be for the 3 experts of this layer, got one for 5"):
