@@ -41,7 +41,7 @@ class SettingsModule(nn.Module):
 
     def _refuse_change(self, name: str, value: object) -> None:
         current = getattr(self, name)
-        plain = current is None or isinstance(current, (bool, int, float, str, tuple))
+        plain = _is_plain(current)
         if value is current or (plain and type(value) is type(current) and value == current):
             return
         kind = type(self).__name__
@@ -49,3 +49,8 @@ class SettingsModule(nn.Module):
         raise AttributeError(
             f"{name}{shown} of {kind} is fixed once it is built, got {value!r}: build another {kind} with it."
         )
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value can be compared and shown: not a tensor."""
+    return value is None or isinstance(value, bool | int | float | str | tuple)

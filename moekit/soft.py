@@ -137,12 +137,12 @@ class SoftMoE(SettingsModule):
         """Shows the settings."""
         return f"dim={self.dim}, slots_per_expert={self.slots_per_expert}, normalize={self.normalize}"
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Loads states in which the scale is a scalar too."""
         scale = state_dict.get(f"{prefix}scale")
         if scale is not None and scale.ndim == 0:
             state_dict[f"{prefix}scale"] = scale.reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Computes ``(B, S, D) -> (B, S, E, P)`` in float32 or wider."""
