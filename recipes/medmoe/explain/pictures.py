@@ -1,4 +1,4 @@
-"""One picture per explained study: the paper's Figure 3 with what else the model decided."""
+"""One picture per explained study: the paper's Figure 3, with the weights of all scales and all experts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recipes.data.studies import Box
 from recipes.medmoe.explain.pointing import best_points
+from recipes.shared.report.formats import join_once
 from recipes.shared.report.images import attention_overlay
 
 PANEL = 2.3
@@ -23,20 +24,20 @@ TEXT_WIDTH = 120
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a model saw and decided in one study. W words, L scales, K experts.
+    """A study with its word maps, scale weights and expert. W words, L scales, K experts.
 
     Attributes:
         id: The study's.
         text: Its report.
-        modality: Its kind, or ``None``.
+        modality: Its modality, or ``None`` where it is unknown.
         image: ``uint8``, letter-boxed: shape ``(S, S)`` or ``(S, S, 3)``.
         boxes: Findings in pixels of ``image``.
-        words: What each map belongs to: a finding's name or a word of the report.
+        words: The word of each map: a finding's name or a word of the report.
         maps: Shape ``(W, h, w)``.
-        hits: Shape ``(W,)``: score of the pointing game of a finding's map, NaN for a mere word.
+        hits: Shape ``(W,)``: score of the pointing game of a finding's map, NaN where the word names no finding.
         scale_weights: Shape ``(L, h, w)``, β.
         expert_probs: Shape ``(K,)``.
-        expert: The one that was run.
+        expert: Index of the expert that was run.
     """
 
     id: str
@@ -90,14 +91,14 @@ def draw(example: Explanation, experts: Sequence[str], path: Path) -> Path:
 
 
 def outcome(hit: float) -> str:
-    """The pointing game's result in words, after a finding's name; empty for a mere word."""
+    """Returns the pointing game's result to write after a finding's name; empty for a NaN."""
     if isnan(hit):
         return ""
     return {1.0: ": hit", 0.0: ": miss"}.get(hit, f": {hit:.0%} hit")
 
 
 def scale_range(weights: NDArray[np.floating]) -> tuple[float, float]:
-    """What the weights of scales are coloured between: their own range, widened to 0.05 where it is narrower.
+    """Returns the range of a colour map of scale weights: their own, widened to 0.05 where it is narrower.
 
     Args:
         weights: Of any shape.
@@ -111,7 +112,7 @@ def scale_range(weights: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def shorten(text: str) -> str:
-    """A text on one line, cut where it is long."""
+    """Returns a text on one line, cut after `TEXT_WIDTH` characters."""
     line = " ".join(text.split())
     return line if len(line) <= TEXT_WIDTH else line[: TEXT_WIDTH - 1] + "…"
 
@@ -122,7 +123,7 @@ def _extent(example: Explanation) -> tuple[float, float, float, float]:
 
 
 def _names(boxes: Sequence[Box]) -> str:
-    names = ", ".join(dict.fromkeys(box.finding for box in boxes))
+    names = join_once(box.finding for box in boxes)
     return f", box: {names}" if names else ""
 
 

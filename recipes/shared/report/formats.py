@@ -1,6 +1,6 @@
 """Numbers as a report writes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 DASH = "–"
@@ -25,6 +25,11 @@ def interval_text(interval: Sequence[float] | None, missing: str = DASH) -> str:
 def percent(share: float) -> str:
     """A share from 0 to 1 as a whole percentage."""
     return f"{100 * share:.0f}%"
+
+
+def join_once(names: Iterable[str]) -> str:
+    """Joins names by commas in their order, each once."""
+    return ", ".join(dict.fromkeys(names))
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from recipes.shared.report.formats import join_once
+
 LONGEST_SIDE = 448
 """Larger images are scaled down to this many pixels before they enter a page."""
 OVERLAY_SIDE = 192
@@ -152,7 +154,7 @@ def frame(
 
 def findings(boxes: Sequence[Mapping[str, object]]) -> str:
     """Returns the names of the boxes' findings, each once, joined by commas."""
-    return ", ".join(dict.fromkeys(str(box["finding"]) for box in boxes))
+    return join_once(str(box["finding"]) for box in boxes)
 
 
 def _framed(box: Mapping[str, object]) -> FramedBox:
