@@ -46,6 +46,7 @@ class Setting(NamedTuple):
         dtype: Of the cases.
         seconds: About how long each pass is repeated.
         about: Environment of the records.
+        memory: Bytes that tensors may take.
     """
 
     device: torch.device
@@ -53,6 +54,7 @@ class Setting(NamedTuple):
     dtype: str
     seconds: float
     about: dict[str, Any]
+    memory: int
 
     @staticmethod
     def real() -> "Setting":
@@ -63,13 +65,14 @@ class Setting(NamedTuple):
         """
         require_gpu()
         device = torch.device("cuda")
-        return Setting(device, False, "bf16", 0.4, environment(device))
+        memory = torch.cuda.get_device_properties(device).total_memory
+        return Setting(device, False, "bf16", 0.4, environment(device), memory)
 
     @staticmethod
     def rehearsal() -> "Setting":
         """Tiny workloads on CPU."""
         device = torch.device("cpu")
-        return Setting(device, True, "fp32", 0.001, environment(device))
+        return Setting(device, True, "fp32", 0.001, environment(device), 1 << 30)
 
     def shape(self, shape: Shape) -> Shape:
         """The sizes of this setting."""
@@ -116,6 +119,9 @@ def checks(setting: Setting, left: Left) -> Iterator[Record]:
             yield Record("check", name, status="absent", reason="no time was left")
             continue
         try:
+            if reason := too_large(setting.shape(shape), DTYPES[dtype].itemsize, setting.memory):
+                yield Record("check", name, status="absent", reason=reason)
+                continue
             workload = setting.draw(shape, skew, dtype)
             reason = peer.absent(workload)
             yield Record("check", name, status="absent", reason=reason) if reason else check(name, peer, workload)
@@ -124,6 +130,17 @@ def checks(setting: Setting, left: Left) -> Iterator[Record]:
             yield Record("check", name, status="failed", reason=f"{type(error).__name__}: {first_line(error)}")
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def too_large(shape: Shape, itemsize: int, memory: int) -> str | None:
+    """Why a comparison does not fit ``memory`` bytes; None if it may.
+
+    At once there are the weights, their gradients of two runs, and the expected gradients in float32.
+    """
+    needed = shape.weight_bytes(shape.num_experts, 3 * itemsize + 4)
+    if needed <= memory:
+        return None
+    return f"needs more than {needed / 2**30:.0f} GiB, there are {memory / 2**30:.0f}"
 
 
 def check(name: str, peer: Moekit, workload: Workload) -> Record:

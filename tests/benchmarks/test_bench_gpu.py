@@ -8,7 +8,7 @@ import pytest
 from benchmarks import gpu
 from benchmarks.__main__ import main
 from benchmarks.criteria import judge
-from benchmarks.gpu_sections import SECTIONS, Setting
+from benchmarks.gpu_sections import LARGE, SECTIONS, Setting, too_large
 from benchmarks.records import Record, read
 from benchmarks.shapes import PRESETS
 
@@ -112,7 +112,7 @@ def test_the_verdict_shows_where_time_goes_and_what_is_red(invented, case):
     assert " 25.0 %  1 ms  forward 2. other_kernel, 10 TFLOP/s" in lines
 
 
-def test_without_a_gpu_the_command_says_so(tmp_path, monkeypatch):
+def test_without_a_gpu_the_command_names_the_rehearsal(tmp_path, monkeypatch):
     """And names the rehearsal; nothing is written."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a GPU; --rehearsal"):
@@ -133,7 +133,20 @@ def test_every_section_runs_in_a_rehearsal(name):
         assert ("qwen3-30b-a3b", "forward+backward") in measured
 
 
-def test_a_section_without_time_left_says_so():
+def test_a_comparison_that_does_not_fit_the_memory_is_absent():
+    """The largest fits an H200's 141 GB and not an H100's 80; all others fit both."""
+    reasons = {name: too_large(shape, 2, 80 * 10**9) for name, (shape, _, _) in LARGE.items()}
+    assert {name: reason for name, reason in reasons.items() if reason} == {
+        "weights of 2^32.8 elements, bf16": "needs more than 105 GiB, there are 75"
+    }
+    assert not any(too_large(shape, 2, 141 * 10**9) for shape, _, _ in LARGE.values())
+    setting = Setting.rehearsal()._replace(memory=0)
+    records = list(SECTIONS["checks"].run(setting, lambda: 100.0))
+    assert {record.status for record in records} == {"absent"}
+    assert all("there are 0" in record.reason for record in records)
+
+
+def test_a_section_without_time_left_gives_the_reason():
     """Instead of beginning."""
     records = list(SECTIONS["checks"].run(Setting.rehearsal(), lambda: 1.0))
     assert {record.reason for record in records} == {"no time was left"}
