@@ -43,7 +43,7 @@ PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
     + [path for folder in ("docs", "kernels", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.md")]
 )
-# Whatever stands in a block of another language would go unchecked without anybody noticing.
+# Whatever stands in a block of another language would go unchecked without notice.
 LANGUAGES = {"python", "bash", "text", "json"}
 _FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
 _SHAPE = re.compile(r'(?:Float|Int|Bool|Shaped)\[Tensor, "([^"]*)"\]')
@@ -59,9 +59,10 @@ class Block(NamedTuple):
 
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = _FENCE.finditer(text)
+    matches = _FENCE.finditer(text)
     return [
-        Block(m[2], re.sub(f"^{m[1]}", "", m[3], flags=re.MULTILINE), text[: m.start()].count("\n") + 1) for m in found
+        Block(m[2], re.sub(f"^{m[1]}", "", m[3], flags=re.MULTILINE), text[: m.start()].count("\n") + 1)
+        for m in matches
     ]
 
 
@@ -108,12 +109,12 @@ def test_json_blocks_are_json(page: Path) -> None:
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[Any]]:
-    """Replaces what the stages do by a record of what they were asked to do."""
-    asked: dict[str, list[Any]] = {"train": [], "evaluate": [], "predict": [], "report": []}
+    """Replaces the stages by a record of their calls."""
+    calls: dict[str, list[Any]] = {"train": [], "evaluate": [], "predict": [], "report": []}
 
     def record(stage: str, result: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
-            asked[stage].append((args, kwargs))
+            calls[stage].append((args, kwargs))
             return result
 
         return run
@@ -123,7 +124,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     monkeypatch.setattr(predict, "main", record("predict", pd.DataFrame({"image": ["a.png"]})))
     monkeypatch.setattr(report, "write_report", record("report", tmp_path / "report.html"))
     monkeypatch.chdir(tmp_path)
-    return asked
+    return calls
 
 
 MEDMOE = {
@@ -138,13 +139,13 @@ MEDMOE = {
 
 @pytest.fixture
 def medmoe_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, int]:
-    """Replaces what the stages of MedMoE do by a count of how often they were asked, with the right options."""
-    asked = dict.fromkeys((*MEDMOE, "report"), 0)
+    """Replaces the stages of MedMoE by a count of their calls, which must have valid options."""
+    calls = dict.fromkeys((*MEDMOE, "report"), 0)
 
     def counted(stage: str, original: Any, result: Any) -> Any:
         @functools.wraps(original)  # the options are made of the signature
         def run(*args: Any, **kwargs: Any) -> Any:
-            asked[stage] += 1
+            calls[stage] += 1
             return result
 
         return run
@@ -155,7 +156,7 @@ def medmoe_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, 
     monkeypatch.setattr(
         recipes.medmoe.report, "write_report", counted("report", recipes.medmoe.report.write_report, written)
     )
-    return asked
+    return calls
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(commands_of(page))], ids=name_of)
@@ -212,19 +213,19 @@ def test_options_named_in_the_text_exist() -> None:
 
 
 def _help_texts() -> str:
-    said = io.StringIO()
+    output = io.StringIO()
     for stage in ("train", "evaluate", "predict", "report"):
-        with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             cli.main([stage, "--help"])
-    return said.getvalue()
+    return output.getvalue()
 
 
 def _medmoe_help_texts() -> str:
-    said = io.StringIO()
+    output = io.StringIO()
     for stage in (*MEDMOE, "report"):
-        with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             medmoe_cli.main([stage, "--help"])
-    return said.getvalue()
+    return output.getvalue()
 
 
 def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
@@ -235,7 +236,7 @@ def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
         model, settings = preset.model, preset.train
         assert f"`{model.image_encoder}`" in cells["image encoder"][column]
         assert f"{model.image_size} px" in cells["image encoder"][column]
-        said = {
+        expected = {
             "experts K, their width, convolutions": f"{model.num_experts}, {model.expert_dim}, {model.expert_depth}",
             "words compete for a region": ("yes" if model.word_softmax and settings.local_form == "batch" else "no"),
             "norm of the experts": model.expert_norm,
@@ -253,7 +254,7 @@ def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
             "gradient clipped at": f"{settings.clip_norm:g}",
             "devices, precision": f"{settings.devices}, {settings.precision}",
         }
-        for row, value in said.items():
+        for row, value in expected.items():
             assert cells[row][column] == value, f"{name}: {row}"
 
 
@@ -262,8 +263,8 @@ def test_the_table_of_presets_is_that_of_the_code() -> None:
     cells = {row[0]: row[1:] for row in rows if len(row) == 3}
     for column, preset in enumerate((tiny(), paper())):
         model, settings = preset.model, preset.train
-        said = [cells[name][column] for name in ("common width d", "experts, top k, hidden width", "epochs, warm-up")]
-        assert said == [
+        values = [cells[name][column] for name in ("common width d", "experts, top k, hidden width", "epochs, warm-up")]
+        assert values == [
             f"{model.dim}",
             f"{model.num_experts}, {model.top_k}, {model.expert_hidden_dim}",
             f"{settings.epochs}, {settings.warmup_epochs}",

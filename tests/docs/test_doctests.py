@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and gives what it says."""
+"""Every example in a docstring runs and gives the result that it states."""
 
 import doctest
 import importlib
@@ -36,9 +36,9 @@ def test_there_are_examples() -> None:
 def test_docstring_examples(name: str) -> None:
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    said: list[str] = []
+    messages: list[str] = []
     for example in doctest.DocTestFinder(exclude_empty=True).find(module, name, globs={**KNOWN, **vars(module)}):
         torch.manual_seed(0)
-        runner.run(example, out=said.append)
+        runner.run(example, out=messages.append)
     assert runner.tries > 0
-    assert runner.failures == 0, "".join(said)
+    assert runner.failures == 0, "".join(messages)
