@@ -10,29 +10,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit.plan import DispatchPlan
-from moekit_kernels.routing.reference import entropy
+from moekit_kernels.routing.sums import RoutingSums, entropy, routing_sums
 
-__all__ = ["RouterStats", "Routing", "RoutingSums", "check_stats", "entropy", "router_stats"]
+__all__ = ["FusedSums", "RouterStats", "Routing", "RoutingSums", "check_stats", "entropy", "router_stats"]
 
 
-class RoutingSums(NamedTuple):
-    """Sums over tokens that a fused router took while it decided, to save another pass over ``(T, E)``.
+class FusedSums(NamedTuple):
+    """Sums that a fused router made along with a routing, which spares another pass over ``(T, E)``.
 
     Attributes:
-        prob_sum: As in :class:`RouterStats`; so are the next three.
-        gate_sum: ``(E,)``.
-        logsumexp_sq_sum: ``()``.
-        entropy_sum: ``()``.
-        mask: The mask that the sums were taken under, or ``None`` for none.
-        made_with: Gates, ids, logits, probabilities and valid rows of the routing that they belong to.
+        sums: The sums.
+        mask: The mask that they were made under, or ``None`` for none.
+        made_with: Gates, ids, logits, probabilities and valid rows that they were made from. A routing in which one
+            of these was replaced has other sums.
     """
 
-    prob_sum: Float[Tensor, "E"]
-    gate_sum: Float[Tensor, "E"]
-    logsumexp_sq_sum: Float[Tensor, ""]
-    entropy_sum: Float[Tensor, ""]
+    sums: RoutingSums
     mask: Bool[Tensor, "T"] | None
     made_with: tuple[Tensor | None, ...]
+
+    def of(self, routing: "Routing", mask: Tensor | None) -> bool:
+        """Whether these are the sums of ``routing`` under ``mask``."""
+        return self.mask is mask and all(mine is its for mine, its in zip(self.made_with, routing[:5], strict=True))
 
 
 class Routing(NamedTuple):
@@ -52,8 +51,8 @@ class Routing(NamedTuple):
             ``None`` where no noise was drawn.
         token_ids: ``None`` for token choice. For expert choice the chosen tokens, ``(E, C)``.
         kept: ``None``, or for expert choice ``(E, C)``, False where an expert ran out of real tokens.
-        sums: What a fused router has summed up already, or ``None``. :func:`router_stats` uses them only
-            with the very tensors and mask that they were made with, so a routing may be edited freely.
+        sums: Sums that a fused router made, or ``None``. :func:`router_stats` uses them only with the tensors and the
+            mask that they were made with, so a routing may be edited freely.
     """
 
     gates: Float[Tensor, "A B"]
@@ -64,7 +63,7 @@ class Routing(NamedTuple):
     load_probs: Float[Tensor, "T E"] | None = None
     token_ids: Int[Tensor, "E C"] | None = None
     kept: Bool[Tensor, "E C"] | None = None
-    sums: RoutingSums | None = None
+    sums: FusedSums | None = None
 
 
 class RouterStats(NamedTuple):
@@ -128,9 +127,13 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
     """
     counted = routing.valid if mask is None else routing.valid & mask
     column = counted.unsqueeze(-1)
-    sums = _sums_made(routing, mask)
-    if sums is None:
-        sums = _sums(routing, mask, counted)
+    if routing.sums is not None and routing.sums.of(routing, mask):
+        sums = routing.sums.sums
+    else:
+        by_token = routing.token_ids is None
+        sums = routing_sums(
+            routing.gates, routing.expert_ids, routing.logits, routing.probs, counted, by_token=by_token
+        )
     if routing.load_probs is None:
         load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
     else:
@@ -172,26 +175,3 @@ def check_stats(stats: object, expected: str = "RouterStats", *, name: str = "st
     else:
         remedy = "pass the .stats of a layer's output"
     raise ValueError(f"{name} must be {expected}, got {came}: {remedy}.")
-
-
-def _sums_made(routing: Routing, mask: Tensor | None) -> RoutingSums | None:
-    """The sums that came with the routing, if they are of these tensors and under this mask."""
-    sums = routing.sums
-    if sums is None or sums.mask is not mask:
-        return None
-    same = all(mine is theirs for mine, theirs in zip(sums.made_with, routing[:5], strict=True))
-    return sums if same else None
-
-
-def _sums(routing: Routing, mask: Tensor | None, counted: Tensor) -> RoutingSums:
-    column = counted.unsqueeze(-1)
-    probs = torch.where(column, routing.probs, 0)
-    gates = routing.gates if routing.token_ids is not None else torch.where(column, routing.gates, 0)
-    ids = routing.expert_ids.flatten()
-    gate_sum = probs.new_zeros(probs.shape[-1]).index_add(0, ids, gates.flatten().to(probs.dtype))
-    if routing.logits is None:
-        logsumexp_sq_sum = probs.new_zeros(())
-    else:
-        logsumexp_sq_sum = torch.where(column, routing.logits, 0).logsumexp(-1).square()
-        logsumexp_sq_sum = torch.where(counted, logsumexp_sq_sum, 0).sum()
-    return RoutingSums(probs.sum(0), gate_sum, logsumexp_sq_sum, entropy(probs).sum(), mask, routing[:5])

@@ -11,7 +11,7 @@ from moekit.init import reset_parameters
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
 from moekit.routing import Routing
-from moekit_kernels.routing.reference import finite_logits
+from moekit_kernels.routing.finite import finite_logits
 
 
 class ExpertChoiceRouter(Router):

@@ -12,7 +12,7 @@ from moekit.init import reset_parameters
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
 from moekit.routing import Routing
-from moekit_kernels.routing.reference import finite_logits, mark_invalid
+from moekit_kernels.routing.finite import finite_logits, mark_invalid
 from moekit_kernels.routing.selection import top_k_ids
 
 Gradient = Literal["scale", "straight_through", "none"]

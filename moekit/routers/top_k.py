@@ -12,12 +12,11 @@ from moekit.init import reset_parameters
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
 from moekit.routers.noise import add_noise, smooth_load
-from moekit.routing import Routing, RoutingSums
+from moekit.routing import FusedSums, Routing
 from moekit_kernels.impl import Impl, check_sizes
 from moekit_kernels.routing import route
 from moekit_kernels.routing.checks import LIMITS, SCORINGS, Scoring, check_groups
-from moekit_kernels.routing.op import resolve_route
-from moekit_kernels.routing.reference import decide_reference, finite_logits
+from moekit_kernels.routing.finite import finite_logits
 
 
 class _Options(TypedDict):
@@ -172,10 +171,13 @@ class TopKRouter(Router):
             jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
         logits = router_logits(self.gate, x, self.num_experts)
-        by_kernel = resolve_route(self.impl, logits, self.top_k) == "triton"
         if self.training and self.noise_gate is not None:
-            return self._route_noisy(logits, x, self.noise_gate, by_kernel)
-        return self._route_by_kernel(logits, mask) if by_kernel else self._route_by_reference(logits)
+            return self._route_noisy(logits, x, self.noise_gate)
+        routed = route(logits, self.top_k, mask=mask, with_sums=None, impl=self.impl, **self._options())
+        routing = Routing(routed.gates, routed.ids, routed.logits, routed.probs, routed.valid)
+        if routed.sums is None:
+            return routing
+        return routing._replace(sums=FusedSums(routed.sums, mask, routing[:5]))
 
     @torch.no_grad()
     def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
@@ -224,30 +226,15 @@ class TopKRouter(Router):
             f"impl={self.impl!r}"
         )
 
-    def _route_by_reference(self, logits: Tensor) -> Routing:
-        logits, valid = finite_logits(logits)
-        decision = decide_reference(logits, valid, self.top_k, **self._options())
-        return Routing(decision.gates, decision.ids, logits, decision.probs, valid)
-
-    def _route_by_kernel(self, logits: Tensor, mask: Tensor | None) -> Routing:
-        routed = route(logits, self.top_k, mask=mask, impl="triton", **self._options())
-        logits = torch.where(routed.valid.unsqueeze(-1), logits, 0)
-        routing = Routing(routed.gates, routed.ids, logits, routed.probs, routed.valid)
-        sums = (routed.prob_sum, routed.gate_sum, routed.logsumexp_sq_sum, routed.entropy_sum)
-        return routing._replace(sums=RoutingSums(*sums, mask=mask, made_with=routing[:5]))
-
-    def _route_noisy(self, logits: Tensor, x: Tensor, noise_gate: Gate, by_kernel: bool) -> Routing:
-        """Decides by noisy logits; the routing keeps the clean ones, so the kernel's sums are of no use."""
+    def _route_noisy(self, logits: Tensor, x: Tensor, noise_gate: nn.Module) -> Routing:
+        """Decides by noisy logits; the routing keeps the clean ones, of which statistics are made."""
         logits, valid = finite_logits(logits)
         raw_std = torch.where(valid.unsqueeze(-1), noise_gate(x).to(logits.dtype), 0)
         noise = add_noise(logits, raw_std)
-        if by_kernel:
-            marked = torch.where(valid.unsqueeze(-1), noise.noisy, torch.nan)
-            decided = route(marked, self.top_k, impl="triton", **self._options())
-        else:
-            decided = decide_reference(noise.noisy, valid, self.top_k, **self._options())
+        marked = torch.where(valid.unsqueeze(-1), noise.noisy, torch.nan)
+        routed = route(marked, self.top_k, with_sums=False, impl=self.impl, **self._options())
         load_probs = smooth_load(logits, noise, self.top_k)
-        return Routing(decided.gates, decided.ids, logits, decided.probs, valid, load_probs)
+        return Routing(routed.gates, routed.ids, logits, routed.probs, routed.valid, load_probs)
 
     def _options(self) -> "_Options":
         return _Options(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit_kernels.routing import route, route_reference
+from moekit_kernels.routing import route, route_reference, routing_sums
 from tests.oracles import assert_close
 from tests.strategies import few
 
@@ -108,7 +108,11 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
     )
     expected = naive_route(theirs, top_k, *way, 2.5, bias, groups, mask)
     total = [torch.zeros((), dtype=torch.float64)] * 2
-    for name, field in found._asdict().items():
+    values = found._asdict() | found.sums._asdict()
+    finite_rows = torch.where(mine.isfinite().all(1, keepdim=True), mine, 0)
+    assert torch.equal(values.pop("logits"), finite_rows)
+    del values["sums"]
+    for name, field in values.items():
         if not field.is_floating_point():
             assert torch.equal(field, expected[name]), name
             continue
@@ -126,7 +130,28 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
 def test_no_tokens_give_zero_sums() -> None:
     routed = route_reference(torch.zeros(0, 5), 2)
     assert routed.ids.shape == routed.gates.shape == (0, 2)
-    assert all(field.eq(0).all() for field in routed[4:])
+    assert all(field.eq(0).all() for field in (routed.tokens_per_expert, *routed.sums))
+
+
+def test_sums_can_be_left_out() -> None:
+    logits, mask = torch.randn(6, 5), torch.arange(6) > 2
+    whole = route(logits, 2, mask=mask)
+    for with_sums in (False, None):  # None: only where they cost nothing
+        routed = route(logits, 2, mask=mask, with_sums=with_sums)
+        assert routed.sums is None
+        assert routed.tokens_per_expert is None
+        assert all(torch.equal(a, b) for a, b in zip(routed[:5], whole[:5], strict=True))
+
+
+@pytest.mark.parametrize("by_token", [True, False])
+def test_sums_without_logits_and_of_expert_choice(by_token: bool) -> None:
+    probs, counted = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]]), torch.tensor([True, True, False])
+    gates, ids = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0], [1], [1]])
+    sums = routing_sums(gates, ids, None, probs, counted, by_token=by_token)
+    assert sums.prob_sum.tolist() == [1.5, 0.5]
+    assert sums.gate_sum.tolist() == [1.0, 2.0 if by_token else 6.0]
+    assert sums.logsumexp_sq_sum.item() == 0
+    assert sums.entropy_sum.item() == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
@@ -137,7 +162,8 @@ def test_scores_that_rounding_makes_equal_are_ranked_by_their_logits(scoring: st
 
 def test_half_precision_logits_are_computed_in_float32() -> None:
     logits = torch.randn(6, 5, dtype=torch.bfloat16)
-    for mine, theirs in zip(route_reference(logits, 2), route_reference(logits.float(), 2), strict=True):
+    half, single = (route_reference(x, 2) for x in (logits, logits.float()))
+    for mine, theirs in zip((*half[:6], *half.sums), (*single[:6], *single.sums), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -145,7 +171,8 @@ def test_gradients_of_every_order() -> None:
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
 
     def floats(logits: Tensor) -> tuple[Tensor, ...]:
-        return tuple(field for field in route(logits, 2, impl="reference") if field.is_floating_point())
+        routed = route(logits, 2, impl="reference")
+        return routed.gates, routed.probs, *routed.sums
 
     assert torch.autograd.gradgradcheck(floats, (logits,))
 

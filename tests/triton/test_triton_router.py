@@ -62,8 +62,13 @@ def assert_same(found: list | tuple, expected: list | tuple) -> None:
 def recomputed(monkeypatch) -> list[Routing]:
     """The routings whose sums were not used."""
     seen: list[Routing] = []
-    original = routing_module._sums
-    monkeypatch.setattr(routing_module, "_sums", lambda r, *rest: seen.append(r) or original(r, *rest))
+    original = routing_module.routing_sums
+
+    def recorded(*arguments, **options):
+        seen.append(arguments)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(routing_module, "routing_sums", recorded)
     return seen
 
 
@@ -186,7 +191,7 @@ def test_vmap_routes_each_batch_with_gradients(device) -> None:
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         routing = router(x)
-        return routing.gates, routing.sums.prob_sum
+        return routing.gates, routing.sums.sums.prob_sum
 
     gates, prob_sum = torch.vmap(both)(x)
     alone = [both(part) for part in x]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from moekit_kernels.routing import Routed, route, route_reference
+from moekit_kernels.routing import Routed, RoutingSums, route, route_reference
 from tests.oracles import poisoned_empty
 from tests.strategies import few
 from tests.triton.tolerances import assert_near
@@ -74,10 +74,20 @@ def a_case(num_tokens: int = 19, num_experts: int = 12, top_k: int = 3, **option
     return Case(logits, top_k, {"scaling_factor": 1.5, **options})
 
 
+def field(routed: Routed, name: str) -> Tensor:
+    """A field of the routing or of its sums."""
+    return getattr(routed, name) if hasattr(routed, name) else getattr(routed.sums, name)
+
+
+def flat(routed: Routed) -> list[Tensor]:
+    """All tensors."""
+    return [*routed[:6], *routed.sums]
+
+
 def incoming(routed: Routed, seed: int = 3) -> list[Tensor]:
     """A gradient for every float field."""
     generator = torch.Generator().manual_seed(seed)
-    fields = [getattr(routed, name) for name in FLOATS]
+    fields = [field(routed, name) for name in FLOATS]
     return [torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) for f in fields]
 
 
@@ -85,7 +95,7 @@ def run(case: Case, impl: str) -> tuple[Routed, Tensor]:
     """Outputs and the gradient of the logits."""
     logits = case.logits.detach().requires_grad_()
     routed = route(logits, case.top_k, impl=impl, **case.options)
-    outputs = [getattr(routed, name) for name in FLOATS]
+    outputs = [field(routed, name) for name in FLOATS]
     (gradient,) = torch.autograd.grad(outputs, logits, incoming(routed))
     return routed, gradient
 
@@ -101,8 +111,8 @@ def check(case: Case) -> None:
     assert gradient.dtype == case.logits.dtype
     if torch.equal(single.ids, exact.ids):  # else scores that float32 rounds to a tie
         for name in FLOATS:
-            assert getattr(found, name).dtype == torch.float32
-            mine, theirs = getattr(found, name), getattr(exact, name)
+            assert field(found, name).dtype == torch.float32
+            mine, theirs = field(found, name), field(exact, name)
             if mine.ndim == 0:  # of order T, and may be a difference of such
                 torch.testing.assert_close(mine.double(), theirs, rtol=2e-6, atol=2e-7 * len(found.valid))
             else:
@@ -174,7 +184,7 @@ def test_extreme_logits_keep_everything_finite(device, scoring: str, renormalize
     torch.testing.assert_close(routed.probs.sum(-1).cpu(), torch.ones(2))
     routed = route(logits.to(device), 2, scoring=scoring, renormalize=renormalize, impl="triton")
     assert routed.probs.isfinite().all()
-    assert routed.entropy_sum.isfinite()
+    assert routed.sums.entropy_sum.isfinite()
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -185,8 +195,8 @@ def test_the_gradient_of_each_output_alone(device, scoring: str, name: str) -> N
     gradients = []
     for impl, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         logits = case.logits.detach().to(dtype).requires_grad_()
-        field = getattr(route(logits, 3, impl=impl, **case.options), name)
-        field.sum().backward()  # hands back a gradient of stride zero
+        value = field(route(logits, 3, impl=impl, **case.options), name)
+        value.sum().backward()  # hands back a gradient of stride zero
         gradients.append(logits.grad)
     torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=2e-6)
 
@@ -196,7 +206,7 @@ def test_the_same_input_gives_the_same_bits_twice_and_no_uninitialised_memory_sh
     first, first_gradient = run(case, "triton")
     with poisoned_empty():
         second, second_gradient = run(case, "triton")
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(first, second, strict=True))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(flat(first), flat(second), strict=True))
     assert torch.equal(first_gradient, second_gradient)
 
 
@@ -211,8 +221,8 @@ def test_offsets_beyond_32_bits(device) -> None:
     far.copy_(near)
     # Another stride is another specialisation of the kernel: compiled code may round in another order.
     (found, gradient), (expected, expected_gradient) = (run(Case(x, 2, {}), "triton") for x in (far, near))
-    for name in Routed._fields:
-        mine, theirs = getattr(found, name), getattr(expected, name)
+    for name in (*Routed._fields[:-1], *RoutingSums._fields):
+        mine, theirs = field(found, name), field(expected, name)
         if name in FLOATS:
             assert_near(mine, theirs, torch.float32, name)
         else:
@@ -244,7 +254,7 @@ def test_without_gradients_nothing_is_kept(device) -> None:
             route(case.logits.requires_grad_(), 3, impl="triton")
         assert not kept
         route(case.logits, 3, impl="triton")
-    assert kept == [(19, 12), (19, 3)]  # logits and ids
+    assert kept == [(19, 12), (19, 3), (19, 1)]  # logits, ids, and which rows are finite
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
@@ -256,10 +266,10 @@ def test_opcheck(device, layout: str) -> None:
     for rest in ((None, 0, 0, None), (bias, 3, 2, mask)):
         arguments = (logits.detach().requires_grad_(), 2, "sigmoid", True, 1.5, *rest)
         torch.library.opcheck(OPS.route.default, arguments)
-    routed = Routed(*OPS.route(*arguments))
-    grads = incoming(routed)
+    gates, ids, probs, _, _, *sums = OPS.route(*arguments)
+    grads = [torch.randn_like(t) for t in (gates, probs, *sums)]
     for some in (grads, [grads[0], *[None] * 5]):
-        torch.library.opcheck(OPS.route_backward.default, (*some, logits, routed.ids, mask, "sigmoid", True, 1.5))
+        torch.library.opcheck(OPS.route_backward.default, (*some, logits, ids, mask, "sigmoid", True, 1.5))
 
 
 def test_compiled_without_a_break_for_any_number_of_tokens(device) -> None:
@@ -271,9 +281,9 @@ def test_compiled_without_a_break_for_any_number_of_tokens(device) -> None:
         logits = case.logits.requires_grad_()
         routed = compiled(logits, 3, impl="triton", **case.options)
         grads = incoming(routed)
-        torch.autograd.backward([getattr(routed, name) for name in FLOATS], grads)
+        torch.autograd.backward([field(routed, name) for name in FLOATS], grads)
         expected, gradient = run(case, "triton")
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(routed, expected, strict=True))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(flat(routed), flat(expected), strict=True))
         assert torch.equal(logits.grad, gradient)
         compilations.add(counter.frame_count)
     assert len(compilations) == 1  # none after the first call

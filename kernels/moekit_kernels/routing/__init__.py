@@ -2,5 +2,6 @@
 
 from moekit_kernels.routing.op import route
 from moekit_kernels.routing.reference import Routed, route_reference
+from moekit_kernels.routing.sums import RoutingSums, routing_sums
 
-__all__ = ["Routed", "route", "route_reference"]
+__all__ = ["Routed", "RoutingSums", "route", "route_reference", "routing_sums"]

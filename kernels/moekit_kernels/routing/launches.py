@@ -57,7 +57,7 @@ def forward(
     topk_groups: int,
     mask: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The fields of :class:`~moekit_kernels.routing.Routed`, in their order; 0 groups mean none."""
+    """Gates, ids, probabilities, valid rows, tokens per expert and the four sums; 0 groups mean none."""
     target = current_target(logits.device)
     from moekit_kernels.routing import kernel
 

@@ -12,6 +12,7 @@ from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import LIMITS, Scoring, check_arguments
 from moekit_kernels.routing.reference import Routed, route_reference
+from moekit_kernels.routing.sums import RoutingSums
 
 _FLOAT_OUTPUTS = (0, 2, 5, 6, 7, 8)  # gates, probs and the four float sums; the others have no gradient
 
@@ -148,6 +149,7 @@ def route(
     num_groups: int | None = None,
     topk_groups: int | None = None,
     mask: Bool[Tensor, "T"] | None = None,
+    with_sums: bool | None = True,
     impl: Impl = "auto",
 ) -> Routed:
     """Decision of a top-k router and the sums over its tokens: logits are read once, and once for backward.
@@ -164,6 +166,7 @@ def route(
         num_groups: Splits the experts into equal groups.
         topk_groups: Chooses within so many groups.
         mask: True for tokens that count in the sums.
+        with_sums: Whether to return the sums. None: only if they cost nothing, which is by ``"triton"``.
         impl: ``"reference"`` and ``"torch"``: plain PyTorch, with gradients of every order. ``"triton"``: two kernels,
             with first-order gradients, for up to 4096 experts and ``top_k`` up to 64. See :mod:`moekit_kernels.impl`.
 
@@ -189,8 +192,15 @@ def route(
             num_groups=num_groups,
             topk_groups=topk_groups,
             mask=mask,
+            with_sums=bool(with_sums),
         )
     check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
     refuse_forward_mode("route", logits)
     groups = (num_groups or 0, topk_groups or 0)
-    return Routed(*_route(logits, top_k, scoring, renormalize, float(scaling_factor), selection_bias, *groups, mask))
+    gates, ids, probs, valid, tokens_per_expert, *sums = _route(
+        logits, top_k, scoring, renormalize, float(scaling_factor), selection_bias, *groups, mask
+    )
+    finite = torch.where(valid.unsqueeze(-1), logits.to(probs.dtype), 0)
+    if with_sums is False:
+        return Routed(gates, ids, finite, probs, valid, None, None)
+    return Routed(gates, ids, finite, probs, valid, tokens_per_expert, RoutingSums(*sums))

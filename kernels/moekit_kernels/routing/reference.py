@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit_kernels.routing.checks import Scoring, check_arguments
+from moekit_kernels.routing.finite import finite_logits, mark_invalid
 from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
+from moekit_kernels.routing.sums import RoutingSums, routing_sums
 
 
 class Routed(NamedTuple):
@@ -17,54 +19,29 @@ class Routed(NamedTuple):
     Attributes:
         gates: ``(T, K)``, weights of the chosen experts, best first; NaN for a token with non-finite logits.
         ids: ``(T, K)`` int64, the chosen experts; for a token with non-finite logits those of zero logits.
+        logits: ``(T, E)``, the router logits; zero for a token with non-finite ones.
         probs: ``(T, E)``, probabilities over experts; zero for a token with non-finite logits.
         valid: ``(T,)``, False for a token with non-finite logits.
-        tokens_per_expert: ``(E,)`` int64, slots of each expert. This and all that follow count the tokens
-            that are valid and in the mask.
-        prob_sum: ``(E,)``, sum over tokens of ``probs``.
-        gate_sum: ``(E,)``, sum over slots of ``gates``.
-        logsumexp_sq_sum: ``()``, sum over tokens of ``logsumexp(logits)**2``.
-        entropy_sum: ``()``, sum over tokens of the entropy of ``probs``, in nats.
+        tokens_per_expert: ``(E,)`` int64, slots of each expert, of tokens that are valid and in the mask; None without
+            sums.
+        sums: Sums over the same tokens; None without.
     """
 
     gates: Float[Tensor, "T K"]
     ids: Int[Tensor, "T K"]
+    logits: Float[Tensor, "T E"]
     probs: Float[Tensor, "T E"]
     valid: Bool[Tensor, "T"]
-    tokens_per_expert: Int[Tensor, "E"]
-    prob_sum: Float[Tensor, "E"]
-    gate_sum: Float[Tensor, "E"]
-    logsumexp_sq_sum: Float[Tensor, ""]
-    entropy_sum: Float[Tensor, ""]
+    tokens_per_expert: Int[Tensor, "E"] | None
+    sums: RoutingSums | None
 
 
 class Decision(NamedTuple):
-    """The part of :class:`Routed` that has one row per token."""
+    """The part of :class:`Routed` that selection makes, one row per token."""
 
     gates: Float[Tensor, "T K"]
     ids: Int[Tensor, "T K"]
     probs: Float[Tensor, "T E"]
-
-
-def finite_logits(logits: Float[Tensor, "T E"]) -> tuple[Float[Tensor, "T E"], Bool[Tensor, "T"]]:
-    """Sets the rows that are not all finite to zero; returns them and the ``(T,)`` rows kept.
-
-    Selection then sees ordinary numbers, so every id is in range whatever came in, and nothing is read on
-    the host.
-    """
-    valid = logits.isfinite().all(-1)
-    return torch.where(valid.unsqueeze(-1), logits, 0), valid
-
-
-def mark_invalid(gates: Float[Tensor, "T K"], valid: Bool[Tensor, "T"]) -> Float[Tensor, "T K"]:
-    """Makes the gates of non-finite tokens NaN: their own output shows it, no other token's does."""
-    return torch.where(valid.unsqueeze(-1), gates, torch.nan)
-
-
-def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
-    """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
-    positive = probs > 0
-    return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
 
 
 def decide_reference(
@@ -82,7 +59,7 @@ def decide_reference(
     """Gates, ids and probabilities from what :func:`finite_logits` returned; see :func:`route_reference`."""
     scores = logits.sigmoid() if scoring == "sigmoid" else F.softmax(logits, dim=-1)
     plain = selection_bias is None and num_groups is None
-    # Both scores grow with the logits. Selecting on these, no rounding of exp has a say, whatever the device.
+    # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
     ranked = logits.detach() if plain or scoring == "topk_softmax" else scores.detach()
     if selection_bias is not None:
         ranked = ranked + selection_bias
@@ -112,6 +89,7 @@ def route_reference(
     num_groups: int | None = None,
     topk_groups: int | None = None,
     mask: Bool[Tensor, "T"] | None = None,
+    with_sums: bool = True,
 ) -> Routed:
     """Sends every token to the ``top_k`` experts of largest score; ties go to the lowest id.
 
@@ -135,6 +113,7 @@ def route_reference(
         topk_groups: Chooses within the best ``topk_groups`` groups only; a group's score is the sum of its
             two largest, bias included.
         mask: True for tokens that count in the sums; all by default. It changes no gate and no id.
+        with_sums: Whether to compute the sums.
 
     Returns:
         Decision and sums.
@@ -155,22 +134,13 @@ def route_reference(
         num_groups=num_groups,
         topk_groups=topk_groups,
     )
+    if not with_sums:
+        return Routed(gates, ids, logits, probs, valid, None, None)
     counted = valid if mask is None else valid & mask
-    column = counted.unsqueeze(-1)
-    flat_ids = ids.flatten()
-    counted_probs, counted_gates = torch.where(column, probs, 0), torch.where(column, gates, 0).flatten()
-    logsumexp_sq = torch.where(counted, torch.where(column, logits, 0).logsumexp(-1).square(), 0)
-    return Routed(
-        gates,
-        ids,
-        probs,
-        valid,
-        tokens_per_expert=ids.new_zeros(logits.shape[1]).index_add(0, flat_ids, column.expand_as(ids).flatten().long()),
-        prob_sum=counted_probs.sum(0),
-        gate_sum=probs.new_zeros(logits.shape[1]).index_add(0, flat_ids, counted_gates),
-        logsumexp_sq_sum=logsumexp_sq.sum(),
-        entropy_sum=entropy(counted_probs).sum(),
-    )
+    slots = counted.unsqueeze(-1).expand_as(ids).flatten().long()
+    tokens_per_expert = ids.new_zeros(logits.shape[1]).index_add(0, ids.flatten(), slots)
+    sums = routing_sums(gates, ids, logits, probs, counted)
+    return Routed(gates, ids, logits, probs, valid, tokens_per_expert, sums)
 
 
 def _normalised_sigmoid(logits: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moekit import FFNExperts, Routing, SparseMoE, TopKRouter, plan_dispatch, router_stats
-from moekit.routing import RoutingSums
+from moekit.routing import FusedSums, RoutingSums
 
 
 def test_an_unknown_implementation_is_refused() -> None:
@@ -36,7 +36,7 @@ def test_triton_is_built_and_traced_on_the_meta_device() -> None:
     routing = TopKRouter(4, 6, 2, impl="triton", device="meta")(torch.randn(3, 4, device="meta"))
     assert routing.gates.is_meta
     assert routing.gates.shape == routing.expert_ids.shape == (3, 2)
-    assert routing.sums.prob_sum.shape == (6,)
+    assert routing.sums.sums.prob_sum.shape == (6,)
 
 
 def test_the_layer_hands_router_and_statistics_one_and_the_same_mask() -> None:
@@ -70,6 +70,6 @@ def test_sums_of_another_mask_or_an_edited_routing_are_not_used() -> None:
 
 
 def _with_sums(routing: Routing, mask: torch.Tensor | None) -> Routing:
-    """The routing with sums that no router would find."""
+    """The routing with sums that no router would make."""
     fields = (torch.full((4,), 7.0), torch.full((4,), 7.0), torch.tensor(7.0), torch.tensor(7.0))
-    return routing._replace(sums=RoutingSums(*fields, mask, routing[:5]))
+    return routing._replace(sums=FusedSums(RoutingSums(*fields), mask, routing[:5]))

@@ -1,0 +1,67 @@
+"""Sums over the tokens of a routing, of which losses and statistics are made: the one plain implementation."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class RoutingSums(NamedTuple):
+    """Sums over the tokens that count: valid, and in the mask. Float32 or wider.
+
+    Attributes:
+        prob_sum: ``(E,)``, sum over tokens of the probabilities.
+        gate_sum: ``(E,)``, sum over slots of the gates.
+        logsumexp_sq_sum: ``()``, sum over tokens of ``logsumexp(logits)**2``; zero without logits.
+        entropy_sum: ``()``, sum over tokens of the entropy of the probabilities, in nats.
+    """
+
+    prob_sum: Float[Tensor, "E"]
+    gate_sum: Float[Tensor, "E"]
+    logsumexp_sq_sum: Float[Tensor, ""]
+    entropy_sum: Float[Tensor, ""]
+
+
+def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
+    """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
+    positive = probs > 0
+    return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
+
+
+def routing_sums(
+    gates: Float[Tensor, "A B"],
+    ids: Int[Tensor, "A B"],
+    logits: Float[Tensor, "T E"] | None,
+    probs: Float[Tensor, "T E"],
+    counted: Bool[Tensor, "T"],
+    *,
+    by_token: bool = True,
+) -> RoutingSums:
+    """Sums up a routing.
+
+    Args:
+        gates: ``(T, K)``, or ``(E, C)`` of expert choice, whose slots are all of tokens that count.
+        ids: The expert of each gate.
+        logits: Router logits, finite; None for a router without any.
+        probs: Probabilities over experts.
+        counted: True for tokens that count.
+        by_token: Whether the rows of ``gates`` are tokens.
+
+    Returns:
+        The sums, with gradients of every order.
+    """
+    column = counted.unsqueeze(-1)
+    counted_probs = torch.where(column, probs, 0)
+    counted_gates = torch.where(column, gates, 0) if by_token else gates
+    if logits is None:
+        logsumexp_sq_sum = probs.new_zeros(())
+    else:
+        logsumexp_sq = torch.where(column, logits, 0).logsumexp(-1).square()
+        logsumexp_sq_sum = torch.where(counted, logsumexp_sq, 0).sum()
+    return RoutingSums(
+        prob_sum=counted_probs.sum(0),
+        gate_sum=probs.new_zeros(probs.shape[-1]).index_add(0, ids.flatten(), counted_gates.flatten().to(probs.dtype)),
+        logsumexp_sq_sum=logsumexp_sq_sum,
+        entropy_sum=entropy(counted_probs).sum(),
+    )
