@@ -39,7 +39,7 @@ class PairStream(Protocol):
         ...
 
     def first_texts(self, count: int) -> list[str]:
-        """The first texts of the stream, for what must be known before training (a vocabulary)."""
+        """Returns the first texts of the stream, for what must be known before training (a vocabulary)."""
         ...
 
 

@@ -42,10 +42,10 @@ def draw_splits(
         )
     names = sorted(sizes)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    lacking = np.array(fractions) * len(groups)
+    shortfall = np.array(fractions) * len(groups)
     split_of: dict[str, str] = {}
     for position, group in enumerate(shuffled):
-        chosen = position if position < 3 else int(lacking.argmax())
-        lacking[chosen] -= sizes[group]
+        chosen = position if position < 3 else int(shortfall.argmax())
+        shortfall[chosen] -= sizes[group]
         split_of[group] = SPLITS[chosen]
     return [split_of[group] for group in groups]

@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     index: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
+        """Returns the same on another device."""
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
 
@@ -135,7 +135,7 @@ class StudyDataset(Dataset[Batch]):
         return len(self.split)
 
     def image(self, index: int) -> np.ndarray:
-        """The study's image at the encoder's size, ``uint8``."""
+        """Returns the study's image at the encoder's size, ``uint8``."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
         image = fit_square(self.split[index].image, self.spec.size)
@@ -154,7 +154,7 @@ class StudyDataset(Dataset[Batch]):
 def make_loader(
     dataset: StudyDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
-    """A loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
+    """Makes a loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
     sampler = EpochSampler(len(dataset), config.batch_size, seed=seed, rank=rank, world_size=world_size)
     return DataLoader(
         dataset,

@@ -96,7 +96,7 @@ def csv_set(
         modalities=_cells_or_none(table, modality_column, len(ids)) if modality is None else (modality,) * len(ids),
         read=file_reader(force_dicom),
     )
-    given = (
+    row_splits = (
         unofficial(splits, len(ids), seed, fractions)
         if split_column is None
         else split_names(table[split_column], split_column, where)
@@ -104,7 +104,7 @@ def csv_set(
     return assemble(
         name or csv.name.removesuffix(".gz").removesuffix(".csv"),
         images,
-        given,
+        row_splits,
         task=task,
         classes=classes,
         where=where,
@@ -135,7 +135,7 @@ def _keep(table: dict[str, list[str]], conditions: list[tuple[str, str]], where:
 
 
 def _cells_or_none(table: dict[str, list[str]], column: str | None, count: int) -> tuple[str | None, ...]:
-    """The cells of a column that may be missing, ``None`` for blank ones."""
+    """Returns the cells of a column that may be missing, ``None`` for blank ones."""
     if column is None:
         return (None,) * count
     return tuple(None if is_blank(cell) else cell.strip() for cell in table[column])

@@ -34,7 +34,7 @@ def one_hot(classes: Sequence[int], count: int) -> NDArray[np.float32]:
 
 
 def unofficial(splits: Splits, count: int, seed: int, fractions: tuple[float, float, float]) -> Draw | list[str]:
-    """What `assemble` needs for a set of ``count`` images that has no official splits.
+    """Returns what `assemble` needs for a set of ``count`` images that has no official splits.
 
     Raises:
         ValueError: If ``splits`` is none of the choices.
@@ -83,15 +83,15 @@ def assemble(
     if bad:
         reason = next(iter(bad.values()))
         notes.append(f"skipped {len(bad)} of {len(images)} images that cannot be read, such as {reason}")
-    wanted = {"test"} if isinstance(splits, Draw) else {"test", *splits}
+    required = {"test"} if isinstance(splits, Draw) else {"test", *splits}
     images = images.take(kept)
     if isinstance(splits, Draw) and kept:
         notes.append(f"splits drawn by group with seed {splits.seed} and fractions {splits.fractions}")
-        given = draw_splits(images.groups, fractions=splits.fractions, seed=splits.seed)
+        row_splits = draw_splits(images.groups, fractions=splits.fractions, seed=splits.seed)
     else:
-        given = [splits[row] for row in kept]
-    rows = {split: [row for row, value in enumerate(given) if value == split] for split in SPLITS}
-    empty = [split for split in SPLITS if split in wanted and not rows[split]]
+        row_splits = [splits[row] for row in kept]
+    rows = {split: [row for row, value in enumerate(row_splits) if value == split] for split in SPLITS}
+    empty = [split for split in SPLITS if split in required and not rows[split]]
     if empty:
         reason = f" after {len(bad)} unreadable images were skipped" if bad else ""
         raise ValueError(f"{where}: the {' and '.join(empty)} split of {name} holds no image{reason}")

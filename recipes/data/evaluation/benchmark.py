@@ -41,7 +41,7 @@ class Benchmark(NamedTuple):
 
 
 def before_underscore(stem: str) -> str:
-    """The exam in ``1054_sagittal_19.000000`` and the case in ``314_1``."""
+    """Returns the exam in ``1054_sagittal_19.000000`` and the case in ``314_1``."""
     return stem.partition("_")[0]
 
 
@@ -128,16 +128,16 @@ def _tables(root: Path, benchmark: Benchmark, fold: int) -> dict[str, Path]:
     Raises:
         ValueError: If the test table is missing, or one of the other two.
     """
-    found = {split: _table(root, benchmark, split, fold) for split in SPLITS}
-    missing = [split for split in SPLITS if found[split] is None]
+    tables = {split: _table(root, benchmark, split, fold) for split in SPLITS}
+    missing = [split for split in SPLITS if tables[split] is None]
     if missing and missing != ["train", "val"]:
         names = ", ".join(f"{benchmark.prefixes[0]}{split}_fold{fold}.csv" for split in missing)
-        there = ", ".join(str(table) for table in found.values() if table is not None)
+        there = ", ".join(str(table) for table in tables.values() if table is not None)
         raise ValueError(
             f"{root}: lacks the table {names}, though {there} is there. Add it, or pass the path of the test "
             "table instead of the folder to score that one alone."
         )
-    return {split: table for split, table in found.items() if table is not None}
+    return {split: table for split, table in tables.items() if table is not None}
 
 
 def _refuse_masks(paths: Sequence[str], table: Path) -> None:

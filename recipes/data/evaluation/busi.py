@@ -105,15 +105,15 @@ def busi_set(
     )
     pictures = {name: _pictures(root / name, name) for name in CLASSES}
     classes = CLASSES[:2] if merge_normal else CLASSES
-    found = [(name, picture) for name, listed in pictures.items() for picture in listed]
-    ids = [picture.name for _, picture in found]
+    labelled = [(name, picture) for name, listed in pictures.items() for picture in listed]
+    ids = [picture.name for _, picture in labelled]
     images = labelled_images(
         ids,
-        [picture.path for _, picture in found],
-        one_hot([classes.index(name) if name in classes else 0 for name, _ in found], len(classes)),
+        [picture.path for _, picture in labelled],
+        one_hot([classes.index(name) if name in classes else 0 for name, _ in labelled], len(classes)),
         ids,
         modality="ultrasound",
-        details=[(f"{name} tumour", picture.masks) for name, picture in found],
+        details=[(f"{name} tumour", picture.masks) for name, picture in labelled],
         read=read_with_masks,
     )
     return assemble(

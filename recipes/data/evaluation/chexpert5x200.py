@@ -98,6 +98,6 @@ def _find(root: Path) -> Path:
 
 
 def _patient(path: str) -> str:
-    """The patient's folder in a path of CheXpert; the path itself if there is none."""
-    found = re.search(r"patient\d+", path)
-    return found.group() if found else path
+    """Returns the patient's folder in a path of CheXpert; the path itself if there is none."""
+    match = re.search(r"patient\d+", path)
+    return match.group() if match else path

@@ -11,20 +11,20 @@ IMAGE_COLUMNS = ("filename", "img_dir", "path", "image", "imgpath", "img_path")
 """Names under which public tables keep the path of the image."""
 
 
-def column_named(csv: Path, given: str | None, known: Sequence[str], what: str) -> str:
+def column_named(csv: Path, column: str | None, known: Sequence[str], what: str) -> str:
     """Finds a column by any of its usual names.
 
     Args:
         csv: The table.
-        given: The name if the caller knows it; it is taken as it is.
+        column: Its name, taken as it is; ``None`` looks for a usual one.
         known: Usual names, the first that occurs is taken.
         what: The option that names the column, for the message.
 
     Raises:
         ValueError: If the file is missing, or has none of the columns.
     """
-    if given is not None:
-        return given
+    if column is not None:
+        return column
     header = read_header(csv)
     for name in known:
         if name in header:
@@ -65,17 +65,17 @@ def read_paths_and_labels(
     ]
 
 
-def refuse_options(layout: str, **given: tuple[Any, Any]) -> None:
+def refuse_options(layout: str, **options: tuple[Any, Any]) -> None:
     """Refuses options that a layout has no use for.
 
     Args:
-        layout: What was found.
-        **given: Value and default of each option.
+        layout: What the folder is, for the message.
+        **options: Value and default of each option.
 
     Raises:
         ValueError: Naming those that differ from their default.
     """
-    unused = [name for name, (value, default) in given.items() if value != default]
+    unused = [name for name, (value, default) in options.items() if value != default]
     if unused:
         raise ValueError(f"{', '.join(unused)}: {layout}, which has no use for it. Leave it out.")
 

@@ -119,15 +119,15 @@ def _images_by_case(root: Path, files: dict[str, Path]) -> dict[str, list[str]]:
     Raises:
         ValueError: If an image has no XML file.
     """
-    found: dict[str, list[str]] = {}
+    numbers_of: dict[str, list[str]] = {}
     for path in sorted(root.iterdir()):
         match = _IMAGE.fullmatch(path.name)
         if match is None:
             continue
         if match[1] not in files:
             raise ValueError(f"{path}: has no {match[1]}.xml beside it, which would hold its label")
-        found.setdefault(match[1], []).append(match[2])
-    return {stem: sorted(numbers, key=int) for stem, numbers in found.items()}
+        numbers_of.setdefault(match[1], []).append(match[2])
+    return {stem: sorted(numbers, key=int) for stem, numbers in numbers_of.items()}
 
 
 def _read_case(path: Path) -> _Case:
@@ -151,9 +151,9 @@ def _read_case(path: Path) -> _Case:
 
 def _boxes(outline: str) -> tuple[Box, ...]:
     """Boxes around polygons: ``[{"points": [{"x": 1, "y": 2}, ...]}, ...]``."""
-    found = []
+    boxes = []
     for polygon in json.loads(outline):
         xs = [float(point["x"]) for point in polygon["points"]]
         ys = [float(point["y"]) for point in polygon["points"]]
-        found.append(Box("thyroid nodule", min(xs), min(ys), max(xs) + 1, max(ys) + 1))
-    return tuple(found)
+        boxes.append(Box("thyroid nodule", min(xs), min(ys), max(xs) + 1, max(ys) + 1))
+    return tuple(boxes)

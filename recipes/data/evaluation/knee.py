@@ -56,7 +56,7 @@ def knee_set(
 
     Raises:
         ValueError: If ``root`` is none of the layouts, or something in it is wrong, or an option
-            is given that the layout found has no use for.
+            has no meaning for the layout of ``root``.
     """
     root = Path(root)
     check_choice("finding", finding, Finding)

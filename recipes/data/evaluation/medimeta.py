@@ -113,10 +113,10 @@ def _read_info(path: Path, set_id: str | None) -> Mapping[str, Any]:
     return info
 
 
-def _find_task(info: Mapping[str, Any], wanted: str | None, path: Path) -> tuple[str, Task, tuple[str, ...]]:
+def _find_task(info: Mapping[str, Any], label_task: str | None, path: Path) -> tuple[str, Task, tuple[str, ...]]:
     """Finds a task's name, kind and classes."""
     tasks = {str(task.get("task_name")): task for task in info["tasks"]}
-    name = next(iter(tasks)) if wanted is None else wanted
+    name = next(iter(tasks)) if label_task is None else label_task
     if name not in tasks:
         raise ValueError(f"label_task must be one of {list(tasks)} ({path}), got {name!r}")
     target, labels = tasks[name].get("task_target"), tasks[name].get("labels")

@@ -105,7 +105,7 @@ def _dataset(path: Path | BytesIO, *, force: bool) -> Any:
 
 
 def _plain_syntax(dataset: Any, uid: Any) -> Any:
-    """The uncompressed transfer syntax in which a file without file meta group was written."""
+    """Returns the uncompressed transfer syntax in which a file without file meta group was written."""
     implicit, little_endian = dataset.original_encoding
     if implicit:
         return uid.ImplicitVRLittleEndian

@@ -63,7 +63,7 @@ def pixel_padding(dataset: Any, words: NDArray[Any], stored: NDArray[Any]) -> ND
 
 
 def _as_pixel(value: Any, dtype: np.dtype[Any]) -> float:
-    """A number as a pixel of the file would be read: 63536 of a signed 16-bit image is -2000, and the other way."""
+    """Reads a number as the pixels of the file are read: 63536 of a signed 16-bit image is -2000, and the other way."""
     if dtype.kind == "f":
         return float(value)
     bits = 8 * dtype.itemsize

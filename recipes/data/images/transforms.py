@@ -69,7 +69,7 @@ def stack_images(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def augment(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A small shift, rotation, scaling and change of exposure. No flips: left and right mean something.
+    """Shifts, turns, scales and exposes an image a little otherwise. No flips: left and right mean something.
 
     Args:
         image: Square.
@@ -90,7 +90,7 @@ def augment(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def to_tensor(image: NDArray[np.uint8], spec: ImageEncoderSpec) -> Tensor:
-    """``(H, W)`` or ``(H, W, 3)`` in 0..255 to a normalised ``(3, H, W)``; grey becomes three equal channels."""
+    """Turns ``(H, W)`` or ``(H, W, 3)``, 0..255, into a normalised ``(3, H, W)``; grey becomes three equal channels."""
     tensor = torch.from_numpy(np.ascontiguousarray(image)).float().div(255)
     tensor = tensor.expand(3, *tensor.shape) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
     mean, std = normalisation(spec)

@@ -22,13 +22,13 @@ def soft_step(distance: Field, width: float) -> Field:
 
 
 def ridge(distance: Field, width: float) -> Field:
-    """A line where ``distance`` is 0: 1 on it, falling linearly to 0 at ``width / 2``."""
+    """Draws a line where ``distance`` is 0: 1 on it, falling linearly to 0 at ``width / 2``."""
     return np.maximum(1.0 - np.abs(distance) * (2.0 / width), 0.0)
 
 
 @lru_cache(maxsize=64)
 def _spline(size: int, cells: int) -> Field:
-    """Cubic B-spline weights from ``cells + 3`` knots to ``size`` pixels, scaled to unit variance."""
+    """Returns cubic B-spline weights from ``cells + 3`` knots to ``size`` pixels, scaled to unit variance."""
     position = (np.arange(size) + 0.5) * (cells / size)
     start = np.floor(position).astype(int)
     t = position - start

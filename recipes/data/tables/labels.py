@@ -95,7 +95,7 @@ def labels_from_column(
     Args:
         cells: ``N`` cells: one name each, or several joined by ``separator``.
         separator: Joins names, or ``None`` if a cell is always one name.
-        task: ``None`` takes ``"multi-label"`` if the separator occurs or ``negative_label`` is given, else
+        task: ``None`` takes ``"multi-label"`` if the separator occurs or ``negative_label`` is set, else
             ``"multi-class"``.
         classes: Names in the order of the labels; ``None`` takes all that occur, sorted (as numbers if all
             are).
@@ -160,6 +160,6 @@ def _classes(
         raise ValueError(f"classes must differ from each other and from negative_label, got {list(classes)}")
     fewest = 1 if task == "multi-label" else 2
     if len(classes) < fewest or (task == "binary-class" and len(classes) != 2):
-        wanted = "exactly 2" if task == "binary-class" else f"at least {fewest}"
-        raise ValueError(f"{where}: a {task} task needs {wanted} classes, got {list(classes)}")
+        expected = "exactly 2" if task == "binary-class" else f"at least {fewest}"
+        raise ValueError(f"{where}: a {task} task needs {expected} classes, got {list(classes)}")
     return classes

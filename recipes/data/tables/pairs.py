@@ -84,19 +84,19 @@ def pair_manifest_source(
         seed=seed,
         fractions=fractions,
     )
-    studies, given = read_rows(layout, read_table(layout.csv, layout.columns()))
+    studies, row_splits = read_rows(layout, read_table(layout.csv, layout.columns()))
     if modality is not None:
         own = tuple(modality_name(modality) if each is None else each for each in studies.modalities)
         studies = replace(studies, modalities=own)
-    studies = _captions_apart(studies, given, layout)
-    studies, given, missing = _with_texts(studies, given, layout, skip=on_missing_text == "skip")
-    parts, notes = divide(layout, studies, given)
+    studies = _captions_apart(studies, row_splits, layout)
+    studies, row_splits, missing = _with_texts(studies, row_splits, layout, skip=on_missing_text == "skip")
+    parts, notes = divide(layout, studies, row_splits)
     name = name or layout.stem()
     check_splits_apart(name, parts.items())
-    found = [modality for split in parts.values() for modality in split.modalities]
-    known = {modality for modality in found if modality is not None}
-    if modality_column is not None and None in found:
-        notes.append(f"the modality of {found.count(None)} of {len(found)} pairs is not known")
+    occurring = [modality for split in parts.values() for modality in split.modalities]
+    known = {modality for modality in occurring if modality is not None}
+    if modality_column is not None and None in occurring:
+        notes.append(f"the modality of {occurring.count(None)} of {len(occurring)} pairs is not known")
     return PairSource(name, tuple(sorted(known)), **parts, notes=(*missing, *notes))
 
 
@@ -137,12 +137,12 @@ def _check_texts_differ(studies: ImageFiles, rows: Sequence[int], where: str) ->
 
 
 def _with_texts(
-    studies: ImageFiles, given: list[str] | None, layout: Layout, *, skip: bool
+    studies: ImageFiles, row_splits: list[str] | None, layout: Layout, *, skip: bool
 ) -> tuple[ImageFiles, list[str] | None, list[str]]:
     """Leaves rows without a text out, or refuses them; returns what is left and notes."""
     blank = [row for row, text in enumerate(studies.texts) if text is None]
     if not blank:
-        return studies, given, []
+        return studies, row_splits, []
     where, of = f"{layout.csv}: column {layout.text_column!r}", f"{len(blank)} of {len(studies)} rows"
     if len(blank) == len(studies):
         raise ValueError(f"{where} is blank in every row, but a pair needs a text. Name the column that holds it.")
@@ -153,4 +153,4 @@ def _with_texts(
         )
     kept = [row for row in range(len(studies)) if studies.texts[row] is not None]
     note = f"skipped {of} that have no text: {some_of(studies.ids, blank)}"
-    return studies.take(kept), None if given is None else [given[row] for row in kept], [note]
+    return studies.take(kept), None if row_splits is None else [row_splits[row] for row in kept], [note]

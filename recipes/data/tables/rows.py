@@ -36,11 +36,11 @@ class Layout(NamedTuple):
         return [self.image_column, *(column for column in optional if column is not None)]
 
     def root(self) -> Path:
-        """The folder that relative paths start from."""
+        """Returns the folder that relative paths start from."""
         return self.csv.parent if self.image_root is None else Path(self.image_root)
 
     def stem(self) -> str:
-        """The csv's name without its endings."""
+        """Returns the csv's name without its endings."""
         return self.csv.name.removesuffix(".gz").removesuffix(".csv")
 
 
@@ -62,7 +62,9 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Image
     ids = filled(table[layout.image_column], layout.image_column, where)
     root = str(layout.root())
     paths = tuple(os.path.normpath(os.path.join(root, path)) for path in ids)
-    given = None if layout.split_column is None else split_names(table[layout.split_column], layout.split_column, where)
+    row_splits = (
+        None if layout.split_column is None else split_names(table[layout.split_column], layout.split_column, where)
+    )
     groups = ids if layout.group_column is None else filled(table[layout.group_column], layout.group_column, where)
     blanks = [""] * len(ids)
     texts = blanks if layout.text_column is None else table[layout.text_column]
@@ -77,16 +79,18 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Image
         modalities=tuple(modality_name(modality) for modality in modalities),
         read=file_reader(layout.force_dicom),
     )
-    return studies, given
+    return studies, row_splits
 
 
-def divide(layout: Layout, studies: ImageFiles, given: Sequence[str] | None) -> tuple[dict[str, ImageFiles], list[str]]:
+def divide(
+    layout: Layout, studies: ImageFiles, row_splits: Sequence[str] | None
+) -> tuple[dict[str, ImageFiles], list[str]]:
     """Leaves bad images out where that is wanted, and cuts the rest into train, val and test.
 
     Args:
         layout: What to do about bad images, and how to draw a split.
         studies: All of them.
-        given: The split of each, or ``None`` to draw one by group.
+        row_splits: The split of each, or ``None`` to draw one by group.
 
     Returns:
         The three splits by name, none of them empty, and notes on what was done.
@@ -101,8 +105,8 @@ def divide(layout: Layout, studies: ImageFiles, given: Sequence[str] | None) -> 
         listed = some_of(studies.ids, list(bad))
         notes.append(f"skipped {len(bad)} of {len(studies)} images that cannot be read: {listed}")
     studies = studies.take(kept)
-    if given is not None:
-        splits = [given[row] for row in kept]
+    if row_splits is not None:
+        splits = [row_splits[row] for row in kept]
     elif kept:
         splits = draw_splits(studies.groups, fractions=layout.fractions, seed=layout.seed)
         notes.append(f"splits drawn by group with seed {layout.seed} and fractions {layout.fractions}")

@@ -73,7 +73,7 @@ def report_sections(report: str, name: str = "") -> dict[str, str]:
 
 
 def section_of(report: str | None, name: str) -> str | None:
-    """One section of a report, ``None`` where it has none. A name matches headers that contain it."""
+    """Returns one section of a report, ``None`` where it has none. A name matches headers that contain it."""
     if report is None:
         return None
     asked = name.strip().lower()
@@ -82,7 +82,7 @@ def section_of(report: str | None, name: str) -> str | None:
 
 
 def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = False) -> list[str | None]:
-    """One section of each text, ``None`` where there is none.
+    """Returns one section of each text, ``None`` where there is none.
 
     Args:
         texts: Reports, ``None`` where a study has none.

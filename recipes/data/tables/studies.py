@@ -69,7 +69,7 @@ def manifest_source(
             is not known. ``None``: it is known of no study.
         label_columns: Columns of the classes; the task is multi-label unless ``task`` says otherwise.
         label_column: Column of class names; the task is multi-label if ``label_separator`` occurs in it or
-            ``negative_label`` is given, else multi-class.
+            ``negative_label`` is set, else multi-class.
         label_separator: Joins the names in ``label_column``; ``None`` if a cell is one name.
         split_column: Column of train, val (valid, validation) and test, in any case. ``None`` draws a split
             by group (`recipes.data.splits.draw_splits`).
@@ -115,10 +115,10 @@ def manifest_source(
         fractions=fractions,
     )
     table = read_table(layout.csv, [*layout.columns(), *plan.columns()])
-    studies, given = read_rows(layout, table)
-    _check_images_differ(studies.paths, given, str(csv))
+    studies, row_splits = read_rows(layout, table)
+    _check_images_differ(studies.paths, row_splits, str(csv))
     task, classes, labels = _read_labels(plan, table, str(csv))
-    parts, notes = divide(layout, replace(studies, labels=labels), given)
+    parts, notes = divide(layout, replace(studies, labels=labels), row_splits)
     source = StudySource(name or layout.stem(), task, classes, **parts, notes=tuple(notes))
     check_groups_apart(source)
     return source

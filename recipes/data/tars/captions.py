@@ -25,7 +25,7 @@ class Caption(NamedTuple):
     Attributes:
         text: Never blank.
         modality: ``None`` where it is not known.
-        group: The sample's own id where none is given.
+        group: The sample's own id where it names none.
     """
 
     text: str

@@ -33,7 +33,7 @@ def find_shards(pattern: Pattern, modality: str | None) -> tuple[Shard, ...]:
 
     Raises:
         ValueError: If the pattern is empty or matches nothing, a file is missing, compressed or listed twice, or
-            both a mapping and ``modality`` are given.
+            ``pattern`` is a mapping and ``modality`` is set too.
         ImportError: If braceexpand is not installed.
     """
     if isinstance(pattern, Mapping):

@@ -92,7 +92,7 @@ class TarShards:
         return self._decoded(_shuffled(dealt, self.shuffle_buffer, shuffle))
 
     def first_texts(self, count: int) -> list[str]:
-        """The first texts of every shard: the same share of each, more where earlier ones have fewer.
+        """Returns the first texts of every shard: the same share of each, more where earlier ones have fewer.
 
         Args:
             count: How many at most.
@@ -201,13 +201,13 @@ def shard_source(
     )
     _check_shards_apart({"train": stream.shards, **{split: splits[split].shards for split in splits}})
     check_splits_apart(name, splits.items())
-    found = {each for split in splits.values() for each in split.modalities if each is not None}
+    occurring = {each for split in splits.values() for each in split.modalities if each is not None}
     if modalities is None:
-        known = found | {shard.modality for shard in stream.shards if shard.modality is not None}
+        known = occurring | {shard.modality for shard in stream.shards if shard.modality is not None}
     else:
         known = {each for each in map(modality_name, modalities) if each is not None}
-        if not found <= known:
-            raise ValueError(f"modalities: {sorted(found - known)} occur in {name}, but got {sorted(known)} only")
+        if not occurring <= known:
+            raise ValueError(f"modalities: {sorted(occurring - known)} occur in {name}, but got {sorted(known)} only")
     notes = [f"{split}: {note}" for split, part in splits.items() for note in part.notes]
     notes.append(f"training pairs are read as a stream of {len(stream.shards)} tars")
     return PairSource(name, tuple(sorted(known)), stream, splits["val"], splits["test"], tuple(notes))

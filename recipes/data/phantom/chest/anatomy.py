@@ -86,7 +86,7 @@ class Canvas:
     size: int
 
     def width(self, fraction: float, pixels: float) -> float:
-        """A width of ``fraction`` of the side, but never narrower than ``pixels``."""
+        """Returns a width of ``fraction`` of the side, but never narrower than ``pixels``."""
         return max(fraction, pixels / self.size)
 
 
@@ -152,7 +152,7 @@ def heart_radius(anatomy: Anatomy, u: Field, v: Field) -> Field:
 
 
 def _middle(anatomy: Anatomy, canvas: Canvas) -> Field:
-    """Heart, great vessels and the aortic knob as one mask."""
+    """Draws heart, great vessels and the aortic knob as one mask."""
     heart = soft_step(1.0 - heart_radius(anatomy, canvas.u, canvas.v), 0.16)
     band = soft_step(anatomy.mediastinum_half - np.abs(canvas.u - 0.5), 0.025)
     knob_u, knob_v, radius = anatomy.knob

@@ -18,7 +18,7 @@ LesionDrawer = Callable[[np.random.Generator, Anatomy, Canvas, Chest], Lesions]
 
 
 def draw_consolidation(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Lesions:
-    """A mottled cloud in one lung, cut straight by a fissure, with dark branching airways in it."""
+    """Draws a mottled cloud in one lung, cut straight by a fissure, with dark branching airways in it."""
     lung = chest.lungs[rng.integers(2)]
     centre_d = anatomy.lung_d + rng.uniform(-0.01, 0.03)
     centre_v = rng.uniform(0.33, 0.50)
@@ -55,7 +55,7 @@ def _nodule_places(rng: np.random.Generator, anatomy: Anatomy, count: int) -> li
 
 
 def draw_nodules(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Lesions:
-    """Four to eight small bright discs with a sharp edge."""
+    """Draws four to eight small bright discs with a sharp edge."""
     del chest  # places are checked against the anatomy itself, and a disc covers what lies behind it
     count = int(rng.integers(4, 9))
     lesions: Lesions = []
@@ -67,7 +67,7 @@ def draw_nodules(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, che
 
 
 def draw_reticulation(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Lesions:
-    """A net of fine lines over the middle and lower zones of both lungs, denser towards the base."""
+    """Draws a net of fine lines over the middle and lower zones of both lungs, denser towards the base."""
     del anatomy
     # The zero lines of smooth noise form closed meshes; two layers give them crossings.
     net = np.zeros_like(canvas.v)
@@ -94,14 +94,14 @@ def _fluid(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, lung: Lun
 
 
 def draw_fluid(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Lesions:
-    """Smooth fluid over the diaphragm that hides its edge and climbs the chest wall."""
+    """Draws smooth fluid over the diaphragm that hides its edge and climbs the chest wall."""
     first = int(rng.integers(2))
     sides = (first, 1 - first) if rng.random() < 0.25 else (first,)
     return [_fluid(rng, anatomy, canvas, chest.lungs[side]) for side in sides]
 
 
 def draw_pleural_air(rng: np.random.Generator, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Lesions:
-    """A dark rim without vessels around the apex and the outer side of one lung, and the pleura's line."""
+    """Draws a dark rim without vessels around the apex and the outer side of one lung, and the pleura's line."""
     lung = chest.lungs[rng.integers(2)]
     gap, top_gap = rng.uniform(0.045, 0.075), rng.uniform(0.075, 0.12)
     end = rng.uniform(0.50, 0.64)

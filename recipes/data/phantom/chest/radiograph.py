@@ -53,8 +53,8 @@ def draw_radiograph(
         changes = draw(rng, anatomy, canvas, chest) if shown else []
         for change in changes:
             attenuation = attenuation + change
-        found = (enclosing_box(change) for change in changes)
-        boxes.append(tuple(box for box in found if box is not None))
+        candidates = (enclosing_box(change) for change in changes)
+        boxes.append(tuple(box for box in candidates if box is not None))
 
     k, gain, offset = acquisition.uniform((1.5, 0.98, 0.0), (2.1, 1.12, 0.05))
     brightness = np.float32(gain) * (1.0 - np.exp(np.float32(-k) * attenuation)) + np.float32(offset)

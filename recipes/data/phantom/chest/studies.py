@@ -1,11 +1,11 @@
 """The phantom data set: drawn radiographs with notes, for which the best possible score is known."""
 
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.phantom.arguments import check_sizes, checked_index
 from recipes.data.phantom.chest.findings import CLASSES, PATTERNS, labels_of
 from recipes.data.phantom.chest.radiograph import draw_radiograph
 from recipes.data.phantom.chest.reports import draw_person, write_note
@@ -64,15 +64,12 @@ class PhantomSplit:
         self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
 
     def __len__(self) -> int:
-        """Number of studies."""
+        """Returns number of studies."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Study:
         """Draws a study; the same index always gives the same bits."""
-        index = operator.index(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} studies.")
-        index %= len(self)
+        index = checked_index(index, len(self))
         radiograph = draw_radiograph(
             self.visible[index],
             patient=self._stream(Purpose.ANATOMY, int(self._patients[index])),
@@ -82,8 +79,8 @@ class PhantomSplit:
         )
         boxes = tuple(
             Box(pattern.diagnoses[int(cause)], *box)
-            for pattern, cause, found in zip(PATTERNS, self.causes[index], radiograph.boxes, strict=True)
-            for box in found
+            for pattern, cause, places in zip(PATTERNS, self.causes[index], radiograph.boxes, strict=True)
+            for box in places
         )
         return Study(
             id=self.ids[index],
@@ -121,14 +118,7 @@ def phantom_source(*, seed: int = 0, train: int = 2000, val: int = 400, test: in
         ((96, 96), (8, 10))
     """
     counts = {"train": train, "val": val, "test": test}
-    checked = (
-        ("seed", seed, 0),
-        *((name, count, 1) for name, count in counts.items()),
-        ("size", size, MIN_SIZE),
-    )
-    for name, value, smallest in checked:
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name}: expected a whole number of at least {smallest}, got {value!r}.")
+    check_sizes(smallest_side=MIN_SIZE, seed=seed, size=size, **counts)
     splits = {
         split: PhantomSplit(
             draw_visible(seed, split, count),

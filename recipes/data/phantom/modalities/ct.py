@@ -96,7 +96,7 @@ _Drawer = Callable[[np.random.Generator, Place, _Abdomen, Canvas, Field], Field]
 
 
 def _liver_mass(rng: np.random.Generator, place: Place, abdomen: _Abdomen, canvas: Canvas, field: Field) -> Field:
-    """A large dark region with an uneven outline, a faint bright rim and a darker middle."""
+    """Draws a large dark region with an uneven outline, a faint bright rim and a darker middle."""
     lobe = abdomen.left_lobe if place.zone == 2 else abdomen.right_lobe
     radius = rng.uniform(0.062, 0.075) if place.zone == 2 else rng.uniform(0.070, 0.100)
     across, down = ((-0.02, 0.0), (-0.01, 0.085), (0.0, -0.075))[(place.zone + 1) % 3]
@@ -111,14 +111,14 @@ def _liver_mass(rng: np.random.Generator, place: Place, abdomen: _Abdomen, canva
 
 
 def _in_kidney(rng: np.random.Generator, place: Place, abdomen: _Abdomen, reach: float) -> tuple[float, float]:
-    """A place in the outer half of a kidney, in front of or behind its middle."""
+    """Returns a place in the outer half of a kidney, in front of or behind its middle."""
     kidney = abdomen.kidneys[0 if place.side < 0 else 1]
     down = (-1.0 if place.zone == 0 else 1.0) * rng.uniform(0.35, 0.95)
     return kidney.u + place.side * reach * np.cos(down) * kidney.half_u, kidney.v + reach * np.sin(down) * kidney.half_v
 
 
 def _kidney_cyst(rng: np.random.Generator, place: Place, abdomen: _Abdomen, canvas: Canvas, field: Field) -> Field:
-    """A round, smooth, fluid-filled region at the margin of a kidney, with a thin wall."""
+    """Draws a round, smooth, fluid-filled region at the margin of a kidney, with a thin wall."""
     u, v = _in_kidney(rng, place, abdomen, rng.uniform(0.5, 0.8))
     radius = rng.uniform(0.042, 0.056)
     walled = over(field, Ellipse(u, v, radius + 0.012, radius + 0.012).mask(canvas), _KIDNEY)
@@ -126,7 +126,7 @@ def _kidney_cyst(rng: np.random.Generator, place: Place, abdomen: _Abdomen, canv
 
 
 def _kidney_stone(rng: np.random.Generator, place: Place, abdomen: _Abdomen, canvas: Canvas, field: Field) -> Field:
-    """A tiny region as bright as bone inside a kidney."""
+    """Draws a tiny region as bright as bone inside a kidney."""
     u, v = _in_kidney(rng, place, abdomen, rng.uniform(0.1, 0.55))
     radius = rng.uniform(0.017, 0.025)
     stone = Ellipse(u, v, radius, radius * rng.uniform(0.8, 1.3), rng.uniform(0.0, 3.0))
@@ -145,7 +145,7 @@ def draw_ct(finding: str | None, place: Place | None, streams: Streams, size: in
 
     Args:
         finding: Name of a finding of this modality, or ``None`` for a normal slice.
-        place: Where it lies; given exactly where ``finding`` is.
+        place: Where it lies; ``None`` exactly where ``finding`` is.
         streams: Where the randomness comes from.
         size: Side of the image in pixels.
     """

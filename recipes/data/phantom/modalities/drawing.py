@@ -47,7 +47,7 @@ class Ellipse(NamedTuple):
     turn: float = 0.0
 
     def radius(self, canvas: Canvas) -> Field:
-        """Distance from the centre, 1 on the outline."""
+        """Returns distance from the centre, 1 on the outline."""
         cos, sin = np.float32(np.cos(self.turn)), np.float32(np.sin(self.turn))
         du, dv = canvas.u - np.float32(self.u), canvas.v - np.float32(self.v)
         across = (du * cos + dv * sin) * np.float32(1 / self.half_u)
@@ -55,7 +55,7 @@ class Ellipse(NamedTuple):
         return np.sqrt(across * across + down * down)
 
     def mask(self, canvas: Canvas, width: float = 0.015) -> Field:
-        """1 inside and 0 outside, over an edge ``width`` of the side wide (at least 1.2 pixels)."""
+        """Returns 1 inside and 0 outside, over an edge ``width`` of the side wide (at least 1.2 pixels)."""
         return soft_step(1.0 - self.radius(canvas), _edge(self, canvas, width))
 
 
@@ -65,7 +65,7 @@ def over(field: Field, mask: Field, value: float | Field) -> Field:
 
 
 def _edge(ellipse: Ellipse, canvas: Canvas, width: float) -> float:
-    """Width of an ellipse's soft edge, in units of its shorter half axis."""
+    """Returns width of an ellipse's soft edge, in units of its shorter half axis."""
     return canvas.width(width, 1.2) / min(ellipse.half_u, ellipse.half_v)
 
 

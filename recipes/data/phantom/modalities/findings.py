@@ -48,7 +48,7 @@ class Finding:
 
 
 def _sides(*zones: str, names: dict[int, str] | None = None) -> tuple[Place, ...]:
-    """Every zone on every side; ``{side}`` in a zone becomes the side's name."""
+    """Lists every zone on every side; ``{side}`` in a zone becomes the side's name."""
     # The patient faces the reader: the right side is on the image's left.
     named = {-1: "right", 1: "left"} if names is None else names
     return tuple(
@@ -108,7 +108,7 @@ PER_MODALITY = len(FINDINGS) // len(MODALITIES)
 
 
 def findings_of(modality: str) -> tuple[Finding, ...]:
-    """The findings of one modality, from large to small.
+    """Returns the findings of one modality, from large to small.
 
     Raises:
         ValueError: If the modality is not drawn.

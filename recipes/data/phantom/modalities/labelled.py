@@ -1,6 +1,5 @@
 """The phantom modalities as labelled sets, one per modality, for zero-shot classification and probing."""
 
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.pairs import PairSource
+from recipes.data.phantom.arguments import checked_index
 from recipes.data.phantom.modalities.findings import FINDING_NAMES, MODALITIES, NORMAL, findings_of
 from recipes.data.phantom.modalities.pairs import PhantomModalitySplit
 from recipes.data.studies import Study
@@ -33,26 +33,24 @@ class PhantomModalityPart:
         columns = [FINDING_NAMES.index(finding.name) for finding in findings_of(modality)]
         self._split = split
         self._rows: NDArray[np.int64] = np.flatnonzero(np.asarray(split.modalities) == modality)
-        found = split.labels[self._rows][:, columns]
-        self.labels: NDArray[np.float32] = np.hstack([found, 1.0 - found.sum(axis=1, keepdims=True)])
+        findings = split.labels[self._rows][:, columns]
+        self.labels: NDArray[np.float32] = np.hstack([findings, 1.0 - findings.sum(axis=1, keepdims=True)])
         self.ids: Sequence[str] = tuple(split.ids[row] for row in self._rows)
         self.texts: Sequence[str] = tuple(split.texts[row] for row in self._rows)
         self.groups: Sequence[str] = tuple(split.groups[row] for row in self._rows)
 
     def __len__(self) -> int:
-        """Number of studies."""
+        """Returns number of studies."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Study:
         """Draws a study; the same index always gives the same bits."""
-        index = operator.index(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} studies.")
+        index = checked_index(index, len(self))
         return replace(self._split[int(self._rows[index])], labels=self.labels[index].copy())
 
 
 def phantom_evaluation_sets(source: PairSource) -> list[EvaluationSet]:
-    """One labelled set per drawn modality: its three findings and ``"normal"``.
+    """Returns one labelled set per drawn modality: its three findings and ``"normal"``.
 
     Args:
         source: What `phantom_modalities_source` returned.

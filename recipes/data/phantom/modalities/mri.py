@@ -67,7 +67,7 @@ _Drawer = Callable[[np.random.Generator, Place, _Head, Canvas, Field], Field]
 
 
 def _tumor(rng: np.random.Generator, place: Place, head: _Head, canvas: Canvas, field: Field) -> Field:
-    """A large mass with a bright uneven ring, a dark middle and swelling around it."""
+    """Draws a large mass with a bright uneven ring, a dark middle and swelling around it."""
     u = 0.5 + place.side * rng.uniform(0.165, 0.20)
     v = rng.uniform(0.27, 0.36) if place.zone == 0 else rng.uniform(0.64, 0.72)
     size = rng.uniform(0.075, 0.105)
@@ -80,7 +80,7 @@ def _tumor(rng: np.random.Generator, place: Place, head: _Head, canvas: Canvas, 
 
 
 def _infarct(rng: np.random.Generator, place: Place, head: _Head, canvas: Canvas, field: Field) -> Field:
-    """A bright wedge that widens towards the cortex."""
+    """Draws a bright wedge that widens towards the cortex."""
     turn = (-0.85, 0.0, 0.85)[place.zone] + rng.uniform(-0.22, 0.22)
     brain = head.brain
     across = (canvas.u - np.float32(brain.u)) * np.float32(place.side / brain.half_u)
@@ -95,7 +95,7 @@ def _infarct(rng: np.random.Generator, place: Place, head: _Head, canvas: Canvas
 
 
 def _plaque(rng: np.random.Generator, place: Place, head: _Head, canvas: Canvas, field: Field) -> Field:
-    """A tiny bright oval in white matter."""
+    """Draws a tiny bright oval in white matter."""
     del head
     across, v = ((0.125, 0.33), (0.15, 0.645), (0.20, 0.47))[place.zone]
     u = 0.5 + place.side * (across + rng.uniform(-0.015, 0.02))
@@ -112,7 +112,7 @@ def draw_mri(finding: str | None, place: Place | None, streams: Streams, size: i
 
     Args:
         finding: Name of a finding of this modality, or ``None`` for a normal slice.
-        place: Where it lies; given exactly where ``finding`` is.
+        place: Where it lies; ``None`` exactly where ``finding`` is.
         streams: Where the randomness comes from.
         size: Side of the image in pixels.
     """

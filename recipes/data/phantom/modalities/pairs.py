@@ -1,12 +1,12 @@
 """The phantom set of four drawn modalities: images with reports, for contrastive pretraining."""
 
-import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.pairs import PairSource
+from recipes.data.phantom.arguments import check_sizes, checked_index
 from recipes.data.phantom.modalities.ct import draw_ct
 from recipes.data.phantom.modalities.drawing import Picture, Streams
 from recipes.data.phantom.modalities.findings import (
@@ -84,15 +84,12 @@ class PhantomModalitySplit:
         self.texts: Sequence[str] = tuple(self._write(index) for index in range(count))
 
     def __len__(self) -> int:
-        """Number of studies."""
+        """Returns number of studies."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Study:
         """Draws a study; the same index always gives the same bits."""
-        index = operator.index(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} is out of range for {len(self)} studies.")
-        index %= len(self)
+        index = checked_index(index, len(self))
         name, modality = self.findings[index], self.modalities[index]
         streams = Streams(
             patient=self._stream(Purpose.PAIR_ANATOMY, int(self._patients[index])),
@@ -146,9 +143,6 @@ def phantom_modalities_source(
         ((96, 96), (8, 12))
     """
     counts = {"train": train, "val": val, "test": test}
-    checked = (("seed", seed, 0), *((name, count, 1) for name, count in counts.items()), ("size", size, MIN_SIZE))
-    for name, value, smallest in checked:
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name}: expected a whole number of at least {smallest}, got {value!r}.")
+    check_sizes(smallest_side=MIN_SIZE, seed=seed, size=size, **counts)
     splits = {split: PhantomModalitySplit(count, seed=seed, split=split, size=size) for split, count in counts.items()}
     return PairSource(name="phantom-modalities", modalities=tuple(sorted(MODALITIES)), notes=(_NOTE,), **splits)

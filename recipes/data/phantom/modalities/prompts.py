@@ -91,7 +91,7 @@ DENIALS: tuple[str, ...] = ("No {finding}.", "No evidence of {finding}.", "Study
 
 
 def phantom_prompts(modality: str) -> dict[str, dict[str, list[str]]]:
-    """The zero-shot prompts of one drawn modality, in the form of a prompt file.
+    """Returns the zero-shot prompts of one drawn modality, in the form of a prompt file.
 
     Returns:
         ``"classes"``: prompts of each of its findings and of ``"normal"``; ``"absent"``: prompts that deny

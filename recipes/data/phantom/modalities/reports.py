@@ -18,7 +18,7 @@ def write_report(modality: str, finding: Finding | None, place: Place | None, rn
     Args:
         modality: Kind of the image.
         finding: What is seen, or ``None`` for a normal study.
-        place: Where it lies; given exactly where ``finding`` is.
+        place: Where it lies; ``None`` exactly where ``finding`` is.
         rng: Stream of wording and order.
     """
     opening, technique = _one_of(OPENINGS[modality], rng), _one_of(TECHNIQUES[modality], rng)

@@ -34,7 +34,7 @@ class _Scan:
     seen: Field
 
     def beam_at(self, u: float, v: float) -> float:
-        """The beam through a point."""
+        """Returns the beam through a point."""
         size = self.canvas.size
         row, column = (min(max(int(place * size), 0), size - 1) for place in (v, u))
         return float(self.beam[row, column])
@@ -58,7 +58,7 @@ def _draw_scan(patient: np.random.Generator, rng: np.random.Generator, size: int
 
 
 def _draw_layers(patient: np.random.Generator, scan: _Scan) -> Field:
-    """Echo strength of skin, fat with septa, gland, fascia and muscle."""
+    """Draws the echo strength of skin, fat with septa, gland, fascia and muscle."""
     size = scan.canvas.size
     wave = 0.022 * smooth_noise(patient, size, 3)
     depth = scan.depth + wave
@@ -74,7 +74,7 @@ def _draw_layers(patient: np.random.Generator, scan: _Scan) -> Field:
 
 
 def _behind(scan: _Scan, u: float, v: float, half: float, length: float) -> Field:
-    """1 behind a lesion along the beams that pass through it, fading to 0 over ``length``."""
+    """Returns 1 behind a lesion along the beams that pass through it, fading to 0 over ``length``."""
     row = min(int(v * scan.canvas.size), scan.canvas.size - 1)
     column = min(int(u * scan.canvas.size), scan.canvas.size - 1)
     below = scan.depth - scan.depth[row, column]
@@ -91,7 +91,7 @@ def _place(rng: np.random.Generator, place: Place) -> tuple[float, float]:
 
 
 def _cyst(rng: np.random.Generator, place: Place, scan: _Scan, echo: Field) -> Field:
-    """Large, black, smooth; the tissue behind it is brighter."""
+    """Draws a large, black, smooth region; the tissue behind it is brighter."""
     u, v = _place(rng, place)
     half_u = rng.uniform(0.085, 0.125)
     cyst = Ellipse(u, v, half_u, half_u * rng.uniform(0.65, 0.9), rng.uniform(-0.3, 0.3))
@@ -100,7 +100,7 @@ def _cyst(rng: np.random.Generator, place: Place, scan: _Scan, echo: Field) -> F
 
 
 def _mass(rng: np.random.Generator, place: Place, scan: _Scan, echo: Field) -> Field:
-    """Dark grey and spiky with a bright edge; it casts a shadow."""
+    """Draws a dark grey, spiky region with a bright edge, which casts a shadow."""
     u, v = _place(rng, place)
     half = rng.uniform(0.058, 0.078)
     outline = Ellipse(u, v, half, half * rng.uniform(0.9, 1.2)).radius(scan.canvas)
@@ -114,7 +114,7 @@ def _mass(rng: np.random.Generator, place: Place, scan: _Scan, echo: Field) -> F
 
 
 def _calcifications(rng: np.random.Generator, place: Place, scan: _Scan, echo: Field) -> Field:
-    """A cluster of tiny bright points, each with a faint short shadow."""
+    """Draws a cluster of tiny bright points, each with a faint short shadow."""
     u, v = _place(rng, place)
     count = int(rng.integers(5, 9))
     turn = rng.uniform(0.0, 6.3)
@@ -135,7 +135,7 @@ def draw_ultrasound(finding: str | None, place: Place | None, streams: Streams, 
 
     Args:
         finding: Name of a finding of this modality, or ``None`` for normal tissue.
-        place: Where it lies; given exactly where ``finding`` is.
+        place: Where it lies; ``None`` exactly where ``finding`` is.
         streams: Where the randomness comes from.
         size: Side of the image in pixels.
     """

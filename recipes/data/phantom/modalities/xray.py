@@ -13,7 +13,7 @@ _Drawer = Callable[[np.random.Generator, Place, Anatomy, Canvas, Chest], Field]
 
 
 def _effusion(rng: np.random.Generator, place: Place, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Field:
-    """Smooth fluid over the diaphragm that climbs the chest wall."""
+    """Draws smooth fluid over the diaphragm that climbs the chest wall."""
     index = 0 if place.side < 0 else 1
     lung = chest.lungs[index]
     level = anatomy.dome_v[index] - rng.uniform(0.08, 0.18)
@@ -24,7 +24,7 @@ def _effusion(rng: np.random.Generator, place: Place, anatomy: Anatomy, canvas: 
 
 
 def _consolidation(rng: np.random.Generator, place: Place, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Field:
-    """A mottled cloud with dark branching airways."""
+    """Draws a mottled cloud with dark branching airways."""
     lung = chest.lungs[0 if place.side < 0 else 1]
     centre_d = anatomy.lung_d + rng.uniform(-0.01, 0.04)
     centre_v = rng.uniform(0.31, 0.40) if place.zone == 0 else rng.uniform(0.48, 0.58)
@@ -38,7 +38,7 @@ def _consolidation(rng: np.random.Generator, place: Place, anatomy: Anatomy, can
 
 
 def _nodule(rng: np.random.Generator, place: Place, anatomy: Anatomy, canvas: Canvas, chest: Chest) -> Field:
-    """One small bright disc with a sharp edge."""
+    """Draws one small bright disc with a sharp edge."""
     del chest
     d = anatomy.lung_d + (rng.uniform(-0.05, 0.05) if place.zone == 0 else rng.uniform(-0.01, 0.07))
     v = rng.uniform(0.28, 0.42) if place.zone == 0 else rng.uniform(0.50, 0.64)
@@ -59,7 +59,7 @@ def draw_xray(finding: str | None, place: Place | None, streams: Streams, size: 
 
     Args:
         finding: Name of a finding of this modality, or ``None`` for a normal chest.
-        place: Where it lies; given exactly where ``finding`` is.
+        place: Where it lies; ``None`` exactly where ``finding`` is.
         streams: Where the randomness comes from.
         size: Side of the image in pixels.
     """
