@@ -36,7 +36,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in mine[start : start + self.batch_size]]
 
     def _padded(self) -> int:
-        """Counts the studies of an epoch: in training the first ones fill the last round, so that all ranks step alike."""
+        """Counts the studies of an epoch: in training the first ones fill the last round, so that ranks step alike."""
         return self.size + (0 if self.seed is None else -self.size % self.world_size)
 
     def _mine(self, order: Sequence[int]) -> Sequence[int]:

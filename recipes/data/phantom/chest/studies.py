@@ -64,7 +64,7 @@ class PhantomSplit:
         self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
 
     def __len__(self) -> int:
-        """Returns number of studies."""
+        """Returns the number of studies."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Study:

@@ -47,7 +47,7 @@ class Ellipse(NamedTuple):
     turn: float = 0.0
 
     def radius(self, canvas: Canvas) -> Field:
-        """Returns distance from the centre, 1 on the outline."""
+        """Returns the distance from the centre, 1 on the outline."""
         cos, sin = np.float32(np.cos(self.turn)), np.float32(np.sin(self.turn))
         du, dv = canvas.u - np.float32(self.u), canvas.v - np.float32(self.v)
         across = (du * cos + dv * sin) * np.float32(1 / self.half_u)
@@ -65,7 +65,7 @@ def over(field: Field, mask: Field, value: float | Field) -> Field:
 
 
 def _edge(ellipse: Ellipse, canvas: Canvas, width: float) -> float:
-    """Returns width of an ellipse's soft edge, in units of its shorter half axis."""
+    """Returns the width of an ellipse's soft edge, in units of its shorter half axis."""
     return canvas.width(width, 1.2) / min(ellipse.half_u, ellipse.half_v)
 
 

@@ -40,7 +40,7 @@ class PhantomModalityPart:
         self.groups: Sequence[str] = tuple(split.groups[row] for row in self._rows)
 
     def __len__(self) -> int:
-        """Returns number of studies."""
+        """Returns the number of studies."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Study:

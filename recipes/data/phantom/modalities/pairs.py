@@ -84,7 +84,7 @@ class PhantomModalitySplit:
         self.texts: Sequence[str] = tuple(self._write(index) for index in range(count))
 
     def __len__(self) -> int:
-        """Returns number of studies."""
+        """Returns the number of studies."""
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Study:
