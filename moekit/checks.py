@@ -1,4 +1,4 @@
-"""Checks of what callers pass. They read shapes, dtypes and devices only, never a value on a device."""
+"""Checks of arguments. They read shapes, dtypes and devices only, never a value on a device."""
 
 from collections.abc import Sequence
 
@@ -52,7 +52,7 @@ def check_integer(name: str, x: Tensor) -> None:
 
 
 def check_same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
-    """Raises ``ValueError`` unless ``x`` and ``other`` live on one device."""
+    """Raises ``ValueError`` unless ``x`` and ``other`` are on one device."""
     if x.device != other.device:
         raise ValueError(
             f"{name} must be on the device of {other_name}, {other.device}, got {x.device}. Move one with .to()."

@@ -13,7 +13,7 @@ from moekit.routing import RouterStats, check_stats
 def all_reduce_stats(stats: RouterStats, group: dist.ProcessGroup | None = None) -> RouterStats:
     """Adds statistics up over the ranks of ``group``; a loss of the sum is that of the global batch.
 
-    One collective for all fields, which compiles with ``fullgraph=True``. They travel in float64, in which counts
+    One collective for all fields, which compiles with ``fullgraph=True``. They are sent as float64, in which counts
     below 2^53 are exact.
 
     Differentiable: each rank's sums receive the gradients of all ranks' losses. With DDP, which averages
@@ -65,14 +65,14 @@ def all_gather_with_gradient(
     therefore run backward through the result, or none.
 
     Args:
-        x: This rank's rows, of any dtype and as many on every rank.
+        x: This rank's rows, of any dtype, the same number on every rank.
         group: Process group; the default group if None.
 
     Returns:
         The same on every rank; ``x`` itself where no process group is initialised.
 
     Raises:
-        ValueError: On every rank, if numbers of rows differ. To know, they are gathered too and read on the host.
+        ValueError: On every rank, if numbers of rows differ; for this check they are gathered and read on the host.
     """
     if not dist.is_available() or not dist.is_initialized():
         return x

@@ -1,4 +1,4 @@
-"""The order in which routed slots meet their experts: plan, dispatch, combine.
+"""Plan, dispatch and combine: the slots in the order of their experts, and back.
 
 These are the functions of :mod:`moekit_kernels`, under the names of this package. They are shape-static and read
 nothing on the host.

@@ -1,4 +1,4 @@
-"""What a router decides (``Routing``) and what is counted about it (``RouterStats``).
+"""The decisions of a router (``Routing``) and statistics of them (``RouterStats``).
 
 Letters: T tokens, E experts, K experts per token, C tokens per expert (expert choice).
 """
@@ -30,15 +30,15 @@ class FusedSums(NamedTuple):
     made_with: tuple[Tensor | None, ...]
 
     def of(self, routing: "Routing", mask: Tensor | None) -> bool:
-        """Whether these are the sums of ``routing`` under ``mask``."""
+        """Returns whether these are the sums of ``routing`` under ``mask``."""
         return self.mask is mask and all(mine is its for mine, its in zip(self.made_with, routing[:5], strict=True))
 
 
 class Routing(NamedTuple):
     """One routing decision per token (or, for expert choice, ``C`` tokens per expert).
 
-    A token whose router logits are not all finite is routed nowhere: it takes no capacity and enters no
-    statistic but ``nonfinite_tokens``. Its gates are NaN, so its own output is NaN and no other token's
+    A token whose router logits are not all finite is not routed: it takes no capacity and enters no statistic but
+    ``nonfinite_tokens``. Its gates are NaN, so its own output is NaN and no other token's
     changes; under expert choice it is never taken, so its output is zero.
 
     Attributes:
@@ -110,7 +110,7 @@ class RouterStats(NamedTuple):
         return self if other == 0 else NotImplemented
 
     def detach(self) -> "RouterStats":
-        """The same figures without their gradients."""
+        """Returns the same sums without gradients."""
         return RouterStats(*(field.detach() for field in self))
 
 
@@ -118,7 +118,7 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
     """Counts one layer call. The plan has counted the slots already; this adds the sums.
 
     Args:
-        routing: What the router decided, one row per token.
+        routing: The decisions of the router, one row per token.
         plan: The plan made from it.
         mask: True for the tokens that count; all by default.
 
@@ -153,11 +153,11 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
 
 
 def check_stats(stats: object, expected: str = "RouterStats", *, name: str = "stats") -> None:
-    """Checks that statistics are statistics.
+    """Checks that an argument holds statistics.
 
     Args:
-        stats: What was passed.
-        expected: What the message names as expected.
+        stats: The argument.
+        expected: Description of what was expected, for the message.
         name: Name of the argument.
 
     Raises:

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class SettingsModule(nn.Module):
-    """A module whose settings hold what they say, also after one of them is set later.
+    """A module whose settings describe its behaviour, also after one of them is set later.
 
     Settings are plain attributes, read in ``forward``. One that weights, tables or other modules were built for
     is made read-only by :meth:`_make_read_only`; setting it to another value is an ``AttributeError``. One of

@@ -12,7 +12,7 @@ ActivationLike = ActivationName | Callable[[Tensor], Tensor]
 
 
 def is_gated(activation: ActivationLike) -> bool:
-    """Whether the activation halves its input (a GLU). A function counts as not gated.
+    """Returns whether the activation halves its input (a GLU). A function counts as not gated.
 
     Raises:
         ValueError: If a name is unknown.
@@ -45,10 +45,10 @@ def check_same_rows(activation: ActivationLike, *, gated: bool) -> None:
 
 
 def activation_function(activation: ActivationLike) -> Callable[[Tensor], Tensor]:
-    """The activation as a function ``(..., F or 2F) -> (..., F)``."""
+    """Returns the activation as a function ``(..., F or 2F) -> (..., F)``."""
     return activation if callable(activation) else ACTIVATIONS[activation].forward
 
 
 def activation_label(activation: ActivationLike) -> str:
-    """How the activation is shown in a module's ``repr``."""
+    """Returns how the activation is shown in a module's ``repr``."""
     return repr(activation) if isinstance(activation, str) else getattr(activation, "__name__", repr(activation))

@@ -72,7 +72,7 @@ class FFN(SettingsModule):
         return y if self.gate is None else F.sigmoid(self.gate(x)) * y
 
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         return f"activation={activation_label(self.activation)}"
 
     def _check_settings(self) -> None:

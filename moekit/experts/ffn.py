@@ -26,9 +26,9 @@ class FFNExperts(Experts):
 
     ``y = W_down act(W_up x + b_up) + b_down``; for a gated activation the rows of ``W_up`` are ``F`` gate
     rows, then ``F`` value rows (``transformers``' ``gate_up_proj``), or with ``"..._interleaved"`` one of each in
-    turn (:func:`~moekit.experts.glu_layout.interleave_glu` goes from one to the other). Weights start from a
+    turn (:func:`~moekit.experts.glu_layout.interleave_glu` converts). Weights start from a
     truncated normal of variance ``init_scale / fan_in``, biases at zero: Switch Transformers, section 2.4,
-    https://arxiv.org/abs/2101.03961, with 0.1 there against instability.
+    https://arxiv.org/abs/2101.03961, with a scale of 0.1 there against instability.
 
     Args:
         dim: Width of the tokens, ``D``.
@@ -38,8 +38,8 @@ class FFNExperts(Experts):
             ``"geglu_interleaved"``, or a function ``(N, F) -> (N, F)``.
         bias: Whether both layers have biases.
         out_dim: Width of the output; ``dim`` by default.
-        impl: ``"reference"`` is the readable oracle (every expert on every row), ``"torch"`` the fast
-            way without Triton, ``"triton"`` the fused kernels for GPUs (bfloat16, float16 and float32);
+        impl: ``"reference"`` is the readable form (every expert on every row), ``"torch"`` the fast one without Triton,
+            ``"triton"`` the fused kernels for GPUs (bfloat16, float16 and float32);
             ``"auto"`` is that of the plan, by default the best that can run. See :mod:`moekit_kernels.impl` and
             :func:`moekit_kernels.moe_ffn.moe_ffn`.
         recompute: What the backward pass computes again, to keep less until then: ``"activation"`` (kept are

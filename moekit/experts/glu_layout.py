@@ -1,4 +1,4 @@
-"""The two orders of the rows of a gated activation's first matrix, and how to go from one to the other.
+"""The two orders of the rows of a gated activation's first matrix, and conversions between them.
 
 *Concatenated* (``"swiglu"``, ``"geglu"``): ``F`` rows of the gate, then ``F`` of the value; ``transformers``'
 ``gate_up_proj`` of Mixtral and Qwen3. *Interleaved* (``"swiglu_interleaved"``, ``"geglu_interleaved"``): row ``2f``
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def interleave_glu(up: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-    """Rows from concatenated to interleaved order: ``out[2f] = up[f]``, ``out[2f + 1] = up[F + f]``.
+    """Converts rows from concatenated to interleaved order: ``out[2f] = up[f]``, ``out[2f + 1] = up[F + f]``.
 
     Args:
         up: The first matrices ``(E, 2F, D)``, with ``dim=-2``; or their biases ``(E, 2F)``, with ``dim=-1``.
@@ -33,7 +33,7 @@ def interleave_glu(up: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
 
 
 def concatenate_glu(up: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
-    """Rows from interleaved to concatenated order: the inverse of :func:`interleave_glu`.
+    """Converts rows from interleaved to concatenated order: the inverse of :func:`interleave_glu`.
 
     Args:
         up: The first matrices ``(E, 2F, D)``, with ``dim=-2``; or their biases ``(E, 2F)``, with ``dim=-1``.
@@ -55,12 +55,12 @@ def concatenate_glu(up: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
 
 
 def _transposed(rows: Tensor, dim: int) -> Tensor:
-    """A contiguous copy with ``dim`` and ``dim + 1`` swapped, then made one."""
+    """Returns a contiguous copy with ``dim`` and ``dim + 1`` swapped, then made one."""
     return rows.transpose(dim, dim + 1).clone(memory_format=torch.contiguous_format).flatten(dim, dim + 1)
 
 
 def _even_dim(up: Tensor, dim: int) -> int:
-    """``dim``, counted from the front."""
+    """Returns ``dim`` counted from the front."""
     if not -up.ndim <= dim < up.ndim:
         raise ValueError(f"dim must be a dimension of up, which has shape {tuple(up.shape)}, got {dim}.")
     if up.shape[dim] % 2:

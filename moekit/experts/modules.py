@@ -28,8 +28,8 @@ class ZeroExpert(nn.Module):
 class ModuleExperts(Experts):
     """A bank of experts from a list of modules, each ``(n, *token) -> (n, *out)`` with the same ``out``.
 
-    A module sees the rows of its own tokens only, once per call, and does not run without any (its
-    parameters then have no gradient: with DDP set ``find_unused_parameters``). The number of rows is
+    A module is called on the rows of its own tokens only, once per call, and not at all without any (its parameters
+    then have no gradient: with DDP set ``find_unused_parameters``). The number of rows is
     read on the host. Under ``torch.compile`` and ``torch.export``, where it cannot be, every module
     runs on ``N`` rows and its own are selected: right for modules that treat rows independently, at
     ``E`` times the cost. In place of other rows it then gets copies of its first own row, or, without one, positive

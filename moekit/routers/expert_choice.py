@@ -103,7 +103,7 @@ class ExpertChoiceRouter(Router):
         return Routing(gates, expert_ids, logits, probs, valid, token_ids=token_ids, kept=kept)
 
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         return f"num_experts={self.num_experts}, capacity_factor={self.capacity_factor}"
 
     def _check_settings(self) -> None:

@@ -105,7 +105,7 @@ def router_logits(gate: nn.Module, x: Shaped[Tensor, "T ..."], num_experts: int)
 class _Linear(nn.Linear):
     """A linear layer computed in float32 or wider.
 
-    A subclass, so that whoever resets every module by itself gets the gate's initialisation here too.
+    A subclass, so that code that resets each module by itself uses the gate's initialisation here too.
     """
 
     def __init__(

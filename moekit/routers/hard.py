@@ -99,7 +99,7 @@ class HardRouter(Router):
         return Routing(mark_invalid(gates, valid), ids, logits, torch.where(valid.unsqueeze(-1), probs, 0), valid)
 
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         return f"num_experts={self.num_experts}, gradient={self.gradient!r}"
 
     def _check_settings(self) -> None:

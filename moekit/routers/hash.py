@@ -15,7 +15,7 @@ class HashRouter(Router):
     """Chooses the experts of a token by its integer id alone: Hash Layers, Roller et al. 2021.
 
     https://arxiv.org/abs/2106.04426. A table from id to ``K`` different experts is drawn once from
-    ``seed``: the ids are dealt to the experts like cards, so every expert gets the same number of ids
+    ``seed``: ids in random order are assigned to the experts in turn, so every expert gets the same number of ids
     (*random hash*), or, given ``frequencies``, each id in order of frequency goes to the expert with the
     least so far (*balanced hash*). Gates are ``1 / K`` in float32. The router input is a tensor of ids,
     ``moe(x, router_input=token_ids)``; ids beyond the table wrap around.
@@ -97,7 +97,7 @@ class HashRouter(Router):
         return Routing(gates, ids, None, probs, valid)
 
     def extra_repr(self) -> str:
-        """Names the settings."""
+        """Shows the settings."""
         return f"num_experts={self.num_experts}, vocab_size={self.table.shape[0]}, top_k={self.top_k}"
 
 

@@ -20,7 +20,7 @@ from moekit_kernels.routing.finite import finite_logits
 
 
 class _Options(TypedDict):
-    """What decides besides the logits."""
+    """The arguments of a decision besides the logits."""
 
     scoring: Scoring
     renormalize: bool
