@@ -48,6 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
     parser.add_argument("--kind", nargs="+", default=list(KINDS), choices=KINDS)
     add_dtype(parser, "bf16", ("bf16", "fp16", "fp32"))
+    parser.add_argument(
+        "--allow-spills",
+        action="store_true",
+        help="time tiles that spill, too; one that wins needs an exception",
+    )
     add_budget(parser, 480.0)
     add_out(parser, "json file of configurations", required=True)
 
@@ -62,7 +67,7 @@ def in_class(shape: Shape, leasts: Sequence[int], least: int, few_rows: bool) ->
 
 
 def measure_on_gpu(
-    kind: str, workloads: Sequence[Workload], target: targets.Target, dtype: str
+    kind: str, workloads: Sequence[Workload], target: targets.Target, dtype: str, allow_spills: bool
 ) -> Callable[[GemmConfig], list[float]]:
     """A function that times the passes of ``kind`` with a configuration, in milliseconds per workload."""
     every = [kernel_calls(workload) for workload in workloads]
@@ -71,22 +76,22 @@ def measure_on_gpu(
 
     def measure(config: GemmConfig) -> list[float]:
         with configs.override({target.name: {kind: {dtype: [[0, list(config)]]}}}):
-            return [sum(_time(call, config, device) for call in calls) for calls in passes]
+            return [sum(_time(call, config, device, allow_spills) for call in calls) for calls in passes]
 
     return measure
 
 
-def _time(call: Callable[[], object], config: GemmConfig, device: torch.device) -> float:
+def _time(call: Callable[[], object], config: GemmConfig, device: torch.device, allow_spills: bool) -> float:
     with torch.no_grad(), runtime.record(targets.target_of(device)) as launches:
         outputs = call()
-    step = replay(launches, lambda one: _reject_bad_code(one, config))
+    step = replay(launches, lambda one: reject_bad_code(one, config, allow_spills))
     timing = time_steps([step], device, seconds=0.1, warm_up=1)
     del outputs
     return timing.median_ms
 
 
-def _reject_bad_code(one: runtime.Launch, config: GemmConfig) -> None:
-    """Runs a launch once; raises :class:`RejectedError` if it cannot, or if its tile is the one on trial and spills."""
+def reject_bad_code(one: runtime.Launch, config: GemmConfig, allow_spills: bool) -> None:
+    """Runs a launch once; raises :class:`RejectedError` if it cannot, or if its tile is on trial and spills."""
     import triton
 
     def allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
@@ -100,7 +105,7 @@ def _reject_bad_code(one: runtime.Launch, config: GemmConfig) -> None:
     blocks = tuple(one.arguments.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
     on_trial = blocks == config[:3] and (one.num_warps, one.num_stages) == (config.num_warps, config.num_stages)
     spills = getattr(compiled, "n_spills", 0) or 0
-    if on_trial and spills:
+    if on_trial and spills and not allow_spills:
         raise RejectedError(f"spills {spills} bytes")
 
 
@@ -122,7 +127,7 @@ def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         workloads = [draw(shape, "uniform", device, DTYPES[options.dtype]) for shape in shapes]
         current = configs.gemm_config(kind, target, DTYPES[options.dtype], least)
         possible = [c for c in candidates(kind, least) if impossible(c, kind, itemsize, target) is None]
-        measure = measure_on_gpu(kind, workloads, target, dtype)
+        measure = measure_on_gpu(kind, workloads, target, dtype, options.allow_spills)
         trials = search(possible, current, measure, options.budget / len(jobs))
         winner = best(trials)
         table = with_entry(table, target.name, kind, dtype, least, winner.config)

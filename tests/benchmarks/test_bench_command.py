@@ -86,20 +86,11 @@ def test_the_list_of_commands_is_in_the_help_and_a_wrong_one_is_named(capsys):
 
 
 def test_an_option_means_the_same_in_every_command():
-    """One spelling, no plural, one type; what is a list is one everywhere but for the dtype of one measurement."""
+    """One spelling and one type; what takes several values is named for one of them."""
     seen: dict[str, set[object]] = {}
     for name in COMMANDS:
         for flag, action in options_of(name).items():
-            assert not flag.endswith("s") or flag in (
-                "--seconds",
-                "--workers",
-                "--words",
-                "--regions",
-                "--tokens",
-                "--configs",
-                "--across-devices",
-                "--no-stages",
-            ), flag
+            assert action.nargs != "+" or not flag.endswith("s"), f"{flag} takes several, and is named for one"
             seen.setdefault(flag, set()).add(action.type)
     assert seen.keys() >= COMMON
     assert {flag: types for flag, types in seen.items() if len(types) > 1} == {}

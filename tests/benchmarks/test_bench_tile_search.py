@@ -1,6 +1,7 @@
 """The search for tiles, with an invented timer."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from benchmarks.tile_search import (
     with_entry,
 )
 from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, load, override
+from moekit_kernels.runtime import Launch
 from moekit_kernels.targets import GFX942, SM_80, SM_90, TARGETS
 
 CURRENT = GemmConfig(128, 128, 64, 8, 8, 3, 1)
@@ -129,3 +131,20 @@ def test_a_search_is_summed_up_in_a_line():
     line = tune.summary("forward", 96, trials, trials[1], possible=9)
     assert line.endswith("0.500 of the committed one's time; 3 tried of 10, 1 rejected")
     assert "stays" in tune.summary("forward", 96, trials, trials[0], possible=9)
+
+
+@pytest.mark.parametrize(
+    ("config", "allow_spills", "rejected"),
+    [(CURRENT, False, True), (CURRENT, True, False), (CURRENT._replace(block_m=64), False, False)],
+)
+def test_a_tile_on_trial_that_spills_is_rejected_unless_allowed(config, allow_spills, rejected):
+    """Another kernel of the same pass, with another tile, may spill."""
+    pytest.importorskip("triton")
+
+    kernel = {(1,): lambda **arguments: SimpleNamespace(n_spills=24)}  # by its grid, as a kernel of Triton
+    launch = Launch(kernel, (1,), {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}, 8, 3)
+    if rejected:
+        with pytest.raises(RejectedError, match="spills 24 bytes"):
+            tune.reject_bad_code(launch, config, allow_spills)
+    else:
+        tune.reject_bad_code(launch, config, allow_spills)
