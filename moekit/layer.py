@@ -14,8 +14,17 @@ from moekit.experts.activation import ActivationLike
 from moekit.experts.base import Experts, input_tensors
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
+from moekit.layer_parts import (
+    EXPERT_CHOICE_CAPACITY,
+    check_routing,
+    hide_masked,
+    masked_gates,
+    plan_routing,
+    repeat_decisions,
+    shared_output,
+)
 from moekit.parts import ExpertsPart, RouterPart, check_module, check_part_impl, experts_part, router_part
-from moekit.plan import DROP_POLICIES, DispatchPlan, plan_dispatch, plan_expert_choice
+from moekit.plan import DROP_POLICIES, DispatchPlan
 from moekit.routers.base import Router
 from moekit.routers.top_k import TopKRouter
 from moekit.routing import RouterStats, Routing, router_stats
@@ -208,17 +217,17 @@ class SparseMoE(SettingsModule):
                 raise ValueError("plan must come with the routing that it was made from: give routing too.")
             routing = self._route(inputs[0], router_input, lead, flat_mask)
         else:
-            self._check_routing(routing, router_input, lead)
+            check_routing(routing, router_input, lead)
         if plan is None:
             plan = self.plan(routing, flat_mask)
         tokens = [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
-        gates = routing.gates
-        if flat_mask is not None and routing.token_ids is None:
-            gates = torch.where(flat_mask.unsqueeze(-1), gates, 0)
+        gates = masked_gates(routing, flat_mask)
         y: Tensor = self.experts(tokens if self._experts_part.takes_pyramid else tokens[0], plan, gates)
         y = y.reshape(*lead, *y.shape[1:])
         if self.shared is not None:
-            y = y + self._shared_output(self.shared, x, mask)
+            y = y + shared_output(self.shared, x, mask)
+        if routing.token_ids is not None:
+            routing = routing._replace(gates=gates)  # a replayed routing may have been made under another mask
         return MoEOutput(y, router_stats(routing, plan, flat_mask) if stats else None)
 
     def route(
@@ -253,34 +262,11 @@ class SparseMoE(SettingsModule):
             ValueError: If ``routing`` is for another number of experts, or is expert choice while the layer has a
                 capacity factor.
         """
-        num_experts = self._experts_part.num_experts
-        if routing.probs.shape[-1] != num_experts:
-            raise ValueError(
-                f"routing must be for the {num_experts} experts of this layer, got one for "
-                f"{routing.probs.shape[-1]}: make it with this layer's route()."
-            )
-        num_tokens = routing.valid.shape[0]
-        if routing.token_ids is not None:
-            if self._capacity is not None:
-                raise ValueError(_EXPERT_CHOICE_CAPACITY)
-            kept = routing.kept
-            if mask is not None:
-                kept = mask[routing.token_ids] if kept is None else kept & mask[routing.token_ids]
-            return plan_expert_choice(routing.token_ids, num_tokens, kept=kept, impl=self.impl)
-        kept = routing.valid if mask is None else routing.valid & mask
-        capacity = None
-        if self._capacity is not None:
-            top_k = routing.expert_ids.shape[1]
-            if mask is None:
-                capacity = self._capacity(num_tokens, num_experts, top_k)
-            else:
-                capacity = self._capacity(mask.sum(), num_experts, top_k)
-        return plan_dispatch(
-            routing.expert_ids,
-            num_experts,
-            kept=kept.unsqueeze(-1),
-            capacity=capacity,
-            gates=routing.gates,
+        return plan_routing(
+            routing,
+            mask,
+            num_experts=self._experts_part.num_experts,
+            capacity=self._capacity,
             drop_policy=self.drop_policy,
             impl=self.impl,
         )
@@ -297,7 +283,7 @@ class SparseMoE(SettingsModule):
         check_part_impl("experts", self.experts, self.impl)
         check_choice("drop_policy", self.drop_policy, DROP_POLICIES)
         if self.capacity_factor is not None and self._router_part.top_k == 0:
-            raise ValueError(_EXPERT_CHOICE_CAPACITY)
+            raise ValueError(EXPERT_CHOICE_CAPACITY)
         self._capacity = None if self.capacity_factor is None else Capacity(self.capacity_factor)
 
     def _inputs(self, x: Tensor | Sequence[Tensor]) -> tuple[list[Tensor], torch.Size]:
@@ -310,22 +296,13 @@ class SparseMoE(SettingsModule):
         check_same_device("mask", mask, "x", x)
         return mask.reshape(-1)
 
-    @staticmethod
-    def _check_routing(routing: Routing, router_input: Tensor | None, lead: torch.Size) -> None:
-        if not isinstance(routing, Routing):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ValueError(f"routing must be a Routing, as route() returns, got a {type(routing).__name__}.")
-        if router_input is not None:
-            raise ValueError("router_input and routing exclude each other; give one of them.")
-        if routing.valid.shape[0] != math.prod(lead):
-            raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
-
     def _route(self, x: Tensor, router_input: Tensor | None, lead: torch.Size, mask: Tensor | None) -> Routing:
         if router_input is None:
             if self._experts_part.token_ndim != 1 or self._router_part.input_ndim != 1:
                 raise ValueError(
                     "router_input must be given: experts over samples and routers by id cannot route on x itself."
                 )
-            return self._routing(_hidden(x.reshape(-1, x.shape[-1]), mask), mask)
+            return self._routing(hide_masked(x.reshape(-1, x.shape[-1]), mask), mask)
         return self._route_on(router_input, x, lead, mask)
 
     def _route_on(self, router_input: Tensor, x: Tensor, lead: torch.Size, mask: Tensor | None) -> Routing:
@@ -339,14 +316,14 @@ class SparseMoE(SettingsModule):
         check_same_device("router_input", router_input, "x", x)
         flat = router_input.reshape(-1, *router_input.shape[len(own_lead) :])
         if own_lead == lead:
-            return self._routing(_hidden(flat, mask), mask)
+            return self._routing(hide_masked(flat, mask), mask)
         routing = self._routing(flat)
         if routing.token_ids is not None:
             raise ValueError(
                 f"router_input must have one row per token of x, {tuple(lead)}, for expert choice, "
                 f"got shape {tuple(router_input.shape)}."
             )
-        return _repeat(routing, math.prod(lead[len(own_lead) :]))  # .numel() would fix it in torch.export
+        return repeat_decisions(routing, math.prod(lead[len(own_lead) :]))  # .numel() would fix it in torch.export
 
     def _routing(self, router_input: Tensor, mask: Tensor | None = None) -> Routing:
         routing = self.router(router_input) if mask is None else self.router(router_input, mask)
@@ -355,37 +332,3 @@ class SparseMoE(SettingsModule):
                 f"router must return a Routing, got a {type(routing).__name__} from {type(self.router).__name__}."
             )
         return routing
-
-    @staticmethod
-    def _shared_output(shared: nn.Module, x: Tensor | Sequence[Tensor], mask: Tensor | None) -> Tensor:
-        """Computes the shared module without the masked tokens; zero for these."""
-        if mask is None:
-            return shared(x)
-        return _hidden(shared(_hidden(x, mask) if isinstance(x, Tensor) else [_hidden(each, mask) for each in x]), mask)
-
-
-_EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to its router: set it there."
-
-
-def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Replaces what padding holds by zeros: NaN included, it would reach gradients as ``0 * NaN``."""
-    if mask is None or not x.is_floating_point():
-        return x
-    return torch.where(mask.view(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0)
-
-
-def _repeat(routing: Routing, times: int) -> Routing:
-    """Repeats the decision for a sample for each of its ``times`` tokens."""
-
-    def repeated(field: Tensor) -> Tensor:
-        return field.repeat_interleave(times, dim=0)
-
-    return routing._replace(
-        gates=repeated(routing.gates),
-        expert_ids=repeated(routing.expert_ids),
-        logits=None if routing.logits is None else repeated(routing.logits),
-        probs=repeated(routing.probs),
-        valid=repeated(routing.valid),
-        load_probs=None if routing.load_probs is None else repeated(routing.load_probs),
-        sums=None,
-    )

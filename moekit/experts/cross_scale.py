@@ -20,7 +20,6 @@ from moekit.fusion.cross_scale import LogitsAt
 from moekit.init import reset_parameters
 from moekit.plan import DispatchPlan, combine
 
-# An exception to moekit_kernels.impl: how samples are batched, without Triton either way. Combine follows the plan.
 Batching = Literal["auto", "loop", "fixed"]
 BATCHINGS = ("auto", "loop", "fixed")
 
@@ -32,7 +31,7 @@ class CrossScaleExperts(Experts):
     :class:`~moekit.HardRouter` that is one expert, at the cost of one, whatever ``K`` is. The output of a sample
     without an expert (masked, non-finite) is zero, NaN where its gate is.
 
-    Two implementations give the same numbers, running statistics included:
+    Two ways of batching give the same numbers, running statistics included:
 
     - ``"loop"`` reads the plan's offsets on the host once, and gives every expert that has samples these together.
       An expert without samples does not run: its parameters have no gradient (``None``, so optimisers skip
@@ -62,7 +61,7 @@ class CrossScaleExperts(Experts):
         logits_at: Where the scales are scored.
         hidden_dim: Hidden width of the heads that score.
         kernel_size: Of the convolutions.
-        impl: See above.
+        batching: See above.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -82,7 +81,7 @@ class CrossScaleExperts(Experts):
 
     token_ndim = 3
     takes_pyramid = True
-    _checked_settings = frozenset({"impl"})
+    _checked_settings = frozenset({"batching"})
 
     def __init__(
         self,
@@ -97,7 +96,7 @@ class CrossScaleExperts(Experts):
         logits_at: LogitsAt = "own",
         hidden_dim: int | None = None,
         kernel_size: int = 3,
-        impl: Batching = "auto",
+        batching: Batching = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -107,7 +106,7 @@ class CrossScaleExperts(Experts):
         self.dim = dim
         self.num_experts = num_experts
         self.align_to = align_to
-        self.impl: Batching = impl
+        self.batching: Batching = batching
         self._check_settings()
         self.experts = nn.ModuleList(
             CrossScaleExpert(
@@ -195,10 +194,10 @@ class CrossScaleExperts(Experts):
 
     def extra_repr(self) -> str:
         """Shows the settings that the experts do not show."""
-        return f"num_experts={self.num_experts}, impl={self.impl!r}"
+        return f"num_experts={self.num_experts}, batching={self.batching!r}"
 
     def _check_settings(self) -> None:
-        check_choice("impl", self.impl, BATCHINGS)
+        check_choice("batching", self.batching, BATCHINGS)
 
     def _readable(self, maps: Sequence[Tensor]) -> list[CrossScaleExpert]:
         """Returns the experts, after checking that their layers are the ones whose weights will be read."""
@@ -207,9 +206,9 @@ class CrossScaleExperts(Experts):
         return experts
 
     def _fixed(self, plan: DispatchPlan) -> bool:
-        if self.impl == "auto":
+        if self.batching == "auto":
             return torch.compiler.is_compiling() or plan.offsets.is_meta
-        return self.impl == "fixed"
+        return self.batching == "fixed"
 
     def _loop(self, maps: Sequence[Tensor], plan: DispatchPlan, width: int, *, scale_weights: bool = False) -> Tensor:
         """Runs each expert that has samples on these: one row ``(width, H, W)`` per row of the plan."""

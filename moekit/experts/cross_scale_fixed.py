@@ -88,8 +88,8 @@ def _check_forward(name: str, module: nn.Module, *kinds: type[nn.Module]) -> Non
         return
     raise ValueError(
         f"{name} must be the {' or '.join(kind.__name__ for kind in kinds)} that was built for "
-        f'impl="fixed" (impl="auto" under torch.compile and torch.export), which reads weights, got '
-        f'{type(module).__name__}: use impl="loop", or merge the wrapper into the weights.'
+        f'batching="fixed" (batching="auto" under torch.compile and torch.export), which reads weights, got '
+        f'{type(module).__name__}: use batching="loop", or merge the wrapper into the weights.'
     )
 
 

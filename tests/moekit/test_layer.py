@@ -361,6 +361,7 @@ def test_a_replayed_expert_choice_obeys_the_mask_of_the_call():
     assert not output[~mask].any()
     assert_close(output[mask], moe(x, routing=routing).output[mask])
     assert stats.tokens_per_expert.sum() == mask[routing.token_ids].sum()
+    assert_close(stats.gate_sum, torch.where(mask[routing.token_ids], routing.gates, 0).sum(-1))
 
 
 @pytest.mark.parametrize("kind", ["top-k", "by gate", "expert choice"])

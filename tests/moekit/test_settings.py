@@ -146,7 +146,7 @@ def test_the_default_of_renormalize_follows_top_k():
         ("ffn", "impl", "cuda", "impl must be one of .* got 'cuda'"),
         ("ffn", "recompute", "some", "recompute must be one of .* got 'some'"),
         ("dense", "activation", "relu", "activation must be a gated one, as the weights were built for, got 'relu'"),
-        ("cross scale", "impl", "eager", "impl must be one of .* got 'eager'"),
+        ("cross scale", "batching", "eager", "batching must be one of .* got 'eager'"),
         ("expert choice", "capacity_factor", 0.0, r"capacity_factor must be in \(0, num_experts=4\], got 0.0"),
     ],
 )

@@ -241,26 +241,28 @@ def test_a_single_value_per_channel_passes_a_wrapped_norm():
         ("experts.experts.1.norms.0", r"experts\[1\].norms\[0\] must be the BatchNorm or GroupNorm"),
     ],
 )
-def test_an_implementation_that_reads_weights_refuses_wrappers(slot, name):
-    moe, maps, context = make_pyramid_layer(impl="fixed")
+def test_batching_that_reads_weights_refuses_wrappers(slot, name):
+    moe, maps, context = make_pyramid_layer(batching="fixed")
     moe(maps, router_input=context)
     moe.set_submodule(slot, Bare(moe.get_submodule(slot)))
-    with pytest.raises(ValueError, match=f'{name}.* that was built for impl="fixed".*, got Bare: use impl="loop"'):
+    with pytest.raises(
+        ValueError, match=f'{name}.* that was built for batching="fixed".*, got Bare: use batching="loop"'
+    ):
         moe(maps, router_input=context)
     with pytest.raises(ValueError, match=name):
         moe.experts.scale_weights(maps, moe.plan(moe.route(maps, router_input=context)))
-    moe.experts.impl = "loop"
+    moe.experts.batching = "loop"
     moe(maps, router_input=context)
 
 
-def test_an_implementation_that_reads_weights_refuses_a_replaced_forward_and_takes_parametrised_weights():
-    moe, maps, context = make_pyramid_layer(impl="fixed")
+def test_batching_that_reads_weights_refuses_a_replaced_forward_and_takes_parametrised_weights():
+    moe, maps, context = make_pyramid_layer(batching="fixed")
     moe.eval()
     nn.utils.parametrizations.weight_norm(moe.experts.experts[1].convolutions[0])
     output = moe(maps, router_input=context).output
-    moe.experts.impl = "loop"
+    moe.experts.batching = "loop"
     assert_close(moe(maps, router_input=context).output, output)
-    moe.experts.impl = "fixed"
+    moe.experts.batching = "fixed"
     moe.experts.experts[1].convolutions[0].forward = lambda x: x
     with pytest.raises(ValueError, match=r"experts\[1\].convolutions\[0\] must be the Conv2d"):
         moe(maps, router_input=context)

@@ -144,9 +144,9 @@ def test_group_norm_takes_a_single_value_too() -> None:
     assert_close(experts(single, plan_of(0, num_experts=1), ones(1)), bias)
 
 
-@pytest.mark.parametrize("impl", ["loop", "fixed"])
-def test_samples_without_an_expert_and_no_samples(impl) -> None:
-    experts = make_experts(impl=impl)
+@pytest.mark.parametrize("batching", ["loop", "fixed"])
+def test_samples_without_an_expert_and_no_samples(batching) -> None:
+    experts = make_experts(batching=batching)
     maps = make_maps(3)
     maps[0][1] = torch.nan
     plan = plan_of(2, 0, 2, kept=[True, False, True])
@@ -167,9 +167,9 @@ def test_samples_without_an_expert_and_no_samples(impl) -> None:
     assert experts.scale_weights(empty, plan_of()).shape == (0, 2, 2, 3)
 
 
-@pytest.mark.parametrize("impl", ["loop", "fixed"])
-def test_scale_weights_are_those_of_the_own_expert(impl) -> None:
-    experts, maps = make_experts(impl=impl), make_maps(4)
+@pytest.mark.parametrize("batching", ["loop", "fixed"])
+def test_scale_weights_are_those_of_the_own_expert(batching) -> None:
+    experts, maps = make_experts(batching=batching), make_maps(4)
     plan = plan_of(2, 0, 1, 2, kept=[True, True, False, True])
     found = experts.scale_weights(maps, plan)
     for b, e in ((0, 2), (1, 0), (3, 2)):
@@ -192,7 +192,7 @@ def test_six_experts_cost_what_one_costs_and_all_of_them_six_times() -> None:
     assert flops(six, maps, plan, ones(6)) == single
     assert flops(six, maps, plan_of(*[4] * 6, num_experts=6), ones(6)) == single
     assert flops(six.run_all, maps) == 6 * single
-    six.impl = "fixed"
+    six.batching = "fixed"
     assert flops(six, maps, plan, ones(6)) == single
 
 
@@ -219,7 +219,7 @@ def test_meta_device_reset_and_repr() -> None:
     experts.to_empty(device="cpu").reset_parameters()
     assert all(parameter.isfinite().all() for parameter in experts.parameters())
     assert experts.experts[0].norms[0].num_groups == 4
-    assert "num_experts=3, impl='auto'" in repr(experts)
+    assert "num_experts=3, batching='auto'" in repr(experts)
 
 
 def test_options_out_of_range() -> None:
@@ -230,7 +230,7 @@ def test_options_out_of_range() -> None:
         "groups must divide dim=4, got 0": {"norm": "group", "groups": 0},
         "groups=2 is for norm='group', got norm='batch': leave it out": {"groups": 2},
         "kernel_size must be odd and at least 1, got 2": {"kernel_size": 2},
-        "impl must be one of 'auto', 'loop', 'fixed', got 'eager'": {"impl": "eager"},
+        "batching must be one of 'auto', 'loop', 'fixed', got 'eager'": {"batching": "eager"},
         "align_to must be the index of one of the 2 maps, got 5": {"align_to": 5},
     }.items():
         with pytest.raises(ValueError, match=match):

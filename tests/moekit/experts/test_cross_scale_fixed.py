@@ -41,7 +41,7 @@ def results(experts: CrossScaleExperts, maps, plan, gates) -> tuple[list[Tensor 
 
 def assert_same(loop: CrossScaleExperts, maps, plan, gates) -> None:
     fixed = copy.deepcopy(loop)
-    loop.impl, fixed.impl = "loop", "fixed"
+    loop.batching, fixed.batching = "loop", "fixed"
     expected, expected_buffers = results(loop, maps, plan, gates)
     found, buffers = results(fixed, maps, plan, gates)
     for mine, theirs in zip(found, expected, strict=True):
@@ -74,7 +74,7 @@ def test_a_single_value_per_channel_and_an_expert_in_eval_mode(seed) -> None:
 
 
 def test_one_expert_s_infinities_stay_its_own() -> None:
-    experts = make_experts(2, impl="fixed", dtype=torch.float64)
+    experts = make_experts(2, batching="fixed", dtype=torch.float64)
     maps = make_maps(3, dtype=torch.float64)
     maps[1][0] = torch.inf
     experts(maps, plan_dispatch(torch.tensor([[1], [0], [0]]), 2), torch.ones(3, 1).double())
@@ -88,8 +88,8 @@ def test_autocast_gives_the_dtype_of_the_loop_and_stays_near_it(norm) -> None:
     nn.init.ones_(experts.experts[0].norms[0].weight)
     maps, plan = make_maps(4), plan_dispatch(torch.tensor([[1], [0], [0], [1]]), 2)
     found = []
-    for impl in ("loop", "fixed"):
-        experts.impl = impl
+    for batching in ("loop", "fixed"):
+        experts.batching = batching
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found.append(experts(maps, plan, torch.ones(4, 1)))
     assert found[0].dtype == found[1].dtype == torch.bfloat16

@@ -1,0 +1,120 @@
+"""Steps of a sparse layer that need nothing of the layer itself: masking, repeating decisions, planning a routing."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moekit.capacity import Capacity
+from moekit.plan import DispatchPlan, plan_dispatch, plan_expert_choice
+from moekit.routing import Routing
+from moekit_kernels.impl import Impl
+
+EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to its router: set it there."
+
+
+def check_routing(routing: Routing, router_input: Tensor | None, lead: torch.Size) -> None:
+    """Raises ``ValueError`` unless a routing that is used again is one, for ``lead`` tokens, without a router input."""
+    if not isinstance(routing, Routing):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"routing must be a Routing, as route() returns, got a {type(routing).__name__}.")
+    if router_input is not None:
+        raise ValueError("router_input and routing exclude each other; give one of them.")
+    if routing.valid.shape[0] != math.prod(lead):
+        raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
+
+
+def hide_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Replaces what padding holds by zeros: NaN included, it would reach gradients as ``0 * NaN``.
+
+    Args:
+        x: Of the shape of ``mask`` and further dimensions. Returned as it is if not floating.
+        mask: True for real tokens; all by default.
+    """
+    if mask is None or not x.is_floating_point():
+        return x
+    return torch.where(mask.view(*mask.shape, *(1,) * (x.ndim - mask.ndim)), x, 0)
+
+
+def shared_output(shared: nn.Module, x: Tensor | Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    """Computes the shared module without the masked tokens; zero for these."""
+    if mask is None:
+        return shared(x)
+    hidden = hide_masked(x, mask) if isinstance(x, Tensor) else [hide_masked(each, mask) for each in x]
+    return hide_masked(shared(hidden), mask)
+
+
+def masked_gates(routing: Routing, mask: Tensor | None) -> Tensor:
+    """Returns the gates of a routing, zero for masked tokens."""
+    if mask is None:
+        return routing.gates
+    real = mask.unsqueeze(-1) if routing.token_ids is None else mask[routing.token_ids]
+    return torch.where(real, routing.gates, 0)
+
+
+def repeat_decisions(routing: Routing, times: int) -> Routing:
+    """Repeats the decision for a sample for each of its ``times`` tokens."""
+
+    def repeated(field: Tensor) -> Tensor:
+        return field.repeat_interleave(times, dim=0)
+
+    return routing._replace(
+        gates=repeated(routing.gates),
+        expert_ids=repeated(routing.expert_ids),
+        logits=None if routing.logits is None else repeated(routing.logits),
+        probs=repeated(routing.probs),
+        valid=repeated(routing.valid),
+        load_probs=None if routing.load_probs is None else repeated(routing.load_probs),
+        sums=None,
+    )
+
+
+def plan_routing(
+    routing: Routing,
+    mask: Tensor | None,
+    *,
+    num_experts: int,
+    capacity: Capacity | None,
+    drop_policy: str,
+    impl: Impl,
+) -> DispatchPlan:
+    """Orders the slots of a routing by expert.
+
+    Args:
+        routing: One row per token.
+        mask: ``(T,)``, True for real tokens; only these take capacity.
+        num_experts: ``E`` of the experts that will compute.
+        capacity: Limit of an expert; none for expert choice, whose router limits.
+        drop_policy: See :func:`~moekit.plan.plan_dispatch`.
+        impl: Implementation of the plan.
+
+    Raises:
+        ValueError: If ``routing`` is for another number of experts, or is expert choice and there is a capacity.
+    """
+    if routing.probs.shape[-1] != num_experts:
+        raise ValueError(
+            f"routing must be for the {num_experts} experts of this layer, got one for "
+            f"{routing.probs.shape[-1]}: make it with this layer's route()."
+        )
+    num_tokens = routing.valid.shape[0]
+    if routing.token_ids is not None:
+        if capacity is not None:
+            raise ValueError(EXPERT_CHOICE_CAPACITY)
+        kept = routing.kept
+        if mask is not None:
+            kept = mask[routing.token_ids] if kept is None else kept & mask[routing.token_ids]
+        return plan_expert_choice(routing.token_ids, num_tokens, kept=kept, impl=impl)
+    limit = None
+    if capacity is not None:
+        top_k = routing.expert_ids.shape[1]
+        limit = capacity(num_tokens, num_experts, top_k) if mask is None else capacity(mask.sum(), num_experts, top_k)
+    kept = routing.valid if mask is None else routing.valid & mask
+    return plan_dispatch(
+        routing.expert_ids,
+        num_experts,
+        kept=kept.unsqueeze(-1),
+        capacity=limit,
+        gates=routing.gates,
+        drop_policy=drop_policy,
+        impl=impl,
+    )
