@@ -1,6 +1,7 @@
 """Studies as batches of tensors."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_source
 from recipes.data.sampling import EpochSampler
 from recipes.data.studies import StudySource, StudySplit
-from recipes.data.tables.sections import sections_of
+from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
 from recipes.medvlmoe.config import DataConfig, TrainConfig
 from recipes.shared.encoders.image import ImageEncoderSpec
@@ -60,7 +61,7 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
     name = config.data.lower()
     if name.endswith((".csv", ".csv.gz")):
         m = config.manifest
-        return manifest_source(
+        source = manifest_source(
             config.data,
             image_column=m.image_column,
             text_column=m.text_column if config.use_text else None,
@@ -74,6 +75,7 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
             blank=m.blank,
             on_bad_image=m.on_bad_image,
         )
+        return replace(source, notes=(*source.notes, *_section_notes(source, config)))
     if name.endswith(".npz") or (name.isidentifier() and not Path(config.data).exists()):
         return medmnist_source(config.data, size=config.data_size, root=config.data_root, download=config.download)
     raise ValueError(f"data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, got {config.data!r}.")
@@ -96,6 +98,18 @@ def texts_of(split: StudySplit, config: DataConfig, *, whole_notes: bool = False
     if section is None:
         return list(split.texts)
     return sections_of(split.texts, section, whole_notes=whole_notes)
+
+
+def _section_notes(source: StudySource, config: DataConfig) -> list[str]:
+    """Says of how many texts the chosen section is read, if not of all."""
+    section = config.manifest.text_section
+    texts = [text for _, split in source.splits() for text in split.texts if text is not None]
+    if section is None or not config.use_text or not texts:
+        return []
+    count = sum(section_of(text, section) is not None for text in texts)
+    if count == len(texts):
+        return []
+    return [f"{count} of {len(texts)} texts have the section {section!r}; the other studies count as without text"]
 
 
 class StudyDataset(Dataset[Batch]):

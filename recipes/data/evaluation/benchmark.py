@@ -12,7 +12,7 @@ from recipes.data.evaluation.assemble import assemble, one_hot
 from recipes.data.evaluation.columns import read_paths_and_labels
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.data.image_files import OnBadImage
+from recipes.data.image_files import OnBadImage, file_reader
 from recipes.data.studies import SPLITS
 
 
@@ -59,6 +59,7 @@ def benchmark_set(
     label_column: str | None,
     image_root: str | Path | None,
     on_bad_image: OnBadImage,
+    force_dicom: bool,
 ) -> EvaluationSet:
     """Reads the tables of a folder, or one table as the test split.
 
@@ -70,6 +71,7 @@ def benchmark_set(
         label_column: Column of words, likewise.
         image_root: Folder of the images, by default ``root`` (for a csv, its folder).
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If a table, column, word or image is wrong or missing, or if an exam lies in two splits.
@@ -98,6 +100,7 @@ def benchmark_set(
         one_hot(labels, 2),
         [benchmark.group_of(Path(path).stem) for path in paths],
         modality=benchmark.modality,
+        read=file_reader(force_dicom),
     )
     return assemble(
         benchmark.name,

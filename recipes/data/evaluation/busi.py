@@ -48,6 +48,7 @@ def busi_set(
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
 ) -> EvaluationSet:
     """Reads breast ultrasound in one of two layouts.
 
@@ -68,6 +69,7 @@ def busi_set(
         seed: Of the drawn splits.
         fractions: Of the drawn splits.
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether the benchmark's DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If a folder is missing or empty, a picture is neither an image of its folder's class nor a
@@ -93,6 +95,7 @@ def busi_set(
             label_column=label_column,
             image_root=image_root,
             on_bad_image=on_bad_image,
+            force_dicom=force_dicom,
         )
     if (root / _FOLDER).is_dir():
         root = root / _FOLDER
@@ -102,6 +105,7 @@ def busi_set(
         image_column=(image_column, None),
         label_column=(label_column, None),
         image_root=(image_root, None),
+        force_dicom=(force_dicom, False),
     )
     pictures = {name: _pictures(root / name, name) for name in CLASSES}
     classes = CLASSES[:2] if merge_normal else CLASSES

@@ -32,6 +32,7 @@ def knee_set(
     val_fraction: float = 0.1,
     seed: int = 0,
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
 ) -> EvaluationSet:
     """Reads knee MRI in one of two layouts.
 
@@ -53,6 +54,7 @@ def knee_set(
         val_fraction: Share of MRNet's training exams to validate on.
         seed: Of the draw of MRNet's validation exams.
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether the benchmark's DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If ``root`` is none of the layouts, or something in it is wrong, or an option
@@ -85,6 +87,7 @@ def knee_set(
             label_column=label_column,
             image_root=image_root,
             on_bad_image=on_bad_image,
+            force_dicom=force_dicom,
         )
     if has_mrnet(root, finding):
         refuse_options(
@@ -93,6 +96,7 @@ def knee_set(
             image_column=(image_column, None),
             label_column=(label_column, None),
             image_root=(image_root, None),
+            force_dicom=(force_dicom, False),
         )
         return mrnet_set(
             root,

@@ -33,6 +33,7 @@ def thyroid_set(
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     on_bad_image: OnBadImage = "error",
+    force_dicom: bool = False,
 ) -> EvaluationSet:
     """Reads thyroid ultrasound in one of two layouts.
 
@@ -53,6 +54,7 @@ def thyroid_set(
         seed: Of the drawn splits.
         fractions: Of the drawn splits.
         on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether the benchmark's DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If ``root`` is none of the layouts, or something in it is wrong, or an option
@@ -74,6 +76,7 @@ def thyroid_set(
             label_column=label_column,
             image_root=image_root,
             on_bad_image=on_bad_image,
+            force_dicom=force_dicom,
         )
     if (root / "trainval-image").is_dir() or (root / "test-image").is_dir():
         raise ValueError(
@@ -87,6 +90,7 @@ def thyroid_set(
             image_column=(image_column, None),
             label_column=(label_column, None),
             image_root=(image_root, None),
+            force_dicom=(force_dicom, False),
         )
         return ddti_set(root, splits=splits, seed=seed, fractions=fractions, on_bad_image=on_bad_image)
     raise ValueError(

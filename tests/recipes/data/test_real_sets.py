@@ -79,8 +79,8 @@ def test_joined_findings_of_chestxray14(tmp_path):
     assert "Pleural_Thickening" in source.classes
     assert "No Finding" not in source.classes
     labels = {study: row for _, split in source.splits() for study, row in zip(split.ids, split.labels, strict=True)}
-    found = {source.classes[i] for i in np.flatnonzero(labels["00000001_001.png"])}
-    assert found == {"Cardiomegaly", "Emphysema"}
+    result = {source.classes[i] for i in np.flatnonzero(labels["00000001_001.png"])}
+    assert result == {"Cardiomegaly", "Emphysema"}
     assert labels["00000002_000.png"].sum() == 0
 
 

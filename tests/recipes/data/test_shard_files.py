@@ -26,9 +26,9 @@ def names(shards):
         ("odd[1].tar", ["odd[1].tar"]),
     ],
 )
-def test_braces_globs_and_names(folder, pattern, found):
-    assert names(find_shards(str(folder / pattern), None)) == found
-    assert names(find_shards([folder / pattern], None)) == found
+def test_braces_globs_and_names(folder, pattern, result):
+    assert names(find_shards(str(folder / pattern), None)) == result
+    assert names(find_shards([folder / pattern], None)) == result
 
 
 def test_several_patterns_and_modalities(folder):

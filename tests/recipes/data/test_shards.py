@@ -95,9 +95,9 @@ class Reader(IterableDataset):
 def test_two_workers_give_each_sample_once(folders):
     stream = TarShards(folders((4, 3, 5)))
     loader = DataLoader(Reader(stream), batch_size=4, num_workers=2, generator=torch.Generator())
-    found = [study for batch in loader for study in batch]
-    assert sorted(found) == sorted(study.id for study in stream.iterate(seed=0, epoch=0, part=0, num_parts=1))
-    assert len(set(found)) == 12
+    result = [study for batch in loader for study in batch]
+    assert sorted(result) == sorted(study.id for study in stream.iterate(seed=0, epoch=0, part=0, num_parts=1))
+    assert len(set(result)) == 12
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 5])

@@ -73,10 +73,10 @@ def test_leading_dots_of_paths_and_folders_are_passed_over(tmp_path, tars):
 )
 def test_what_is_no_sample_is_named_and_passed_over(tmp_path, tars, files, reason):
     path = tars.write(tmp_path / "s.tar", [*tars.pair("0"), *tars.pair("1"), *files, *tars.pair("2")])
-    found = keys(walk_samples(path))
-    assert [*found[:2], found[-1]] == ["0", "1", "2"]
-    assert len(found) == 4
-    assert found[2].startswith(reason)
+    result = keys(walk_samples(path))
+    assert [*result[:2], result[-1]] == ["0", "1", "2"]
+    assert len(result) == 4
+    assert result[2].startswith(reason)
 
 
 def test_a_shard_cut_off_within_a_file_or_header_loses_its_tail_only(tmp_path, tars):
@@ -95,9 +95,9 @@ def test_a_shard_cut_off_within_a_file_or_header_loses_its_tail_only(tmp_path, t
         ],
         last.image.offset - 512: ["0", "1", "s.tar: ends without tar's end mark: it may be cut off, with samples lost"],
     }
-    for size, found in expected.items():
+    for size, result in expected.items():
         path.write_bytes(whole[:size])
-        assert keys(walk_samples(path)) == found
+        assert keys(walk_samples(path)) == result
 
 
 @pytest.mark.parametrize("size", range(0, 3072, 256))
@@ -105,9 +105,9 @@ def test_no_cut_goes_unreported(tmp_path, tars, size):
     path = tars.write(tmp_path / "s.tar", [*tars.pair("0"), *tars.pair("1")])
     whole = path.read_bytes()
     path.write_bytes(whole[:size])
-    found = list(walk_samples(path))
-    assert isinstance(found[-1], BadSample)
-    assert str(path) in found[-1].key
+    result = list(walk_samples(path))
+    assert isinstance(result[-1], BadSample)
+    assert str(path) in result[-1].key
 
 
 def test_a_damaged_header_is_named_by_its_place(tmp_path, tars):

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -57,3 +58,13 @@ def test_a_tar_that_changes_afterwards(tmp_path, tars):
     path.unlink()
     with pytest.raises(ValueError, match=r"cannot read the tar '.*s\.tar': \[Errno 2\]"):
         split[0]
+
+
+def test_each_caption_of_an_image_is_a_pair_of_its_group(tmp_path, tars):
+    captions = json.dumps({"text": ["a mass", "one lesion"]}).encode()
+    path = tars.write(tmp_path / "s.tar", [("0.png", tars.png(3)), ("0.json", captions), *tars.pair("1", shade=4)])
+    split = TarSplit(path)
+    assert split.ids == (f"{path}/0", f"{path}/0#2", f"{path}/1")
+    assert split.texts == ("a mass", "one lesion", "a text")
+    assert split.groups == (f"{path}/0", f"{path}/0", f"{path}/1")
+    assert [split[row].image[0, 0] for row in range(3)] == [3, 3, 4]

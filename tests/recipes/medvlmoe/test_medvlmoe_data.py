@@ -134,3 +134,30 @@ def test_an_unknown_data_set_is_an_error_that_lists_the_kinds():
 def test_the_tiny_preset_needs_no_hub():
     model = tiny().model
     assert (model.image_weights, model.text_encoder, model.text_weights) == ("random", "tiny", "random")
+
+
+def test_the_images_of_a_table_may_lie_in_another_folder(tmp_path):
+    """CheXpert and MIMIC-CXR keep the table and the images apart."""
+    from PIL import Image
+
+    from recipes.medvlmoe.__main__ import parse_train
+
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    rows = ["Path,report,split,Edema"]
+    reports = ["Findings: clear", "Impression: none"] * 3
+    for i, split in enumerate(["train", "train", "val", "val", "test", "test"]):
+        Image.fromarray(np.full((16, 16), 40 * i, np.uint8)).save(tmp_path / "set" / "train" / f"{i}.png")
+        rows.append(f"set/train/{i}.png,{reports[i]},{split},{i % 2}.0")
+    (tmp_path / "set" / "train.csv").write_text("\n".join(rows) + "\n")
+    options = ["--data", str(tmp_path / "set" / "train.csv"), "--image-column", "Path", "--label-columns", "Edema"]
+    with pytest.raises(ValueError, match=r"6 of 6 images are missing .*Set image_root \(--image-root\) to the folder"):
+        build_source(parse_train(options).data, 64)
+    options += ["--image-root", str(tmp_path), "--text-column", "report", "--text-section", "findings"]
+    config = parse_train([*options, "--force-dicom"]).data
+    assert config.force_dicom
+    source = build_source(config, 64)
+    assert source.test[1].image[0, 0] == 200
+    assert texts_of(source.train, config) == ["clear", None]
+    note = "3 of 6 texts have the section 'findings'; the other studies count as without text"
+    assert note in source.notes
+    assert note not in build_source(replace(config, use_text=False), 64).notes

@@ -27,16 +27,16 @@ def build(images, splits, **options):
 
 
 def test_cuts_named_splits(images):
-    found = build(images, ["train", "train", "val", "val", "test", "test"], prompts="p", notes=["n"])
-    assert isinstance(found, EvaluationSet)
-    assert (found.name, found.classes, found.modality, found.prompts) == ("mine", ("no", "yes"), "ct", "p")
-    assert found.notes == ("n",)
-    assert {name: split.ids for name, split in found.splits.items()} == {
+    result = build(images, ["train", "train", "val", "val", "test", "test"], prompts="p", notes=["n"])
+    assert isinstance(result, EvaluationSet)
+    assert (result.name, result.classes, result.modality, result.prompts) == ("mine", ("no", "yes"), "ct", "p")
+    assert result.notes == ("n",)
+    assert {name: split.ids for name, split in result.splits.items()} == {
         "train": ("0.png", "1.png"),
         "val": ("2.png", "3.png"),
         "test": ("4.png", "5.png"),
     }
-    study = found.splits["test"][1]
+    study = result.splits["test"][1]
     assert (study.id, study.group, study.text, study.modality, study.boxes) == ("5.png", "p2", "f", "ct", ())
     np.testing.assert_array_equal(study.image, np.full((6, 8), 50))
     np.testing.assert_array_equal(study.labels, [0, 1])
@@ -53,9 +53,9 @@ def test_a_split_is_a_sequence_that_travels(images):
 
 
 def test_draws_splits_that_keep_groups_together(images):
-    found = build(images, Draw(seed=5, fractions=(0.4, 0.3, 0.3)))
-    assert sorted(split.groups for split in found.splits.values()) == [("p0", "p0"), ("p1", "p1"), ("p2", "p2")]
-    assert found.notes == ("splits drawn by group with seed 5 and fractions (0.4, 0.3, 0.3)",)
+    result = build(images, Draw(seed=5, fractions=(0.4, 0.3, 0.3)))
+    assert sorted(split.groups for split in result.splits.values()) == [("p0", "p0"), ("p1", "p1"), ("p2", "p2")]
+    assert result.notes == ("splits drawn by group with seed 5 and fractions (0.4, 0.3, 0.3)",)
 
 
 @settings(max_examples=20, deadline=None)
@@ -67,8 +67,8 @@ def test_drawn_splits_lose_no_study(tmp_path_factory, groups):
     names = [str(i) for i in range(len(groups))]
     labels = one_hot([0] * len(groups), 2)
     images = labelled_images(names, [path] * len(groups), labels, [str(g) for g in groups], modality=None)
-    found = build(images, Draw())
-    assert sorted((name for split in found.splits.values() for name in split.ids), key=int) == names
+    result = build(images, Draw())
+    assert sorted((name for split in result.splits.values() for name in split.ids), key=int) == names
 
 
 def test_everything_for_test_or_drawn():
@@ -90,9 +90,9 @@ def test_refuses_what_is_missing_at_once_and_what_is_damaged_when_read(images, t
 def test_skips_and_counts_what_cannot_be_read(images, tmp_path):
     (tmp_path / "2.png").unlink()
     (tmp_path / "4.png").write_bytes(b"damaged")
-    found = build(images, ["train", "train", "val", "val", "test", "test"], on_bad_image="skip")
-    assert [split.ids for split in found.splits.values()] == [("0.png", "1.png"), ("3.png",), ("5.png",)]
-    assert "skipped 2 of 6 images that cannot be read, such as image file" in found.notes[0]
+    result = build(images, ["train", "train", "val", "val", "test", "test"], on_bad_image="skip")
+    assert [split.ids for split in result.splits.values()] == [("0.png", "1.png"), ("3.png",), ("5.png",)]
+    assert "skipped 2 of 6 images that cannot be read, such as image file" in result.notes[0]
     (tmp_path / "5.png").unlink()
     with pytest.raises(ValueError, match="folder: the test split of mine holds no image after 3 unreadable images"):
         build(images, ["train", "train", "val", "val", "test", "test"], on_bad_image="skip")
@@ -123,9 +123,9 @@ def test_refuses_an_image_listed_twice(images):
 
 def test_a_set_of_several_modalities_has_none(images):
     mixed = ImageFiles(**{**vars(images), "modalities": ("ct",) * 5 + (None,)})
-    found = build(mixed, ["test"] * 6)
-    assert found.modality is None
-    assert found.splits["test"].modalities == mixed.modalities
+    result = build(mixed, ["test"] * 6)
+    assert result.modality is None
+    assert result.splits["test"].modalities == mixed.modalities
 
 
 def test_splits_of_any_names_may_be_checked(images):

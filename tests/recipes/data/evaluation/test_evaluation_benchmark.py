@@ -22,28 +22,28 @@ def knee(tmp_path, picture, table):
 
 
 def test_acl(knee):
-    found = knee_set(knee, "acl")
-    assert (found.name, found.classes, found.modality, found.prompts) == (
+    result = knee_set(knee, "acl")
+    assert (result.name, result.classes, result.modality, result.prompts) == (
         "acl",
         ("no ACL tear", "ACL tear"),
         "mri",
         "acl",
     )
-    assert {name: split.groups for name, split in found.splits.items()} == {
+    assert {name: split.groups for name, split in result.splits.items()} == {
         "train": ("0001", "0001"),
         "val": ("0002",),
         "test": ("0003", "0004"),
     }
-    np.testing.assert_array_equal(found.splits["test"].labels, [[0, 1], [1, 0]])
-    study = found.splits["test"][1]
+    np.testing.assert_array_equal(result.splits["test"].labels, [[0, 1], [1, 0]])
+    study = result.splits["test"][1]
     assert (study.id, study.image[0, 0], study.modality) == ("images/0004_sagittal_4.000000.png", 4, "mri")
-    assert found.notes == ("fold 1 of the benchmark's five",)
+    assert result.notes == ("fold 1 of the benchmark's five",)
 
 
 def test_one_table_is_all_test(knee):
-    found = knee_set(knee / "dataframe" / "test_fold1.csv", "acl", image_root=knee)
-    assert {name: len(split) for name, split in found.splits.items()} == {"test": 2}
-    assert found.notes == ()
+    result = knee_set(knee / "dataframe" / "test_fold1.csv", "acl", image_root=knee)
+    assert {name: len(split) for name, split in result.splits.items()} == {"test": 2}
+    assert result.notes == ()
 
 
 def test_the_test_table_may_stand_alone(knee):
@@ -101,9 +101,9 @@ def test_the_words_of_the_meniscus(tmp_path, picture, table):
         picture(tmp_path / "images" / f"{exam}_sagittal_27.000000.png")
     rows = [("images/0011_sagittal_27.000000.png", "n"), ("images/0012_sagittal_27.000000.png", "p")]
     table(tmp_path / "meniscus_test_fold2.csv", ["img_dir", "label"], rows)
-    found = knee_set(tmp_path, "meniscus", fold=2)
-    assert (found.classes, found.prompts) == (("no meniscal tear", "meniscal tear"), "meniscus")
-    np.testing.assert_array_equal(found.splits["test"].labels, [[1, 0], [0, 1]])
+    result = knee_set(tmp_path, "meniscus", fold=2)
+    assert (result.classes, result.prompts) == (("no meniscal tear", "meniscal tear"), "meniscus")
+    np.testing.assert_array_equal(result.splits["test"].labels, [[1, 0], [0, 1]])
     with pytest.raises(
         ValueError, match=r"folder with meniscus_test_fold1\.csv, or MRNet's folder with valid-meniscus"
     ):
@@ -129,11 +129,11 @@ def test_breast_counts_normal_as_benign_and_refuses_masks(tmp_path, picture, tab
     rows = [("images/benign (17).png", "benign"), ("images/normal (89).png", "benign")]
     rows.append(("images/malignant (2).png", "malignant"))
     csv = table(tmp_path / "breast_test_fold1.csv", ["filename", "label"], rows)
-    found = busi_set(tmp_path)
-    assert (found.classes, found.prompts) == (("benign", "malignant"), "busi")
-    assert found.splits["test"].labels.argmax(1).tolist() == [0, 0, 1]
-    assert found.splits["test"].groups[0] == "benign (17)"
-    assert any("normal breasts count as benign" in note for note in found.notes)
+    result = busi_set(tmp_path)
+    assert (result.classes, result.prompts) == (("benign", "malignant"), "busi")
+    assert result.splits["test"].labels.argmax(1).tolist() == [0, 0, 1]
+    assert result.splits["test"].groups[0] == "benign (17)"
+    assert any("normal breasts count as benign" in note for note in result.notes)
     table(csv, ["filename", "label"], [*rows, ("images/malignant (2)_mask.png", "malignant")])
     with pytest.raises(ValueError, match=r"breast_test_fold1\.csv: row 4 lists the mask '.*_mask\.png' as an image"):
         busi_set(tmp_path)

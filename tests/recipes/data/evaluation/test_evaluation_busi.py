@@ -22,10 +22,10 @@ def busi(tmp_path, picture):
 
 
 def test_masks_are_boxes_and_never_images(busi):
-    found = busi_set(busi, splits="test")
-    test = found.splits["test"]
-    assert (found.name, found.classes, found.task) == ("busi", ("benign", "malignant", "normal"), "multi-class")
-    assert (found.modality, found.prompts) == ("ultrasound", "busi")
+    result = busi_set(busi, splits="test")
+    test = result.splits["test"]
+    assert (result.name, result.classes, result.task) == ("busi", ("benign", "malignant", "normal"), "multi-class")
+    assert (result.modality, result.prompts) == ("ultrasound", "busi")
     assert test.ids == (
         "benign/benign (1).png",
         "benign/benign (10).png",
@@ -38,21 +38,21 @@ def test_masks_are_boxes_and_never_images(busi):
     assert test[1].boxes == (("benign tumour", 2, 1, 5, 3), ("benign tumour", 7, 5, 8, 6))
     assert test[2].boxes[0].finding == "malignant tumour"
     assert test[3].boxes == ()
-    assert any("names no patients" in note for note in found.notes)
+    assert any("names no patients" in note for note in result.notes)
 
 
 def test_the_folder_above_serves_too_and_splits_are_drawn(busi):
-    found = busi_set(busi.parent, seed=2, fractions=(0.4, 0.3, 0.3))
-    assert sum(len(split) for split in found.splits.values()) == 5
-    assert set(found.splits) == {"train", "val", "test"}
-    assert "seed 2" in found.notes[-1]
+    result = busi_set(busi.parent, seed=2, fractions=(0.4, 0.3, 0.3))
+    assert sum(len(split) for split in result.splits.values()) == 5
+    assert set(result.splits) == {"train", "val", "test"}
+    assert "seed 2" in result.notes[-1]
 
 
 def test_normal_may_be_merged(busi):
-    found = busi_set(busi, merge_normal=True, splits="test")
-    assert (found.classes, found.task) == (("benign", "malignant"), "binary-class")
-    assert found.splits["test"].labels.argmax(1).tolist() == [0, 0, 1, 0, 0]
-    assert any("normal breasts count as benign" in note for note in found.notes)
+    result = busi_set(busi, merge_normal=True, splits="test")
+    assert (result.classes, result.task) == (("benign", "malignant"), "binary-class")
+    assert result.splits["test"].labels.argmax(1).tolist() == [0, 0, 1, 0, 0]
+    assert any("normal breasts count as benign" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("name", ["benign (3)_segmentation.png", "malignant (3).png", "mask.png", "benign 4.jpg"])

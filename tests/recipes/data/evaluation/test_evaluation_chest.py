@@ -26,17 +26,17 @@ def chexpert(tmp_path, picture, table):
 def test_chexpert(chexpert):
     root, write, _ = chexpert
     write()
-    found = chexpert_5x200(root)
-    assert found.classes == CLASSES == ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-    assert (found.name, found.task, found.modality, found.prompts) == (
+    result = chexpert_5x200(root)
+    assert result.classes == CLASSES == ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+    assert (result.name, result.task, result.modality, result.prompts) == (
         "chexpert5x200",
         "multi-class",
         "xray",
         "chexpert5x200",
     )
-    assert list(found.splits) == ["test"]
-    test = found.splits["test"]
-    assert [found.classes[i] for i in test.labels.argmax(1)] == [
+    assert list(result.splits) == ["test"]
+    test = result.splits["test"]
+    assert [result.classes[i] for i in test.labels.argmax(1)] == [
         "Cardiomegaly",
         "Edema",
         "Consolidation",
@@ -46,7 +46,7 @@ def test_chexpert(chexpert):
     np.testing.assert_array_equal(test.labels.sum(1), 1)
     assert test.groups[0] == "patient38610"
     assert (test[3].text, test[3].image[0, 0]) == ("impression 3", 3)
-    assert found.notes == ("differs from the published set: [1, 1, 1, 1, 1] images, not 200 each",)
+    assert result.notes == ("differs from the published set: [1, 1, 1, 1, 1] images, not 200 each",)
 
 
 def test_chexpert_by_the_path_of_its_table(chexpert, tmp_path):
@@ -128,28 +128,28 @@ def write_dicom(path, shade):
 def test_rsna_rows_are_boxes(rsna):
     root, write = rsna
     write()
-    found = rsna_pneumonia(root, splits="test")
-    assert (found.name, found.classes, found.modality, found.prompts) == (
+    result = rsna_pneumonia(root, splits="test")
+    assert (result.name, result.classes, result.modality, result.prompts) == (
         "rsna",
         ("normal", "pneumonia"),
         "xray",
         "rsna",
     )
-    test = found.splits["test"]
+    test = result.splits["test"]
     assert test.ids == test.groups == ("a", "b", "c")
     np.testing.assert_array_equal(test.labels, [[1, 0], [0, 1], [1, 0]])
     assert test[1].boxes == (("pneumonia", 1, 2, 4, 4.5), ("pneumonia", 0, 0, 1, 1))
     assert test[0].boxes == ()
     np.testing.assert_array_equal(test[2].image, np.full((4, 5), ord("c")))
-    assert any("other findings" in note for note in found.notes)
+    assert any("other findings" in note for note in result.notes)
 
 
 def test_rsna_splits_are_drawn_and_noted(rsna):
     root, write = rsna
     write()
-    found = rsna_pneumonia(root, seed=4, fractions=(0.4, 0.3, 0.3))
-    assert sorted(split.ids for split in found.splits.values()) == [("a",), ("b",), ("c",)]
-    assert found.notes[-1] == "splits drawn by group with seed 4 and fractions (0.4, 0.3, 0.3)"
+    result = rsna_pneumonia(root, seed=4, fractions=(0.4, 0.3, 0.3))
+    assert sorted(split.ids for split in result.splits.values()) == [("a",), ("b",), ("c",)]
+    assert result.notes[-1] == "splits drawn by group with seed 4 and fractions (0.4, 0.3, 0.3)"
 
 
 @pytest.mark.parametrize(

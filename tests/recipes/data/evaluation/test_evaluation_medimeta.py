@@ -40,17 +40,17 @@ def write_info(root, **changes):
 
 
 def test_organs(organs):
-    found = medimeta_set(organs, set_id="organs_axial", modality="ct", prompts="organs_axial")
-    assert (found.name, found.task, found.classes) == ("organs_axial", "multi-class", tuple(ORGANS))
-    assert (found.modality, found.prompts, found.notes) == ("ct", "organs_axial", ())
-    assert {name: split.ids for name, split in found.splits.items()} == {
+    result = medimeta_set(organs, set_id="organs_axial", modality="ct", prompts="organs_axial")
+    assert (result.name, result.task, result.classes) == ("organs_axial", "multi-class", tuple(ORGANS))
+    assert (result.modality, result.prompts, result.notes) == ("ct", "organs_axial", ())
+    assert {name: split.ids for name, split in result.splits.items()} == {
         "train": ("000000", "000001", "000002"),
         "val": ("000003",),
         "test": ("000004", "000005"),
     }
-    np.testing.assert_array_equal(found.splits["test"].labels, [[0, 1, 0], [0, 0, 1]])
-    assert found.splits["test"].groups == ("test-volume-0.nii",) * 2
-    assert found.splits["test"][1].image[0, 0] == 50
+    np.testing.assert_array_equal(result.splits["test"].labels, [[0, 1, 0], [0, 0, 1]])
+    assert result.splits["test"].groups == ("test-volume-0.nii",) * 2
+    assert result.splits["test"][1].image[0, 0] == 50
 
 
 def test_the_folder_above_serves_too(organs):
@@ -92,9 +92,9 @@ def test_damaged_hdf5(organs):
 
 
 def test_other_tasks(organs):
-    found = medimeta_set(organs, label_task="two")
-    assert (found.task, found.classes) == ("multi-label", ("a", "b"))
-    np.testing.assert_array_equal(found.splits["test"].labels, [[1, 0], [0, 1]])
+    result = medimeta_set(organs, label_task="two")
+    assert (result.task, result.classes) == ("multi-label", ("a", "b"))
+    np.testing.assert_array_equal(result.splits["test"].labels, [[1, 0], [0, 1]])
     with pytest.raises(ValueError, match=r"label_task must be one of \['organ label', 'two'\]"):
         medimeta_set(organs, label_task="three")
 
@@ -168,9 +168,9 @@ def test_annotations_may_be_missing_but_not_incomplete(organs, table):
     with pytest.raises(ValueError, match=r"annotations\.csv: lacks the column 'original_filepath'"):
         medimeta_set(organs)
     (organs / "annotations.csv").unlink()
-    found = medimeta_set(organs)
-    assert found.splits["test"].groups == ("000004", "000005")
-    assert "every image is its own group" in found.notes[0]
+    result = medimeta_set(organs)
+    assert result.splits["test"].groups == ("000004", "000005")
+    assert "every image is its own group" in result.notes[0]
 
 
 @pytest.mark.parametrize(

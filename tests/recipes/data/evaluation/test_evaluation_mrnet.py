@@ -22,27 +22,27 @@ def mrnet(tmp_path, table):
 
 
 def test_one_slice_per_exam(mrnet):
-    found = knee_set(mrnet, "acl", val_fraction=0.25, seed=3)
-    assert (found.name, found.modality, found.prompts) == ("acl", "mri", "acl")
-    assert {name: len(split) for name, split in found.splits.items()} == {"train": 3, "val": 1, "test": 2}
-    test = found.splits["test"]
+    result = knee_set(mrnet, "acl", val_fraction=0.25, seed=3)
+    assert (result.name, result.modality, result.prompts) == ("acl", "mri", "acl")
+    assert {name: len(split) for name, split in result.splits.items()} == {"train": 3, "val": 1, "test": 2}
+    test = result.splits["test"]
     assert test.ids == ("valid/1130", "valid/1131")
     assert test.groups == ("1130", "1131")
     np.testing.assert_array_equal(test.labels, [[1, 0], [0, 1]])
     np.testing.assert_array_equal(test[0].image, np.full((5, 5), 22))
-    assert any("val is 0.25 of the training exams, drawn with seed 3" in note for note in found.notes)
+    assert any("val is 0.25 of the training exams, drawn with seed 3" in note for note in result.notes)
 
 
 def test_planes_slices_and_findings(mrnet):
-    found = knee_set(mrnet, "meniscus", plane="coronal", position=0)
-    np.testing.assert_array_equal(found.splits["test"].labels, [[0, 1], [1, 0]])
-    assert found.splits["test"][0].image[0, 0] == 10
+    result = knee_set(mrnet, "meniscus", plane="coronal", position=0)
+    np.testing.assert_array_equal(result.splits["test"].labels, [[0, 1], [1, 0]])
+    assert result.splits["test"][0].image[0, 0] == 10
     assert knee_set(mrnet, "meniscus", plane="axial", position=1).splits["test"][0].image[0, 0] == 3
 
 
 def test_the_first_exam_is_no_header(mrnet):
-    found = knee_set(mrnet, "acl")
-    exams = {group for name in ("train", "val") for group in found.splits[name].groups}
+    result = knee_set(mrnet, "acl")
+    exams = {group for name in ("train", "val") for group in result.splits[name].groups}
     assert exams == set(LABELS["train"])
 
 
@@ -88,8 +88,8 @@ def test_refuses_missing_and_damaged_volumes(mrnet):
     path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"cannot read the volume '.*1131\.npy'"):
         knee_set(mrnet, "acl").splits["test"][1]
-    found = knee_set(mrnet, "acl", on_bad_image="skip")
-    assert found.splits["test"].ids == ("valid/1130",)
+    result = knee_set(mrnet, "acl", on_bad_image="skip")
+    assert result.splits["test"].ids == ("valid/1130",)
     path.unlink()
     with pytest.raises(ValueError, match=r"1 of 6 images are missing or empty: .*1131\.npy"):
         knee_set(mrnet, "acl")

@@ -34,11 +34,11 @@ def test_every_flat_set_of_medmnist_has_a_kind():
 def test_medmnist_by_flag_and_by_file(tmp_path):
     path = write_npz(tmp_path / "breastmnist.npz")
     for root in (tmp_path, path):
-        found = open_evaluation_set("breastmnist", root)
-        assert (found.name, found.task, found.modality) == ("breastmnist", "binary-class", "ultrasound")
-        assert (found.classes, found.prompts) == (("malignant", "normal, benign"), "breastmnist")
-        assert set(found.splits) == {"train", "val", "test"}
-        test = found.splits["test"]
+        result = open_evaluation_set("breastmnist", root)
+        assert (result.name, result.task, result.modality) == ("breastmnist", "binary-class", "ultrasound")
+        assert (result.classes, result.prompts) == (("malignant", "normal, benign"), "breastmnist")
+        assert set(result.splits) == {"train", "val", "test"}
+        test = result.splits["test"]
         assert isinstance(test, PairSplit)
         assert (test.modalities, test.texts, test.ids) == (("ultrasound",) * 2, (None, None), test.groups)
         np.testing.assert_array_equal(test.labels, [[1, 0], [0, 1]])
@@ -48,8 +48,8 @@ def test_medmnist_by_flag_and_by_file(tmp_path):
 
 
 def test_medmnist_files_of_other_names(tmp_path):
-    found = medmnist_set(write_npz(tmp_path / "own.npz"), modality="mri")
-    assert (found.classes, found.modality, found.prompts) == (("0", "1"), "mri", None)
+    result = medmnist_set(write_npz(tmp_path / "own.npz"), modality="mri")
+    assert (result.classes, result.modality, result.prompts) == (("0", "1"), "mri", None)
     with pytest.raises(ValueError, match=r"octmnist\.npz' does not exist. Pass download=True"):
         open_evaluation_set("octmnist", tmp_path)
 
@@ -83,8 +83,8 @@ def test_an_organ_set_by_its_plane(tmp_path, picture):
         info = {"id": root.name, "tasks": [task], "splits_num_samples": counts}
         (root / "info.yaml").write_text(yaml.safe_dump(info))
         for place in (tmp_path, root):
-            found = open_evaluation_set(f"medimeta-{plane}", place)
-            assert (found.name, found.modality, found.prompts) == (root.name, "ct", root.name)
+            result = open_evaluation_set(f"medimeta-{plane}", place)
+            assert (result.name, result.modality, result.prompts) == (root.name, "ct", root.name)
     with pytest.raises(ValueError, match="is of the set 'organs_axial', expected 'organs_coronal'"):
         open_evaluation_set("medimeta-coronal", tmp_path / "organs_axial")
 
@@ -124,9 +124,9 @@ def test_refuses_other_names_and_roots(tmp_path):
     [("breastmnist", [546, 78, 156], "ultrasound"), ("pneumoniamnist", [3882, 524, 624], "xray")],
 )
 def test_real_medmnist(flag, counts, modality):
-    found = open_evaluation_set(flag, ROOT / "medmnist_layout")
-    assert [len(split) for split in found.splits.values()] == counts
-    assert (found.modality, found.splits["test"][0].modality) == (modality, modality)
+    result = open_evaluation_set(flag, ROOT / "medmnist_layout")
+    assert [len(split) for split in result.splits.values()] == counts
+    assert (result.modality, result.splits["test"][0].modality) == (modality, modality)
     with pytest.raises(ValueError, match="lacks train_images"):
         open_evaluation_set("pathmnist", ROOT / "medmnist_layout" / "pathmnist_test10pct_asfound.npz")
 
@@ -149,9 +149,9 @@ def test_real_manifest_by_modality():
 
 @real
 def test_real_manifest_all_for_test():
-    found = open_evaluation_set("csv", ROOT / "hrf_fundus" / "metadata.csv", **hrf_columns())
-    assert list(found.splits) == ["test"]
-    assert len(found.splits["test"]) == 45
+    result = open_evaluation_set("csv", ROOT / "hrf_fundus" / "metadata.csv", **hrf_columns())
+    assert list(result.splits) == ["test"]
+    assert len(result.splits["test"]) == 45
 
 
 def hrf_columns():

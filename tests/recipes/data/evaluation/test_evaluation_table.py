@@ -21,16 +21,16 @@ def csv(tmp_path, picture, table):
 
 
 def test_all_rows_are_for_test(csv):
-    found = csv_set(csv)
-    assert (found.name, found.task, found.classes) == ("mine", "multi-class", ("cyst", "mass", "none"))
-    assert (found.modality, found.prompts, list(found.splits)) == (None, None, ["test"])
-    assert found.splits["test"].labels.argmax(1).tolist() == [1, 2, 1, 2, 0]
-    assert found.splits["test"][4].image[0, 0] == 4
-    assert found.notes == ("no group column: every image is its own group, so a patient may lie in two splits",)
+    result = csv_set(csv)
+    assert (result.name, result.task, result.classes) == ("mine", "multi-class", ("cyst", "mass", "none"))
+    assert (result.modality, result.prompts, list(result.splits)) == (None, None, ["test"])
+    assert result.splits["test"].labels.argmax(1).tolist() == [1, 2, 1, 2, 0]
+    assert result.splits["test"][4].image[0, 0] == 4
+    assert result.notes == ("no group column: every image is its own group, so a patient may lie in two splits",)
 
 
 def test_columns_of_splits_groups_texts_and_modalities(csv):
-    found = csv_set(
+    result = csv_set(
         csv,
         split_column="split",
         group_column="patient",
@@ -40,24 +40,24 @@ def test_columns_of_splits_groups_texts_and_modalities(csv):
         prompts="p",
         name="other",
     )
-    assert {name: split.ids for name, split in found.splits.items()} == {
+    assert {name: split.ids for name, split in result.splits.items()} == {
         "train": ("a.png",),
         "val": ("b.png",),
         "test": ("c.png", "d.png", "e.png"),
     }
-    test = found.splits["test"]
+    test = result.splits["test"]
     assert (test.groups, test.texts) == (("p3", "p3", "p4"), ("clear", None, None))
     assert test.modalities == ("xray", "xray", None)
     assert test[0].modality == "xray"
-    assert (found.name, found.prompts, found.modality, found.notes) == ("other", "p", None, ())
+    assert (result.name, result.prompts, result.modality, result.notes) == ("other", "p", None, ())
     assert test.labels.argmax(1).tolist() == [1, 0, 2]
 
 
 def test_rows_may_be_chosen(csv):
-    found = csv_set(csv, only=["modality=xray", "split = test"], modality_column="modality")
-    assert found.splits["test"].ids == ("c.png", "d.png")
-    assert (found.classes, found.modality) == (("mass", "none"), "xray")
-    assert found.notes[:2] == ("only rows with modality=xray", "only rows with split = test")
+    result = csv_set(csv, only=["modality=xray", "split = test"], modality_column="modality")
+    assert result.splits["test"].ids == ("c.png", "d.png")
+    assert (result.classes, result.modality) == (("mass", "none"), "xray")
+    assert result.notes[:2] == ("only rows with modality=xray", "only rows with split = test")
     with pytest.raises(ValueError, match=r"only: no row has modality=mri; 'modality' holds \['', 'ct', 'xray'\]"):
         csv_set(csv, only=["modality=mri"])
     with pytest.raises(ValueError, match="only: a condition must be column=value, got 'modality'"):
@@ -65,17 +65,17 @@ def test_rows_may_be_chosen(csv):
 
 
 def test_splits_may_be_drawn_by_group(csv):
-    found = csv_set(csv, splits="draw", group_column="patient", fractions=(0.4, 0.3, 0.3), modality="ct")
-    assert set(found.splits) == {"train", "val", "test"}
-    assert sum("p3" in split.groups for split in found.splits.values()) == 1
-    assert found.modality == "ct"
+    result = csv_set(csv, splits="draw", group_column="patient", fractions=(0.4, 0.3, 0.3), modality="ct")
+    assert set(result.splits) == {"train", "val", "test"}
+    assert sum("p3" in split.groups for split in result.splits.values()) == 1
+    assert result.modality == "ct"
 
 
 def test_several_labels_in_a_cell(csv, table):
     table(csv, HEADER[:2], [["a.png", "mass|cyst"], ["b.png", "none"]])
-    found = csv_set(csv, label_separator="|", negative_label="none")
-    assert (found.task, found.classes) == ("multi-label", ("cyst", "mass"))
-    np.testing.assert_array_equal(found.splits["test"].labels, [[1, 1], [0, 0]])
+    result = csv_set(csv, label_separator="|", negative_label="none")
+    assert (result.task, result.classes) == ("multi-label", ("cyst", "mass"))
+    np.testing.assert_array_equal(result.splits["test"].labels, [[1, 1], [0, 0]])
 
 
 def test_refuses_damage(csv, table):

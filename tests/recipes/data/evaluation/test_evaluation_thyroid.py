@@ -29,19 +29,19 @@ def ddti(tmp_path, picture):
 
 
 def test_ddti(ddti):
-    found = thyroid_set(ddti, splits="test")
-    assert (found.name, found.classes, found.task) == ("thyroid", ("benign", "malignant"), "binary-class")
-    assert (found.modality, found.prompts) == ("ultrasound", "thyroid")
-    test = found.splits["test"]
+    result = thyroid_set(ddti, splits="test")
+    assert (result.name, result.classes, result.task) == ("thyroid", ("benign", "malignant"), "binary-class")
+    assert (result.modality, result.prompts) == ("ultrasound", "thyroid")
+    test = result.splits["test"]
     assert test.ids == ("1_1.jpg", "2_1.jpg", "2_2.jpg", "4_1.jpg", "10_1.jpg")
     assert test.groups == ("1", "2", "2", "4", "10")
     np.testing.assert_array_equal(test.labels.argmax(1), [0, 1, 1, 0, 1])
     assert test[0].boxes == (("thyroid nodule", 1, 2, 5, 6),)
     assert test[3].boxes == ()
     assert abs(int(test[4].image[0, 0]) - 100) <= 2
-    assert "left out 1 of 5 cases without a TI-RADS category" in found.notes
-    assert "1 outlines of nodules could not be read and give no box" in found.notes
-    assert any("2 and 3 are taken for benign, 4a to 5 for malignant" in note for note in found.notes)
+    assert "left out 1 of 5 cases without a TI-RADS category" in result.notes
+    assert "1 outlines of nodules could not be read and give no box" in result.notes
+    assert any("2 and 3 are taken for benign, 4a to 5 for malignant" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(("tirads", "label"), [("2", 0), ("3", 0), ("4a", 1), ("4B", 1), ("4c", 1), ("5", 1)])
@@ -53,10 +53,10 @@ def test_every_category(tmp_path, picture, tirads, label):
 
 def test_images_of_a_case_stay_together(ddti):
     for seed in range(5):
-        found = thyroid_set(ddti, seed=seed, fractions=(0.4, 0.3, 0.3))
-        assert sum(split.groups.count("2") for split in found.splits.values()) == 2
-        assert sum("2" in split.groups for split in found.splits.values()) == 1
-        assert any(f"seed {seed}" in note for note in found.notes)
+        result = thyroid_set(ddti, seed=seed, fractions=(0.4, 0.3, 0.3))
+        assert sum(split.groups.count("2") for split in result.splits.values()) == 2
+        assert sum("2" in split.groups for split in result.splits.values()) == 1
+        assert any(f"seed {seed}" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("tirads", ["4", "6", "malignant"])
@@ -91,8 +91,8 @@ def test_unreadable_images_of_ddti(ddti):
     (ddti / "10_1.jpg").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"cannot read the image '.*10_1\.jpg'"):
         thyroid_set(ddti, splits="test").splits["test"][4]
-    found = thyroid_set(ddti, splits="test", on_bad_image="skip")
-    assert "10_1.jpg" not in found.splits["test"].ids
+    result = thyroid_set(ddti, splits="test", on_bad_image="skip")
+    assert "10_1.jpg" not in result.splits["test"].ids
 
 
 def test_tn3k_is_refused_for_it_has_no_labels(tmp_path, picture):
