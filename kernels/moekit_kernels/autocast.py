@@ -1,4 +1,4 @@
-"""What ``torch.autocast`` does for built-in GEMMs, for ours."""
+"""Autocast for the operations of this package, as torch applies it to its own matrix products."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, overload
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 def autocast_is_on(device_type: str) -> bool:
-    """Whether autocast is enabled for a type of device; never on the meta device, which has none."""
+    """Returns whether autocast is enabled for a type of device; never on the meta device, which has none."""
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Turns autocast off for a block that must compute in the precision that it says."""
+    """Turns autocast off for a block that must compute in the precision of its operands."""
     return torch.autocast(device_type, enabled=False) if autocast_is_on(device_type) else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can run here: the package is installed, or its interpreter was asked for."""
+"""Whether Triton kernels can run here: the package is installed, or its interpreter is switched on."""
 
 import importlib.util
 import os
@@ -16,10 +16,10 @@ _TRITON_IS_INSTALLED = _find_triton()
 
 
 def triton_is_installed() -> bool:
-    """Whether Triton can be imported; it exists for Linux only."""
+    """Returns whether Triton can be imported; it exists for Linux only."""
     return _TRITON_IS_INSTALLED
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter was asked for (``TRITON_INTERPRET=1``), which runs kernels on CPU tensors."""
+    """Returns whether Triton's interpreter is on (``TRITON_INTERPRET=1``), which runs kernels on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,4 +1,4 @@
-"""How big the tiles of each GEMM kernel are, on each target: a committed table, and how to override it.
+"""Tile sizes of every GEMM kernel, by target: a committed table, and how to override it.
 
 The table is ``configs.json`` beside this file: target, then kind of kernel, then class of operands (``"16-bit"``,
 ``"32-bit"``, or ``"odd"`` where rows are not a multiple of 16 bytes, so that they are read number by number), then a
@@ -55,7 +55,7 @@ _override: ContextVar[Table | None] = ContextVar("_override", default=None)
 def gemm_config(
     kind: str, target: Target, dtype: torch.dtype, rows_per_expert: int, aligned: bool = True
 ) -> GemmConfig:
-    """The configuration of a GEMM kernel.
+    """Returns the configuration of a GEMM kernel.
 
     Args:
         kind: One of :data:`KINDS`: ``"forward"`` for one product, ``"glu"`` for the pair of a gated
@@ -82,7 +82,7 @@ def gemm_config(
 
 
 def is_aligned(dtype: torch.dtype, *widths: int) -> bool:
-    """Whether contiguous rows of every one of ``widths`` numbers are multiples of 16 bytes."""
+    """Returns whether contiguous rows of every one of ``widths`` numbers are multiples of 16 bytes."""
     return all(width * dtype.itemsize % 16 == 0 for width in widths)
 
 
@@ -103,5 +103,5 @@ def load(path: str | Path) -> Table:
 
 @functools.cache
 def committed() -> Table:
-    """The table that comes with the package."""
+    """Returns the table of the package."""
     return load(Path(__file__).with_suffix(".json"))

@@ -30,7 +30,7 @@ def register_flops(operation: str, formula: Formula) -> None:
 
     Args:
         operation: Name of the operation.
-        formula: Takes what the operation takes, a shape for each tensor, and keyword arguments to ignore.
+        formula: Takes the operation's arguments, a shape for each tensor, and keyword arguments to ignore.
     """
     _waiting[operation] = formula
     if _COUNTER in sys.modules:
@@ -49,7 +49,7 @@ def _register_waiting() -> None:
 
 
 class _OnImport(importlib.abc.MetaPathFinder):
-    """Registers the formulas right after torch's counter was imported, and leaves."""
+    """Registers the formulas right after torch's counter was imported, and removes itself."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != _COUNTER:

@@ -42,13 +42,13 @@ def refuse_forward_mode(operation: str, *tensors: Tensor | None, remedy: str = '
     Args:
         operation: Name of the operation, for the message.
         tensors: Its differentiable inputs.
-        remedy: What has forward-mode derivatives instead, for the message.
+        remedy: The alternative that has forward-mode derivatives, for the message.
 
     Raises:
         NotImplementedError: If one of them has a tangent, of ``torch.func.jvp``, ``jacfwd``, ``hessian`` or
             ``torch.autograd.forward_ad``.
     """
-    # No public function tells whether a level is open at the cost of a comparison; torch.compile guards on this one.
+    # No public function shows whether a level is open at the cost of a comparison; torch.compile guards on this one.
     if forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]
         return
     if torch.compiler.is_compiling():

@@ -4,14 +4,14 @@
 ``impl``          computes
 ================  ====================================================================================================
 ``"reference"``   plain PyTorch that reads like the formula, on every device, with gradients of every order
-``"torch"``       the fast way without Triton; where an operation has none of its own, its reference
+``"torch"``       the fast form without Triton; where an operation has none of its own, its reference
 ``"triton"``      Triton kernels, on a GPU (or on CPU under ``TRITON_INTERPRET=1``)
 ``"auto"``        ``"triton"`` on a GPU (CUDA or HIP) where Triton is installed and the kernels take the operands;
                   else ``"torch"``, but ``"reference"`` for float64 on a GPU
 ================  ====================================================================================================
 
 An explicit choice never falls back to another: what cannot run is an error. ``"reference"`` and ``"torch"`` start no
-Triton kernel anywhere, in the backward pass neither. ``"auto"`` is a function of device, dtypes and sizes alone.
+Triton kernel, neither forward nor backward. ``"auto"`` is a function of device, dtypes and sizes alone.
 
 Routing, plan and combine have one plain version, which is both ``"reference"`` and ``"torch"``. The grouped GEMM and
 the expert FFN have two; their ``"torch"`` is a registered operation, on CPU too, where it is a loop over the experts.
@@ -115,7 +115,7 @@ def _is_gpu(device: torch.device) -> bool:
 def _problem(
     limits: Limits, operands: tuple[tuple[str, torch.dtype], ...], num_experts: int, top_k: int, activation: object
 ) -> str | None:
-    """Says why the kernels do not take this call, or returns None if they do."""
+    """Returns why the kernels do not take this call, or None if they do."""
     for name, dtype in operands:
         if dtype not in KERNEL_DTYPES:
             return f"takes {name} of bfloat16, float16 and float32, got {dtype}"

@@ -1,11 +1,11 @@
-"""What several kernels share inside: products and activations. Triton only."""
+"""Products and activations that several kernels share. Triton only."""
 
 import triton
 import triton.language as tl
 
 from moekit_kernels.availability import interpreting
 
-# Triton's interpreter multiplies bfloat16 as if it were something else; there, operands are widened.
+# Triton's interpreter multiplies the bits of bfloat16 wrongly; there, operands are widened.
 INTERPRETING = tl.constexpr(interpreting())
 
 

@@ -1,4 +1,4 @@
-"""Starting Triton kernels, or writing down what would be started.
+"""Starts Triton kernels, or records their launches.
 
 Every kernel is started by :func:`launch`. Inside :func:`record` nothing runs: the launches are collected,
 so that tools can compile exactly what a GPU would be given, from meta tensors, on a machine without one.
@@ -86,7 +86,7 @@ def _start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num
         return torch.empty(size, dtype=torch.int8, device=device)
 
     triton.set_allocator(allocate)
-    # Triton's default so far, said because it is to change.
+    # Triton's default so far, stated because it is to change.
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     if device.type == "cpu":
         kernel[grid](**arguments, **options)

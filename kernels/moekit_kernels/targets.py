@@ -1,4 +1,4 @@
-"""What a kernel may assume of the processor that it is compiled for."""
+"""The properties of a processor that a kernel is compiled for."""
 
 import functools
 from typing import Any, Literal, NamedTuple, cast
@@ -14,7 +14,7 @@ class Target(NamedTuple):
     Attributes:
         name: Key of the table of configurations.
         backend: ``"cuda"``, ``"hip"``, or ``"interpreter"`` for Triton's own on CPU.
-        arch: As ``triton.backends.compiler.GPUTarget`` wants it: 90, ``"gfx942"``.
+        arch: As ``triton.backends.compiler.GPUTarget`` takes it: 90, ``"gfx942"``.
         warp_size: Threads of a warp.
         shared_memory: Bytes that one program may have.
         tma: Whether tiles are loaded through tensor descriptors.

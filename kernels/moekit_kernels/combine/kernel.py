@@ -1,4 +1,4 @@
-"""The kernels that bring rows home and send gradients back. Triton only.
+"""The kernels of combine: the weighted sum over the rows of each token, and its gradients. Triton only.
 
 Loops whose end is no compile-time constant are ``while`` loops: the interpreter of Triton 3.6 cannot make a ``range``
 of any other number.
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def _span(starts, token, inside, TOP_K: tl.constexpr):
-    """Where the slots of every token begin in ``row``, and how many they are."""
+    """Where the slots of every token begin in ``row``, and how many there are."""
     if starts is None:
         begin = token * TOP_K
         count = tl.where(inside, TOP_K, 0)
@@ -144,7 +144,7 @@ def combine_bwd_kernel(
     """``d_rows = gate * grad`` and ``d_gates = <grad, row>`` of all slots of one tile of tokens.
 
     By token, not by row, so that a token's gradient is read from memory once for all of its slots.
-    ``d_rows`` or ``d_gates`` (then ``rows`` too) is None where it is not wanted.
+    ``d_rows`` or ``d_gates`` (then ``rows`` too) is None where it is not needed.
     """
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = token < num_tokens

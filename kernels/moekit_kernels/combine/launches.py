@@ -12,7 +12,7 @@ _BACKWARD_COLUMNS = 4096  # of a gradient that one program keeps in registers
 
 
 class CombineGradients(NamedTuple):
-    """Gradients; None where not wanted."""
+    """Gradients; None where not requested."""
 
     rows: Tensor | None
     gates: Tensor | None
@@ -94,8 +94,8 @@ def backward(
         gates: As in :func:`forward`; None leaves no gradient of gates.
         slot: As in :func:`forward`.
         live: As in :func:`forward`; rows that are not live have gradient zero, and so do their gates.
-        rows_grad: Whether ``d_rows`` is wanted.
-        gates_grad: Whether ``d_gates`` is wanted.
+        rows_grad: Whether to compute ``d_rows``.
+        gates_grad: Whether to compute ``d_gates``.
 
     Returns:
         ``d_rows``, ``(N, D)`` in the dtype of ``rows``, and ``d_gates`` in shape and dtype of ``gates``.

@@ -1,4 +1,4 @@
-"""``moekit::combine`` and ``moekit::combine_backward``: schema, fake, autograd, and which way is taken."""
+"""``moekit::combine`` and ``moekit::combine_backward``: schema, fake, autograd, choice of implementation."""
 
 import math
 from typing import Any, NoReturn

@@ -1,7 +1,7 @@
 """How the grouped GEMM and its weight gradient are computed: a loop over experts, ``F.grouped_mm``, Triton kernels.
 
 The loop reads ``offsets`` on the host, which costs nothing on CPU and a synchronisation on a GPU. ``F.grouped_mm``
-reads them on the device, needs rows of a multiple of 16 bytes (so operands are padded where they are not) and knows
+reads them on the device, needs rows of a multiple of 16 bytes (so operands are padded where they are not) and supports
 float32, float16 and bfloat16 only.
 """
 
@@ -22,7 +22,7 @@ class Backend(NamedTuple):
     Attributes:
         linear: ``(x (N, D), weight (E, F, D), offsets, bias (E, F) or None) -> (N, F)``.
         weight_grad: ``(grad (N, F), x (N, D), offsets, with_bias) -> (E, F, D), (E, F)``: the gradients of weight and
-            bias, exact zeros without rows; the second is empty ``(0, F)`` unless asked for.
+            bias, exact zeros without rows; the second is empty ``(0, F)`` without ``with_bias``.
     """
 
     linear: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]

@@ -2,7 +2,7 @@
 
 A tile is ``BLOCK_M`` rows of one expert by ``BLOCK_N`` columns. Weights are ``(E, columns, K)`` by strides, so a
 transposed view is served without a copy. Rows past the end of an expert repeat its first row of the tile, and
-columns past the last repeat the last: loads stay in bounds without masks, and what they give is never stored.
+columns past the last repeat the last: loads stay in bounds without masks, and their results are never stored.
 """
 
 import triton
@@ -80,7 +80,7 @@ def row_tile(index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_
     """The tile ``index`` in the order that keeps operands in L2: ``GROUP_M`` rows of tiles, column by column.
 
     Returns ``(expert, first row, rows of the tile, end of the expert's rows, block of columns)``. Tiles of
-    "expert" ``num_experts`` cover the rows that belong to nobody.
+    "expert" ``num_experts`` cover the unassigned rows.
     """
     num_m = tl.load(tiles_ptr)
     width = GROUP_M * num_n

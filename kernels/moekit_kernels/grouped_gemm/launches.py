@@ -254,7 +254,7 @@ def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> T
 
 
 def linear_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of weight ``(E, F, D)`` and bias ``(E, F)`` of :func:`linear`, the second empty unless asked for."""
+    """Gradients of weight ``(E, F, D)`` and bias ``(E, F)`` of :func:`linear`, the latter empty without bias."""
     offsets = offsets.contiguous()
     of_bias = bias_grad(grad, offsets) if with_bias else grad.new_empty(0, grad.shape[1])
     return weight_grad(grad, x, offsets, x.shape[0]), of_bias

@@ -1,4 +1,4 @@
-"""Checks of what the expert FFN is called with: names, dtypes and shapes, never a value on a device."""
+"""Checks of the arguments of the expert FFN: names, dtypes and shapes, never a value on a device."""
 
 from torch import Tensor
 

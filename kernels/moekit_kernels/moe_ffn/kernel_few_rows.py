@@ -1,7 +1,7 @@
-"""The expert FFN for a handful of rows: bound by reading the touched weights once. Triton only.
+"""The expert FFN for few rows: bound by reading the touched weights once. Triton only.
 
-No tiles are planned: a program takes one expert and a strip of its weights, leaves at once if nobody chose the
-expert, and multiplies all of the expert's rows, 16 at a time. Weights are the left operand of the product (64 of
+No tiles are planned: a program takes one expert and a strip of its weights, returns at once if the expert has no rows,
+and multiplies all of the expert's rows, 16 at a time. Weights are the left operand of the product (64 of
 their rows fill a tensor core, 16 tokens do not), and the depth may be split over programs, whose partial results
 are added in a fixed order by combine.
 """
@@ -24,7 +24,7 @@ def few_rows_fwd_kernel(
 ):  # fmt: skip
     """``out[s, r] = act(w[e(r)] x[gather[r]] + bias[e(r)])`` over the part ``s`` of the depth; the first adds the bias.
 
-    ``pre_ptr`` takes what the activation saw. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; where
+    ``pre_ptr`` takes the pre-activations. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; where
     there is an activation there is one part.
     """
     expert, part = tl.program_id(1), tl.program_id(2)

@@ -1,4 +1,4 @@
-"""Starts the expert FFN for a handful of rows, and says when."""
+"""Starts the expert FFN for few rows, and decides when its kernels are used."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ MOST_ROWS = 512
 
 
 def serves(num_rows: int, num_experts: int) -> bool:
-    """Whether so few rows take the path of decoding: at most 512, and at most 64 for each expert.
+    """Returns whether the kernels for few rows are used: at most 512, and at most 64 for each expert.
 
     Then reading the weights takes longer than multiplying them. The weights of an expert are read once for every 16
     to 64 of its rows, and not at all if it has none. It serves forward; gradients always take the tiled kernels.

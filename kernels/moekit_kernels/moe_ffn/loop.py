@@ -1,4 +1,4 @@
-"""The fused expert FFN on CPU: one expert at a time, so that what it makes stays in cache.
+"""The fused expert FFN on CPU: one expert at a time, so that its intermediate results stay in cache.
 
 What the forward pass kept, the backward pass reads; the rest it computes again, expert by expert. It takes the
 gate's gradient as ``<dA', A>`` with ``dA' = dOut W_down`` before weighting (the identity of SonicMoE,
@@ -31,7 +31,7 @@ def _of(expert: int, bias: Tensor | None) -> Tensor | None:
 
 
 def _weighted(rows: Tensor, gate: Tensor, dtype: torch.dtype) -> Tensor:
-    """``rows * gate``, in place where no dtype stands against it."""
+    """``rows * gate``, in place where the dtypes allow it."""
     return rows.mul_(gate) if rows.dtype == gate.dtype == dtype else (rows * gate).to(dtype)
 
 

@@ -1,7 +1,7 @@
 """``moekit::moe_ffn`` and ``moekit::moe_ffn_backward``: schema, fake, autograd.
 
-Which kernel computes is decided inside the operations, at run time: the compiler does not look there, and an
-exported program can be moved to another device.
+Which kernel computes is decided inside the operations, at run time: the compiler does not trace them, and an exported
+program can be moved to another device.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Recompute = Literal["activation", "none", "all"]
 _INPUT_PLACES = (0, 1)
 _WEIGHT_PLACES = (6, 7, 8, 9)
 
-# "meta" computes shapes only, and takes the way of the CPU.
+# "meta" computes shapes only, and is treated like a CPU.
 _LOOP_DEVICES = ("cpu", "meta")
 
 
@@ -42,7 +42,7 @@ def _resolve(impl: str, x: Tensor, gates: Tensor, activation: object) -> str:
 
 
 def _kernel(impl: str, x: Tensor, gates: Tensor, activation: str) -> ModuleType:
-    """The module whose ``forward`` and ``backward`` compute."""
+    """Returns the module whose ``forward`` and ``backward`` compute."""
     if _resolve(impl, x, gates, activation) != "triton":
         return loop
     from moekit_kernels.moe_ffn import launches

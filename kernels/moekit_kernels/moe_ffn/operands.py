@@ -26,7 +26,7 @@ class ExpertWeights(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients of the expert FFN's tensor arguments, in their order; None where not asked for or not there.
+    """Gradients of the expert FFN's tensor arguments, in their order; None where not requested or absent.
 
     Attributes:
         x: ``(T, D)``.

@@ -1,4 +1,4 @@
-"""Checks of what a plan is made from; they read shapes, dtypes and devices only, never a value on a device."""
+"""Checks of the arguments of a plan; they read shapes, dtypes and devices only, never a value on a device."""
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def check_arguments(
 
 
 def check_companions(expert_ids: Tensor, kept: Tensor | None, capacity: int | Tensor | None) -> None:
-    """Raises ``ValueError`` where PyTorch would refuse what a kernel would read as something else."""
+    """Raises ``ValueError`` where PyTorch would refuse a tensor that a kernel would misread."""
     if kept is not None and (kept.dtype != torch.bool or kept.device != expert_ids.device):
         raise ValueError(
             f"kept must be a bool tensor (False for slots to leave out) on {expert_ids.device}, "

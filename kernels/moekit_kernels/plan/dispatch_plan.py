@@ -1,4 +1,4 @@
-"""The order in which routed slots meet their experts.
+"""The order of routed slots by expert.
 
 A *slot* is one (token, expert) pair of a routing; its index is its place in the flattened gates. A *row* is a slot's
 place after sorting by expert. Index tensors are named by direction: ``token_of_row[r]`` is a token.
@@ -15,7 +15,7 @@ from moekit_kernels.impl import Impl
 
 
 class RowOrder(NamedTuple):
-    """The index tensors of a plan: what the kernels of the experts read.
+    """The index tensors of a plan, which the kernels of the experts read.
 
     Attributes:
         token_of_row: As in :class:`DispatchPlan`, and so are the others.
@@ -43,8 +43,8 @@ class DispatchPlan(NamedTuple):
         tokens_per_expert: ``(E,)``, slots routed to each expert before any was dropped.
         dropped_per_expert: ``(E,)``, those of them that were over capacity.
         num_tokens: ``T``.
-        impl: The implementation that the plan was asked for with; what runs by the plan follows it unless it is told
-            otherwise.
+        impl: The implementation requested for the plan. Experts and combine take the same, unless they have a choice of
+            their own.
     """
 
     token_of_row: Int[Tensor, "N"]

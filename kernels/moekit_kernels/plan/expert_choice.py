@@ -16,7 +16,7 @@ def plan_expert_choice(
     kept: Bool[Tensor, "E C"] | None = None,
     impl: Impl = "auto",
 ) -> DispatchPlan:
-    """The plan of an expert-choice routing, in which expert ``e`` takes the tokens ``token_ids[e]``.
+    """Returns the plan of an expert-choice routing, in which expert ``e`` takes the tokens ``token_ids[e]``.
 
     Args:
         token_ids: Chosen tokens, each in ``[0, num_tokens)``.

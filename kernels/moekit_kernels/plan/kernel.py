@@ -67,7 +67,7 @@ def tile_schedule_kernel(
 
 @triton.jit
 def expert_of(ids, kept, slot, inside, NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, KEPT_K: tl.constexpr):
-    """Expert of each slot; ``NUM_EXPERTS`` for slots that go nowhere, outside ones and ids out of range included."""
+    """Expert of each slot; ``NUM_EXPERTS`` for unassigned slots, those out of bounds and ids out of range included."""
     key = tl.load(ids + slot, mask=inside, other=0)
     live = inside & (key >= 0) & (key < NUM_EXPERTS)
     if kept is not None:

@@ -1,4 +1,4 @@
-"""``moekit::plan_dispatch``: schema, fake, and which way is taken. A plan has no gradient."""
+"""``moekit::plan_dispatch``: schema, fake, choice of implementation. A plan has no gradient."""
 
 from typing import cast
 
@@ -55,7 +55,7 @@ def plan_dispatch(
     """Sorts the slots of a token-choice routing by expert, stably.
 
     Args:
-        expert_ids: Chosen experts, each in ``[0, num_experts)``; what others do is undefined.
+        expert_ids: Chosen experts, each in ``[0, num_experts)``; the effect of others is undefined.
         num_experts: ``E``.
         kept: False for slots to leave out (padding). All are kept by default.
         capacity: Most rows of one expert; the rest is dropped. No limit by default (dropless).

@@ -1,4 +1,4 @@
-"""Which program of a grouped GEMM computes which rows: one list of tiles for each tile height."""
+"""The rows that each program of a grouped GEMM computes: one list of tiles for each tile height."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ _BLOCK_E = 64
 
 
 def max_tiles(num_rows: int, num_experts: int, block_m: int, dead_tiles: bool = False) -> int:
-    """The most tiles that ``num_rows`` rows of ``num_experts`` experts can need; no device is asked.
+    """Returns the most tiles that ``num_rows`` rows of ``num_experts`` experts can need, computed on the host.
 
     ``n`` rows of one expert take at most ``1 + (n - 1) / block_m`` tiles, so the worst case gives one row to as
     many experts as there are rows for, and the rest to one of them.

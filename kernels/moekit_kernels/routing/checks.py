@@ -1,4 +1,4 @@
-"""Checks of what callers of the routing operation pass; they read shapes, dtypes and devices only."""
+"""Checks of the arguments of the routing operation; they read shapes, dtypes and devices only."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,7 @@
 """Triton kernels of routing: one program holds some whole rows of logits in registers.
 
 What has been chosen is marked inside the tile of sort keys, so sums are made in the layout of the logits,
-without a second look at memory.
+without reading memory again.
 """
 
 import triton
@@ -99,7 +99,7 @@ def route_fwd_kernel(
         tl.store(valid_rows + row, valid, mask=inside)
         tl.store(probs + row * E + cols, tl.where(valid, p, 0.0), mask=inside & is_expert)
 
-        # Ranked by the logits where the scores grow with them: no rounding of exp has a say.
+        # Ranked by the logits where the scores grow with them, so that rounding of exp cannot reorder.
         score = x
         if selection_bias is not None or GROUPS > 0:
             if SCORING == "softmax":

@@ -1,4 +1,4 @@
-"""How the routing kernels are started: outputs, how many rows go together, and how many programs."""
+"""Starts the routing kernels: outputs, rows of a program, and the number of programs."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""``moekit::route`` and ``moekit::route_backward``: schema, fake, autograd, and which way is taken."""
+"""``moekit::route`` and ``moekit::route_backward``: schema, fake, autograd, choice of implementation."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn

@@ -1,4 +1,4 @@
-"""Which experts a token gets: the k largest scores, ties to the lowest id, within groups if asked."""
+"""Selection of experts: the k largest scores, ties to the lowest id, optionally within groups."""
 
 import torch
 from jaxtyping import Float, Int
