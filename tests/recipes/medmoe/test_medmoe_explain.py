@@ -93,9 +93,9 @@ def test_maps_are_where_the_regions_are_like_the_word(session):
     local = LocalFeatures(regions, None, None, torch.full((1, 4, 4, 6), 0.25))
     fake = SimpleNamespace(model=SimpleNamespace(local=lambda *_, **__: local), config=session.config)
     text = SimpleNamespace(words=5 * directions[None], mask=torch.ones(1, 3, dtype=torch.bool))
-    found = word_maps(fake, SimpleNamespace(embedding=torch.zeros(1, 2)), text, None)
-    assert [divmod(int(one.argmax()), 6) for one in found.maps[0]] == cells
-    assert found.maps.sum((2, 3)).tolist() == [pytest.approx([1.0, 1.0, 1.0])]
+    result = word_maps(fake, SimpleNamespace(embedding=torch.zeros(1, 2)), text, None)
+    assert [divmod(int(one.argmax()), 6) for one in result.maps[0]] == cells
+    assert result.maps.sum((2, 3)).tolist() == [pytest.approx([1.0, 1.0, 1.0])]
 
 
 @pytest.mark.parametrize(("form", "word_softmax"), [("batch", True), ("batch", False), ("report", False)])
