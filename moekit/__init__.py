@@ -2,24 +2,52 @@
 
 A sparse layer is four parts: a router chooses experts for each token (:class:`Routing`), a plan orders the chosen
 slots by expert (:class:`DispatchPlan`), experts compute, combine adds each token's results.
+
+What is public: a name is public if it is in ``moekit.__all__``, in ``moekit.interop.__all__`` or a public name of
+``moekit.interop.onnx`` (interop needs other libraries, so it is imported by itself). ``moekit.__all__`` holds
+everything that a caller builds, calls or receives: modules, functions and the types of their results. Its packages
+list their own part of it. All other names and the modules that hold them are private and may change without notice.
 """
 
 from moekit.__about__ import __version__
-from moekit.contrastive import global_contrastive_loss, local_contrastive_loss
+from moekit.contrastive import (
+    LocalContrast,
+    WordAlignment,
+    WordStates,
+    aggregate_word_pieces,
+    attention_maps,
+    global_contrastive_loss,
+    local_contrastive_loss,
+    local_scores,
+    word_alignment_loss,
+)
 from moekit.distributed import all_gather_with_gradient, all_reduce_stats
-from moekit.experts import FFN, CrossScaleExpert, CrossScaleExperts, Experts, FFNExperts, ModuleExperts, ZeroExpert
+from moekit.experts import (
+    FFN,
+    CrossScaleExpert,
+    CrossScaleExperts,
+    Experts,
+    FFNExperts,
+    ModuleExperts,
+    ZeroExpert,
+    concatenate_glu,
+    interleave_glu,
+)
 from moekit.fusion import (
+    AttentionFunction,
     BidirectionalCrossAttention,
     CrossAttentionOutput,
     CrossScaleAttention,
     CrossScaleOutput,
     GateOutput,
     ModalityGate,
+    WeightedAttention,
     first_token,
     last_token,
     masked_max,
     masked_mean,
     sdpa_attention,
+    weighted_attention,
     xformers_attention,
 )
 from moekit.layer import MoEOutput, SparseMoE
@@ -34,11 +62,12 @@ from moekit.losses import (
 )
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
 from moekit.routers import ExpertChoiceRouter, HardRouter, HashRouter, Router, TopKRouter
-from moekit.routing import RouterStats, Routing, router_stats
+from moekit.routing import FusedSums, RouterStats, Routing, RoutingSums, router_stats
 from moekit.soft import SoftMoE
 
 __all__ = [
     "FFN",
+    "AttentionFunction",
     "BidirectionalCrossAttention",
     "CrossAttentionOutput",
     "CrossScaleAttention",
@@ -49,31 +78,42 @@ __all__ = [
     "ExpertChoiceRouter",
     "Experts",
     "FFNExperts",
+    "FusedSums",
     "GateOutput",
     "HardRouter",
     "HashRouter",
+    "LocalContrast",
     "MoEOutput",
     "ModalityGate",
     "ModuleExperts",
     "Router",
     "RouterStats",
     "Routing",
+    "RoutingSums",
     "SoftMoE",
     "SparseMoE",
     "TopKRouter",
+    "WeightedAttention",
+    "WordAlignment",
+    "WordStates",
     "ZeroExpert",
     "__version__",
+    "aggregate_word_pieces",
     "all_gather_with_gradient",
     "all_reduce_stats",
+    "attention_maps",
     "combine",
+    "concatenate_glu",
     "dispatch",
     "first_token",
     "global_contrastive_loss",
     "importance_loss",
+    "interleave_glu",
     "last_token",
     "load_balancing_loss",
     "load_loss",
     "local_contrastive_loss",
+    "local_scores",
     "masked_max",
     "masked_mean",
     "mutual_information_loss",
@@ -84,5 +124,7 @@ __all__ = [
     "router_stats",
     "router_z_loss",
     "sdpa_attention",
+    "weighted_attention",
+    "word_alignment_loss",
     "xformers_attention",
 ]

@@ -1,13 +1,17 @@
 """What ``import moekit`` costs, what it pulls in, and what it does without."""
 
+import inspect
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
+import torch
 
 import moekit
+from moekit import interop as public_interop
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -72,8 +76,48 @@ print(bool(output.isfinite().all()), stats.tokens_per_expert.sum().item(), 'trit
     assert _python(code).split() == ["True", "10", "False"]
 
 
-def test_public_names_exist_and_are_sorted_out():
-    assert len(set(moekit.__all__)) == len(moekit.__all__)
-    for name in moekit.__all__:
-        assert getattr(moekit, name) is not None
+def _api_entries() -> list[str]:
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    entries = [line.split()[1] for page in pages for line in page.read_text().splitlines() if line.startswith(":::")]
+    return [entry for entry in entries if entry.split(".")[0] == "moekit"]
+
+
+def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
+    """The rule of the docstring of ``moekit``."""
+    public = [name for name in moekit.__all__ if name != "__version__"]
+    assert len(set(public)) == len(public)
+    for package in (moekit.contrastive, moekit.experts, moekit.fusion, moekit.routers):
+        assert set(package.__all__) <= set(public), package.__name__
+        assert all(getattr(package, name) is getattr(moekit, name) for name in package.__all__)
+    interop = {f"moekit.interop.{name}" for name in public_interop.__all__} | {"moekit.interop.onnx.translation_table"}
+    assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | interop)
     assert moekit.__version__.count(".") == 2
+
+
+def _named_types(annotation: object) -> set[type]:
+    """The classes of the package in an annotation."""
+    if isinstance(annotation, type) and annotation.__module__.split(".")[0] == "moekit":
+        return {annotation}
+    return set().union(*(_named_types(each) for each in typing.get_args(annotation)), set())
+
+
+def test_what_public_functions_return_and_public_results_hold_is_public():
+    for name in moekit.__all__:
+        value = getattr(moekit, name)
+        if inspect.isfunction(value):
+            types = _named_types(typing.get_type_hints(value)["return"])
+        elif isinstance(value, type) and issubclass(value, torch.nn.Module):
+            types = _named_types(typing.get_type_hints(value.forward)["return"])
+        elif isinstance(value, type) and issubclass(value, tuple):
+            types = set().union(*(_named_types(each) for each in typing.get_type_hints(value).values()))
+        else:
+            continue
+        missing = {each.__name__ for each in types} - set(moekit.__all__)
+        assert not missing, (name, missing)
+
+
+def test_every_public_name_is_documented():
+    for name in moekit.__all__:
+        value = getattr(moekit, name)
+        if inspect.isfunction(value) or inspect.isclass(value):
+            assert inspect.getdoc(value), name

@@ -1,4 +1,4 @@
-"""Where in an image each word looks.
+"""Attention of words over the regions of an image.
 
 Shape letters: B pairs, M regions of an image, N words of a text, D width.
 """
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from moekit.contrastive.checks import check_pairs, check_regions_and_words, check_scale
+from moekit.contrastive._checks import check_pairs, check_regions_and_words, check_scale
 from moekit_kernels.autocast import autocast, no_autocast
 
 
@@ -19,7 +19,7 @@ def attention_maps(
     temperature: float = 4.0,
     word_softmax: bool = True,
 ) -> Float[Tensor, "B N M"]:
-    """Attention of each text's words over the regions of the text's own image.
+    """Computes the attention of each text's words over the regions of the text's own image.
 
     ``softmax_m(temperature * s)`` with ``s = softmax_n(words regionsᵀ)``, or ``s = words regionsᵀ`` without
     ``word_softmax``. Words compete for a region first, then regions for a word. Softmaxes are computed in
@@ -28,7 +28,7 @@ def attention_maps(
     Args:
         regions: Regions, shape (B, M, D).
         words: Words, shape (B, N, D).
-        word_mask: True at words, shape (B, N); what stands elsewhere never matters.
+        word_mask: True at words, shape (B, N); values elsewhere never matter.
         temperature: GLoRIA's ``temp1``. It multiplies.
         word_softmax: Whether words compete, as in GLoRIA's code; its paper prints the second softmax alone.
 

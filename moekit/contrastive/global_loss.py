@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit.checks import check_choice, check_floating, check_rank, check_same_device
-from moekit.contrastive.checks import check_scale, check_text_ids
-from moekit.contrastive.positives import cross_entropy_to_all, equal_ids
+from moekit.contrastive._checks import check_scale, check_text_ids
+from moekit.contrastive._positives import cross_entropy_to_all, equal_ids
 from moekit.distributed import all_gather_with_gradient
 from moekit_kernels.autocast import no_autocast
 
@@ -32,7 +32,7 @@ def global_contrastive_loss(
     gather: bool = False,
     group: dist.ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
-    """Symmetric cross entropy of cosine similarities: each image finds its text, each text its image.
+    """Computes the symmetric cross entropy of cosine similarities of images and texts.
 
     ``(CE(logits) + CE(logits.T)) / 2`` with ``logits = cos(image, text) / temperature``, in nats; ``ln B``
     where all similarities are equal, 0 at best without equal texts. Computed in float32 (float64 for
@@ -88,16 +88,16 @@ def global_contrastive_loss(
         own = torch.stack([F.normalize(image.to(dtype), dim=1), F.normalize(text.to(dtype), dim=1)], dim=1)
         if gather and dist.is_available() and dist.is_initialized():
             # Image and text together: one collective each way, in the same order on every rank.
-            everyone = all_gather_with_gradient(own, group)
+            gathered = all_gather_with_gradient(own, group)
             first = dist.get_rank(group) * batch
-            all_ids = torch.arange(len(everyone), device=image.device)
+            all_ids = torch.arange(len(gathered), device=image.device)
             own_ids = own_ids + first if text_ids is None else text_ids
             all_ids = all_ids if text_ids is None else all_gather_with_gradient(text_ids, group)
         else:
-            everyone, all_ids = own, own_ids
+            gathered, all_ids = own, own_ids
         positives = equal_ids(own_ids, all_ids)
-        to_text = cross_entropy_to_all(scale * (own[:, 0] @ everyone[:, 1].T), positives)
-        to_image = cross_entropy_to_all(scale * (own[:, 1] @ everyone[:, 0].T), positives)
+        to_text = cross_entropy_to_all(scale * (own[:, 0] @ gathered[:, 1].T), positives)
+        to_image = cross_entropy_to_all(scale * (own[:, 1] @ gathered[:, 0].T), positives)
         return {"both": (to_text + to_image) / 2, "image-to-text": to_text, "text-to-image": to_image}[directions]
 
 
@@ -116,7 +116,7 @@ def _check(image: Tensor, text: Tensor, text_ids: Tensor | None) -> None:
 
 
 def _scale_of(temperature: float | None, logit_scale: Tensor | float | None, image: Tensor) -> Tensor | float:
-    """The factor of the similarities."""
+    """Returns the factor of the similarities."""
     if (temperature is None) == (logit_scale is None):
         raise ValueError(
             f"Exactly one of temperature and logit_scale must be given, got temperature={temperature} and "

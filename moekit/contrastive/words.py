@@ -32,15 +32,15 @@ def aggregate_word_pieces(
     how: Literal["sum", "mean"] = "sum",
     num_words: int | None = None,
 ) -> WordStates:
-    """Sum or average the states of the pieces of each word.
+    """Sums or averages the states of the pieces of each word.
 
-    Sums are taken in float32 (float64 for float64 states). The result does not depend on what stands at
-    pieces of no word, NaN included.
+    Sums are taken in float32 (float64 for float64 states). Values at pieces of no word never
+    matter, NaN included.
 
     Args:
         states: States of word pieces, shape (B, P, D).
-        word_ids: Word of each piece, from 0 on, shape (B, P); -1 for special and padding tokens. What
-            ``BatchEncoding.word_ids()`` of a fast tokenizer gives, with -1 for None.
+        word_ids: Word of each piece, from 0 on, shape (B, P); -1 for special and padding tokens: the
+            ``BatchEncoding.word_ids()`` of a fast tokenizer, with -1 for None.
         how: ``"sum"``, as GLoRIA does, or ``"mean"``.
         num_words: N. By default the largest of the batch, which reads one number back from the device. A
             given number makes shapes static; words from there on are left out.
@@ -75,10 +75,10 @@ def aggregate_word_pieces(
     elif num_words < 0:
         raise ValueError(f"num_words must be at least 0, got {num_words}.")
     # A product with zeros and ones rather than scatter_add: the same sum in every run on a GPU too.
-    belongs = word_ids.unsqueeze(1) == torch.arange(num_words, device=word_ids.device).unsqueeze(1)
-    count = belongs.sum(dim=2)
+    is_piece = word_ids.unsqueeze(1) == torch.arange(num_words, device=word_ids.device).unsqueeze(1)
+    count = is_piece.sum(dim=2)
     dtype = torch.promote_types(states.dtype, torch.float32)
-    weights = belongs.to(dtype)
+    weights = is_piece.to(dtype)
     if how == "mean":
         weights = weights / count.clamp(min=1).unsqueeze(2)
     with no_autocast(states.device.type):

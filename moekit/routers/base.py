@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from moekit.routing import Routing
@@ -31,3 +31,18 @@ class Router(SettingsModule, ABC):
             x: Router input, one row per token.
             mask: True for real tokens. It changes decisions only where these depend on other tokens.
         """
+
+    def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
+        """Updates the selection bias of a router that has one, as :class:`~moekit.routers.top_k.TopKRouter` may.
+
+        Args:
+            tokens_per_expert: Slots routed to each expert.
+            rate: Step, in units of the score.
+
+        Raises:
+            ValueError: If the router has no selection bias, as all but ``TopKRouter(selection_bias=True)``.
+        """
+        raise ValueError(
+            f"update_bias_ needs a router with a selection bias, got a {type(self).__name__}: "
+            "use TopKRouter(..., selection_bias=True), or balance the experts by load_balancing_loss."
+        )

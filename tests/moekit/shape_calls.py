@@ -145,16 +145,17 @@ def call_contrastive() -> None:
     moekit.global_contrastive_loss(image, text, logit_scale=torch.ones(1), text_ids=ids, gather=True)
     moekit.all_gather_with_gradient(ids)
     pieces, word_ids = torch.randn(3, 7, DIM), torch.randint(-1, 5, (3, 7))
-    found = moekit.contrastive.aggregate_word_pieces(pieces, word_ids, num_words=5)
-    check_fields(found)
+    states = moekit.contrastive.aggregate_word_pieces(pieces, word_ids, num_words=5)
+    check_fields(states)
     regions = torch.randn(3, 4, DIM, requires_grad=True)
-    for form in ({"text_ids": ids, "word_softmax": False}, {"form": "report", "temperature": 0.1}):
-        contrast = moekit.local_contrastive_loss(regions, *found, need_attention=True, **form)
-        contrast.loss.backward()
-        check_fields(contrast)
-    moekit.local_contrastive_loss(regions, *found, chunk_size=2).loss.backward()
-    moekit.contrastive.local_scores(regions[:2], *found, aggregation="max")
-    moekit.contrastive.attention_maps(regions, *found)
+    local = moekit.local_contrastive_loss(regions, *states, need_attention=True, text_ids=ids, word_softmax=False)
+    aligned = moekit.word_alignment_loss(regions, *states, need_attention=True, temperature=0.1)
+    for output in (local, aligned):
+        output.loss.backward()
+        check_fields(output)
+    moekit.local_contrastive_loss(regions, *states, chunk_size=2).loss.backward()
+    moekit.contrastive.local_scores(regions[:2], *states, aggregation="max")
+    moekit.contrastive.attention_maps(regions, *states)
 
 
 def refuse_wrong_shapes(x: Tensor, routing: moekit.Routing, stats: moekit.RouterStats) -> None:

@@ -36,8 +36,8 @@ def _combine_backward(
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    gradients = launches.backward(grad, rows, row, starts, gates, slot, None, rows_grad, gates_grad)
-    return [gradient for gradient in gradients if gradient is not None]
+    found = launches.backward(grad, rows, row, starts, gates, slot, None, rows_grad, gates_grad)
+    return [gradient for gradient in found if gradient is not None]
 
 
 @_combine.register_fake
@@ -58,8 +58,8 @@ def _(
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    gradients = [rows.new_empty(rows.shape)] if rows_grad else []
-    return [*gradients, gates.new_empty(gates.shape)] if gates is not None and gates_grad else gradients
+    found = [rows.new_empty(rows.shape)] if rows_grad else []
+    return [*found, gates.new_empty(gates.shape)] if gates is not None and gates_grad else found
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -69,12 +69,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_rows, needs_gates = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
     refuse_forward_mode("combine", grad, remedy='impl="torch"')
-    gradients = _combine_backward(grad, *ctx.saved_tensors, needs_rows, needs_gates)
+    found = _combine_backward(grad, *ctx.saved_tensors, needs_rows, needs_gates)
     return (
-        gradients[0] if needs_rows else None,
+        found[0] if needs_rows else None,
         None,
         None,
-        gradients[-1] if needs_gates else None,
+        found[-1] if needs_gates else None,
         None,
         None,
     )

@@ -111,13 +111,8 @@ def _word_loss(regions: Tensor, text: TextFeatures, batch: Batch, model: ModelCo
     places = regions.flatten(2).mT
     if settings.local_form == "report":
         temperature = 1 / model.temperatures[2]
-        return local_contrastive_loss(
-            places,
-            text.words,
-            text.mask,
-            form="report",
-            temperature=temperature,
-            aggregation=settings.word_aggregation,
+        return word_alignment_loss(
+            places, text.words, text.mask, temperature=temperature, aggregation=settings.word_aggregation
         ).loss
     return (
         2

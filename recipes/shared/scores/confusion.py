@@ -1,4 +1,4 @@
-"""Confusion matrix and recall by class, and the accuracy of always naming the most frequent class."""
+"""Which class was taken for which, and what a classifier that looks at nothing would score."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -26,7 +26,7 @@ SLACK = 1e-4
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Computes the area under the ROC curve: the chance that a positive outscores a negative, ties counting half.
+    """Area under the ROC curve: the chance that a positive outscores a negative, ties counting half.
 
     Computed from mid-ranks (Mann-Whitney U), in O(N log N).
 
@@ -156,7 +156,7 @@ def _class_metrics(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> 
 
 
 def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Computes the mean of each row over what is not NaN; NaN for a row without any (``nanmean`` would warn)."""
+    """Mean of each row over what is not NaN; NaN for a row without any (``nanmean`` would warn)."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -164,7 +164,7 @@ def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def correct(probs: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Tells whether each study's most probable class is the true one: 1, 0, or NaN for an unlabelled study.
+    """Whether each study's most probable class is the true one: 1, 0, or NaN for an unlabelled study.
 
     Args:
         probs: Shape ``(N, C)``; of equal probabilities the first class is taken.

@@ -1,6 +1,6 @@
-"""Chunks, padding, empty texts, precisions: what must not change the local loss."""
+"""Chunks, padding, empty texts, precisions: none of them may change the local losses."""
 
-import importlib
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moekit import local_contrastive_loss
-from moekit.contrastive import attention_maps, chunked_scores, local_scores
+from moekit import local_contrastive_loss, word_alignment_loss
+from moekit.contrastive import _chunked_scores, attention_maps, local_scores
 from tests.strategies import few
 
 WORDS = torch.tensor([6, 2, 0, 5, 1])
@@ -42,12 +42,11 @@ def test_by_default_a_chunk_fits_the_budget(monkeypatch: pytest.MonkeyPatch) -> 
     regions, words, mask = draw(torch.float32)
     # Of one text: five tensors of 5 images, 6 words, 7 regions (more than the width), 4 bytes.
     one = 5 * 5 * 6 * 7 * 4
-    assert [chunked_scores.texts_per_chunk(regions, 6, budget) for budget in (1, one, 3 * one - 1)] == [1, 1, 2]
+    assert [_chunked_scores.texts_per_chunk(regions, 6, budget) for budget in (1, one, 3 * one - 1)] == [1, 1, 2]
     sizes = []
-    attend = chunked_scores._attend
-    # By name: moekit.contrastive.local_scores is the function.
-    monkeypatch.setattr(importlib.import_module("moekit.contrastive.local_scores"), "CHUNK_BUDGET", 2 * one)
-    monkeypatch.setattr(chunked_scores, "_attend", lambda v, w, *more: sizes.append(len(w)) or attend(v, w, *more))
+    attend = _chunked_scores._attend
+    monkeypatch.setattr("moekit.contrastive.scores.CHUNK_BUDGET", 2 * one)
+    monkeypatch.setattr(_chunked_scores, "_attend", lambda v, w, *more: sizes.append(len(w)) or attend(v, w, *more))
     local_scores(regions, words, mask)
     assert sizes == [2, 2, 1]
 
@@ -66,34 +65,43 @@ def test_padding_does_not_matter() -> None:
     hidden = torch.where(mask.unsqueeze(2), words, torch.nan).detach()
     longer = torch.cat([torch.full((5, 2, 4), torch.inf, dtype=words.dtype), hidden], dim=1).requires_grad_()
     longer_mask = torch.cat([torch.zeros(5, 2, dtype=torch.bool), mask], dim=1)
-    found = local_contrastive_loss(regions, longer, longer_mask, need_attention=True)
-    torch.testing.assert_close(found.scores, expected.scores)
-    torch.testing.assert_close(found.attention[:, 2:], expected.attention)
-    by_regions, by_words = gradients(found.loss, regions, longer)
+    output = local_contrastive_loss(regions, longer, longer_mask, need_attention=True)
+    torch.testing.assert_close(output.scores, expected.scores)
+    torch.testing.assert_close(output.attention[:, 2:], expected.attention)
+    by_regions, by_words = gradients(output.loss, regions, longer)
     torch.testing.assert_close((by_regions, by_words[:, 2:]), gradients(expected.loss, regions, words))
     assert (by_words[~longer_mask] == 0).all()
 
 
-@pytest.mark.parametrize("form", [{"text_ids": torch.tensor([0, 1, 9, 0, 1])}, {"form": "report", "temperature": 0.3}])
-def test_a_text_without_words_counts_for_nothing(form: dict) -> None:
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (local_contrastive_loss, {"text_ids": torch.tensor([0, 1, 9, 0, 1])}),
+        (word_alignment_loss, {"temperature": 0.3}),
+    ],
+)
+def test_a_text_without_words_counts_for_nothing(loss: Callable, options: dict) -> None:
     regions, words, mask = draw()
     has_words = mask.any(dim=1)
-    found = local_contrastive_loss(regions, words, mask, **form)
-    fewer = {name: value[has_words] if isinstance(value, Tensor) else value for name, value in form.items()}
-    expected = local_contrastive_loss(regions[has_words], words[has_words], mask[has_words], **fewer)
-    torch.testing.assert_close(found.loss, expected.loss)
-    torch.testing.assert_close(gradients(found.loss, regions, words), gradients(expected.loss, regions, words))
+    output = loss(regions, words, mask, **options)
+    fewer = {name: value[has_words] if isinstance(value, Tensor) else value for name, value in options.items()}
+    expected = loss(regions[has_words], words[has_words], mask[has_words], **fewer)
+    torch.testing.assert_close(output.loss, expected.loss)
+    torch.testing.assert_close(gradients(output.loss, regions, words), gradients(expected.loss, regions, words))
 
 
-@pytest.mark.parametrize("form", [{}, {"form": "report", "temperature": 0.3}])
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(local_contrastive_loss, {}), (word_alignment_loss, {"temperature": 0.3})],
+)
 @pytest.mark.parametrize("num_words", [6, 0])
-def test_no_words_at_all_cost_nothing_and_give_no_nan(form: dict, num_words: int) -> None:
+def test_no_words_at_all_cost_nothing_and_give_no_nan(loss: Callable, options: dict, num_words: int) -> None:
     regions, words, mask = draw()
     none = torch.zeros_like(mask)[:, :num_words]
-    found = local_contrastive_loss(regions, words[:, :num_words], none, need_attention=True, **form)
-    assert found.loss.item() == 0
-    assert (found.attention == 0).all()
-    assert all((gradient == 0).all() for gradient in gradients(found.loss, regions, words))
+    output = loss(regions, words[:, :num_words], none, need_attention=True, **options)
+    assert output.loss.item() == 0
+    assert (output.attention == 0).all()
+    assert all((gradient == 0).all() for gradient in gradients(output.loss, regions, words))
     assert (local_scores(regions, words[:, :num_words], none) == -torch.inf).all()
 
 
@@ -141,24 +149,27 @@ def test_one_side_may_be_frozen(frozen: str) -> None:
     torch.testing.assert_close(gradients(scores[:, 0].sum(), leaves[free])[0], both[free])
 
 
-@pytest.mark.parametrize("form", [{"chunk_size": 2}, {"form": "report", "temperature": 0.5}])
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [(local_contrastive_loss, {"chunk_size": 2}), (word_alignment_loss, {"temperature": 0.5})],
+)
 @pytest.mark.parametrize("mode", ["autocast", "bfloat16", "float16"])
-def test_half_precision(form: dict, mode: str) -> None:
+def test_half_precision(loss: Callable, options: dict, mode: str) -> None:
     regions, words, mask = draw(torch.float32)
-    expected = local_contrastive_loss(regions, words, mask, **form)
+    expected = loss(regions, words, mask, **options)
     exact = gradients(expected.loss, regions, words)
     if mode == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
-            found = local_contrastive_loss(regions, words, mask, need_attention=True, **form)
-            rounded = gradients(found.loss, regions, words)
+            output = loss(regions, words, mask, need_attention=True, **options)
+            rounded = gradients(output.loss, regions, words)
     else:
         dtype = getattr(torch, mode)
         leaves = tuple(x.detach().to(dtype).requires_grad_() for x in (regions, words))
-        found = local_contrastive_loss(*leaves, mask, need_attention=True, **form)
-        rounded = gradients(found.loss, *leaves)
+        output = loss(*leaves, mask, need_attention=True, **options)
+        rounded = gradients(output.loss, *leaves)
         assert all(gradient.dtype == dtype for gradient in rounded)
-    assert found.loss.dtype == found.attention.dtype == torch.float32
-    torch.testing.assert_close(found.loss, expected.loss, rtol=3e-2, atol=3e-2)
+    assert output.loss.dtype == output.attention.dtype == torch.float32
+    torch.testing.assert_close(output.loss, expected.loss, rtol=3e-2, atol=3e-2)
     for mine, theirs in zip(rounded, exact, strict=True):
         assert (mine.float() - theirs).norm() < 5e-2 * theirs.norm()
 
@@ -175,8 +186,8 @@ def test_layouts_do_not_matter() -> None:
     expected = local_contrastive_loss(regions, words, mask)
     grids = regions.detach().mT.contiguous().mT.requires_grad_()  # as flattened from (B, D, H, W)
     turned = words.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
-    found = local_contrastive_loss(grids, turned, mask.T.contiguous().T)
-    torch.testing.assert_close(gradients(found.loss, grids, turned), gradients(expected.loss, regions, words))
+    output = local_contrastive_loss(grids, turned, mask.T.contiguous().T)
+    torch.testing.assert_close(gradients(output.loss, grids, turned), gradients(expected.loss, regions, words))
 
 
 def test_compiles_as_one_graph() -> None:
@@ -186,6 +197,6 @@ def test_compiles_as_one_graph() -> None:
         return local_contrastive_loss(regions, words, mask, chunk_size=3).loss
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    expected, found = loss(regions, words), compiled(regions, words)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradients(found, regions, words), gradients(expected, regions, words))
+    expected, output = loss(regions, words), compiled(regions, words)
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(gradients(output, regions, words), gradients(expected, regions, words))

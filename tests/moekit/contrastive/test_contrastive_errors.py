@@ -1,4 +1,4 @@
-"""Every mistake that the local functions notice, by its message."""
+"""Every mistake in the arguments of the local functions has its message."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from moekit import local_contrastive_loss
+from moekit import local_contrastive_loss, word_alignment_loss
 from moekit.contrastive import attention_maps, local_scores
 
 META = torch.ones(2, 3, 4, device="meta")
@@ -26,8 +26,8 @@ PAIRS = [({"words": torch.ones(1, 3, 4), "word_mask": torch.ones(1, 3).bool()}, 
 
 
 def call(function: Any, change: dict) -> None:
-    given = {"regions": torch.ones(2, 5, 4), "words": torch.ones(2, 3, 4), "word_mask": torch.ones(2, 3).bool()}
-    function(**given | change)
+    arguments = {"regions": torch.ones(2, 5, 4), "words": torch.ones(2, 3, 4), "word_mask": torch.ones(2, 3).bool()}
+    function(**arguments | change)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,20 @@ def test_attention(change: dict, message: str) -> None:
         call(attention_maps, change)
 
 
-REPORT = {"form": "report", "temperature": 0.1}
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *SHARED,
+        *PAIRS,
+        ({"aggregation": "max"}, "aggregation must be one of 'mean', 'sum', got 'max'"),
+        ({"temperatures": (4.0, 5.0)}, r"temperatures must hold 3 numbers \(attention, words, scores\), got 2"),
+        ({"text_ids": torch.ones(3).long()}, r"text_ids must hold one id per pair, shape \(2,\), got shape \(3,\)"),
+        ({"text_ids": torch.ones(2, device="meta").long()}, "text_ids must be on the device of regions"),
+    ],
+)
+def test_local_loss(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(local_contrastive_loss, change)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +75,10 @@ REPORT = {"form": "report", "temperature": 0.1}
     [
         *SHARED,
         *PAIRS,
-        ({"form": "image"}, "form must be one of 'batch', 'report', got 'image'"),
         ({"aggregation": "max"}, "aggregation must be one of 'mean', 'sum', got 'max'"),
-        ({"temperatures": (4.0, 5.0)}, r"temperatures must hold 3 numbers \(attention, words, scores\), got 2"),
-        ({"temperature": 0.1}, "temperature must be left out unless form='report': the other form has none, got 0.1"),
-        ({"text_ids": torch.ones(3).long()}, r"text_ids must hold one id per pair, shape \(2,\), got shape \(3,\)"),
-        ({"text_ids": torch.ones(2, device="meta").long()}, "text_ids must be on the device of regions"),
-        ({"form": "report"}, "temperature must be given with form='report', got None"),
-        ({**REPORT, "temperature": -1.0}, "temperature must be positive and finite, got -1.0"),
-        ({**REPORT, "temperatures": (4.0, 5.0, 10.0)}, "temperatures must be left out unless form='batch'"),
-        ({**REPORT, "word_softmax": False}, "word_softmax must be left out unless form='batch'"),
-        ({**REPORT, "text_ids": torch.ones(2).long()}, "text_ids must be left out unless form='batch'"),
-        ({**REPORT, "chunk_size": 1}, "chunk_size must be left out unless form='batch'"),
+        ({"temperature": -1.0}, "temperature must be positive and finite, got -1.0"),
     ],
 )
-def test_loss(change: dict, message: str) -> None:
+def test_word_alignment(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        call(local_contrastive_loss, change)
+        call(word_alignment_loss, {"temperature": 0.1} | change)

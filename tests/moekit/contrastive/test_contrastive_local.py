@@ -1,12 +1,13 @@
 """Scores, attention and losses of regions and words against GLoRIA's formulas written as loops."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from moekit import local_contrastive_loss
+from moekit import local_contrastive_loss, word_alignment_loss
 from moekit.contrastive import attention_maps, local_scores
 from tests.moekit.contrastive import gloria_loops
 
@@ -31,12 +32,12 @@ def reports_of(words: Tensor) -> list[Tensor]:
     return [report[:length] for report, length in zip(words, LENGTHS, strict=True)]
 
 
-def assert_same(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
+def assert_same(output: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
     """Values and gradients."""
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
     weights = torch.randn_like(expected)
     for mine, theirs in zip(
-        *(torch.autograd.grad((x * weights).sum(), leaves) for x in (found, expected)), strict=True
+        *(torch.autograd.grad((x * weights).sum(), leaves) for x in (output, expected)), strict=True
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
@@ -46,21 +47,21 @@ def assert_same(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> 
 def test_scores_are_those_of_loops(batch: tuple[Tensor, Tensor, Tensor], aggregation: str, word_softmax: bool) -> None:
     regions, words, mask = batch
     images = regions[:2]  # as many images as texts is no condition
-    found = local_scores(images, words, mask, aggregation=aggregation, word_softmax=word_softmax, chunk_size=2)
+    output = local_scores(images, words, mask, aggregation=aggregation, word_softmax=word_softmax, chunk_size=2)
     expected = [
         torch.stack([gloria_loops.score(v, t, 4, 5, aggregation, word_softmax) for t in reports_of(words)])
         for v in images
     ]
-    assert_same(found, torch.stack(expected), (regions, words))
+    assert_same(output, torch.stack(expected), (regions, words))
 
 
 @FORMS
 @pytest.mark.parametrize("texts", [None, [8, 2, 8]])
-def test_the_batch_form_is_that_of_loops(
+def test_the_local_loss_is_that_of_loops(
     batch: tuple[Tensor, Tensor, Tensor], aggregation: str, word_softmax: bool, texts: list[int] | None
 ) -> None:
     regions, words, mask = batch
-    found = local_contrastive_loss(
+    output = local_contrastive_loss(
         regions,
         words,
         mask,
@@ -72,72 +73,74 @@ def test_the_batch_form_is_that_of_loops(
     expected = gloria_loops.local_loss(
         regions, reports_of(words), (3.0, 2.0, 1.5), aggregation, texts or range(3), word_softmax
     )
-    assert_same(found.loss, expected, (regions, words))
+    assert_same(output.loss, expected, (regions, words))
 
 
 def test_glorias_temperatures_are_the_default(batch: tuple[Tensor, Tensor, Tensor]) -> None:
-    found = local_contrastive_loss(*batch)
+    output = local_contrastive_loss(*batch)
     expected = gloria_loops.local_loss(batch[0], reports_of(batch[1]), TEMPERATURES, "mean", range(3))
-    torch.testing.assert_close(found.loss, expected)
-    torch.testing.assert_close(found.scores, local_scores(*batch))
-    assert found.attention is None
+    torch.testing.assert_close(output.loss, expected)
+    torch.testing.assert_close(output.scores, local_scores(*batch))
+    assert output.attention is None
 
 
 @pytest.mark.parametrize("aggregation", ["mean", "sum"])
-def test_the_report_form_is_that_of_loops(batch: tuple[Tensor, Tensor, Tensor], aggregation: str) -> None:
+def test_the_alignment_of_words_is_that_of_loops(batch: tuple[Tensor, Tensor, Tensor], aggregation: str) -> None:
     regions, words, mask = batch
-    found = local_contrastive_loss(regions, words, mask, form="report", temperature=0.4, aggregation=aggregation)
+    output = word_alignment_loss(regions, words, mask, temperature=0.4, aggregation=aggregation)
     expected = gloria_loops.report_loss(regions, reports_of(words), 0.4, aggregation)
-    assert_same(found.loss, expected, (regions, words))
-    assert found.scores is None
-    assert found.attention is None
+    assert_same(output.loss, expected, (regions, words))
+    assert output.attention is None
 
 
-@pytest.mark.parametrize("form", ["batch", "report"])
-@pytest.mark.parametrize("word_softmax", [True, False])
-def test_attention_is_that_of_loops(batch: tuple[Tensor, Tensor, Tensor], form: str, word_softmax: bool) -> None:
+@pytest.mark.parametrize(
+    ("loss", "options", "scale", "word_softmax"),
+    [
+        (local_contrastive_loss, {"word_softmax": True}, 4.0, True),
+        (local_contrastive_loss, {"word_softmax": False}, 4.0, False),
+        (word_alignment_loss, {"temperature": 0.5}, 2.0, False),
+    ],
+)
+def test_attention_is_that_of_loops(
+    batch: tuple[Tensor, Tensor, Tensor], loss: Callable, options: dict, scale: float, word_softmax: bool
+) -> None:
     regions, words, mask = batch
-    if form == "batch":
-        found = local_contrastive_loss(*batch, word_softmax=word_softmax, need_attention=True).attention
-        scale = 4.0
-    else:
-        found = local_contrastive_loss(*batch, form="report", temperature=0.5, need_attention=True).attention
-        scale, word_softmax = 2.0, False
-    torch.testing.assert_close(found, attention_maps(*batch, temperature=scale, word_softmax=word_softmax))
-    torch.testing.assert_close(found.sum(dim=2), mask.double())
+    output = loss(*batch, need_attention=True, **options).attention
+    torch.testing.assert_close(output, attention_maps(*batch, temperature=scale, word_softmax=word_softmax))
+    torch.testing.assert_close(output.sum(dim=2), mask.double())
     for i, report in enumerate(reports_of(words)):
         expected = gloria_loops.attention(regions[i], report, scale, word_softmax)
-        torch.testing.assert_close(found[i, : len(report)], torch.stack([torch.stack(row) for row in expected]))
-        assert (found[i, len(report) :] == 0).all()
+        torch.testing.assert_close(output[i, : len(report)], torch.stack([torch.stack(row) for row in expected]))
+        assert (output[i, len(report) :] == 0).all()
 
 
 def test_duplicates_by_hand() -> None:
     # Regions of one number per image, words of one: every attention is 1 and scores are 5 times cosines.
     regions = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]], dtype=torch.float64)
     mask = torch.ones(3, 1, dtype=torch.bool)
-    given = {"temperatures": (4.0, 5.0, 0.2), "text_ids": torch.tensor([1, 2, 1])}
-    found = local_contrastive_loss(regions, regions, mask, **given)
-    torch.testing.assert_close(found.scores, 5 * torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]]).double())
+    options = {"temperatures": (4.0, 5.0, 0.2), "text_ids": torch.tensor([1, 2, 1])}
+    output = local_contrastive_loss(regions, regions, mask, **options)
+    torch.testing.assert_close(output.scores, 5 * torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]]).double())
     # Rows and columns with two positives: logits (1, 0, 1); with one: (0, 1, 0).
     two, one = math.log(2 * math.e + 1) - 1, math.log(math.e + 2) - 1
-    assert found.loss.item() == pytest.approx((2 * two + one) / 3, rel=1e-12)
+    assert output.loss.item() == pytest.approx((2 * two + one) / 3, rel=1e-12)
     apart = local_contrastive_loss(regions, regions, mask, temperatures=(4.0, 5.0, 0.2))
-    assert apart.loss.item() == pytest.approx(found.loss.item(), rel=1e-12)  # ties: the same value, other gradients
+    assert apart.loss.item() == pytest.approx(output.loss.item(), rel=1e-12)  # ties: the same value, other gradients
 
 
 def test_all_scores_alike_is_chance() -> None:
     regions, mask = torch.ones(4, 3, 2), torch.ones(4, 5, dtype=torch.bool)
     assert local_contrastive_loss(regions, torch.ones(4, 5, 2), mask).loss.item() == pytest.approx(math.log(4))
-    alone = local_contrastive_loss(regions, torch.ones(4, 5, 2), mask, form="report", temperature=0.1)
-    assert alone.loss.item() == pytest.approx(math.log(5))
+    within = word_alignment_loss(regions, torch.ones(4, 5, 2), mask, temperature=0.1)
+    assert within.loss.item() == pytest.approx(math.log(5))
 
 
 def test_gradients_by_finite_differences(batch: tuple[Tensor, Tensor, Tensor]) -> None:
     regions, words, mask = batch
     words = words.detach().nan_to_num().requires_grad_()
-    for form in ({"chunk_size": 2}, {"form": "report", "temperature": 0.7}):
+    for loss, options in ((local_contrastive_loss, {"chunk_size": 2}), (word_alignment_loss, {"temperature": 0.7})):
         assert torch.autograd.gradcheck(
-            lambda v, w, form=form: local_contrastive_loss(v, w, mask, **form).loss, (regions, words)
+            lambda v, w, loss=loss, options=options: loss(v, w, mask, **options).loss, (regions, words)
         )
 
 

@@ -1,4 +1,4 @@
-"""How well each text's words are found in each image.
+"""Scores of images with texts, of the regions that words attend to.
 
 Shape letters: B images, M regions of an image, T texts, N words of a text, D width.
 """
@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moekit.checks import check_choice, check_positive
-from moekit.contrastive.checks import check_regions_and_words, check_scales
-from moekit.contrastive.chunked_scores import ChunkedScores, Form, texts_per_chunk
+from moekit.contrastive._checks import check_regions_and_words, check_scales
+from moekit.contrastive._chunked_scores import ChunkedScores, Form, texts_per_chunk
 from moekit_kernels.autocast import autocast
 
-# Of a chunk where the caller gives no size, in bytes: enough work for a launch, little beside regions of a batch.
+# Bytes of a chunk by default: enough work for a launch, little beside the regions of a batch.
 CHUNK_BUDGET = 128 << 20
 
 
@@ -29,7 +29,7 @@ def local_scores(
     word_softmax: bool = True,
     chunk_size: int | None = None,
 ) -> Float[Tensor, "B T"]:
-    """GLoRIA's scores of every image with every text.
+    """Computes GLoRIA's scores of every image with every text.
 
     ``log(mean_n exp(τ2 cos(w_n, c_n)))``, ``c_n = Σ_m a_nm v_m`` being the regions that word ``n`` attends to
     with the weights of :func:`attention_maps`. Texts are taken a few at a time and backward computes their
@@ -40,14 +40,14 @@ def local_scores(
     Args:
         regions: Regions, shape (B, M, D).
         words: Words, shape (T, N, D).
-        word_mask: True at words, shape (T, N); what stands elsewhere never matters.
+        word_mask: True at words, shape (T, N); values elsewhere never matter.
         temperatures: GLoRIA's ``temp1``, of the attention, and ``temp2``, of the words; both multiply. Its
             ``temp3`` scales the scores in the loss and is no part of them.
         aggregation: Over words: ``"mean"``; ``"sum"``, GLoRIA's default in training, which favours long
             texts; or ``"max"``, its choice for zero-shot.
         word_softmax: Whether words compete for a region, as in GLoRIA's code; its paper prints the softmax
             over regions alone.
-        chunk_size: Texts at a time; by default what fits 128 MiB.
+        chunk_size: Texts at a time; by default as many as fit 128 MiB.
 
     Returns:
         Scores, shape (B, T), in float32 or float64; -inf for a text without words.
@@ -74,7 +74,8 @@ def local_scores(
         chunk_size = texts_per_chunk(regions, words.shape[1], CHUNK_BUDGET)
     check_positive("chunk_size", chunk_size)
     if words.shape[1] == 0:
-        words, word_mask = F.pad(words, (0, 0, 0, 1)), F.pad(word_mask, (0, 1))  # no word, but a place for one
+        # One masked word: a maximum needs an element.
+        words, word_mask = F.pad(words, (0, 0, 0, 1)), F.pad(word_mask, (0, 1))
     form = Form(*temperatures, aggregation, word_softmax, chunk_size)
     words = torch.where(word_mask.unsqueeze(2), words, 0.0)
     # torch's own types leave the result of apply unknown.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def equal_ids(rows: Int[Tensor, "rows"], columns: Int[Tensor, "columns"]) -> Bool[Tensor, "rows columns"]:
-    """True where a row's id is a column's."""
+    """Returns True where the id of a row equals that of a column."""
     return rows.unsqueeze(1) == columns.unsqueeze(0)
 
 
@@ -15,15 +15,15 @@ def cross_entropy_to_all(
     positives: Bool[Tensor, "rows columns"],
     candidates: Bool[Tensor, "columns"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Cross entropy of each row's softmax with the uniform distribution over its positives, averaged over rows.
+    """Computes the mean over rows of the softmax's cross entropy to the uniform distribution over positives.
 
     That is SupCon's "out" form: the mean over positives stands outside the logarithm. Rows without a
     positive do not count; 0 if no row has one.
 
     Args:
-        logits: What the softmax over columns is taken of.
+        logits: Of the softmax over columns.
         positives: True at each row's positives, which must be among the candidates.
-        candidates: Columns that take part; what stands in the others never matters. All if None.
+        candidates: Columns that take part; values in the others never matter. All if None.
     """
     if candidates is not None:
         # The least finite number rather than -inf: a softmax over such columns alone is no NaN.

@@ -1,4 +1,4 @@
-"""Checks of what the contrastive functions get; they read shapes, dtypes and devices only."""
+"""Checks of the arguments of the contrastive functions; they read shapes, dtypes and devices only."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Scores of all images with all texts, a few texts at a time, with a backward that keeps no attention.
 
 The attention of B images with T texts has B·T·N·M elements; autograd would keep several such tensors. Here
-forward keeps none and backward makes each chunk's again. Gradients of regions and words add up in place, so that
+forward keeps none and backward computes each chunk's again. Gradients of regions and words add up in place, so that
 memory is that of the gradients and of one chunk.
 
 With ``s = w·v`` for a word w and the regions v, ``q`` its softmax over words (or s itself), ``a`` the softmax over
@@ -32,7 +32,7 @@ LIVE_TENSORS = 5
 
 
 class Form(NamedTuple):
-    """How scores are computed.
+    """Options of the scores.
 
     Attributes:
         attention_scale: τ1.
@@ -50,7 +50,7 @@ class Form(NamedTuple):
 
 
 class _Attended(NamedTuple):
-    """A chunk's attention: weights over words (if any) and over regions, and what was attended."""
+    """A chunk's attention: weights over words (if any) and over regions, and contexts."""
 
     over_words: Tensor | None
     over_regions: Tensor
@@ -75,7 +75,7 @@ class ChunkedScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, regions: Tensor, words: Tensor, word_mask: Tensor, form: Form) -> Tensor:
-        """The scores, chunk by chunk."""
+        """Computes the scores, chunk by chunk."""
         ctx.save_for_backward(regions, words, word_mask)
         ctx.form = form
         scores = regions.new_empty(regions.shape[0], words.shape[0], dtype=_wide(regions))
@@ -88,19 +88,19 @@ class ChunkedScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """The gradients of regions and words."""
+        """Computes the gradients of regions and words."""
         regions, words, word_mask = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
+        needed = ctx.needs_input_grad[:2]
         # torch's own types leave the result of apply unknown.
-        found = cast(
+        gradients = cast(
             tuple[Tensor | None, Tensor | None],
-            _Gradients.apply(grad_outputs[0], regions, words, word_mask, ctx.form, wanted),
+            _Gradients.apply(grad_outputs[0], regions, words, word_mask, ctx.form, needed),
         )
-        return *found, None, None
+        return *gradients, None, None
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients of regions and words; a function of its own so that one more derivative is noticed."""
+    """Gradients of regions and words; a function of its own, so that a second derivative raises."""
 
     @staticmethod
     def forward(
@@ -110,12 +110,12 @@ class _Gradients(torch.autograd.Function):
         words: Tensor,
         word_mask: Tensor,
         form: Form,
-        wanted: tuple[bool, bool],
+        needed: tuple[bool, bool],
     ) -> tuple[Tensor | None, Tensor | None]:
         """Adds the gradients up chunk by chunk."""
         wide = _wide(regions)
-        grad_regions = torch.zeros_like(regions, dtype=wide) if wanted[0] else None
-        grad_words = torch.empty_like(words, dtype=wide) if wanted[1] else None
+        grad_regions = torch.zeros_like(regions, dtype=wide) if needed[0] else None
+        grad_words = torch.empty_like(words, dtype=wide) if needed[1] else None
         with no_autocast(regions.device.type):
             for part in _chunks(words.shape[0], form.chunk_size):
                 into = None if grad_words is None else grad_words[part]
@@ -127,7 +127,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> None:
-        """Not offered."""
+        """Raises: there is no second derivative."""
         raise RuntimeError(
             "local_scores has no second derivatives: its backward cannot be differentiated. Leave out "
             "create_graph=True, or compute the scores by the formula of its documentation."
@@ -135,7 +135,7 @@ class _Gradients(torch.autograd.Function):
 
 
 def texts_per_chunk(regions: Float[Tensor, "B M D"], num_words: int, budget: int) -> int:
-    """How many texts at a time keep a chunk within ``budget`` bytes, at least one."""
+    """Returns how many texts at a time keep a chunk within ``budget`` bytes, at least one."""
     num_images, num_regions, width = regions.shape
     per_text = LIVE_TENSORS * num_images * max(num_words, 1) * max(num_regions, width) * _wide(regions).itemsize
     return max(1, budget // max(per_text, 1))
@@ -152,7 +152,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _attend(
     regions: Float[Tensor, "B M D"], words: Float[Tensor, "C N D"], mask: Bool[Tensor, "C N"], form: Form
 ) -> _Attended:
-    """Attention of a chunk: weights (B, C, N, M) and contexts (B, C, N, D)."""
+    """Computes the attention of a chunk: weights (B, C, N, M) and contexts (B, C, N, D)."""
     wide = _wide(regions)
     batch, num_regions, width = regions.shape
     rows = words.reshape(1, -1, width).expand(batch, -1, -1)
@@ -183,7 +183,7 @@ def _length(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows"]:
 
 
 def _aggregate(similarity: Float[Tensor, "B C N"], mask: Bool[Tensor, "C N"], form: Form) -> Float[Tensor, "B C"]:
-    """Scores of a chunk; -inf where a text has no word."""
+    """Computes the scores of a chunk; -inf where a text has no word."""
     exponents = (form.word_scale * similarity).masked_fill(~mask, -torch.inf)
     if form.aggregation == "max":
         return exponents.amax(dim=2)
@@ -194,7 +194,7 @@ def _aggregate(similarity: Float[Tensor, "B C N"], mask: Bool[Tensor, "C N"], fo
 
 
 def _word_shares(similarity: Float[Tensor, "B C N"], mask: Bool[Tensor, "C N"], form: Form) -> Float[Tensor, "B C N"]:
-    """Derivative of a score by the exponents of its words; equal maxima share it."""
+    """Computes the derivative of a score by the exponents of its words; equal maxima share it."""
     exponents = (form.word_scale * similarity).masked_fill(~mask, torch.finfo(similarity.dtype).min)
     if form.aggregation == "max":
         highest = (exponents == exponents.amax(dim=2, keepdim=True)).to(similarity.dtype)
@@ -230,7 +230,7 @@ def _add_gradients(
         by_word = direct.reshape(batch, -1).T.unsqueeze(1)
         grad_words.copy_(torch.bmm(by_word, contexts.view(batch, -1, width).transpose(0, 1)).view_as(grad_words))
         grad_words.sub_(along.unsqueeze(2) * wide_words)
-    # dc·c, which is 0 but for clamped lengths: a cosine does not feel the length of c.
+    # dc·c, which is 0 but for clamped lengths: a cosine is invariant to the length of c.
     inner = direct * (cosine.value * cosine.divisor) - through_lengths * lengths
     shrink = through_lengths * cosine.word_length / cosine.context_length.clamp(min=tiny)
     grad_contexts = contexts.mul_(-shrink.unsqueeze(3)).addcmul_(direct.unsqueeze(3), wide_words)
