@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moekit_kernels.plan import plan_dispatch, plan_dispatch_reference
+from moekit_kernels.plan import plan_dispatch, plan_dispatch_reference, plan_expert_choice
 from tests.oracles import naive_kept, naive_plan
 from tests.strategies import few, routed
 
@@ -69,3 +69,45 @@ def test_any_integers(dtype):
 def test_what_does_not_fit_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         plan_dispatch(**{"expert_ids": IDS, "num_experts": 3, **options})
+
+
+WRONG = torch.tensor([[0, 3], [-1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept", "value"), [(WRONG, None, 3), (WRONG[1:], None, -1), (WRONG, torch.tensor([[False], [True]]), -1)]
+)
+def test_ids_out_of_range_are_an_error_on_cpu(ids, kept, value):
+    with pytest.raises(ValueError, match=rf"expert_ids must be in \[0, 3\), the experts, got {value}: leave slots out"):
+        plan_dispatch(ids, 3, kept=kept)
+
+
+def test_ids_of_slots_that_are_left_out_may_be_anything():
+    kept = torch.tensor([[True, False], [False, True]])
+    plan = plan_dispatch(WRONG, 3, kept=kept)
+    assert plan.offsets.tolist() == [0, 1, 2, 2]
+    assert plan.slot_of_row[:2].tolist() == [0, 3]
+
+
+def _left_out(ids):
+    """Where values cannot be read: the offsets, and the rows of experts."""
+    plan = plan_dispatch(ids, 3, capacity=1)
+    return plan.offsets, plan.slot_of_row, plan.tokens_per_expert
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, under vmap
+@pytest.mark.parametrize("way", ["compiled", "vmap"])
+def test_elsewhere_they_are_left_out(way):
+    if way == "compiled":
+        torch._dynamo.reset()
+        offsets, slots, counts = torch.compile(_left_out, fullgraph=True, backend="aot_eager")(WRONG)
+    else:
+        offsets, slots, counts = (t[0] for t in torch.vmap(_left_out)(WRONG[None]))
+    assert offsets.tolist() == [0, 1, 2, 2]
+    assert slots.tolist() == [0, 3, 1, 2]
+    assert counts.tolist() == [1, 1, 0]
+
+
+def test_token_ids_out_of_range_are_an_error_on_cpu():
+    with pytest.raises(ValueError, match=r"token_ids must be in \[0, 2\), the tokens, got 3"):
+        plan_expert_choice(WRONG[:1], 2)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a plan; they read shapes, dtypes and devices only, never a value on a device."""
+"""Checks of the arguments of a plan; they read shapes, dtypes and devices, and values only on CPU."""
 
 import torch
 from torch import Tensor
@@ -47,11 +47,49 @@ def check_companions(expert_ids: Tensor, kept: Tensor | None, capacity: int | Te
         )
 
 
-def check_expert_choice(token_ids: Tensor, kept: Tensor | None) -> None:
+def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | None) -> bool:
+    """Checks the values of ids, where reading them makes no device wait: on CPU, outside compiled and transformed code.
+
+    Args:
+        name: Of the argument.
+        ids: The ids.
+        size: Ids must be in ``[0, size)``.
+        what: Kind of things that are numbered, for the message.
+        kept: False for ids that may be anything.
+
+    Returns:
+        Whether the values were read.
+
+    Raises:
+        ValueError: If an id that is kept is out of range.
+    """
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or type(ids) is not Tensor or _is_wrapped(ids):
+        return False
+    if ids.numel() == 0:
+        return True
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= size:
+        wrong = (ids < 0) | (ids >= size)
+        wrong = wrong if kept is None else wrong & kept
+        if wrong.any():
+            raise ValueError(
+                f"{name} must be in [0, {size}), the {what}, got {int(ids[wrong][0])}: leave slots out by kept."
+            )
+        return False
+    return True
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a transform of ``torch.func`` hides the values."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
+
+
+def check_expert_choice(token_ids: Tensor, num_tokens: int, kept: Tensor | None) -> None:
     """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.plan.plan_expert_choice` fit each other."""
     _check_ids("token_ids", token_ids, "E, C")
     if kept is not None and kept.shape != token_ids.shape:
         raise ValueError(f"kept must have the shape of token_ids, {tuple(token_ids.shape)}, got {tuple(kept.shape)}.")
+    check_range("token_ids", token_ids, num_tokens, "tokens", None)
 
 
 def check_tokens(x: Tensor, plan: DispatchPlan) -> None:

@@ -29,9 +29,10 @@ def plan_expert_choice(
         The plan, with ``row_of_slot`` None.
 
     Raises:
-        ValueError: If ``token_ids`` is not an integer ``(E, C)``, ``kept`` has another shape, or ``impl`` is unknown.
+        ValueError: If ``token_ids`` is not an integer ``(E, C)``, ``kept`` has another shape, an id
+            on CPU is out of range, or ``impl`` is unknown.
     """
-    check_expert_choice(token_ids, kept)
+    check_expert_choice(token_ids, num_tokens, kept)
     check_impl(impl)
     num_experts, capacity = token_ids.shape
     bounds = torch.arange(num_experts + 1, device=token_ids.device)

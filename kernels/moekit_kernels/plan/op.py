@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan import launches
-from moekit_kernels.plan.checks import check_arguments, check_companions
+from moekit_kernels.plan.checks import check_arguments, check_companions, check_range
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
 from moekit_kernels.plan.reference import plan_dispatch_reference
 
@@ -55,7 +55,8 @@ def plan_dispatch(
     """Sorts the slots of a token-choice routing by expert, stably.
 
     Args:
-        expert_ids: Chosen experts, each in ``[0, num_experts)``; the effect of others is undefined.
+        expert_ids: Chosen experts, each in ``[0, num_experts)``. On CPU others are an error. Where reading them would
+            make a device wait, on GPUs and in compiled code, a slot with another id is left out, as by ``kept``.
         num_experts: ``E``.
         kept: False for slots to leave out (padding). All are kept by default.
         capacity: Most rows of one expert; the rest is dropped. No limit by default (dropless).
@@ -79,9 +80,16 @@ def plan_dispatch(
         ([1, 0, 2], [0, 1, 1, 3])
     """
     check_arguments(expert_ids, num_experts, kept, capacity, gates, drop_policy)
+    in_range = check_range("expert_ids", expert_ids, num_experts, "experts", kept)
     if resolve_impl(impl, LIMITS, expert_ids.device) == "reference":
         plan = plan_dispatch_reference(
-            expert_ids, num_experts, kept=kept, capacity=capacity, gates=gates, drop_policy=drop_policy
+            expert_ids,
+            num_experts,
+            kept=kept,
+            capacity=capacity,
+            gates=gates,
+            drop_policy=drop_policy,
+            in_range=in_range,
         )
         return plan if impl == "auto" else plan._replace(impl=impl)
     check_companions(expert_ids, kept, capacity)

@@ -15,11 +15,18 @@ def plan_dispatch_reference(
     capacity: int | Int[Tensor, ""] | None = None,
     gates: Float[Tensor, "T K"] | None = None,
     drop_policy: str = "position",
+    in_range: bool = False,
 ) -> DispatchPlan:
-    """Sorts slots by expert, stably; :func:`moekit_kernels.plan.plan_dispatch` documents the arguments."""
+    """Sorts slots by expert, stably; :func:`moekit_kernels.plan.plan_dispatch` documents the arguments.
+
+    ``in_range`` promises that all ids are in range, which saves to leave others out.
+    """
     num_tokens, top_k = expert_ids.shape
     if expert_ids.dtype not in (torch.int32, torch.int64):  # others cannot hold every number of experts, nor index
         expert_ids = expert_ids.long()
+    if not in_range:
+        known = (expert_ids >= 0) & (expert_ids < num_experts)
+        kept = known if kept is None else known & kept
     key = expert_ids if kept is None else torch.where(kept, expert_ids, num_experts)
     bounds = torch.arange(num_experts + 1, device=key.device)
     dropped = torch.zeros(num_experts, dtype=torch.int64, device=key.device)
