@@ -138,8 +138,10 @@ def _grey(dataset: Any, stored: NDArray[Any], padding: NDArray[np.bool_] | None,
     values = pixels.apply_modality_lut(stored, dataset)
     window = first_window(dataset)
     if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        looked_up = pixels.apply_voi(np.rint(values).astype(np.int32), dataset)
+        _, first, bits = (int(value) for value in dataset.VOILUTSequence[0].LUTDescriptor)
+        # A first value below zero may be written without its sign: 65534 for -2.
+        unsigned = 2**16 if first >= 2**15 and values.min() < 0 else 0
+        looked_up = pixels.apply_voi(np.rint(values).astype(np.int32) + unsigned, dataset)
         shown = stretch(looked_up, 0, 2**bits - 1)
     elif window is not None:
         shown = windowed(values, window)

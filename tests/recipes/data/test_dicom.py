@@ -83,6 +83,26 @@ def test_a_lookup_table_comes_before_the_window(tmp_path):
     np.testing.assert_array_equal(read_image(path), [[0, 255], [1, 2]])
 
 
+@pytest.mark.parametrize("first", [-2, 65534])
+def test_a_lookup_table_may_begin_below_zero(tmp_path, first):
+    """Files write the first value that a table maps with a sign or without one."""
+    table = Dataset()
+    table.add_new("LUTDescriptor", "SS" if first < 0 else "US", [4, first, 16])
+    table.LUTData = np.array([0, 257, 514, 65535], "<u2").tobytes()
+    stored = np.array([[-3, -1], [0, 5]], np.int16)
+    path = write(tmp_path / "a.dcm", stored, VOILUTSequence=[table])
+    np.testing.assert_array_equal(read_image(path), [[0, 1], [2, 255]])
+
+
+def test_a_lookup_table_is_inverted_where_small_is_white(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor = [4, 0, 16]
+    table.LUTData = np.array([0, 65535, 257, 514], "<u2").tobytes()
+    stored = np.array([[0, 1], [2, 3]], np.uint16)
+    path = write(tmp_path / "a.dcm", stored, VOILUTSequence=[table], PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_image(path), [[255, 0], [254, 253]])
+
+
 def test_small_is_white_is_inverted_after_the_window(tmp_path):
     window = {"WindowCenter": 1000, "WindowWidth": 200}
     plain = read_image(write(tmp_path / "a.dcm", CT, **window))
