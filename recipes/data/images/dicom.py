@@ -15,6 +15,10 @@ from recipes.shared.extras import require
 _PURPOSE = "reading a DICOM file"
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _ENDINGS = (".dcm", ".dicom")
+_OLD_FILE = (
+    "as in DICOM files of old programs. If it is one, pass force_dicom=True (on the command line --force-dicom; for "
+    "labelled sets --options force_dicom=True)"
+)
 _PREAMBLE, _PREFIX = 128, b"DICM"
 
 
@@ -93,12 +97,11 @@ def _dataset(path: Path | BytesIO, *, force: bool) -> Any:
     try:
         dataset = pydicom.dcmread(path, force=force)
     except pydicom.errors.InvalidDicomError:
-        raise ValueError(
-            "it has no DICOM preamble and no file meta group, as in DICOM files of old programs. If it is one, pass "
-            "force_dicom=True (on the command line --force-dicom; for labelled sets --options force_dicom=True)"
-        ) from None
+        raise ValueError(f"it has no DICOM preamble and no file meta group, {_OLD_FILE}") from None
     meta = getattr(dataset, "file_meta", None)
-    if force and (meta is None or "TransferSyntaxUID" not in meta):
+    if meta is None or "TransferSyntaxUID" not in meta:
+        if not force:
+            raise ValueError(f"its file meta group names no transfer syntax, {_OLD_FILE}")
         dataset.file_meta = meta or pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = _plain_syntax(dataset, pydicom.uid)
     return dataset

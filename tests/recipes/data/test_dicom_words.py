@@ -164,6 +164,16 @@ def test_files_without_a_preamble_are_read_when_forced(tmp_path, syntax, name):
         read_image_bytes(path.read_bytes(), name)
 
 
+def test_files_that_name_no_transfer_syntax_are_read_when_forced(tmp_path):
+    body = write_dicom(tmp_path / "a.dcm", RAMP, **TWELVE)
+    data = pydicom.dcmread(body)
+    del data.file_meta.TransferSyntaxUID
+    data.save_as(tmp_path / "b.dcm", implicit_vr=False, little_endian=True)
+    with pytest.raises(ValueError, match=r"b\.dcm': its file meta group names no transfer syntax.*--force-dicom"):
+        read_image(tmp_path / "b.dcm")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.dcm", force_dicom=True), read_image(body))
+
+
 def test_forcing_reads_no_other_file_as_dicom(tmp_path):
     (tmp_path / "text.dcm").write_text("not DICOM")
     with pytest.raises(ValueError, match=r"text\.dcm'"):
