@@ -1,4 +1,4 @@
-"""Steps of a sparse layer that need nothing of the layer itself: masking, repeating decisions, planning a routing."""
+"""Steps of a sparse layer as functions: masking, repeating decisions, planning a routing."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to i
 
 
 def check_routing(routing: Routing, router_input: Tensor | None, lead: torch.Size) -> None:
-    """Raises ``ValueError`` unless a routing that is used again is one, for ``lead`` tokens, without a router input."""
+    """Raises ``ValueError`` unless ``routing`` is a routing of ``lead`` tokens, and comes without a router input."""
     if not isinstance(routing, Routing):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"routing must be a Routing, as route() returns, got a {type(routing).__name__}.")
     if router_input is not None:

@@ -26,10 +26,10 @@ class SoftMoE(SettingsModule):
     (softmax over tokens), a token's output one of all slots' outputs (softmax over slots):
     ``D = softmax_tokens(X Phi)``, ``Y = softmax_slots(X Phi) expert(D^T X)``. With ``normalize``, ``X`` and
     ``Phi`` are first scaled to unit length and ``Phi`` by a learned scalar (section 2.3). Puigcerver et al.
-    2023, https://arxiv.org/abs/2308.00951, algorithms 1 and 2. Every token sees every other one: not for
-    causal models.
+    2023, https://arxiv.org/abs/2308.00951, algorithms 1 and 2. Every output depends on every token: not for causal
+    models.
 
-    Tokens whose logits are not finite get NaN as output and have no part in the other tokens' outputs. Whatever stands
+    Tokens whose logits are not finite get NaN as output and do not affect the other tokens' outputs. Whatever stands
     in ``experts`` is called, so a wrapper may replace them.
 
     Args:
@@ -93,7 +93,7 @@ class SoftMoE(SettingsModule):
 
         Args:
             x: Sequences of tokens; mixing is within a sequence.
-            mask: True for real tokens. Others have no part, and zero output.
+            mask: True for real tokens. Others are left out and have zero output.
             stats: Whether to compute statistics; without them ``MoEOutput.stats`` is None.
 
         Returns:

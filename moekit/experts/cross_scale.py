@@ -46,8 +46,8 @@ class CrossScaleExperts(Experts):
     ``"auto"`` takes ``"fixed"`` under ``torch.compile`` and ``torch.export`` (dynamic batch sizes too) and on the
     meta device, where nothing can be read, ``"loop"`` otherwise.
 
-    Batch normalisation sees the samples of its own expert only; few of them make its statistics noisy, with one
-    and ``"batch"`` see :class:`CrossScaleExpert`. Each rank has its own statistics: do not convert it to
+    Batch normalisation is computed over the samples of its own expert only; with few of them its statistics are noisy,
+    for a single one see :class:`CrossScaleExpert`. Each rank has its own statistics: do not convert it to
     ``SyncBatchNorm``, since the ranks do not all run the same experts.
 
     Args:
@@ -57,7 +57,7 @@ class CrossScaleExperts(Experts):
         depth: See :class:`CrossScaleExpert`; so are the following.
         norm: ``"batch"`` or ``"group"``.
         groups: Groups of ``"group"``.
-        align_to: Index of the map whose size the output has.
+        align_to: Index of the map that sets the size of the output.
         logits_at: Where the scales are scored.
         hidden_dim: Hidden width of the heads that score.
         kernel_size: Of the convolutions.
@@ -184,7 +184,7 @@ class CrossScaleExperts(Experts):
     def run_all(self, maps: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B K D H W"]:
         """Runs every expert on every sample, ``K`` times the work: what the public release does, to compare with.
 
-        In training batch normalisation sees (and keeps statistics of) all samples in every expert.
+        In training batch normalisation is computed over (and keeps statistics of) all samples in every expert.
 
         Raises:
             ValueError: If the maps do not fit.

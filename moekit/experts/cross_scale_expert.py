@@ -31,7 +31,7 @@ class CrossScaleExpert(nn.Module):
         depth: Number of convolutions.
         norm: ``"batch"`` or ``"group"``.
         groups: Groups of ``"group"``; the greatest divisor that ``dim`` has in common with 32 by default.
-        align_to: Index of the map whose size the output has.
+        align_to: Index of the map that sets the size of the output.
         logits_at: Where the scales are scored.
         hidden_dim: Hidden width of the heads that score.
         kernel_size: Height and width of the convolutions, odd. They have no bias, the normalisation does.
@@ -43,7 +43,8 @@ class CrossScaleExpert(nn.Module):
 
     Reference:
         MedMoE, section 4.3; "3-layer convolutional modules with BatchNorm and ReLU activations" among the
-        implementation details. Kernel size, order and width are ours. The public release has 1x1 convolutions here.
+        implementation details. Kernel size, order and width are chosen here. The public release has 1x1 convolutions
+        here.
     """
 
     def __init__(

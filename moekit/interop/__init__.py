@@ -1,4 +1,4 @@
-"""Layers of other libraries, as moekit layers."""
+"""Layers of other libraries as moekit layers, and moekit layers in other formats."""
 
 from moekit.interop.transformers import from_transformers
 

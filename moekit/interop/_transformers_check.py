@@ -43,7 +43,7 @@ def check_small_copy(block: nn.Module, contents: BlockContents, build: Callable[
 
 
 def _small_copy(block: nn.Module, contents: BlockContents) -> nn.Module:
-    """A copy of the block with random weights, whose widths are those above."""
+    """Returns a copy of the block with random weights, whose widths are those above."""
     generator = torch.Generator().manual_seed(0)
     num_experts = contents.down_proj.shape[0]
 

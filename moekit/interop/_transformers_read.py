@@ -44,7 +44,7 @@ class BlockContents(NamedTuple):
         down_proj: ``(E, D, F)``.
         top_k: Experts per token.
         renormalize: Whether the gates of a token are divided by their sum.
-        activation: A name that :class:`~moekit.experts.ffn.FFNExperts` knows.
+        activation: A name of an activation of :class:`~moekit.experts.ffn.FFNExperts`.
         shared: The shared expert, or None.
     """
 
@@ -100,7 +100,7 @@ def read_block(block: nn.Module) -> BlockContents:
 
 
 def _unknown_parts(block: nn.Module, names: tuple[str, ...], parts: set[str]) -> list[str]:
-    """What a block has beyond these weights and parts, by name; of an unknown part the outermost."""
+    """Returns what a block has beyond these weights and parts, by name; of an unknown part the outermost."""
     own, unknown = type(block).__module__, list[str]()
     for path, module in _modules(block).items():
         if path not in parts:
@@ -195,7 +195,7 @@ def _settings(block: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, dict
 
 
 def _unknown_settings(block: nn.Module, parts: Mapping[str, Mapping[str, tuple[object, ...]]]) -> list[str]:
-    """Settings of these parts that are not known, or have another value than any known one."""
+    """Returns settings of these parts that are not known, or have another value than any known one."""
     modules, unknown = _modules(block), list[str]()
     for path, known in parts.items():
         for name, value in vars(modules[path]).items() if path in modules else ():

@@ -10,7 +10,7 @@ _Value = Any
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Translations of ``aten.sort.stable`` and ``aten.searchsorted``, by which a plan orders its slots.
+    """Returns translations of ``aten.sort.stable`` and ``aten.searchsorted``, by which a plan orders its slots.
 
     Give it to ``torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())``. Layers export with
     ``impl="reference"``, whose operators are torch's own; the number of tokens may be dynamic.
