@@ -49,13 +49,19 @@ class TarSplit:
         bad: list[BadSample] = []
         self._places: list[tuple[int, int, int]] = []
         for number, shard in enumerate(self.shards):
-            for sample in load_samples(shard, walk_samples(shard.path), text_key):
-                checked = _checked(sample, force_dicom)
-                if isinstance(checked, BadSample):
-                    bad.append(checked)
+            problem: str | None = None
+            for pair in load_samples(shard, walk_samples(shard.path), text_key):
+                if isinstance(pair, BadSample):
+                    bad.append(pair)
                     continue
-                kept.append(checked._replace(image=b""))
-                self._places.append((number, *checked.sample.image))
+                # The captions of an image come one after the other, so it is checked with the first.
+                if pair.number == 1:
+                    problem = image_bytes_problem(pair.image, pair.id, force_dicom=force_dicom)
+                if problem is not None:
+                    bad.append(BadSample(pair.id, f"its image cannot be read: {problem}"))
+                    continue
+                kept.append(pair._replace(image=b""))
+                self._places.append((number, *pair.sample.image))
         if not kept:
             reason = f"{bad[0].key}: {bad[0].reason}" if bad else "they are empty"
             raise ValueError(f"pattern {pattern!r}: no sample of {len(self.shards)} tars can be read ({reason})")
@@ -92,13 +98,6 @@ class TarSplit:
             labels=self.labels[index].copy(),
             modality=self.modalities[index],
         )
-
-
-def _checked(sample: Loaded | BadSample, force_dicom: bool) -> Loaded | BadSample:
-    if isinstance(sample, BadSample):
-        return sample
-    problem = image_bytes_problem(sample.image, sample.id, force_dicom=force_dicom)
-    return sample if problem is None else BadSample(sample.id, f"its image cannot be read: {problem}")
 
 
 def _note(bad: tuple[BadSample, ...], kept: int) -> str:
