@@ -22,12 +22,12 @@ def pair(batch: int = 5, width: int = 4) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("texts", [None, TEXTS])
 def test_values_and_gradients_are_those_of_loops(texts: list[int] | None) -> None:
     image, text = pair()
-    found = global_contrastive_loss(
+    loss = global_contrastive_loss(
         image, text, logit_scale=3.0, text_ids=None if texts is None else torch.tensor(texts)
     )
     expected = global_loss(image, text, 3.0, texts or range(5))
-    torch.testing.assert_close(found, expected)
-    for mine, theirs in zip(*(torch.autograd.grad(x, (image, text)) for x in (found, expected)), strict=True):
+    torch.testing.assert_close(loss, expected)
+    for mine, theirs in zip(*(torch.autograd.grad(x, (image, text)) for x in (loss, expected)), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -47,18 +47,18 @@ def test_duplicates_by_hand() -> None:
     # Two pairs with one text: every logit 1/2 apart, both columns positives of both rows.
     image = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     text = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
-    found = global_contrastive_loss(image, text, logit_scale=1.0, text_ids=torch.tensor([5, 5]))
+    loss = global_contrastive_loss(image, text, logit_scale=1.0, text_ids=torch.tensor([5, 5]))
     # Rows are (1, 1) and (0, 0): ln 2 each. Columns are (1, 0) twice: log(e + 1) - 1/2 each.
     expected = (math.log(2) + math.log(math.e + 1) - 0.5) / 2
-    assert found.item() == pytest.approx(expected, rel=1e-12)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_direction_is_a_cross_entropy_of_rows() -> None:
     image, text = pair()
     logits = 3 * torch.nn.functional.cosine_similarity(image.unsqueeze(1), text.unsqueeze(0), dim=2)
     for directions, rows in (("image-to-text", logits), ("text-to-image", logits.T)):
-        found = global_contrastive_loss(image, text, logit_scale=3.0, directions=directions)
-        torch.testing.assert_close(found, torch.nn.functional.cross_entropy(rows, torch.arange(5)))
+        loss = global_contrastive_loss(image, text, logit_scale=3.0, directions=directions)
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(rows, torch.arange(5)))
 
 
 def test_at_chance_and_at_best() -> None:
@@ -102,9 +102,9 @@ def test_gradients_by_finite_differences() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     image, text = (x.detach().to(dtype) for x in pair())
-    found = global_contrastive_loss(image, text, temperature=0.07)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, global_contrastive_loss(image.float(), text.float(), temperature=0.07))
+    loss = global_contrastive_loss(image, text, temperature=0.07)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, global_contrastive_loss(image.float(), text.float(), temperature=0.07))
 
 
 def test_autocast_does_not_round_the_logits() -> None:
@@ -123,9 +123,9 @@ def test_compiles_as_one_graph(texts: list[int] | None) -> None:
         return global_contrastive_loss(image, text, temperature=0.1, text_ids=ids)
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    expected, found = loss(image, text), compiled(image, text)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad(found, (image, text)), torch.autograd.grad(expected, (image, text)))
+    expected, actual = loss(image, text), compiled(image, text)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, (image, text)), torch.autograd.grad(expected, (image, text)))
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,9 @@ def test_channels_last_stays_so() -> None:
 def test_compiles_to_one_graph_with_the_same_gradients() -> None:
     layer, maps = make_layer(), make_maps(requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(maps).output.square().sum(), [*maps, *layer.parameters()])
+    output = torch.autograd.grad(compiled(maps).output.square().sum(), [*maps, *layer.parameters()])
     expected = torch.autograd.grad(layer(maps).output.square().sum(), [*maps, *layer.parameters()])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(output, expected)
 
 
 def test_exports_with_a_dynamic_batch() -> None:
