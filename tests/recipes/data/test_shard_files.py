@@ -17,7 +17,7 @@ def names(shards):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "found"),
+    ("pattern", "result"),
     [
         ("ct.tar", ["ct.tar"]),
         ("train-*.tar", ["train-000.tar", "train-001.tar", "train-010.tar"]),
