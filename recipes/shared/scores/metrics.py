@@ -1,4 +1,4 @@
-"""What a classifier is worth on a test set: AUROC and accuracy with patient-level intervals, and their company.
+"""AUROC and accuracy of a classifier on a test set, with patient-level intervals.
 
 Every number leaves as a plain Python value that ``json`` can write; what is undefined is ``None``.
 The two intervals answer different questions and are never mixed: the bootstrap here says how far the
@@ -16,10 +16,6 @@ from sklearn.metrics import average_precision_score
 
 from recipes.data.studies import Task
 from recipes.shared.scores.bootstrap import bootstrap_auroc, bootstrap_mean, percentile_interval
-from recipes.shared.scores.expert_usage import expert_usage
-from recipes.shared.scores.seeds import aggregate_seeds, t_interval
-
-__all__ = ["aggregate_seeds", "auroc", "correct", "evaluate_predictions", "expert_usage", "t_interval"]
 
 SLACK = 1e-4
 """How far a probability computed in low precision may lie outside [0, 1]."""

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from recipes.medvlmoe.report import write_report
-from recipes.shared.scores.metrics import evaluate_predictions, expert_usage
+from recipes.shared.scores.expert_usage import expert_usage
+from recipes.shared.scores.metrics import evaluate_predictions
 
 CLASSES = ["Effusion", "Mass <b>", "Hernia"]
 HOSTILE = "<script>alert(1)</script> & <img src=http://example.org/x.png>"

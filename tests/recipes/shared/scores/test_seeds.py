@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recipes.shared.scores.metrics import aggregate_seeds, t_interval
+from recipes.shared.scores.seeds import aggregate_seeds, t_interval
 
 
 def run(seed, macro, classes=None, data="phantom", studies=40):
