@@ -126,7 +126,7 @@ class _Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        # Checked here and not in Gate, which cannot tell where a wrapper (FSDP, offloading) keeps the weights.
+        # Checked here and not in Gate, which cannot know where a wrapper (FSDP, offloading) keeps the weights.
         check_same_device(_INPUT, input, "the router's weights", self.weight)
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
         bias = self._bias()

@@ -8,8 +8,7 @@ from torch import Tensor
 def finite_logits(logits: Float[Tensor, "T E"]) -> tuple[Float[Tensor, "T E"], Bool[Tensor, "T"]]:
     """Sets the rows that are not all finite to zero; returns them and the ``(T,)`` rows kept.
 
-    Selection then sees ordinary numbers, so every id is in range whatever came in, and nothing is read on
-    the host.
+    Selection then works on finite numbers, so every id is in range whatever the input, and nothing is read on the host.
     """
     valid = logits.isfinite().all(-1)
     return torch.where(valid.unsqueeze(-1), logits, 0), valid
