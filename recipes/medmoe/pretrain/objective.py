@@ -10,6 +10,7 @@ from moekit import (
     load_balancing_loss,
     local_contrastive_loss,
     router_label_loss,
+    word_alignment_loss,
 )
 from recipes.medmoe.config import ModelConfig, TrainConfig
 from recipes.medmoe.data.batches import Batch
