@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.distributed import _functional_collectives as functional  # the collectives that compile
 
 from moekit.routing import RouterStats, check_stats
 
@@ -46,14 +47,14 @@ class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
+        # Not dist.all_reduce: compiled by torch 2.11, in place inside of a function, it has gradients of zero.
+        own_group = dist.group.WORLD if group is None else group
+        return functional.wait_tensor(functional.all_reduce(x, "sum", cast(dist.ProcessGroup, own_group)))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         # By the function itself, so that gradients of the gradient are right too.
-        return cast(Tensor, _AllReduce.apply(grad_outputs[0], ctx.group)), None
+        return cast(Tensor, _AllReduce.apply(grad_outputs[0].contiguous(), ctx.group)), None
 
 
 def all_gather_with_gradient(

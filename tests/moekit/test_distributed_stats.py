@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 from moekit import (
     RouterStats,
@@ -64,18 +65,9 @@ def compiled_gradient(x: Tensor) -> tuple[RouterStats, Tensor]:
 
 
 def count_collectives(stats: RouterStats) -> int:
-    original, calls = dist.all_reduce, []
-
-    def counting(tensor: Tensor, **options) -> None:
-        calls.append(tensor)
-        original(tensor, **options)
-
-    dist.all_reduce = counting
-    try:
+    with CommDebugMode() as counter:
         all_reduce_stats(stats)
-    finally:
-        dist.all_reduce = original
-    return len(calls)
+    return counter.get_total_counts()
 
 
 def large_counts(stats: RouterStats) -> RouterStats:
@@ -94,7 +86,7 @@ def second_gradient() -> Tensor:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    warnings.simplefilter("error")  # among them torch's FutureWarning for deprecated collectives
+    warnings.simplefilter("error", FutureWarning)  # as torch gives for deprecated collectives
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     router, x = make_router(), make_batches()[rank]
     counted = all_reduce_stats(stats_of(router, x).detach())
