@@ -23,11 +23,11 @@ def combine_reference(rows: Float[Tensor, "N *D"], plan: DispatchPlan, gates: Fl
     """
     trailing = rows.shape[1:]
     if plan.row_of_slot is not None:
-        slots = rows.index_select(0, plan.row_of_slot.flatten()).reshape(*plan.row_of_slot.shape, *trailing)
-        slots = gates.view(*gates.shape, *(1,) * len(trailing)) * slots
-        return slots.sum(1).to(rows.dtype)
-    weighted = gates.flatten()[plan.slot_of_row].view(-1, *(1,) * len(trailing)) * rows
-    out = weighted.new_zeros(plan.num_tokens, *trailing)
+        slots_TKD = rows.index_select(0, plan.row_of_slot.flatten()).reshape(*plan.row_of_slot.shape, *trailing)
+        weighted_TKD = gates.view(*gates.shape, *(1,) * len(trailing)) * slots_TKD
+        return weighted_TKD.sum(1).to(rows.dtype)
+    weighted_ND = gates.flatten()[plan.slot_of_row].view(-1, *(1,) * len(trailing)) * rows
+    out_TD = weighted_ND.new_zeros(plan.num_tokens, *trailing)
     if rows.device.type == "cpu":
-        return out.index_add(0, plan.token_of_row, weighted).to(rows.dtype)
-    return out.index_put((plan.token_of_row,), weighted, accumulate=True).to(rows.dtype)
+        return out_TD.index_add(0, plan.token_of_row, weighted_ND).to(rows.dtype)
+    return out_TD.index_put((plan.token_of_row,), weighted_ND, accumulate=True).to(rows.dtype)

@@ -24,5 +24,7 @@ def moe_ffn_parts(
     """Computes :func:`moekit_kernels.moe_ffn.moe_ffn` from separate operations, each by ``impl``."""
     up_proj, down_proj, up_bias, down_bias = weights
     function = activation if callable(activation) else ACTIVATIONS[activation].forward
-    hidden = function(grouped_gemm(dispatch(x, plan), up_proj, plan.offsets, up_bias, impl=impl))
-    return combine(grouped_gemm(hidden, down_proj, plan.offsets, down_bias, impl=impl), plan, gates, impl=impl)
+    x_ND = dispatch(x, plan)
+    hidden_NF = function(grouped_gemm(x_ND, up_proj, plan.offsets, up_bias, impl=impl))
+    y_ND2 = grouped_gemm(hidden_NF, down_proj, plan.offsets, down_bias, impl=impl)
+    return combine(y_ND2, plan, gates, impl=impl)

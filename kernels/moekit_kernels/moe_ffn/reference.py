@@ -1,4 +1,7 @@
-"""The expert FFN written out: gather the rows, two grouped GEMMs around the activation, weight, add up."""
+"""The expert FFN written out: gather the rows, two grouped GEMMs around the activation, weight, add up.
+
+Names end with the letters of their layout: T tokens, N rows, D and D2 widths of input and output, F hidden width.
+"""
 
 from collections.abc import Callable
 
@@ -32,8 +35,10 @@ def moe_ffn_reference(
     """
     up_proj, down_proj, up_bias, down_bias = weights
     function = activation if callable(activation) else ACTIVATIONS[activation].forward
-    hidden = function(grouped_gemm_reference(x[plan.token_of_row], up_proj, plan.offsets, up_bias))
-    y = grouped_gemm_reference(hidden, down_proj, plan.offsets, down_bias)
-    weighted = gates.reshape(-1)[plan.slot_of_row].unsqueeze(-1) * y
-    out = weighted.new_zeros(x.shape[0], y.shape[1])
-    return out.index_add(0, plan.token_of_row, weighted).to(y.dtype)
+    x_ND = x[plan.token_of_row]
+    hidden_NF = function(grouped_gemm_reference(x_ND, up_proj, plan.offsets, up_bias))
+    y_ND2 = grouped_gemm_reference(hidden_NF, down_proj, plan.offsets, down_bias)
+    gates_N = gates.reshape(-1)[plan.slot_of_row]
+    weighted_ND2 = gates_N.unsqueeze(-1) * y_ND2
+    out_TD2 = weighted_ND2.new_zeros(x.shape[0], y_ND2.shape[1])
+    return out_TD2.index_add(0, plan.token_of_row, weighted_ND2).to(y_ND2.dtype)
