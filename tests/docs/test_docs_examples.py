@@ -1,4 +1,4 @@
-"""Every code block of the documentation runs, and every public name has a place in it."""
+"""Every code block of the documentation runs, and every command and option in it exists."""
 
 import contextlib
 import functools
@@ -7,23 +7,13 @@ import json
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-import moekit
-import moekit.contrastive
-import moekit.fusion
-import moekit.interop
-import moekit_kernels.combine
-import moekit_kernels.grouped_gemm
-import moekit_kernels.moe_ffn
-import moekit_kernels.plan
-import moekit_kernels.routing
 import recipes.medmoe.report
 from benchmarks import __main__ as benchmarks_cli
 from recipes.medmoe import __main__ as medmoe_cli
@@ -37,45 +27,10 @@ from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, report, train
 from recipes.medvlmoe.config import paper, tiny
+from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of, name_of
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-    + [path for folder in ("docs", "kernels", "recipes", "benchmarks") for path in (ROOT / folder).rglob("*.md")]
-)
 # Whatever stands in a block of another language would go unchecked without notice.
 LANGUAGES = {"python", "bash", "text", "json"}
-_FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
-_SHAPE = re.compile(r'(?:Float|Int|Bool|Shaped)\[Tensor, "([^"]*)"\]')
-
-
-class Block(NamedTuple):
-    """A fenced block and the line on which it begins."""
-
-    language: str
-    text: str
-    line: int
-
-
-def blocks_of(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    matches = _FENCE.finditer(text)
-    return [
-        Block(m[2], re.sub(f"^{m[1]}", "", m[3], flags=re.MULTILINE), text[: m.start()].count("\n") + 1)
-        for m in matches
-    ]
-
-
-def commands_of(page: Path) -> Iterator[list[str]]:
-    for block in blocks_of(page):
-        if block.language == "bash":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                if words := shlex.split(line, comments=True):
-                    yield words
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
 
 
 def test_there_are_blocks_to_run() -> None:
@@ -275,77 +230,3 @@ def test_the_table_of_presets_is_that_of_the_code() -> None:
         assert cells["seeds"][column] == ", ".join(map(str, preset.seeds))
         assert f"`{model.image_encoder}`" in cells["image encoder"][column]
         assert f"{model.image_size} px" in cells["image encoder"][column]
-
-
-def documented() -> set[str]:
-    pages = (ROOT / "docs" / "api").glob("*.md")
-    return {name for page in pages for name in re.findall(r"^::: ([\w.]+)", page.read_text(), re.MULTILINE)}
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        moekit,
-        moekit.contrastive,
-        moekit.fusion,
-        moekit.interop,
-        moekit_kernels.combine,
-        moekit_kernels.grouped_gemm,
-        moekit_kernels.moe_ffn,
-        moekit_kernels.plan,
-        moekit_kernels.routing,
-    ],
-    ids=lambda module: module.__name__,
-)
-def test_every_public_name_has_a_place_on_an_api_page(module: Any) -> None:
-    # A name of moekit.fusion may be documented as one of moekit's.
-    places = (module.__name__, "moekit")
-    missing = [
-        name
-        for name in module.__all__
-        if not name.startswith("__") and not any(f"{place}.{name}" in documented() for place in places)
-    ]
-    assert not missing, f"no page in docs/api has '::: {module.__name__}.NAME' for {missing}"
-
-
-def test_every_page_is_in_the_navigation() -> None:
-    nav = (ROOT / "mkdocs.yml").read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
-        assert re.search(rf"[ :-] {page.relative_to(ROOT / 'docs').as_posix()}$", nav, re.MULTILINE), page.name
-
-
-def test_conventions_name_every_letter_of_the_shapes() -> None:
-    table = (ROOT / "docs" / "conventions.md").read_text()
-    letters = set()
-    for folder in ("moekit", "kernels/moekit_kernels"):
-        for file in (ROOT / folder).rglob("*.py"):
-            for shape in _SHAPE.findall(file.read_text()):
-                # A name in words, such as *slots, explains itself; +1 is a sum, and a lone digit a size.
-                letters |= {m[1] for m in re.finditer(r"(?<!\w)\*?([A-Za-z]\d?)(?!\w)", shape)}
-    assert {"T", "D", "E", "K"} <= letters
-    missing = sorted(letter for letter in letters if not re.search(rf"`\"?[A-Z ]*\b{letter}\b", table))
-    assert not missing, f"docs/conventions.md does not explain {missing}"
-
-
-@pytest.mark.parametrize("name", ["layer.svg", "repository.svg"])
-def test_pictures_have_texts_and_load_nothing(name: str) -> None:
-    picture = (ROOT / "docs" / "assets" / name).read_text()
-    assert "<title" in picture
-    assert "<desc" in picture
-    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "")
-    assert "prefers-color-scheme:dark" in picture
-
-
-def test_the_picture_is_the_same_for_readers_of_the_source_and_of_the_pages() -> None:
-    assert 'src="docs/assets/layer.svg"' in (ROOT / "README.md").read_text()
-    assert "assets/layer.svg" in (ROOT / "docs" / "index.md").read_text()
-
-
-# In capitals, with a star or an ellipsis, a path is a pattern.
-_PATH = re.compile(r"`((?:moekit|kernels|recipes|benchmarks|tests|docs)/[a-z0-9_./-]*)`")
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
-def test_paths_named_in_the_text_exist(page: Path) -> None:
-    missing = [path for path in _PATH.findall(page.read_text(encoding="utf-8")) if not (ROOT / path).exists()]
-    assert not missing, f"{name_of(page)} names paths that do not exist: {missing}"
