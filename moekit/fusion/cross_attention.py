@@ -14,6 +14,7 @@ from moekit.checks import check_mask, check_positive, check_same_device, check_s
 from moekit.fusion.attention import AttentionFunction, sdpa_attention, weighted_attention
 from moekit.fusion.checks import check_tokens
 from moekit.fusion.projections import ProjectedTokens, TokenProjections, reset_linear
+from moekit.settings import SettingsModule
 
 
 class CrossAttentionOutput(NamedTuple):
@@ -29,7 +30,7 @@ class CrossAttentionOutput(NamedTuple):
     """Weights of right queries on left keys, or None unless ``need_weights``."""
 
 
-class BidirectionalCrossAttention(nn.Module):
+class BidirectionalCrossAttention(SettingsModule):
     """Cross-attention of left tokens over right tokens and of right tokens over left ones.
 
         F_l = softmax(z_l W_Q (z_r W_K)^T / sqrt(d)) z_r W_V
@@ -79,6 +80,8 @@ class BidirectionalCrossAttention(nn.Module):
         0
     """
 
+    _checked_settings = frozenset({"dropout"})
+
     def __init__(
         self,
         dim: int,
@@ -102,7 +105,7 @@ class BidirectionalCrossAttention(nn.Module):
         self.tie_projections = tie_projections
         self.dropout = dropout
         self.attention = attention
-        self._check_arguments()
+        self._check_settings()
         self.left_projections = TokenProjections(self.left_dim, dim, num_heads, bias=bias, device=device, dtype=dtype)
         self.right_projections = (
             None
@@ -113,8 +116,9 @@ class BidirectionalCrossAttention(nn.Module):
             nn.Linear(dim, dim, bias=bias, device=device, dtype=dtype) if output_projection else None for _ in range(2)
         )
         self.reset_parameters()
+        self._make_read_only("dim", "left_dim", "right_dim", "num_heads", "tie_projections")
 
-    def _check_arguments(self) -> None:
+    def _check_settings(self) -> None:
         for name in ("dim", "left_dim", "right_dim", "num_heads"):
             check_positive(name, getattr(self, name))
         if self.dim % self.num_heads != 0:
@@ -204,10 +208,11 @@ class BidirectionalCrossAttention(nn.Module):
             raise ValueError(
                 f"right must have the batch size of left, {left.shape[0]}, got shape {tuple(right.shape)}."
             )
-        weight = self.left_projections.query.weight
-        check_same_device("left", left, "the parameters", weight)
+        weight = next(self.parameters(), None)  # not through a projection, which may be wrapped
+        if weight is not None:
+            check_same_device("left", left, "the parameters", weight)
+            check_same_dtype("left", left, "the parameters", weight)
         check_same_device("right", right, "left", left)
-        check_same_dtype("left", left, "the parameters", weight)
         check_same_dtype("right", right, "left", left)
         for name, mask, tokens in (("left", left_mask, left), ("right", right_mask, right)):
             if mask is not None:

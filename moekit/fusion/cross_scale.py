@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_positive
 from moekit.fusion.checks import check_maps
+from moekit.settings import SettingsModule
 
 LogitsAt = Literal["own", "aligned"]
 LOGITS_AT = ("own", "aligned")
@@ -30,7 +31,7 @@ class CrossScaleOutput(NamedTuple):
     """Weight of every scale at every location, float32 or wider, summing to 1 over L; None unless ``need_weights``."""
 
 
-class CrossScaleAttention(nn.Module):
+class CrossScaleAttention(SettingsModule):
     """Fuses a pyramid of feature maps into one map, with weights of the scales for every location.
 
         F_l = align(W_l x_l + b_l),    beta = softmax over l of head_l(F_l),    output = sum_l beta_l * F_l
@@ -82,6 +83,8 @@ class CrossScaleAttention(nn.Module):
         (torch.Size([2, 12, 8, 8]), torch.Size([2, 3, 8, 8]))
     """
 
+    _checked_settings = frozenset({"align_to", "logits_at"})
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -100,7 +103,7 @@ class CrossScaleAttention(nn.Module):
         self.logits_at: LogitsAt = logits_at
         check_positive("dim", dim)
         self.hidden_dim = max(dim // 4, 1) if hidden_dim is None else hidden_dim
-        self._check_arguments()
+        self._check_settings()
 
         def convolution(fan_in: int, fan_out: int) -> nn.Conv2d:
             return nn.Conv2d(fan_in, fan_out, 1, device=device, dtype=dtype)
@@ -113,8 +116,9 @@ class CrossScaleAttention(nn.Module):
         self.projections = nn.ModuleList(convolution(width, dim) for width in self.channels)
         self.heads = nn.ModuleList(head() for _ in self.channels)
         self.reset_parameters()
+        self._make_read_only("channels", "dim", "hidden_dim")
 
-    def _check_arguments(self) -> None:
+    def _check_settings(self) -> None:
         if not self.channels:
             raise ValueError("channels must name the channels of at least one map, got none.")
         for index, width in enumerate(self.channels):
@@ -129,11 +133,14 @@ class CrossScaleAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the projections and heads anew; the last layer of every head becomes zero."""
         for scale in range(len(self.channels)):
-            for layer in (self.projection(scale), *self.head(scale)):
+            projection, head = self.projections[scale], self.heads[scale]
+            # The convolutions themselves, or what a wrapper holds.
+            layers = [x for part in (projection, head) for x in part.modules() if isinstance(x, nn.Conv2d)]
+            for layer in layers:
                 nn.init.xavier_uniform_(layer.weight)
                 # torch's stubs leave the type of a convolution's bias open.
                 nn.init.zeros_(cast(Tensor, layer.bias))
-            nn.init.zeros_(self.head(scale)[-1].weight)
+            nn.init.zeros_(layers[-1].weight)
 
     def projection(self, scale: int) -> nn.Conv2d:
         """Returns the projection of a scale."""

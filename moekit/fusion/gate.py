@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_positive, check_same_device, check_same_dtype, check_width
+from moekit.settings import SettingsModule
 
 
 class GateOutput(NamedTuple):
@@ -23,7 +24,7 @@ class GateOutput(NamedTuple):
     """The gate itself, in (0, 1)."""
 
 
-class ModalityGate(nn.Module):
+class ModalityGate(SettingsModule):
     """Weights concatenated features by a sigmoid gate computed from all of them.
 
         G(F) = sigmoid(W_g F + b),    output = F * G(F)
@@ -85,6 +86,7 @@ class ModalityGate(nn.Module):
         num_gates = dim if per == "feature" else len(self.widths)
         self.projection = nn.Linear(dim, num_gates, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
+        self._make_read_only("widths", "per")
 
     def reset_parameters(self) -> None:
         """Resets every gate to ``initial_gate``."""
@@ -106,8 +108,10 @@ class ModalityGate(nn.Module):
             ValueError: If the width, dtype or device of ``features`` does not fit.
         """
         check_width("features", features, sum(self.widths))
-        check_same_device("features", features, "the parameters", self.projection.weight)
-        check_same_dtype("features", features, "the parameters", self.projection.weight)
+        weight = next(self.parameters(), None)  # not through the projection, which may be wrapped
+        if weight is not None:
+            check_same_device("features", features, "the parameters", weight)
+            check_same_dtype("features", features, "the parameters", weight)
         gate = torch.sigmoid(self.projection(features))
         if self.per == "feature":
             return GateOutput(features * gate, gate)

@@ -9,11 +9,14 @@ from torch import nn
 
 from moekit import (
     FFN,
+    BidirectionalCrossAttention,
+    CrossScaleAttention,
     CrossScaleExperts,
     ExpertChoiceRouter,
     FFNExperts,
     HardRouter,
     HashRouter,
+    ModalityGate,
     ModuleExperts,
     SoftMoE,
     SparseMoE,
@@ -46,6 +49,9 @@ MODULES = {
     "dense": lambda: FFN(DIM, 5),
     "modules": lambda: ModuleExperts([nn.Identity()] * EXPERTS),
     "cross scale": lambda: CrossScaleExperts((2, 3), DIM, EXPERTS, depth=1),
+    "scales": lambda: CrossScaleAttention((2, 3), DIM),
+    "cross attention": lambda: BidirectionalCrossAttention(8, num_heads=2),
+    "modality gate": lambda: ModalityGate((3, 4)),
     "soft": lambda: SoftMoE(DIM, make_experts()),
 }
 
@@ -76,6 +82,11 @@ MODULES = {
         ("cross scale", "dim", 7),
         ("cross scale", "align_to", 0),
         ("cross scale", "takes_pyramid", False),
+        ("scales", "hidden_dim", 2),
+        ("cross attention", "num_heads", 4),
+        ("cross attention", "tie_projections", True),
+        ("modality gate", "widths", (4, 3)),
+        ("modality gate", "per", "modality"),
         ("soft", "dim", 7),
         ("soft", "slots_per_expert", 2),
         ("soft", "normalize", False),
@@ -95,7 +106,7 @@ def test_what_weights_were_built_for_is_read_only(name, setting, value):
 @pytest.mark.parametrize("name", MODULES)
 def test_copies_stay_read_only(name):
     for other in (copy.deepcopy(MODULES[name]()), pickle.loads(pickle.dumps(MODULES[name]()))):
-        setting = "dim" if hasattr(other, "dim") else "num_experts"
+        setting = next(name for name in ("dim", "num_experts", "widths") if hasattr(other, name))
         with pytest.raises(AttributeError, match="is fixed once it is built"):
             setattr(other, setting, 99)
 
@@ -147,6 +158,9 @@ def test_the_default_of_renormalize_follows_top_k():
         ("ffn", "recompute", "some", "recompute must be one of .* got 'some'"),
         ("dense", "activation", "relu", "activation must be a gated one, as the weights were built for, got 'relu'"),
         ("cross scale", "batching", "eager", "batching must be one of .* got 'eager'"),
+        ("scales", "logits_at", "finest", "logits_at must be one of 'own', 'aligned', got 'finest'"),
+        ("scales", "align_to", 2, "align_to must be the index of one of the 2 maps, got 2"),
+        ("cross attention", "dropout", 1.0, r"dropout must lie in \[0, 1\), got 1.0"),
         ("expert choice", "capacity_factor", 0.0, r"capacity_factor must be in \(0, num_experts=4\], got 0.0"),
     ],
 )
