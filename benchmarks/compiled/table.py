@@ -36,6 +36,7 @@ def not_read(version: str = triton.__version__) -> str | None:
 def write(entries: Iterable[Entry], path: Path) -> None:
     """Writes the table, one line an entry."""
     lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in entries)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{{"triton": "{triton.__version__}",\n"entries": [\n{lines}\n]}}\n')
 
 

@@ -130,8 +130,8 @@ class TestTable:
         entry = {"kernel": "k", "variant": 0, "target": "sm_80", "dtypes": ["bf16"], "cases": ["a"]}
         entry |= {"constants": {"B": 16}, "registers": 8}
         other = entry | {"target": "sm_90"}
-        table.write([entry], tmp_path / "table.json")
-        before = table.read(tmp_path / "table.json")
+        table.write([entry], tmp_path / "new" / "table.json")
+        before = table.read(tmp_path / "new" / "table.json")
         assert before == {"triton": triton.__version__, "entries": [entry]}
         assert table.differences(before["entries"], [entry]) == []
         assert table.differences(before["entries"], [other]) == [
