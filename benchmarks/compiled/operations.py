@@ -72,7 +72,7 @@ def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
     row = indices(shape.slots) if choice else indices(shape.tokens, shape.top_k)
     starts, slot = (indices(shape.tokens + 1), indices(shape.slots)) if choice else (None, None)
     combine.forward(rows, row, starts, gates, slot, live, shape.tokens)
-    combine.backward(grad, rows, row, starts, gates, slot, live)
+    combine.backward(grad, rows, row, starts, gates, slot)
 
 
 def combine_parts(dtype: torch.dtype, shape: Shape) -> None:

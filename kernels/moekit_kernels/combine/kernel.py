@@ -96,29 +96,19 @@ def combine_fwd_kernel(
 
 
 @triton.jit
-def _send_chunk(
-    dot, grad, d_rows, rows, gate, r, has, is_live, column, width, stride_s, stride_n, d_stride,
-    SPLITS: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
+def _send_chunk(dot, grad, d_rows, rows, gate, r, has, column, width, stride_n):
     """Writes one slot's columns of ``d_rows``; returns ``dot`` plus their part of ``<grad, row>``."""
     here = has[:, None] & (column < width)[None, :]
-    read = here & is_live[:, None]
     if d_rows is not None:
-        sent = grad
-        if GATED:
-            sent = gate[:, None] * grad
-        sent = tl.where(is_live[:, None], sent, 0.0)
-        tl.store(d_rows + r[:, None] * d_stride + column[None, :], sent.to(d_rows.dtype.element_ty), mask=here)
+        sent = gate[:, None] * grad
+        tl.store(d_rows + r[:, None] * width + column[None, :], sent.to(d_rows.dtype.element_ty), mask=here)
     if rows is not None:
-        source = rows + r[:, None] * stride_n + column[None, :]
-        value = tl.load(source, mask=read, other=0.0).to(tl.float32)
-        for split in tl.static_range(1, SPLITS):
-            value += tl.load(source + split * stride_s, mask=read, other=0.0).to(tl.float32)
-        dot += tl.sum(tl.where(read, value * grad, 0.0), 1)
+        value = tl.load(rows + r[:, None] * stride_n + column[None, :], mask=here, other=0.0).to(tl.float32)
+        dot += tl.sum(tl.where(here, value * grad, 0.0), 1)
     return dot
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_rows", "last"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def combine_bwd_kernel(
     grad,
     rows,
@@ -126,17 +116,12 @@ def combine_bwd_kernel(
     starts,
     gates,
     slot,
-    live,
     d_rows,
     d_gates,
     num_tokens,
-    num_rows,
     width,
-    last,
-    stride_s,
     stride_n,
     TOP_K: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
@@ -148,12 +133,8 @@ def combine_bwd_kernel(
     """
     token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = token < num_tokens
-    num_live = num_rows
-    if live is not None:
-        num_live = tl.load(live + last)
     lane = tl.arange(0, BLOCK_D)
     source = grad + token[:, None] * width
-    GATED: tl.constexpr = gates is not None
     if ONE_CHUNK:
         whole = tl.load(source + lane[None, :], mask=inside[:, None] & (lane < width)[None, :], other=0.0)
         whole = whole.to(tl.float32)
@@ -162,24 +143,16 @@ def combine_bwd_kernel(
     k = 0
     while k < longest:
         r, place, has = _place(row, slot, begin, count, k)
-        is_live = r < num_live
-        gate = tl.zeros((BLOCK_T,), tl.float32)
-        if GATED:
-            gate = tl.load(gates + place, mask=has, other=0.0).to(tl.float32)
+        gate = tl.load(gates + place, mask=has, other=0.0).to(tl.float32)
         dot = tl.zeros((BLOCK_T,), tl.float32)
         if ONE_CHUNK:
-            dot = _send_chunk(
-                dot, whole, d_rows, rows, gate, r, has, is_live, lane, width, stride_s, stride_n, width, SPLITS, GATED
-            )
+            dot = _send_chunk(dot, whole, d_rows, rows, gate, r, has, lane, width, stride_n)
         else:
             first = 0
             while first < width:
                 column = first + lane
                 part = tl.load(source + column[None, :], mask=inside[:, None] & (column < width)[None, :], other=0.0)
-                dot = _send_chunk(
-                    dot, part.to(tl.float32), d_rows, rows, gate, r, has, is_live, column, width, stride_s, stride_n,
-                    width, SPLITS, GATED,
-                )  # fmt: skip
+                dot = _send_chunk(dot, part.to(tl.float32), d_rows, rows, gate, r, has, column, width, stride_n)
                 first += BLOCK_D
         if d_gates is not None:
             tl.store(d_gates + place, dot.to(d_gates.dtype.element_ty), mask=has)

@@ -60,11 +60,18 @@ def forward(
         kernel.combine_fwd_kernel,
         (-(-num_tokens // block_t), -(-width // block_d)),
         {
-            **_operands(rows, row, starts, gates, slot, live),
+            "rows": rows,
+            **_index_operands(row, starts, gates, slot),
+            "live": live,
             "out": out,
             "num_tokens": num_tokens,
+            "num_rows": rows.shape[-2],
             "width": width,
+            "last": 0 if live is None else live.shape[0] - 1,
+            "stride_s": rows.stride(0) if rows.ndim == 3 else 0,
+            "stride_n": rows.stride(-2),
             "TOP_K": top_k,
+            "SPLITS": rows.shape[0] if rows.ndim == 3 else 1,
             "UNROLL": starts is None and top_k <= _UNROLLED,
             "BLOCK_T": block_t,
             "BLOCK_D": block_d,
@@ -78,9 +85,8 @@ def backward(
     rows: Tensor,
     row: Tensor,
     starts: Tensor | None,
-    gates: Tensor | None,
+    gates: Tensor,
     slot: Tensor | None,
-    live: Tensor | None,
     rows_grad: bool = True,
     gates_grad: bool = True,
 ) -> CombineGradients:
@@ -88,41 +94,37 @@ def backward(
 
     Args:
         grad: ``(T, D)``, of the result.
-        rows: As in :func:`forward`. Parts ``(S, N, D)`` all have the one gradient ``(N, D)``.
+        rows: ``(N, D)``.
         row: As in :func:`forward`.
         starts: As in :func:`forward`.
-        gates: As in :func:`forward`; None leaves no gradient of gates.
+        gates: As in :func:`forward`.
         slot: As in :func:`forward`.
-        live: As in :func:`forward`; rows that are not live have gradient zero, and so do their gates.
         rows_grad: Whether to compute ``d_rows``.
         gates_grad: Whether to compute ``d_gates``.
 
     Returns:
         ``d_rows``, ``(N, D)`` in the dtype of ``rows``, and ``d_gates`` in shape and dtype of ``gates``.
     """
-    gates_grad = gates_grad and gates is not None
     rows, grad = _unit_stride(rows), grad.contiguous()
     num_tokens, width = grad.shape
-    d_rows = torch.empty(rows.shape[-2:], dtype=rows.dtype, device=rows.device) if rows_grad else None
-    d_gates = (
-        torch.empty(gates.shape, dtype=gates.dtype, device=gates.device) if gates_grad and gates is not None else None
-    )
+    d_rows = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device) if rows_grad else None
+    d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device) if gates_grad else None
     block_d = min(_power_of_2(width), _BACKWARD_COLUMNS)
     block_t = max(1, 1024 // block_d)
     from moekit_kernels.combine import kernel
 
-    operands = _operands(rows, row, starts, gates, slot, live)
     launch(
         kernel.combine_bwd_kernel,
         (-(-num_tokens // block_t) if rows_grad or gates_grad else 0,),
         {
-            **operands,
-            "rows": rows if gates_grad else None,
             "grad": grad,
+            "rows": rows if gates_grad else None,
+            **_index_operands(row, starts, gates, slot),
             "d_rows": d_rows,
             "d_gates": d_gates,
             "num_tokens": num_tokens,
             "width": width,
+            "stride_n": rows.stride(-2),
             "TOP_K": row.shape[1] if starts is None else 1,
             "BLOCK_T": block_t,
             "BLOCK_D": block_d,
@@ -133,22 +135,15 @@ def backward(
     return CombineGradients(d_rows, d_gates)
 
 
-def _operands(
-    rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None, live: Tensor | None
-) -> dict[str, object]:
-    """The arguments that both kernels have."""
+def _index_operands(
+    row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None
+) -> dict[str, Tensor | None]:
+    """Returns the arguments of both kernels that say which row and gate belong to a slot."""
     return {
-        "rows": rows,
         "row": row.contiguous(),
         "starts": starts,
         "gates": None if gates is None else gates.contiguous(),
         "slot": slot if starts is not None and gates is not None else None,
-        "live": live,
-        "num_rows": rows.shape[-2],
-        "last": 0 if live is None else live.shape[0] - 1,
-        "stride_s": rows.stride(0) if rows.ndim == 3 else 0,
-        "stride_n": rows.stride(-2),
-        "SPLITS": rows.shape[0] if rows.ndim == 3 else 1,
     }
 
 

@@ -20,7 +20,7 @@ LIMITS = Limits()
 
 @torch.library.custom_op("moekit::combine", mutates_args=())
 def _combine(
-    rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None, num_tokens: int
+    rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor, slot: Tensor | None, num_tokens: int
 ) -> Tensor:
     return launches.forward(rows, row, starts, gates, slot, None, num_tokens)
 
@@ -31,19 +31,17 @@ def _combine_backward(
     rows: Tensor,
     row: Tensor,
     starts: Tensor | None,
-    gates: Tensor | None,
+    gates: Tensor,
     slot: Tensor | None,
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    found = launches.backward(grad, rows, row, starts, gates, slot, None, rows_grad, gates_grad)
-    return [gradient for gradient in found if gradient is not None]
+    gradients = launches.backward(grad, rows, row, starts, gates, slot, rows_grad, gates_grad)
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 @_combine.register_fake
-def _(
-    rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None, num_tokens: int
-) -> Tensor:
+def _(rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor, slot: Tensor | None, num_tokens: int) -> Tensor:
     return rows.new_empty(num_tokens, rows.shape[1])
 
 
@@ -53,13 +51,13 @@ def _(
     rows: Tensor,
     row: Tensor,
     starts: Tensor | None,
-    gates: Tensor | None,
+    gates: Tensor,
     slot: Tensor | None,
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    found = [rows.new_empty(rows.shape)] if rows_grad else []
-    return [*found, gates.new_empty(gates.shape)] if gates is not None and gates_grad else found
+    gradients = [rows.new_empty(rows.shape)] if rows_grad else []
+    return [*gradients, gates.new_empty(gates.shape)] if gates_grad else gradients
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -69,12 +67,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs_rows, needs_gates = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
     refuse_forward_mode("combine", grad, remedy='impl="torch"')
-    found = _combine_backward(grad, *ctx.saved_tensors, needs_rows, needs_gates)
+    gradients = _combine_backward(grad, *ctx.saved_tensors, needs_rows, needs_gates)
     return (
-        found[0] if needs_rows else None,
+        gradients[0] if needs_rows else None,
         None,
         None,
-        found[-1] if needs_gates else None,
+        gradients[-1] if needs_gates else None,
         None,
         None,
     )
