@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
 
 
 def parse_pretrain(arguments: list[str]) -> Config:
-    """Settings of ``pretrain``: the preset's, with what the arguments change."""
+    """Parses the settings of ``pretrain``: the preset's, with what the arguments change."""
     return parse_preset(Config, PRESETS, arguments, prog=f"python -m {_MODULE} pretrain", about=_ABOUT["pretrain"])
 
 

@@ -182,20 +182,20 @@ class Config(RunSettings):
 
 
 def paper() -> Config:
-    """As printed where that computes: routed by the report, words contrasted within each report and summed."""
+    """Returns what the paper prints, where it can be computed: routing by report, contrast of words within a report."""
     model = ModelConfig(route_on="text")
     train = TrainConfig(global_directions="image-to-text", local_form="report", word_aggregation="sum", devices=8)
     return Config(preset="paper", model=model, train=train)
 
 
 def release() -> Config:
-    """What the public release settles: K=6, routed by the image, weights 0.5, 0.5, 2.0, temperatures 4, 5, 10."""
+    """Returns what the release settles: K=6, routed by the image, weights 0.5, 0.5, 2.0, temperatures 4, 5, 10."""
     train = TrainConfig(global_weight=0.5, local_weight=0.5, router_weight=2.0, word_aggregation="sum")
     return Config(preset="release", train=train)
 
 
 def tiny() -> Config:
-    """Small encoders from scratch, for a laptop CPU; the demo."""
+    """Returns settings with small encoders from scratch, for a laptop CPU; the demo."""
     model = ModelConfig(
         image_encoder="test_resnet",
         image_weights="random",

@@ -76,7 +76,7 @@ def retrieve(session: Session, pairs: StudySplit, *, score: Score = "global") ->
 
 
 def _standard(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean 0 and standard deviation 1 over all pairs: keeps every ranking, so that two scores can be added."""
+    """Standardises over all pairs, which keeps every ranking and lets two scores be added."""
     spread = scores.std()
     return (scores - scores.mean()) / (spread if spread > 0 else 1)
 

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
 
 
 def parse_train(arguments: list[str]) -> Config:
-    """Settings of ``train``: the preset's, with what the arguments change."""
+    """Parses the settings of ``train``: the preset's, with what the arguments change."""
     return parse_preset(Config, PRESETS, arguments, prog="python -m recipes.medvlmoe train", about=_ABOUT["train"])
 
 

@@ -150,12 +150,12 @@ class Config(RunSettings):
 
 
 def paper() -> Config:
-    """What the paper prints: ViT-L/14 and BioGPT, d=512, 8 experts, top 2, 100 epochs, three seeds."""
+    """Returns what the paper prints: ViT-L/14 and BioGPT, d=512, 8 experts, top 2, 100 epochs, three seeds."""
     return Config(preset="paper", seeds=(0, 1, 2))
 
 
 def tiny() -> Config:
-    """Small encoders from scratch, for a laptop CPU; the demo."""
+    """Returns settings with small encoders from scratch, for a laptop CPU; the demo."""
     model = ModelConfig(
         image_encoder="test_resnet",
         image_weights="random",

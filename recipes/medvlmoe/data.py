@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.images.transforms import augment, fit_square, to_tensor
+from recipes.data.images.transforms import to_tensor
 from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_source
-from recipes.data.sampling import EpochSampler
 from recipes.data.studies import StudySource, StudySplit
 from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
 from recipes.medvlmoe.config import DataConfig, TrainConfig
 from recipes.shared.encoders.image import ImageEncoderSpec
+from recipes.shared.loading import FittedImages, epoch_loader
 
 
 class Batch(NamedTuple):
@@ -115,8 +115,7 @@ def _section_notes(source: StudySource, config: DataConfig) -> list[str]:
 class StudyDataset(Dataset[Batch]):
     """A split as items of one study each, addressed by ``(epoch, index)``.
 
-    The epoch is part of the address so that augmentation depends on ``(seed, epoch, index)`` alone: the
-    same whatever the order, the worker, or a resume in between.
+    Images are those of :class:`~recipes.shared.loading.FittedImages`.
 
     Args:
         split: The studies.
@@ -141,27 +140,15 @@ class StudyDataset(Dataset[Batch]):
     ) -> None:
         self.split = split
         self.spec = spec
-        self.augment_seed = augment_seed
+        self.images = FittedImages(split, spec.size, augment_seed=augment_seed, cache=cache)
         self.tokens = _tokenize(texts, tokenizer, text_tokens)
-        self.cache: dict[int, np.ndarray] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def image(self, index: int) -> np.ndarray:
-        """Returns the study's image at the encoder's size, ``uint8``."""
-        if self.cache is not None and index in self.cache:
-            return self.cache[index]
-        image = fit_square(self.split[index].image, self.spec.size)
-        if self.cache is not None:
-            self.cache[index] = image
-        return image
-
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, list[int], np.ndarray, int]:
         epoch, index = address
-        image = self.image(index)
-        if self.augment_seed is not None:
-            image = augment(image, np.random.default_rng((self.augment_seed, epoch, index)))
+        image = self.images(epoch, index)
         return to_tensor(image, self.spec), self.tokens[index], self.split.labels[index], index
 
 
@@ -169,15 +156,7 @@ def make_loader(
     dataset: StudyDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
     """Makes a loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
-    sampler = EpochSampler(len(dataset), config.batch_size, seed=seed, rank=rank, world_size=world_size)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+    return epoch_loader(dataset, len(dataset), config, collate, seed=seed, rank=rank, world_size=world_size)
 
 
 def collate(items: Sequence[tuple[Tensor, list[int], np.ndarray, int]]) -> Batch:

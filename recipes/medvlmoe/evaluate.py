@@ -91,7 +91,7 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any
 def predictions_table(
     predictions: Predictions, split: StudySplit, name: str, classes: Sequence[str], config: Config
 ) -> pd.DataFrame:
-    """One row per study: truth, probabilities, the experts chosen and their gates."""
+    """Makes one row per study: truth, probabilities, the experts chosen and their gates."""
     columns: dict[str, Any] = {
         "id": [split.ids[int(i)] for i in predictions.index],
         "group": [split.groups[int(i)] for i in predictions.index],

@@ -49,7 +49,7 @@ def write_examples(
     batch = make_loader(dataset, config.train, seed=None).collate_fn([dataset[0, row] for row in rows])
     shown = predict_batches(model, [batch], device=device, need_attention=True)
     arrays: dict[str, Any] = {
-        "images": stack_images([dataset.image(row) for row in rows]),
+        "images": stack_images([dataset.images.fitted(row) for row in rows]),
         "probs": predictions.probs[rows],
         "labels": predictions.labels[rows],
         "ids": np.array([study.id for study in studies]),

@@ -139,7 +139,7 @@ class MedVLMoE(nn.Module):
         return Diagnosis(self.head(self.dropout(self.head_norm(features))), stats, routing, routed, fused.attention)
 
     def _text(self, input_ids: Tensor, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Text tokens in the common space after the null token, which is real where nothing else is."""
+        """Returns text tokens in the common space after the null token, which is real where nothing else is."""
         batch = image.shape[0]
         null = self.null_text.expand(batch, 1, -1).to(image.dtype)
         if self.text_encoder is None:
@@ -201,12 +201,12 @@ class MedVLMoE(nn.Module):
 
 
 def reads_text(config: ModelConfig) -> bool:
-    """Whether the variant has a text encoder at all."""
+    """Tells whether the variant has a text encoder at all."""
     return config.variant not in ("no-text", "vision-only")
 
 
 def has_experts(config: ModelConfig) -> bool:
-    """Whether the variant has a sparse layer."""
+    """Tells whether the variant has a sparse layer."""
     return config.variant not in ("no-moe", "vision-only")
 
 
@@ -215,7 +215,7 @@ def _norm(config: ModelConfig, dim: int) -> nn.Module:
 
 
 def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:
-    """Two-layer MLPs behind a router, or, without experts, one of them for all."""
+    """Builds two-layer MLPs behind a router, or, without experts, one of them for all."""
     if not has_experts(config):
         return FFN(width, config.expert_hidden_dim, activation="gelu", bias=True)
     router = TopKRouter(

@@ -113,7 +113,7 @@ def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabri
 
 
 def _parameter_groups(model: MedVLMoE, settings: TrainConfig) -> list[dict[str, Any]]:
-    """Encoders and the rest with their own learning rates; weight decay on matrices only."""
+    """Groups encoders and the rest with their own learning rates; weight decay on matrices only."""
     return parameter_groups(
         model,
         weight_decay=settings.weight_decay,
@@ -132,7 +132,7 @@ def _train_epoch(
     seed: int,
     epoch: int,
 ) -> dict[str, Any]:
-    """One pass over the training split."""
+    """Trains on the whole training split once."""
     started = time.monotonic()
     loader.batch_sampler.epoch = epoch
     begin_epoch(fabric, wrapped, seed, epoch)
@@ -172,7 +172,7 @@ def _train_epoch(
 
 
 def _counts(model: MedVLMoE, batch: Batch) -> tuple[int, int]:
-    """Known labels, over which the task's loss is a mean, and studies, over which the router's losses are."""
+    """Counts known labels, over which the task's loss is a mean, and studies, over which the router's losses are."""
     return int(model.head.known_labels(batch.labels).sum()), len(batch.labels)
 
 
@@ -209,7 +209,7 @@ def _update_bias(model: MedVLMoE, counts: Tensor | None, settings: TrainConfig) 
 
 
 def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource) -> dict[str, Any]:
-    """Loss and macro AUROC on the validation split, gathered from all ranks; one may have no study of it."""
+    """Computes loss and macro AUROC on the validation split, gathered from all ranks; one may have no study of it."""
     predictions: Predictions | None = None
     if len(loader):
         with fabric.autocast():
@@ -228,7 +228,7 @@ def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource)
 
 
 def _score(record: dict[str, Any]) -> float:
-    """What epochs are compared by: macro AUROC, or the negated loss where it is undefined."""
+    """Returns what epochs are compared by: macro AUROC, or the negated loss where it is undefined."""
     auroc = record["val_macro_auroc"]
     return -record["val_loss"] if auroc is None else auroc
 

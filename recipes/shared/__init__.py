@@ -6,6 +6,7 @@
 | ``settings`` | the settings that recipes have in common, and the reader of a run's ``config.json`` |
 | ``training`` | runs by seed, epochs, optimiser steps whose losses are means over the whole step |
 | ``weight_decay`` | which parameters decay, by their role |
+| ``loading`` | images fitted to the encoder, and loaders whose order is reproducible |
 | ``checkpoints`` | what is written, loaded and resumed |
 | ``tasks`` | the classifier and its losses for the four kinds of task |
 | ``runs`` | a run's folder: json files, history, device, environment |

@@ -112,7 +112,7 @@ def _build(kind: type[Settings], values: Any, path: str) -> Settings:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """A value of json as its field's type has it: a nested dataclass, a path, a tuple, or the value itself."""
+    """Converts a value of json to its field's type: a nested dataclass, a path, a tuple, or the value itself."""
     if is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, path)
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)

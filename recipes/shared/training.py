@@ -181,7 +181,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def lr_factor(step: int, steps_per_epoch: int, *, epochs: int, warmup_epochs: float) -> float:
-    """Linear warm-up to 1, then a cosine to 0; a function of the step, so there is nothing to resume."""
+    """Returns a linear warm-up to 1, then a cosine to 0; a function of the step, so there is nothing to resume."""
     warmup = warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup

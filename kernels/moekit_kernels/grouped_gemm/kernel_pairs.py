@@ -17,8 +17,8 @@ def load_pair_tile(
     if INTERLEAVED:
         both = 2 * column + tl.arange(0, 2 * BLOCK_N)
         mask = inside[:, None] & (both < 2 * num_columns)[None, :]
-        found = tl.load(rows + (in_tile + both[None, :]), mask=mask, other=0.0)
-        gate, value = tl.split(tl.reshape(found, (BLOCK_M, BLOCK_N, 2)))
+        pairs = tl.load(rows + (in_tile + both[None, :]), mask=mask, other=0.0)
+        gate, value = tl.split(tl.reshape(pairs, (BLOCK_M, BLOCK_N, 2)))
     else:
         columns = column + tl.arange(0, BLOCK_N)
         mask = inside[:, None] & (columns < num_columns)[None, :]

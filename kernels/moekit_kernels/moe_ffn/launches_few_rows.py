@@ -48,8 +48,8 @@ def down(hidden: Tensor, down_proj: Tensor, offsets: Tensor, num_rows: int, bias
     aligned = is_aligned(hidden.dtype, columns, depth)
     config = gemm_config("few_rows", target, hidden.dtype, num_rows // num_experts, aligned)
     programs = max(1, min(num_rows, num_experts)) * -(-columns // config.block_n)
-    wanted = 2 * target.processors * config.per_processor // programs
-    parts = max(1, min(wanted, 8, depth // (4 * config.block_k)))
+    enough = 2 * target.processors * config.per_processor // programs
+    parts = max(1, min(enough, 8, depth // (4 * config.block_k)))
     if parts == 1:
         y = hidden.new_empty(num_rows, columns)
     else:

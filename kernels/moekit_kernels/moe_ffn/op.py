@@ -141,8 +141,8 @@ def _(
     weight_grad: bool,
     impl: str,
 ) -> list[Tensor]:
-    wanted = ((x, gates) if input_grad else ()) + ((up_proj, down_proj, up_bias, down_bias) if weight_grad else ())
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted if t is not None]
+    inputs = ((x, gates) if input_grad else ()) + ((up_proj, down_proj, up_bias, down_bias) if weight_grad else ())
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs if t is not None]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -161,12 +161,12 @@ def _backward(ctx: Any, grad: Tensor | None, *kept_grads: None) -> tuple[Tensor 
     *saved, pre, hidden = ctx.saved_tensors
     remaining = iter(saved)
     tensors = [next(remaining) if present else None for present in ctx.present]
-    wanted = [any(ctx.needs_input_grad[place] for place in places) for places in (_INPUT_PLACES, _WEIGHT_PLACES)]
-    found = iter(_moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, *wanted, ctx.impl))
-    for places, are_wanted in zip((_INPUT_PLACES, _WEIGHT_PLACES), wanted, strict=True):
+    requested = [any(ctx.needs_input_grad[place] for place in places) for places in (_INPUT_PLACES, _WEIGHT_PLACES)]
+    computed = iter(_moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, *requested, ctx.impl))
+    for places, is_requested in zip((_INPUT_PLACES, _WEIGHT_PLACES), requested, strict=True):
         for place in places:
-            if are_wanted and ctx.present[place]:
-                gradient = next(found)
+            if is_requested and ctx.present[place]:
+                gradient = next(computed)
                 gradients[place] = gradient if ctx.needs_input_grad[place] else None
     return tuple(gradients)
 

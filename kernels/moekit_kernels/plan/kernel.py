@@ -108,10 +108,10 @@ def plan_count_kernel(
     first = tl.program_id(1) * (BINS - 1)
     bin_of = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K) - first
     bin_of = tl.where(inside & (bin_of >= 0) & (bin_of < BINS - 1), bin_of, BINS - 1)
-    found = tl.histogram(bin_of, BINS)
+    count = tl.histogram(bin_of, BINS)
     lane = tl.arange(0, BINS)
     expert = (first + lane).to(tl.int64)
-    tl.store(counts + expert * num_blocks + block, found, mask=(lane < BINS - 1) & (expert <= NUM_EXPERTS))
+    tl.store(counts + expert * num_blocks + block, count, mask=(lane < BINS - 1) & (expert <= NUM_EXPERTS))
 
 
 @triton.jit(do_not_specialize=["num_blocks"])
@@ -142,11 +142,11 @@ def plan_offsets_kernel(
         total = tl.load(totals + expert, mask=inside, other=0)
         before = begin + tl.cumsum(total, 0) - total
         tl.store(offsets + expert, before.to(tl.int64), mask=expert <= NUM_EXPERTS)
-        wanted = total
+        num_routed = total
         if routed is not None:
-            wanted = tl.load(routed + expert, mask=inside, other=0)
-        tl.store(tokens_per_expert + expert, wanted.to(tl.int64), mask=inside)
-        tl.store(dropped_per_expert + expert, (wanted - total).to(tl.int64), mask=inside)
+            num_routed = tl.load(routed + expert, mask=inside, other=0)
+        tl.store(tokens_per_expert + expert, num_routed.to(tl.int64), mask=inside)
+        tl.store(dropped_per_expert + expert, (num_routed - total).to(tl.int64), mask=inside)
         begin += tl.sum(total, 0)
 
 

@@ -41,12 +41,12 @@ def tile_schedules(offsets: Tensor, num_rows: int, block_ms: tuple[int, ...], de
     if num_rows >= 2**31:
         raise ValueError(f"num_rows must be below 2**31, got {num_rows}: give the tokens in several calls.")
     num_experts = offsets.shape[0] - 1
-    found: dict[int, Tensor] = {}
+    schedules: dict[int, Tensor] = {}
     heights = list(dict.fromkeys(block_ms))
     for i in range(0, len(heights), _PER_LAUNCH):
         group = heights[i : i + _PER_LAUNCH]
-        found.update(zip(group, _launch(offsets, num_rows, num_experts, group, dead_tiles), strict=True))
-    return [found[height] for height in block_ms]
+        schedules.update(zip(group, _launch(offsets, num_rows, num_experts, group, dead_tiles), strict=True))
+    return [schedules[height] for height in block_ms]
 
 
 def _launch(offsets: Tensor, num_rows: int, num_experts: int, heights: list[int], dead_tiles: bool) -> list[Tensor]:

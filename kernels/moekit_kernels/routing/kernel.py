@@ -118,10 +118,10 @@ def route_fwd_kernel(
         top_gate = tl.zeros((ROWS, KP), tl.float32)
         for k in range(TOP_K):
             first = first_of_largest(key, cols, EP)
-            found = cols == first
-            key = tl.where(found, CHOSEN, key)
+            is_next = cols == first
+            key = tl.where(is_next, CHOSEN, key)
             top = tl.where(places == k, first, top)
-            top_gate = tl.where(places == k, tl.sum(tl.where(found, gate, 0.0), axis=1)[:, None], top_gate)
+            top_gate = tl.where(places == k, tl.sum(tl.where(is_next, gate, 0.0), axis=1)[:, None], top_gate)
         chosen = key == CHOSEN
         if RENORMALIZE:
             gate, _, _ = softmax(z, chosen)
@@ -198,10 +198,10 @@ def chosen_gradients(ids, d_gates, d_gate_sum, counted, rows, cols, num_tokens, 
     chosen = (row < 0) & (cols < 0)
     gradient = tl.where(chosen, 1.0, 0.0)
     for k in range(TOP_K):
-        found = cols == tl.load(ids + row * TOP_K + k, mask=inside, other=-1).to(tl.int32)
-        chosen = chosen | found
+        is_chosen = cols == tl.load(ids + row * TOP_K + k, mask=inside, other=-1).to(tl.int32)
+        chosen = chosen | is_chosen
         if d_gates is not None:
-            gradient = tl.where(found, tl.load(d_gates + row * TOP_K + k, mask=inside, other=0.0), gradient)
+            gradient = tl.where(is_chosen, tl.load(d_gates + row * TOP_K + k, mask=inside, other=0.0), gradient)
     if d_gate_sum is not None:
         per_expert = tl.load(d_gate_sum + cols, mask=cols < E, other=0.0)
         gradient += tl.where(chosen & counted, per_expert, 0.0)

@@ -40,15 +40,15 @@ def group_scores_by_shape(score, EP: tl.constexpr, ROWS: tl.constexpr, GROUPS: t
 @triton.jit
 def group_scores_by_mask(score, cols, EP: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr):
     """The same for groups of any size of at least 2."""
-    found = score
+    group_score = score
     for group in range(GROUPS):
         member = (cols // SIZE) == group
         own = tl.where(member, score, -float("inf"))
         best = tl.max(own, axis=1)[:, None]
         first = tl.min(tl.where(member & (own == best), cols, EP), axis=1)[:, None]
         second = tl.max(tl.where(cols == first, -float("inf"), own), axis=1)[:, None]
-        found = tl.where(member, best + second, found)
-    return found
+        group_score = tl.where(member, best + second, group_score)
+    return group_score
 
 
 @triton.jit

@@ -94,11 +94,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    wanted = [grads[place] for place in _FLOAT_OUTPUTS]
+    float_grads = [grads[place] for place in _FLOAT_OUTPUTS]
     d_logits = None
-    if any(grad is not None for grad in wanted):
-        refuse_forward_mode("route", *wanted)
-        d_logits = _route_backward(*wanted, *ctx.saved_tensors, ctx.scoring, ctx.renormalize, ctx.scaling_factor)
+    if any(grad is not None for grad in float_grads):
+        refuse_forward_mode("route", *float_grads)
+        d_logits = _route_backward(*float_grads, *ctx.saved_tensors, ctx.scoring, ctx.renormalize, ctx.scaling_factor)
     return d_logits, *(None,) * 8
 
 
@@ -116,10 +116,10 @@ def _batched(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
         def call(sample: int) -> Any:
             return op(*(a if d is None else a.select(d, sample) for a, d in zip(args, in_dims, strict=True)))
 
-        found = [call(sample) for sample in range(info.batch_size)]
-        if isinstance(found[0], Tensor):
-            return torch.stack(found), 0
-        fields = tuple(torch.stack(field) for field in zip(*found, strict=True))
+        outputs = [call(sample) for sample in range(info.batch_size)]
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs), 0
+        fields = tuple(torch.stack(field) for field in zip(*outputs, strict=True))
         return fields, (0,) * len(fields)
 
     return rule

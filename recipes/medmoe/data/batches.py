@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from recipes.data.images.transforms import augment, fit_square, to_tensor
 from recipes.data.pairs import BadSample, PairSource, PairSplit, PairStream
-from recipes.data.sampling import EpochSampler
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.tokens import TokenIds, Tokens, pad_tokens, token_ids
 from recipes.shared.encoders.image import ImageEncoderSpec
+from recipes.shared.loading import FittedImages, epoch_loader
 
 UNKNOWN = -100
 """Label of a pair whose modality is not known."""
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     skipped: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
+        """Returns the same on another device."""
         return Batch(*(field.to(device) for field in self))
 
 
@@ -56,7 +56,7 @@ class Item(NamedTuple):
 
 
 def text_id(text: str) -> int:
-    """A number that equal texts share, on every rank: white space and case do not count."""
+    """Returns a number that equal texts share, on every rank: white space and case do not count."""
     folded = " ".join(text.lower().split())
     return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big", signed=True)
 
@@ -76,7 +76,7 @@ class PairReader:
         self.tokenizer, self.spec, self.text_tokens = tokenizer, spec, text_tokens
 
     def label(self, modality: str | None) -> int:
-        """Place of a modality.
+        """Returns the place of a modality.
 
         Raises:
             ValueError: If it is none of those that the router is taught.
@@ -91,7 +91,7 @@ class PairReader:
         return self.modalities.index(modality)
 
     def item(self, image: np.ndarray, text: str, modality: str | None, index: int) -> Item:
-        """One pair, its image already fitted to the encoder's square."""
+        """Makes an item of one pair, its image already fitted to the encoder's square."""
         tokens = token_ids(text, self.tokenizer, self.text_tokens)
         return Item(to_tensor(image, self.spec), tokens, self.label(modality), text_id(text), index)
 
@@ -110,8 +110,7 @@ class PairReader:
 class PairDataset(Dataset[Item]):
     """A split as items of one pair each, addressed by ``(epoch, index)``.
 
-    The epoch is part of the address so that augmentation depends on ``(seed, epoch, index)`` alone: the
-    same whatever the order, the worker, or a resume in between.
+    Images are those of :class:`~recipes.shared.loading.FittedImages`.
 
     Args:
         split: The pairs.
@@ -126,30 +125,19 @@ class PairDataset(Dataset[Item]):
     def __init__(
         self, split: PairSplit, reader: PairReader, *, augment_seed: int | None = None, cache: bool = False
     ) -> None:
-        self.split, self.reader, self.augment_seed = split, reader, augment_seed
+        self.split, self.reader = split, reader
+        self.images = FittedImages(split, reader.spec.size, augment_seed=augment_seed, cache=cache)
         for modality in sorted({m for m in split.modalities if m is not None}):
             reader.label(modality)
         if any(text is None or not text.strip() for text in split.texts):
             raise ValueError("every pair must have a text, but the split holds a study without one.")
-        self.cache: dict[int, np.ndarray] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def image(self, index: int) -> np.ndarray:
-        """The study's image at the encoder's size, ``uint8``."""
-        if self.cache is not None and index in self.cache:
-            return self.cache[index]
-        image = fit_square(self.split[index].image, self.reader.spec.size)
-        if self.cache is not None:
-            self.cache[index] = image
-        return image
-
     def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        image = self.image(index)
-        if self.augment_seed is not None:
-            image = augment(image, np.random.default_rng((self.augment_seed, epoch, index)))
+        image = self.images(epoch, index)
         return self.reader.item(image, str(self.split.texts[index]), self.split.modalities[index], index)
 
 
@@ -215,22 +203,16 @@ class StreamDataset(IterableDataset[Batch]):
 def make_loader(
     dataset: PairDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
-    """A loader of :class:`Batch` over a split; see :func:`set_epoch`."""
-    sampler = EpochSampler(len(dataset), config.batch_size, seed=seed, rank=rank, world_size=world_size)
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=dataset.reader.collate,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=torch.cuda.is_available(),
+    """Makes a loader of :class:`Batch` over a split; see :func:`set_epoch`."""
+    return epoch_loader(
+        dataset, len(dataset), config, dataset.reader.collate, seed=seed, rank=rank, world_size=world_size
     )
 
 
 def train_loader(
     config: Config, source: PairSource, reader: PairReader, *, rank: int, world_size: int
 ) -> tuple[DataLoader[Any], int]:
-    """The loader of the training pairs, and how many batches of it make an epoch."""
+    """Makes the loader of the training pairs, and counts how many batches of it make an epoch."""
     settings, seed = config.train, config.seeds[0]
     if isinstance(source.train, PairStream):
         stream = StreamDataset(
@@ -251,6 +233,6 @@ def train_loader(
 
 
 def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
-    """Says which epoch's order and augmentation come next."""
+    """Sets which epoch's order and augmentation come next."""
     place: Any = loader.dataset if isinstance(loader.dataset, StreamDataset) else loader.batch_sampler
     place.epoch = epoch

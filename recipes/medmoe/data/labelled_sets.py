@@ -107,7 +107,7 @@ def _phantoms(session: Session, names: Sequence[str]) -> list[tuple[EvaluationSe
 
 
 def _literal(text: str) -> Any:
-    """A number, True, False or None as such; any other text as it is."""
+    """Parses a number, True, False or None as such; any other text as it is."""
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):

@@ -57,7 +57,7 @@ def build_source(config: Config) -> PairSource:
 
 
 def train_texts(source: PairSource, most: int = 20_000) -> list[str]:
-    """Texts of the training pairs, the first ones of a stream: what a vocabulary is made of."""
+    """Returns texts of the training pairs, the first ones of a stream, to make a vocabulary of."""
     if isinstance(source.train, PairStream):
         return source.train.first_texts(most)
     return [text for text in source.train.texts if text]

@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     word_ids: Tensor
 
     def to(self, device: torch.device) -> "Tokens":
-        """The same on another device."""
+        """Returns the same on another device."""
         return Tokens(*(field.to(device, non_blocking=True) for field in self))
 
 
@@ -57,7 +57,7 @@ def pad_tokens(texts: Sequence[TokenIds], pad_id: int) -> Tokens:
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, limit: int) -> Tokens:
-    """Texts as one batch.
+    """Tokenizes texts as one batch.
 
     Args:
         texts: At least one.
@@ -73,7 +73,7 @@ def tokenize(texts: Sequence[str], tokenizer: Any, limit: int) -> Tokens:
 
 
 def words_of(text: str, tokenizer: Any, limit: int) -> list[str]:
-    """The words of a text as the model sees them, those cut off left out."""
+    """Returns the words of a text that the model reads, those cut off left out."""
     encoded = tokenizer(text, truncation=True, max_length=limit)
     words = _word_ids(encoded, tokenizer)
     last = max((word for word in words if word is not None), default=-1)

@@ -87,7 +87,7 @@ def point(
 
 
 def best_points(word_map: NDArray[np.floating], size: int) -> list[tuple[float, float]]:
-    """Centres of the cells that share a map's highest value.
+    """Returns the centres of the cells that share a map's highest value.
 
     Args:
         word_map: Shape ``(h, w)``, laid over the whole image.
@@ -110,7 +110,7 @@ def best_points(word_map: NDArray[np.floating], size: int) -> list[tuple[float, 
 
 
 def summarise(rounds: Sequence[Pointing], *, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Means over rounds, with intervals over resampled groups (patients).
+    """Computes means over rounds, with intervals over resampled groups (patients).
 
     Args:
         rounds: All rounds, at least one.

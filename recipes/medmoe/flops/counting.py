@@ -123,7 +123,7 @@ def _count(name: str, module: PyramidEncoder | ImageSide, images: Tensor) -> Row
 
 
 def _fvcore_macs(module: nn.Module, images: Tensor) -> int:
-    """The same by fvcore, which reads a traced graph and calls a multiply-add one flop."""
+    """Counts the same by fvcore, which reads a traced graph and calls a multiply-add one flop."""
     with warnings.catch_warnings():
         # fvcore uses torch.jit, which recent versions of torch call deprecated.
         warnings.simplefilter("ignore")
@@ -147,7 +147,7 @@ class NoText(nn.Module):
 
 
 def _blank_text(model: MedMoE, image: ImageFeatures) -> TextFeatures:
-    """A text without words, for a router that reads texts: their vectors come from elsewhere, at no cost here."""
+    """Returns texts without words, for a router that reads texts: their vectors come from elsewhere, at no cost."""
     batch, like = len(image.pooled), image.pooled
     words = like.new_zeros(batch, 0, model.config.dim)
     mask = like.new_zeros(batch, 0, dtype=torch.bool)

@@ -69,7 +69,7 @@ def main(
 
 
 def render(rows: list[Row], about: dict[str, Any], printed: dict[str, str]) -> str:
-    """The table as text, with what the paper prints beside the rows that it has."""
+    """Renders the table as text, with what the paper prints beside the rows that it has."""
     lines = [
         f"Image side of MedMoE, preset {about['preset']}: {about['image_encoder']} at {about['image_size']} px, "
         f"{about['num_experts']} experts of width {about['expert_dim']}, routed on the {about['route_on']}.",

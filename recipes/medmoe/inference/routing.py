@@ -51,7 +51,7 @@ def routing_report(session: Session, split: PairSplit) -> dict[str, Any]:
 
     Returns:
         ``modalities`` (those that occur), ``experts`` (K), ``matrix`` (share of each modality's images at each
-        expert), ``counts`` (images of each modality), ``accuracy`` (share of the images whose expert bears the
+        expert), ``counts`` (images of each modality), ``accuracy`` (share of the images whose expert has the
         name of their modality), ``purity``, ``purity_is``, ``confidence`` (mean probability of the chosen expert)
         and ``by`` (what was routed on). Images of unknown modality are left out; without any other the figures
         are ``None``.

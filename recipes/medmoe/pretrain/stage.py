@@ -122,7 +122,7 @@ def _fabric(settings: TrainConfig) -> Fabric:
 
 
 def _optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimizer:
-    """One learning rate; weight decay on matrices only; what is frozen is left out."""
+    """Makes the optimiser: one learning rate, weight decay on matrices only, frozen parameters left out."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(
         parameter_groups(
@@ -140,7 +140,7 @@ def _train_epoch(
     config: Config,
     epoch: int,
 ) -> dict[str, Any]:
-    """One pass over the training pairs."""
+    """Trains on all training pairs once."""
     started = time.monotonic()
     settings = config.train
     set_epoch(loader, epoch)
@@ -203,7 +203,7 @@ def _loss(
 
 @torch.no_grad()
 def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], config: Config) -> dict[str, Any]:
-    """Losses and routing on the whole validation split; every rank computes all of it, so batches do not change."""
+    """Computes losses and routing on the validation split; every rank computes all of it, in the same batches."""
     model.eval()
     tally = Tally()
     with fabric.autocast():

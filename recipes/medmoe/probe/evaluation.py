@@ -130,7 +130,7 @@ def _fraction(fraction: float, subsets: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: list[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation; the latter needs two values."""
+    """Computes mean and sample standard deviation; the latter needs two values."""
     known = [value for value in values if value is not None]
     return {
         "mean": float(np.mean(known)) if known else None,

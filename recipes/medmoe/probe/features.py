@@ -29,7 +29,7 @@ class Features(NamedTuple):
     experts: NDArray[np.int64] | None
 
     def matrix(self, kind: str) -> NDArray[np.float32]:
-        """The columns of one kind: ``"global"``, ``"local"`` or ``"both"`` beside one another.
+        """Returns the columns of one kind: ``"global"``, ``"local"`` or ``"both"`` beside one another.
 
         Raises:
             ValueError: If local features are asked for and there are none.
@@ -44,7 +44,7 @@ class Features(NamedTuple):
 def set_features(
     session: Session, one: EvaluationSet, split: str, *, local: bool, modality: str | None, checkpoint: str
 ) -> Features:
-    """Features of a split of a set, from the run's folder where they fit.
+    """Returns the features of a split of a set, from the run's folder where they fit.
 
     Kept features are used again only if they were made by the same weights, of the same studies (ids, labels,
     and the pixels of the first and the last) and with the same choice of experts; else they are made anew.
@@ -78,7 +78,7 @@ def set_features(
 
 
 def _labels(session: Session, studies: StudySplit, kind: str | None) -> torch.Tensor | None:
-    """Labels that choose the experts; ``None`` where the images do."""
+    """Returns the labels that choose the experts; ``None`` where the images do."""
     by = session.model.config.route_on
     if by == "image":
         return None
@@ -126,7 +126,7 @@ def _key(session: Session, studies: StudySplit, checkpoint: str, labels: list[in
 
 
 def _read(path: Path, key: str) -> Features | None:
-    """What is kept, or ``None`` if nothing is, or something else."""
+    """Reads the features that are kept, or returns ``None`` if there are none or others."""
     if not path.is_file():
         return None
     with np.load(path) as kept:

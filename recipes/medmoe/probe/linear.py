@@ -61,7 +61,7 @@ def fit_probe(features: Array, labels: Array, task: Task, weight_decay: float) -
 
 
 def predict_probe(probe: LinearProbe, features: Array, task: Task) -> Array:
-    """Probabilities, shape ``(N, C)``; 0 for a class that the training data did not have.
+    """Predicts probabilities, shape ``(N, C)``; 0 for a class that the training data did not have.
 
     Args:
         probe: What :func:`fit_probe` gave.
@@ -82,7 +82,7 @@ def predict_probe(probe: LinearProbe, features: Array, task: Task) -> Array:
 
 
 def validation_score(probs: Array, labels: Array, task: Task) -> tuple[float, float]:
-    """What weight decays are compared by: accuracy (multi-label: macro AUROC), then log-likelihood.
+    """Computes what weight decays are compared by: accuracy (multi-label: macro AUROC), then log-likelihood.
 
     Args:
         probs: Shape ``(N, C)``.
@@ -100,7 +100,7 @@ def validation_score(probs: Array, labels: Array, task: Task) -> tuple[float, fl
 
 
 def _class_numbers(labels: Array) -> Array:
-    """Number of each study's class, NaN where it is not labelled."""
+    """Returns the number of each study's class, NaN where it is not labelled."""
     known = ~np.isnan(labels).any(axis=1)
     return np.where(known, np.nan_to_num(labels).argmax(axis=1), np.nan)
 

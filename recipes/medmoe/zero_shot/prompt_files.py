@@ -38,7 +38,7 @@ class Prompts:
 
 
 def prompt_files() -> list[str]:
-    """Names of the prompt files of this recipe."""
+    """Lists the names of the prompt files of this recipe."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
@@ -94,7 +94,7 @@ def parse_prompts(content: Any, name: str) -> Prompts:
 
 
 def template_prompts(classes: Sequence[str]) -> Prompts:
-    """The class names in plain sentences: a fallback that the caller must ask for.
+    """Puts class names into plain sentences: a fallback that the caller must ask for.
 
     Args:
         classes: Names of the classes.

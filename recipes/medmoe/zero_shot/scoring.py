@@ -97,7 +97,7 @@ def score_classes(
 
 
 def class_embeddings(prompts: Sequence[Array]) -> Array:
-    """Renormalised mean of each class's unit prompt embeddings, shape ``(C, D)``.
+    """Computes the renormalised mean of each class's unit prompt embeddings, shape ``(C, D)``.
 
     Args:
         prompts: ``C`` arrays of shape ``(P_c, D)`` with rows of unit length.
@@ -107,7 +107,7 @@ def class_embeddings(prompts: Sequence[Array]) -> Array:
 
 
 def z_scores(values: Array) -> Array:
-    """Columns brought to mean 0 and standard deviation 1; a column without spread becomes 0.
+    """Brings columns to mean 0 and standard deviation 1; a column without spread becomes 0.
 
     Args:
         values: Shape ``(N, C)``.

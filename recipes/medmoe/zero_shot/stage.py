@@ -84,7 +84,7 @@ def main(
 
 
 def headline(results: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The section ``zero_shot`` of ``metrics.json``: means over the sets of one call, and all sets so far.
+    """Makes the section ``zero_shot`` of ``metrics.json``: means over the sets of one call, and all sets so far.
 
     Args:
         results: Results of this call, by set; all scored alike.

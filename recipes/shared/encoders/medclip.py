@@ -51,12 +51,12 @@ _PLACE = {"query": 0, "key": 1, "value": 2, "q_proj": 0, "k_proj": 1, "v_proj": 
 
 
 def is_hugging_face_swin(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict holds a Hugging Face ``SwinModel``, under whatever prefix."""
+    """Tells whether a state dict holds a Hugging Face ``SwinModel``, under whatever prefix."""
     return _prefix(state) is not None and any("relative_position_bias_table" in name for name in state)
 
 
 def normalisation(state: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """MedCLIP's mean and standard deviation if the state dict is MedCLIP's, else None."""
+    """Returns MedCLIP's mean and standard deviation if the state dict is MedCLIP's, else None."""
     return (MEDCLIP_MEAN, MEDCLIP_STD) if (_prefix(state) or "").startswith(_VISION) else None
 
 
@@ -91,12 +91,12 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _prefix(state: Mapping[str, Tensor]) -> str | None:
-    """What stands before the names of the ``SwinModel``; None if there is none."""
+    """Returns what stands before the names of the ``SwinModel``; None if there is none."""
     return next((name.removesuffix(_MARK) for name in state if name.endswith(_MARK)), None)
 
 
 def _part_of_qkv(name: str) -> tuple[str, int] | None:
-    """The joint matrix or bias that a name belongs to, and its place there."""
+    """Returns the joint matrix or bias that a name belongs to, and its place there."""
     block = _BLOCK.fullmatch(name)
     part = _PART.fullmatch(block[3]) if block else None
     if block is None or part is None:

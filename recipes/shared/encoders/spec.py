@@ -23,10 +23,10 @@ class ImageEncoderSpec:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types."""
+        """Returns the spec as plain types."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ImageEncoderSpec":
-        """From what :meth:`to_json` gave."""
+        """Builds a spec from what :meth:`to_json` gave."""
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

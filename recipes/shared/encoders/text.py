@@ -110,7 +110,7 @@ def _tiny(texts: Sequence[str], *, bert: bool) -> TextEncoder:
 
 
 def _word_tokenizer(texts: Sequence[str], *, framed: bool) -> PreTrainedTokenizerFast:
-    """One token per word of the texts; ``framed`` puts ``[BOS]`` and ``[EOS]`` around a text, as BERT has it."""
+    """Makes a token of each word of the texts; ``framed`` puts ``[BOS]`` and ``[EOS]`` around a text, as in BERT."""
     words = Tokenizer(models.WordLevel(unk_token=_SPECIAL["unk_token"]))
     words.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     words.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -63,7 +63,7 @@ def load_weights_file(model: nn.Module, whole: nn.Module, path: Path) -> Normali
 
 
 def _filtered(state: dict[str, Tensor], whole: nn.Module) -> dict[str, Tensor]:
-    """The state as timm would load it: each of its architectures may bring a function for that."""
+    """Returns the state as timm would load it: each of its architectures may bring a function for that."""
     convert = getattr(sys.modules[type(whole).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
@@ -76,7 +76,7 @@ def _filtered(state: dict[str, Tensor], whole: nn.Module) -> dict[str, Tensor]:
 
 
 def _plain(name: str) -> str:
-    """A name that is the same in a whole model and in its feature extractor.
+    """Returns a name that is the same in a whole model and in its feature extractor.
 
     timm's extractors rename ``layers.0.x`` to ``layers_0.x``, or put ``model.`` before every name.
     """

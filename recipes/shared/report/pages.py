@@ -33,12 +33,12 @@ def environment(folder: Path) -> Environment:
     Args:
         folder: The recipe's templates, which come before those of `SHARED`.
     """
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader([folder, SHARED]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.tests["interval"] = lambda cell: isinstance(cell, Interval)
-    return made
+    templates.tests["interval"] = lambda cell: isinstance(cell, Interval)
+    return templates

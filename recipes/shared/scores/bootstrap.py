@@ -54,7 +54,7 @@ def bootstrap_auroc(
     samples: int,
     seed: int,
 ) -> NDArray[np.float64]:
-    """AUROC of every class in every resample of the groups.
+    """Computes the AUROC of every class in every resample of the groups.
 
     Args:
         scores: Shape ``(N, C)``, higher means more likely.
@@ -81,7 +81,7 @@ def bootstrap_auroc(
 def bootstrap_mean(
     values: NDArray[np.float64], codes: NDArray[np.int64], *, samples: int, seed: int
 ) -> NDArray[np.float64]:
-    """Mean over studies in every resample of the groups, such as an accuracy from hits of 0 and 1.
+    """Computes the mean over studies in every resample of the groups, such as an accuracy from hits of 0 and 1.
 
     The resamples are those of :func:`bootstrap_auroc` for the same groups and seed.
 
@@ -109,7 +109,7 @@ def bootstrap_mean(
 
 
 def percentile_interval(values: NDArray[np.float64], confidence: float) -> list[float] | None:
-    """The central ``confidence`` share of the values that are not NaN, or None when none is left.
+    """Returns the central ``confidence`` share of the values that are not NaN, or None when none is left.
 
     Args:
         values: Bootstrap replicates, shape ``(B,)``.
@@ -140,7 +140,7 @@ def _rank(scores: NDArray[np.float64], labels: NDArray[np.float64], codes: NDArr
 
 
 def _weighted_auroc(one: _RankedClass, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """AUROC under each row of group weights: shape ``(B,)``, NaN where a side has no weight."""
+    """Computes the AUROC under each row of group weights: shape ``(B,)``, NaN where a side has no weight."""
     below = np.zeros((len(counts), len(one.negatives) + 1))
     np.cumsum(counts[:, one.negatives], axis=1, out=below[:, 1:])
     weights = counts[:, one.positives]

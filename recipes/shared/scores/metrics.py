@@ -22,7 +22,7 @@ SLACK = 1e-4
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """Area under the ROC curve: the chance that a positive outscores a negative, ties counting half.
+    """Computes the area under the ROC curve: the chance that a positive outscores a negative, ties counting half.
 
     Computed from mid-ranks (Mann-Whitney U), in O(N log N).
 
@@ -152,7 +152,7 @@ def _class_metrics(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> 
 
 
 def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean of each row over what is not NaN; NaN for a row without any (``nanmean`` would warn)."""
+    """Computes the mean of each row over what is not NaN; NaN for a row without any (``nanmean`` would warn)."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -160,7 +160,7 @@ def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def correct(probs: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Whether each study's most probable class is the true one: 1, 0, or NaN for an unlabelled study.
+    """Tells whether each study's most probable class is the true one: 1, 0, or NaN for an unlabelled study.
 
     Args:
         probs: Shape ``(N, C)``; of equal probabilities the first class is taken.

@@ -22,7 +22,7 @@ RECALLS = (1, 5, 10)
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct texts in order of first appearance, and which of them each study has.
+    """Returns the distinct texts in order of first appearance, and which of them each study has.
 
     Case and white space do not tell texts apart.
 
@@ -44,7 +44,7 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def retrieval_scores(scores: ArrayLike, text_index: ArrayLike, *, recalls: Sequence[int] = RECALLS) -> dict[str, Any]:
-    """Recall at K and median rank, both ways.
+    """Computes recall at K and median rank, both ways.
 
     Args:
         scores: How well each image fits each distinct text, shape ``(N, U)``.
@@ -69,7 +69,7 @@ def retrieval_scores(scores: ArrayLike, text_index: ArrayLike, *, recalls: Seque
 
 
 def hit_ranks(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Rank of the best hit of each query among the candidates that are no hit.
+    """Ranks the best hit of each query among the candidates that are no hit.
 
     Args:
         scores: Shape ``(Q, C)``.
@@ -85,7 +85,7 @@ def hit_ranks(scores: NDArray[np.float64], hits: NDArray[np.bool_]) -> NDArray[n
 
 
 def chance_recall(hits: NDArray[np.int64], candidates: int, k: int) -> float:
-    """Mean chance of a hit among ``k`` candidates drawn without replacement.
+    """Computes the mean chance of a hit among ``k`` candidates drawn without replacement.
 
     ``1 - C(M - h, k) / C(M, k)`` for a query with ``h`` hits among ``M`` candidates.
 

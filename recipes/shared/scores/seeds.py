@@ -8,7 +8,7 @@ from scipy import stats
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of a few values with the Student-t interval of that mean.
+    """Computes the mean of a few values with the Student-t interval of that mean.
 
     ``mean ± t(n - 1) * s / sqrt(n)``, where ``s`` is the sample's standard deviation. For three values
     and 95 % this is ``mean ± 2.484 * s``. It describes the spread over seeds, not over patients.

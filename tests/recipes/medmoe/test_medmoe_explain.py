@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moekit.contrastive import local_contrastive_loss, word_alignment_loss
+from moekit.contrastive import local_contrastive_loss
 from recipes.data.studies import Box, Study
 from recipes.medmoe.explain import stage as explain
 from recipes.medmoe.explain.pictures import PANEL, Explanation, draw, outcome, scale_range, shorten
@@ -93,9 +93,9 @@ def test_maps_are_where_the_regions_are_like_the_word(session):
     local = LocalFeatures(regions, None, None, torch.full((1, 4, 4, 6), 0.25))
     fake = SimpleNamespace(model=SimpleNamespace(local=lambda *_, **__: local), config=session.config)
     text = SimpleNamespace(words=5 * directions[None], mask=torch.ones(1, 3, dtype=torch.bool))
-    found = word_maps(fake, SimpleNamespace(embedding=torch.zeros(1, 2)), text, None)
-    assert [divmod(int(one.argmax()), 6) for one in found.maps[0]] == cells
-    assert found.maps.sum((2, 3)).tolist() == [pytest.approx([1.0, 1.0, 1.0])]
+    result = word_maps(fake, SimpleNamespace(embedding=torch.zeros(1, 2)), text, None)
+    assert [divmod(int(one.argmax()), 6) for one in result.maps[0]] == cells
+    assert result.maps.sum((2, 3)).tolist() == [pytest.approx([1.0, 1.0, 1.0])]
 
 
 @pytest.mark.parametrize(("form", "word_softmax"), [("batch", True), ("batch", False), ("report", False)])
@@ -109,10 +109,11 @@ def test_maps_are_the_attention_of_the_loss_that_the_run_was_trained_with(sessio
     regions = session.model.local(images, routing).regions.flatten(2).mT
     temperatures = session.config.model.temperatures
     options = {"temperatures": temperatures, "word_softmax": word_softmax}
-    loss = local_contrastive_loss
     if form == "report":
-        loss, options = word_alignment_loss, {"temperature": 1 / temperatures[2]}
-    expected = loss(regions, text.words, text.mask, need_attention=True, **options).attention
+        options = {"temperature": 1 / temperatures[2]}
+    expected = local_contrastive_loss(
+        regions, text.words, text.mask, form=form, need_attention=True, **options
+    ).attention
     torch.testing.assert_close(word_maps(trained, images, text, routing).maps.flatten(2), expected)
 
 

@@ -61,20 +61,20 @@ def test_the_router_sees_what_it_is_told_to(tmp_path, route_on):
     model, _ = model_of(tmp_path, route_on=route_on)
     model.eval()
     batch = batch_of(model)
-    given = {
+    inputs = {
         "image": model.encode_images(batch.images),
         "text": model.encode_texts(batch.tokens),
         "labels": batch.labels.clamp(min=0),
     }
     key = "labels" if route_on == "label" else route_on
-    routing = model.route(**{key: given[key]})
+    routing = model.route(**{key: inputs[key]})
     torch.testing.assert_close(routing.probs.sum(1), torch.ones(5))
     if route_on == "label":
         assert routing.expert_ids[:, 0].tolist() == [1, 2, 2, 0, 0]
     else:
-        expected = model.moe.router(model.router_norm(given[key].pooled))
+        expected = model.moe.router(model.router_norm(inputs[key].pooled))
         assert torch.equal(routing.logits, expected.logits)
-    others = {name: value for name, value in given.items() if name != key}
+    others = {name: value for name, value in inputs.items() if name != key}
     with pytest.raises(ValueError, match=f"routes on the {route_on}, which was not given"):
         model.route(**others)
 

@@ -20,17 +20,17 @@ def test_the_centre_of_the_best_cell_counts():
     assert best_points(peak(1, 2), 80) == [(50, 30)]
     assert best_points(peak(0, 1, (2, 4)), 80) == [(30, 20)]
     # cell (1, 0) of a 4 x 4 grid over 80 pixels has its centre at x = 10, y = 30: on the box's left edge
-    found = point(peak(1, 0), [NODULE], 80, group="p")
-    assert found == Pointing("nodule", "p", hit=1, center=0, random=20 * 20 / 80**2)
+    result = point(peak(1, 0), [NODULE], 80, group="p")
+    assert result == Pointing("nodule", "p", hit=1, center=0, random=20 * 20 / 80**2)
     assert point(peak(1, 1), [NODULE], 80, group="p").hit == 0  # x = 30 is the right edge, which is half open
     assert point(peak(0, 0), [NODULE], 80, group="p").hit == 0
 
 
 def test_any_box_of_the_finding_counts_and_overlaps_count_once():
     boxes = [NODULE, Box("nodule", 20, 20, 50, 60)]
-    found = point(peak(2, 1), boxes, 80, group="p")
-    assert (found.hit, found.center) == (1, 1)
-    assert found.random == pytest.approx((400 + 1200 - 200) / 6400)
+    result = point(peak(2, 1), boxes, 80, group="p")
+    assert (result.hit, result.center) == (1, 1)
+    assert result.random == pytest.approx((400 + 1200 - 200) / 6400)
 
 
 def test_cells_that_tie_share_the_hit():
@@ -64,11 +64,11 @@ def test_a_tolerance_widens_the_boxes_for_the_map_and_for_both_baselines():
 def test_scores_are_shares_and_mirror_with_the_image(word_map, corners):
     # edges at odd quarters of a pixel: no cell's centre and no pixel's lies on one
     x0, y0, x1, y1 = (corner + 0.25 for corner in corners)
-    found = point(word_map, [Box("a", x0, y0, x1, y1)], 60, group="p")
+    result = point(word_map, [Box("a", x0, y0, x1, y1)], 60, group="p")
     mirrored = point(word_map[:, ::-1], [Box("a", 60 - x1, y0, 60 - x0, y1)], 60, group="p")
-    assert 0 <= found.hit <= 1
-    assert found.hit == mirrored.hit
-    assert found.random == mirrored.random
+    assert 0 <= result.hit <= 1
+    assert result.hit == mirrored.hit
+    assert result.random == mirrored.random
 
 
 def test_the_summary_counts_rounds_and_resamples_patients():
@@ -78,21 +78,21 @@ def test_the_summary_counts_rounds_and_resamples_patients():
         Pointing("mass", "p2", 0, 1, 0.5),
         Pointing("mass", "p3", 0.5, 0, 0.1),
     ]
-    found = summarise(rounds, bootstrap=400)
-    assert found["hit_rate"] == pytest.approx(2.5 / 4)
-    assert found["center_baseline"] == 0.25
-    assert found["random_baseline"] == pytest.approx(0.25)
-    assert (found["rounds"], found["groups"]) == (4, 3)
-    low, high = found["hit_rate_ci95"]
-    assert 0 <= low < found["hit_rate"] < high <= 1
-    assert found["above_center_ci95"][0] < 0 < found["above_center_ci95"][1]
-    assert list(found["per_finding"]) == ["mass", "nodule"]
+    result = summarise(rounds, bootstrap=400)
+    assert result["hit_rate"] == pytest.approx(2.5 / 4)
+    assert result["center_baseline"] == 0.25
+    assert result["random_baseline"] == pytest.approx(0.25)
+    assert (result["rounds"], result["groups"]) == (4, 3)
+    low, high = result["hit_rate_ci95"]
+    assert 0 <= low < result["hit_rate"] < high <= 1
+    assert result["above_center_ci95"][0] < 0 < result["above_center_ci95"][1]
+    assert list(result["per_finding"]) == ["mass", "nodule"]
     # all rounds of the nodule are of one patient: resampling cannot change them
-    assert found["per_finding"]["nodule"] == {
+    assert result["per_finding"]["nodule"] == {
         "hit_rate": 1.0, "hit_rate_ci95": [1.0, 1.0], "center_baseline": 0.0, "random_baseline": 0.2, "reachable": 1.0,
         "rounds": 2, "groups": 1,
     }  # fmt: skip
-    assert summarise(rounds, bootstrap=400) == found
+    assert summarise(rounds, bootstrap=400) == result
     assert summarise(rounds, bootstrap=0)["hit_rate_ci95"] is None
 
 

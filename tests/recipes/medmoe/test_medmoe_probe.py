@@ -71,31 +71,31 @@ def test_a_call_writes_results_and_keeps_those_of_other_sets(run, capsys):
     assert "phantom-ct: accuracy with 50% " in capsys.readouterr().out
     assert section == read_json(run / "metrics.json")["probe"]
     assert section["earlier"] == {"kept": True}
-    found = read_json(run / "probe" / "phantom-ct.json")
-    half, full = found["fractions"]
+    result = read_json(run / "probe" / "phantom-ct.json")
+    half, full = result["fractions"]
     assert [one["seed"] for one in half["subsets"]] == [7, 8]
     assert half["accuracy"]["mean"] == pytest.approx(np.mean(half["accuracy"]["values"]))
     assert half["accuracy"]["sd"] == pytest.approx(np.std(half["accuracy"]["values"], ddof=1))
     assert full["accuracy"]["sd"] is None
-    assert full["subsets"][0]["refit_studies"] == found["studies"]["train"] + found["studies"]["val"]
-    assert sum(found["routing"]["test_counts"]) == found["studies"]["test"]
-    assert found["routing"]["by"] == "image"
+    assert full["subsets"][0]["refit_studies"] == result["studies"]["train"] + result["studies"]["val"]
+    assert sum(result["routing"]["test_counts"]) == result["studies"]["test"]
+    assert result["routing"]["by"] == "image"
 
 
 def test_a_difference_that_features_show_is_learnt(run):
-    found = probe.probe_set(session_of(run), picture_set(), fractions=(0.1, 1.0), subsets=2)
-    assert all(row["accuracy"]["mean"] == 1 for row in found["fractions"])
-    assert found["chance"] == 0.5
+    result = probe.probe_set(session_of(run), picture_set(), fractions=(0.1, 1.0), subsets=2)
+    assert all(row["accuracy"]["mean"] == 1 for row in result["fractions"])
+    assert result["chance"] == 0.5
 
 
 def test_noise_is_not_learnt(run):
-    found = probe.probe_set(session_of(run), picture_set(contrast=0, sizes=(60, 30, 200)), fractions=(1.0,))
-    assert found["fractions"][0]["macro_auroc"]["mean"] == pytest.approx(0.5, abs=0.15)
+    result = probe.probe_set(session_of(run), picture_set(contrast=0, sizes=(60, 30, 200)), fractions=(1.0,))
+    assert result["fractions"][0]["macro_auroc"]["mean"] == pytest.approx(0.5, abs=0.15)
 
 
 def test_refit_on_the_subset_alone_leaves_validation_out(run):
-    found = probe.probe_set(session_of(run), picture_set(), fractions=(1.0,), refit="train")
-    assert found["fractions"][0]["subsets"][0]["refit_studies"] == 24
+    result = probe.probe_set(session_of(run), picture_set(), fractions=(1.0,), refit="train")
+    assert result["fractions"][0]["subsets"][0]["refit_studies"] == 24
 
 
 def test_features_are_kept_until_what_made_them_changes(run, monkeypatch):
@@ -120,15 +120,15 @@ def test_features_are_kept_until_what_made_them_changes(run, monkeypatch):
 
 def test_by_report_the_kind_of_the_images_chooses_the_expert_or_only_global_features_are_left(run):
     session = session_of(run, route_on="text")
-    found = probe.probe_set(session, picture_set(modality="mri"), kind="local", fractions=(1.0,))
-    assert (found["routing"]["route_on"], found["routing"]["by"]) == ("text", "label")
-    assert found["routing"]["test_counts"][session.modalities.index("mri")] == 16
+    result = probe.probe_set(session, picture_set(modality="mri"), kind="local", fractions=(1.0,))
+    assert (result["routing"]["route_on"], result["routing"]["by"]) == ("text", "label")
+    assert result["routing"]["test_counts"][session.modalities.index("mri")] == 16
     unknown = picture_set(modality=None)
     with pytest.raises(ValueError, match=r"experts by the report, and a labelled image has none.*features='global'"):
         probe.probe_set(session, unknown, kind="both", fractions=(1.0,))
     assert probe.probe_set(session, unknown, kind="global", fractions=(1.0,))["routing"] is None
-    given = probe.probe_set(session, unknown, kind="local", fractions=(1.0,), modality="xray")
-    assert given["routing"]["test_counts"][session.modalities.index("xray")] == 16
+    by_kind = probe.probe_set(session, unknown, kind="local", fractions=(1.0,), modality="xray")
+    assert by_kind["routing"]["test_counts"][session.modalities.index("xray")] == 16
 
 
 def test_by_label_an_unknown_kind_is_refused(run):
@@ -137,11 +137,11 @@ def test_by_label_an_unknown_kind_is_refused(run):
 
 
 def test_both_kinds_of_features_stand_beside_one_another():
-    found = Features(np.zeros((2, 3), np.float32), np.ones((2, 4), np.float32), np.zeros(2, int))
-    assert found.matrix("both").sum(1).tolist() == [4, 4]
-    assert found.matrix("global").shape[1] + found.matrix("local").shape[1] == found.matrix("both").shape[1]
+    result = Features(np.zeros((2, 3), np.float32), np.ones((2, 4), np.float32), np.zeros(2, int))
+    assert result.matrix("both").sum(1).tolist() == [4, 4]
+    assert result.matrix("global").shape[1] + result.matrix("local").shape[1] == result.matrix("both").shape[1]
     with pytest.raises(ValueError, match="features='both' needs the expert of every image"):
-        found._replace(regions=None).matrix("both")
+        result._replace(regions=None).matrix("both")
 
 
 def test_what_does_not_fit_is_refused(run):

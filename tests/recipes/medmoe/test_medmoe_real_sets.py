@@ -64,7 +64,7 @@ def test_zero_shot_classification_runs(run, manifest):
 
 def test_a_probe_tells_the_modalities(run, manifest):
     options = ("label_column=modality", "split_column=split", "group_column=group")
-    found = probe.main(run, csv=manifest, options=options, fractions=(0.1, 1.0), subsets=2)
-    (probed,) = found.values()
+    result = probe.main(run, csv=manifest, options=options, fractions=(0.1, 1.0), subsets=2)
+    (probed,) = result.values()
     assert [entry["fraction"] for entry in probed["fractions"]] == [0.1, 1.0]
     assert probed["fractions"][1]["accuracy"]["mean"] >= 0.90

@@ -19,12 +19,12 @@ def run(pretrained_run, tmp_path):
 
 
 def test_a_call_adds_its_section(run, capsys):
-    found = retrieve.main(run, split="val")
+    result = retrieve.main(run, split="val")
     assert "image to text: R@1 " in capsys.readouterr().out
-    assert read_json(run / "metrics.json")["retrieval"] == found
-    assert (found["split"], found["score"], found["route_on"], found["images"]) == ("val", "global", "image", 24)
-    assert found["image_to_text"]["candidates"] == found["texts"] == found["text_to_image"]["queries"]
-    assert found["image_to_text"]["queries"] == found["text_to_image"]["candidates"] == 24
+    assert read_json(run / "metrics.json")["retrieval"] == result
+    assert (result["split"], result["score"], result["route_on"], result["images"]) == ("val", "global", "image", 24)
+    assert result["image_to_text"]["candidates"] == result["texts"] == result["text_to_image"]["queries"]
+    assert result["image_to_text"]["queries"] == result["text_to_image"]["candidates"] == 24
 
 
 def test_recall_is_that_of_the_similarities(pretrained_run):
@@ -38,18 +38,18 @@ def test_recall_is_that_of_the_similarities(pretrained_run):
     )
     both = (cosines - cosines.mean()) / cosines.std() + (local - local.mean()) / local.std()
     for score, scores in (("global", cosines), ("global+local", both)):
-        found = retrieve.retrieve(session, split, score=score)
+        result = retrieve.retrieve(session, split, score=score)
         ranks = (scores >= scores[np.arange(len(index)), index][:, None]).sum(1)
-        assert found["image_to_text"]["recall"] == {str(k): pytest.approx((ranks <= k).mean()) for k in (1, 5, 10)}
+        assert result["image_to_text"]["recall"] == {str(k): pytest.approx((ranks <= k).mean()) for k in (1, 5, 10)}
 
 
 def test_equal_reports_are_one_candidate_and_any_of_their_images_a_hit(pretrained_run):
     session = Session.open(pretrained_run)
     split = session.source().val
     split.texts = ["Clear lungs.", "clear  lungs."] * 12
-    found = retrieve.retrieve(session, split)
-    assert found["texts"] == 1
-    assert found["text_to_image"]["recall"]["1"] == found["image_to_text"]["recall"]["1"] == 1
+    result = retrieve.retrieve(session, split)
+    assert result["texts"] == 1
+    assert result["text_to_image"]["recall"]["1"] == result["image_to_text"]["recall"]["1"] == 1
 
 
 def test_what_cannot_be_ranked_is_refused(run, monkeypatch):

@@ -23,10 +23,10 @@ def random_case(seed, images=7, classes=3, dim=5):
 
 
 def test_the_mean_of_unit_prompts_is_brought_back_to_unit_length():
-    found = score_classes(IMAGES, PROMPTS, scale=2.0)
+    result = score_classes(IMAGES, PROMPTS, scale=2.0)
     half = np.sqrt(0.5)
-    assert found.scores == pytest.approx(np.array([[half, 0.0], [half, 1.0]]))
-    assert found.probs == pytest.approx(softmax(2 * found.scores, axis=1))
+    assert result.scores == pytest.approx(np.array([[half, 0.0], [half, 1.0]]))
+    assert result.probs == pytest.approx(softmax(2 * result.scores, axis=1))
 
 
 def test_the_best_prompt_counts_for_max():
@@ -35,27 +35,27 @@ def test_the_best_prompt_counts_for_max():
 
 def test_pairs_is_a_softmax_over_the_prompts_for_and_against():
     absent = [[[0.0, 1.0]], [[1.0, 0.0]]]
-    found = score_classes(IMAGES, [[[1.0, 0.0]], [[0.0, 1.0]]], scoring="pairs", absent=absent, scale=3.0)
+    result = score_classes(IMAGES, [[[1.0, 0.0]], [[0.0, 1.0]]], scoring="pairs", absent=absent, scale=3.0)
     yes = softmax([3.0, 0.0])[0]
-    assert found.probs == pytest.approx(np.array([[yes, 1 - yes], [1 - yes, yes]]))
-    assert found.scores is found.probs
+    assert result.probs == pytest.approx(np.array([[yes, 1 - yes], [1 - yes, yes]]))
+    assert result.scores is result.probs
 
 
 def test_gloria_averages_two_z_scores():
     images = [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
     local = [[[4.0, 0.0], [1.0, 1.0], [0.0, 1.0]], [[2.0], [2.0], [2.0]]]
-    found = score_classes(images, PROMPTS, scoring="gloria", local=local)
+    result = score_classes(images, PROMPTS, scoring="gloria", local=local)
     cosines = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
     best = np.array([[4.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
     expected = (cosines - cosines.mean(0)) / cosines.std(0) / 2
     expected[:, 0] += (best[:, 0] - best[:, 0].mean()) / best[:, 0].std() / 2
-    assert found.scores == pytest.approx(expected)  # The second class' local scores do not differ and say nothing.
-    assert found.probs == pytest.approx(softmax(expected, axis=1))
+    assert result.scores == pytest.approx(expected)  # The second class' local scores do not differ and say nothing.
+    assert result.probs == pytest.approx(softmax(expected, axis=1))
 
 
 def test_multi_label_probabilities_are_each_class_own():
-    found = score_classes(IMAGES, PROMPTS, task="multi-label", scale=4.0)
-    assert found.probs == pytest.approx(expit(4 * found.scores))
+    result = score_classes(IMAGES, PROMPTS, task="multi-label", scale=4.0)
+    assert result.probs == pytest.approx(expit(4 * result.scores))
 
 
 def test_columns_without_spread_become_zero():
@@ -95,9 +95,9 @@ def test_neither_copies_of_the_prompts_nor_the_length_of_vectors_matter(seed, sc
 @given(st.integers(0, 10_000), st.sampled_from(["mean", "max", "gloria"]), st.floats(0.1, 50))
 def test_the_scale_changes_no_prediction(seed, scoring, scale):
     case = random_case(seed)
-    found = score_classes(**case, scoring=scoring, scale=scale)
-    assert found.probs.argmax(1).tolist() == found.scores.argmax(1).tolist()
-    assert found.probs.sum(1) == pytest.approx(np.ones(7))
+    result = score_classes(**case, scoring=scoring, scale=scale)
+    assert result.probs.argmax(1).tolist() == result.scores.argmax(1).tolist()
+    assert result.probs.sum(1) == pytest.approx(np.ones(7))
 
 
 def test_one_prompt_per_class_makes_mean_and_max_the_same():
@@ -114,9 +114,9 @@ def test_one_prompt_per_class_makes_mean_and_max_the_same():
 def test_random_features_score_at_chance(scoring):
     case = random_case(0, images=2000, classes=4, dim=16)
     truth = np.eye(4)[np.random.default_rng(1).integers(4, size=2000)]
-    found = score_classes(**case, scoring=scoring)
+    measured = score_classes(**case, scoring=scoring)
     groups = [str(row) for row in range(2000)]
-    result = evaluate_predictions(found.probs, truth, groups, "abcd", task="multi-class", bootstrap=0)
+    result = evaluate_predictions(measured.probs, truth, groups, "abcd", task="multi-class", bootstrap=0)
     assert result["accuracy"] == pytest.approx(0.25, abs=0.04)
     assert result["macro_auroc"] == pytest.approx(0.5, abs=0.03)
 

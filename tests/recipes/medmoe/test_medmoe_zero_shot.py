@@ -118,9 +118,9 @@ def test_a_table_with_prompts_of_its_own(run, tmp_path):
         zero_shot.main(run, **arguments)
     assert not (run / "zero_shot").exists()
     zero_shot.main(run, prompts=str(prompts), scoring="pairs", **arguments)
-    found = read_json(run / "zero_shot" / "mine.json")
-    assert found["prompts"] == {"file": str(prompts)} | PROMPTS.to_json()
-    assert (found["studies"], found["groups"], found["classes"]) == (6, 3, ["bright", "dark"])
+    result = read_json(run / "zero_shot" / "mine.json")
+    assert result["prompts"] == {"file": str(prompts)} | PROMPTS.to_json()
+    assert (result["studies"], result["groups"], result["classes"]) == (6, 3, ["bright", "dark"])
     zero_shot.main(run, templates=True, **arguments)
     assert read_json(run / "zero_shot" / "mine.json")["prompts"]["file"] == "templates"
 
@@ -150,9 +150,9 @@ def test_classes_in_another_order_give_the_same_result(session):
         splits={"test": Pictures(split.images, split.labels[:, ::-1].copy(), split.modalities)},
     )
     for scoring in ("mean", "max", "pairs", "gloria"):
-        found = [zero_shot.evaluate_set(session, s, PROMPTS, scoring=scoring, bootstrap=0) for s in (one, turned)]
-        assert found[0]["accuracy"] == found[1]["accuracy"], scoring
-        assert found[0]["macro_auroc"] == pytest.approx(found[1]["macro_auroc"])
+        result = [zero_shot.evaluate_set(session, s, PROMPTS, scoring=scoring, bootstrap=0) for s in (one, turned)]
+        assert result[0]["accuracy"] == result[1]["accuracy"], scoring
+        assert result[0]["macro_auroc"] == pytest.approx(result[1]["macro_auroc"])
 
 
 def test_the_result_says_who_was_routed(session):
@@ -191,9 +191,9 @@ def test_an_unknown_kind_matters_only_to_local_scores_by_label(pretrained_run):
     assert zero_shot.evaluate_set(session, unknown, PROMPTS, bootstrap=0)["routing"] is None
     with pytest.raises(ValueError, match=r"which is not known for 12 of 12 images\. Give modality, one of xray, ct"):
         zero_shot.evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0)
-    given = zero_shot.evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0, modality="mri")
-    assert given["modality"] == "mri"
-    assert given["routing"]["counts"][session.modalities.index("mri")] == 12
+    by_kind = zero_shot.evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0, modality="mri")
+    assert by_kind["modality"] == "mri"
+    assert by_kind["routing"]["counts"][session.modalities.index("mri")] == 12
 
 
 def test_images_may_name_their_own_kinds(pretrained_run):

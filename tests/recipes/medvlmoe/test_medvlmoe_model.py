@@ -70,11 +70,11 @@ def inputs(model):
 )
 def test_every_option_trains_all_its_parameters(options):
     model = build(**options).train()
-    said = model(*inputs(model))
-    assert said.logits.shape == (BATCH, 5)
-    loss = model.head.loss(said.logits, torch.ones(BATCH, 5))
-    if said.stats is not None:
-        loss = loss + balance_loss(options.get("balance", "switch"), said.stats, said.stats.tokens_per_expert)
+    output = model(*inputs(model))
+    assert output.logits.shape == (BATCH, 5)
+    loss = model.head.loss(output.logits, torch.ones(BATCH, 5))
+    if output.stats is not None:
+        loss = loss + balance_loss(options.get("balance", "switch"), output.stats, output.stats.tokens_per_expert)
     loss.backward()
     # The null text learns only from studies without text; a noisy router's scale only through cv2's load.
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
@@ -126,9 +126,9 @@ def test_a_study_without_text_takes_the_null_text_and_disturbs_nobody():
 def test_image_and_text_both_matter():
     model = build()
     images, ids, mask = inputs(model)
-    said = model(images, ids, mask).logits
-    assert not torch.allclose(said, model(images.flip(0), ids, mask).logits, atol=1e-3)
-    assert not torch.allclose(said, model(images, ids.roll(1, 0), mask.roll(1, 0)).logits, atol=1e-3)
+    output = model(images, ids, mask).logits
+    assert not torch.allclose(output, model(images.flip(0), ids, mask).logits, atol=1e-3)
+    assert not torch.allclose(output, model(images, ids.roll(1, 0), mask.roll(1, 0)).logits, atol=1e-3)
 
 
 def test_vision_only_ignores_the_text():
@@ -139,13 +139,13 @@ def test_vision_only_ignores_the_text():
 
 def test_attention_is_a_distribution_over_patches():
     model = build()
-    said = model(*inputs(model), need_attention=True)
+    output = model(*inputs(model), need_attention=True)
     patches = model.image_encoder(inputs(model)[0]).patches.shape[1]
-    assert said.attention.shape == (BATCH, patches)
-    assert torch.allclose(said.attention.sum(-1), torch.ones(BATCH), atol=1e-5)
+    assert output.attention.shape == (BATCH, patches)
+    assert torch.allclose(output.attention.sum(-1), torch.ones(BATCH), atol=1e-5)
     quiet = model(*inputs(model))
     assert quiet.attention is None
-    assert torch.allclose(quiet.logits, said.logits, atol=1e-5)
+    assert torch.allclose(quiet.logits, output.logits, atol=1e-5)
 
 
 def test_study_routing_makes_one_decision_per_study_and_token_routing_one_per_real_token():
@@ -154,9 +154,9 @@ def test_study_routing_makes_one_decision_per_study_and_token_routing_one_per_re
     assert model(images, ids, mask).stats.num_tokens == BATCH
     tokens = build(route_on="token")
     patches = tokens.image_encoder(images).patches.shape[1]
-    said = tokens(images, ids, mask)
-    assert said.stats.num_tokens == BATCH * patches + mask.sum()
-    assert said.routed.sum() == said.stats.num_tokens
+    output = tokens(images, ids, mask)
+    assert output.stats.num_tokens == BATCH * patches + mask.sum()
+    assert output.routed.sum() == output.stats.num_tokens
 
 
 def test_without_experts_there_is_one_ffn_of_an_experts_size():
@@ -188,8 +188,8 @@ def test_balancing_takes_its_shares_from_all_micro_batches_of_the_step():
 @pytest.mark.parametrize("task", ["multi-class", "ordinal-regression", "binary-class"])
 def test_single_label_tasks_give_probabilities_that_sum_to_one(task):
     model = build(task=task, text=False)
-    said = model(*inputs(model))
-    assert torch.allclose(model.head.probs(said.logits).sum(-1), torch.ones(BATCH), atol=1e-5)
+    output = model(*inputs(model))
+    assert torch.allclose(model.head.probs(output.logits).sum(-1), torch.ones(BATCH), atol=1e-5)
 
 
 def test_defaults_are_the_papers_widths():

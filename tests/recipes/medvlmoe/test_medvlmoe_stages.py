@@ -74,10 +74,10 @@ def test_prediction_of_a_saved_image_equals_the_evaluation(trained_run, tmp_path
     table = pd.read_csv(trained_run / "predictions.csv")
     study = phantom_source(train=48, val=32, test=40, size=64).test[5]
     Image.fromarray(study.image).save(tmp_path / "five.png")
-    said = predict.main(trained_run, images=[tmp_path / "five.png"], text=study.text)
-    columns = [name for name in said if name.startswith("prob:")]
+    output = predict.main(trained_run, images=[tmp_path / "five.png"], text=study.text)
+    columns = [name for name in output if name.startswith("prob:")]
     expected = table[table["id"] == "test-00005"][columns].to_numpy()[0]
-    assert said[columns].to_numpy()[0] == pytest.approx(expected, abs=1e-5)
+    assert output[columns].to_numpy()[0] == pytest.approx(expected, abs=1e-5)
     without = predict.main(trained_run, images=[tmp_path / "five.png"])
     assert without[columns].to_numpy()[0] != pytest.approx(expected, abs=1e-3)
 
@@ -85,9 +85,9 @@ def test_prediction_of_a_saved_image_equals_the_evaluation(trained_run, tmp_path
 def test_prediction_of_a_csv_reads_images_beside_it(trained_run, tmp_path):
     Image.fromarray(np.zeros((50, 80), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "list.csv").write_text("image,label\na.png,unused\n")
-    said = predict.main(trained_run, csv=tmp_path / "list.csv")
-    assert list(said["image"]) == [str(tmp_path / "a.png")]
-    assert said.filter(like="prob:").to_numpy().min() >= 0
+    output = predict.main(trained_run, csv=tmp_path / "list.csv")
+    assert list(output["image"]) == [str(tmp_path / "a.png")]
+    assert output.filter(like="prob:").to_numpy().min() >= 0
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ def test_equal_texts_are_one_whatever_their_case_and_spaces():
 def test_recalls_and_ranks_by_hand():
     # Three images, two texts; images 0 and 2 have text 0.
     scores = [[0.9, 0.1], [0.8, 0.3], [0.2, 0.7]]
-    found = retrieval_scores(scores, [0, 1, 0], recalls=(1, 2))
-    assert found["image_to_text"] == {
+    result = retrieval_scores(scores, [0, 1, 0], recalls=(1, 2))
+    assert result["image_to_text"] == {
         "recall": {"1": pytest.approx(1 / 3), "2": 1.0},
         "median_rank": 2.0,
         "queries": 3,
@@ -27,20 +27,20 @@ def test_recalls_and_ranks_by_hand():
         "chance": {"recall": {"1": pytest.approx(0.5), "2": 1.0}, "median_rank": 1.5},
     }
     # Text 0 finds image 0 first; text 1 finds its only image (1) behind image 2.
-    back = found["text_to_image"]
+    back = result["text_to_image"]
     assert back["recall"] == {"1": 0.5, "2": 1.0}
     assert back["median_rank"] == 1.5
     assert back["chance"]["recall"]["1"] == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert back["chance"]["recall"]["2"] == pytest.approx((1 + 2 / 3) / 2)
     assert (back["queries"], back["candidates"]) == (2, 3)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def test_scores_that_say_nothing_are_in_the_middle_not_on_top():
-    found = retrieval_scores(np.zeros((21, 21)), np.arange(21))
-    assert found["image_to_text"]["median_rank"] == 11
-    assert found["image_to_text"]["recall"]["10"] == 0
-    assert found["image_to_text"]["chance"]["median_rank"] == 11
+    result = retrieval_scores(np.zeros((21, 21)), np.arange(21))
+    assert result["image_to_text"]["median_rank"] == 11
+    assert result["image_to_text"]["recall"]["10"] == 0
+    assert result["image_to_text"]["chance"]["median_rank"] == 11
 
 
 @settings(deadline=None, max_examples=30)
@@ -57,13 +57,13 @@ def test_random_scores_come_out_at_chance():
     rng = np.random.default_rng(0)
     index = rng.integers(40, size=400)
     index[:40] = np.arange(40)
-    found = [retrieval_scores(rng.random((400, 40)), index) for _ in range(5)]
+    result = [retrieval_scores(rng.random((400, 40)), index) for _ in range(5)]
     for way in ("image_to_text", "text_to_image"):
         for k in ("1", "5", "10"):
-            measured = np.mean([one[way]["recall"][k] for one in found])
-            assert measured == pytest.approx(found[0][way]["chance"]["recall"][k], abs=0.08)
-        assert np.mean([one[way]["median_rank"] for one in found]) == pytest.approx(
-            found[0][way]["chance"]["median_rank"], rel=0.35
+            measured = np.mean([one[way]["recall"][k] for one in result])
+            assert measured == pytest.approx(result[0][way]["chance"]["recall"][k], abs=0.08)
+        assert np.mean([one[way]["median_rank"] for one in result]) == pytest.approx(
+            result[0][way]["chance"]["median_rank"], rel=0.35
         )
 
 
@@ -72,11 +72,11 @@ def test_random_scores_come_out_at_chance():
 def test_neither_copies_of_a_pair_nor_the_order_change_the_images_ranks(seed):
     rng = np.random.default_rng(seed)
     scores, index = rng.random((6, 4)), np.array([0, 1, 2, 3, 1, 0])
-    found = retrieval_scores(scores, index)
+    result = retrieval_scores(scores, index)
     order = rng.permutation(6)
-    assert retrieval_scores(scores[order], index[order]) == found
+    assert retrieval_scores(scores[order], index[order]) == result
     twice = retrieval_scores(np.concatenate([scores, scores]), np.concatenate([index, index]))
-    assert twice["image_to_text"]["recall"] == found["image_to_text"]["recall"]
+    assert twice["image_to_text"]["recall"] == result["image_to_text"]["recall"]
 
 
 def test_the_best_hit_counts():
