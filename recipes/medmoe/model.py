@@ -178,10 +178,9 @@ class MedMoE(nn.Module):
             routing: One row per image, of :meth:`route`; it is used as it is, so the router does not run again.
             need_weights: Whether to return the weights of the scales.
         """
-        output, stats = self.moe(image.maps, routing=routing)
-        weights = None
-        if need_weights:
-            weights = self.moe.experts.scale_weights(image.maps, self.moe.plan(routing))
+        plan = self.moe.plan(routing)
+        output, stats = self.moe(image.maps, routing=routing, plan=plan)
+        weights = self.moe.experts.scale_weights(image.maps, plan) if need_weights else None
         return LocalFeatures(self.region_projection(output), routing, stats, weights)
 
     def forward(

@@ -82,12 +82,12 @@ def test_the_router_sees_what_it_is_told_to(tmp_path, route_on):
 @pytest.mark.parametrize("route_on", ["image", "text", "label"])
 def test_a_training_step_plans_once(tmp_path, monkeypatch, route_on):
     """The layer plans from the one routing of the batch; losses and figures use what it counted."""
-    from moekit import layer
+    from moekit import layer_parts
 
     calls = []
-    plan_dispatch = layer.plan_dispatch
+    plan_dispatch = layer_parts.plan_dispatch
     monkeypatch.setattr(
-        layer, "plan_dispatch", lambda *args, **options: calls.append(1) or plan_dispatch(*args, **options)
+        layer_parts, "plan_dispatch", lambda *args, **options: calls.append(1) or plan_dispatch(*args, **options)
     )
     config = small_config(tmp_path, route_on=route_on, balance_weight=0.1, epochs=1)
     torch.manual_seed(0)
@@ -99,6 +99,10 @@ def test_a_training_step_plans_once(tmp_path, monkeypatch, route_on):
     loss.backward()
     assert len(calls) == 1
     assert tally.means(Fabric(accelerator="cpu"), config.train)["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    image, text = model.encode_images(batch.images), model.encode_texts(batch.tokens)
+    routing = model.route(image=image, text=text, labels=batch.labels)
+    assert model.local(image, routing, need_weights=True).scale_weights is not None
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("route_on", ["image", "text", "label"])
