@@ -39,6 +39,10 @@ LAYERS = {
     ),
 }  # fmt: skip
 layers = pytest.mark.parametrize("name", LAYERS)
+two_layers = pytest.mark.parametrize(  # in the short run; the others with the slow tests
+    "name",
+    [name if name in ("plain", "expert choice") else pytest.param(name, marks=pytest.mark.slow) for name in LAYERS],
+)
 
 
 def _dial(impl, recompute):
@@ -170,7 +174,7 @@ def test_an_exported_program_survives_saving(device):
     assert torch.equal(torch.export.load(buffer).module()(x), layer(x).output)
 
 
-@layers
+@two_layers
 def test_activation_checkpointing_changes_no_figure(device, name):
     layer, _ = _pair(name, device)
     x = _x(device)
@@ -187,7 +191,7 @@ def test_a_replayed_routing_gives_the_same(device):
     )
 
 
-@layers
+@two_layers
 def test_functional_call(device, name):
     layer, other = _pair(name, device)[0], _pair(name, device)[0]
     x = _x(device)
@@ -239,7 +243,7 @@ def test_float64_is_refused_by_name(device):
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own: kernels have no batching rule
 @pytest.mark.filterwarnings("ignore:torch.searchsorted")
-@layers
+@two_layers
 def test_vmap_takes_one_sample_after_the_other(device, name):
     layer, _ = _pair(name, device)
     x = _x(device, 3, 5)

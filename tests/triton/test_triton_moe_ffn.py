@@ -41,7 +41,7 @@ def test_output_and_all_gradients_are_the_reference(path, device):
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_activation_in_half_precision(activation, dtype, path, device):
     check(given_to(small_case(activation), dtype, device))
 

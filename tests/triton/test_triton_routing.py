@@ -258,7 +258,7 @@ def test_without_gradients_nothing_is_kept(device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["rows", *(pytest.param(x, marks=pytest.mark.slow) for x in LAYOUTS if x != "rows")])
 def test_opcheck(device, layout: str) -> None:
     case = a_case(5, 6, 2).to(device)
     logits = laid_out(case.logits, layout)
