@@ -126,19 +126,16 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         The statistics, on the device of ``routing``.
     """
     counted = routing.valid if mask is None else routing.valid & mask
-    column = counted.unsqueeze(-1)
     if routing.sums is not None and routing.sums.of(routing, mask):
         sums = routing.sums.sums
     else:
-        by_token = routing.token_ids is None
-        sums = routing_sums(
-            routing.gates, routing.expert_ids, routing.logits, routing.probs, counted, by_token=by_token
-        )
+        sums = routing_sums(*routing[:4], counted, masked=mask is not None, by_token=routing.token_ids is None)
     if routing.load_probs is None:
         load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
     else:
-        load = torch.where(column, routing.load_probs, 0).sum(0)
-    left_out = ~routing.valid if mask is None else ~routing.valid & mask
+        load = torch.where(counted.unsqueeze(-1), routing.load_probs, 0).sum(0)
+    num_tokens = counted.sum()
+    real_tokens = routing.valid.shape[0] if mask is None else mask.sum()
     return RouterStats(
         tokens_per_expert=plan.tokens_per_expert,
         dropped_per_expert=plan.dropped_per_expert,
@@ -147,8 +144,8 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         load=load,
         logsumexp_sq_sum=sums.logsumexp_sq_sum,
         entropy_sum=sums.entropy_sum,
-        num_tokens=counted.sum(),
-        nonfinite_tokens=left_out.sum(),
+        num_tokens=num_tokens,
+        nonfinite_tokens=real_tokens - num_tokens,
     )
 
 

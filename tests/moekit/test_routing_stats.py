@@ -102,7 +102,7 @@ def test_a_hash_router_has_no_logits_and_no_load_of_its_own() -> None:
 
 
 def test_expert_choice_counts_the_places_that_were_filled() -> None:
-    router = ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=2.0, init_scale=1.0, dtype=torch.float64)
+    router = ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=float(EXPERTS), init_scale=1.0, dtype=torch.float64)
     mask = torch.arange(10) >= 7
     routing = router(make_input(10), mask)
     stats = router_stats(routing, plan_expert_choice(routing.token_ids, 10, kept=routing.kept), mask)

@@ -139,7 +139,7 @@ def route_reference(
     counted = valid if mask is None else valid & mask
     slots = counted.unsqueeze(-1).expand_as(ids).flatten().long()
     tokens_per_expert = ids.new_zeros(logits.shape[1]).index_add(0, ids.flatten(), slots)
-    sums = routing_sums(gates, ids, logits, probs, counted)
+    sums = routing_sums(gates, ids, logits, probs, counted, masked=mask is not None)
     return Routed(gates, ids, logits, probs, valid, tokens_per_expert, sums)
 
 

@@ -36,6 +36,7 @@ def routing_sums(
     probs: Float[Tensor, "T E"],
     counted: Bool[Tensor, "T"],
     *,
+    masked: bool = True,
     by_token: bool = True,
 ) -> RoutingSums:
     """Sums up a routing.
@@ -46,19 +47,20 @@ def routing_sums(
         logits: Router logits, finite; None for a router without any.
         probs: Probabilities over experts.
         counted: True for tokens that count.
+        masked: Whether ``counted`` leaves out more than the tokens with non-finite logits, whose probabilities are
+            zero.
         by_token: Whether the rows of ``gates`` are tokens.
 
     Returns:
         The sums, with gradients of every order.
     """
     column = counted.unsqueeze(-1)
-    counted_probs = torch.where(column, probs, 0)
+    counted_probs = torch.where(column, probs, 0) if masked else probs
     counted_gates = torch.where(column, gates, 0) if by_token else gates
     if logits is None:
         logsumexp_sq_sum = probs.new_zeros(())
     else:
-        logsumexp_sq = torch.where(column, logits, 0).logsumexp(-1).square()
-        logsumexp_sq_sum = torch.where(counted, logsumexp_sq, 0).sum()
+        logsumexp_sq_sum = torch.where(counted, logits.logsumexp(-1).square(), 0).sum()
     return RoutingSums(
         prob_sum=counted_probs.sum(0),
         gate_sum=probs.new_zeros(probs.shape[-1]).index_add(0, ids.flatten(), counted_gates.flatten().to(probs.dtype)),
