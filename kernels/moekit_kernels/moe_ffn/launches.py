@@ -38,21 +38,21 @@ def forward(
     token, offsets = order.token_of_row, order.offsets
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
     if launches_few_rows.serves(num_rows, num_experts):
-        hidden, pre = launches_few_rows.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
-        y = launches_few_rows.down(hidden, down_proj, offsets, num_rows, down_bias)
+        hidden_NF, pre_NF1 = launches_few_rows.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
+        y_ND2 = launches_few_rows.down(hidden_NF, down_proj, offsets, num_rows, down_bias)
     else:
         up = gemm.forward_config(x, up_proj, num_rows, activation)
         down = gemm.forward_config(x, down_proj, num_rows, None)
         up_tiles, down_tiles = tile_schedules(offsets, num_rows, (up.block_m, down.block_m))
-        hidden, pre = gemm.forward(
+        hidden_NF, pre_NF1 = gemm.forward(
             x, up_proj, offsets, up_tiles, up, num_rows,
             bias=up_bias, activation=activation, gather=token, keep_pre=keep_pre,
         )  # fmt: skip
-        y, _ = gemm.forward(hidden, down_proj, offsets, down_tiles, down, num_rows, bias=down_bias)
-    flat = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
+        y_ND2, _ = gemm.forward(hidden_NF, down_proj, offsets, down_tiles, down, num_rows, bias=down_bias)
+    gates_N = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
     rows = _token_rows(order, x.shape[0])
-    out = combine.forward(y, *rows, flat, order.slot_of_row, offsets, x.shape[0], x.dtype)
-    return out, pre, hidden if keep_hidden else hidden.new_empty(0, hidden.shape[1])
+    out_TD2 = combine.forward(y_ND2, *rows, gates_N, order.slot_of_row, offsets, x.shape[0], x.dtype)
+    return out_TD2, pre_NF1, hidden_NF if keep_hidden else hidden_NF.new_empty(0, hidden_NF.shape[1])
 
 
 def backward(
@@ -81,22 +81,24 @@ def backward(
     act_tiles, plain_tiles, gate_tiles = tile_schedules(offsets, num_rows, (act.block_m, plain.block_m, _GATE_ROWS))
     if pre.shape[0] < num_rows:
         pre, _ = gemm.forward(x, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=token)
-    flat = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
+    gates_N = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
     kept = hidden if hidden.shape[0] == num_rows else None
-    dpre, weighted, partial = _through_activation(grad, down_proj, pre, kept, flat, order, act_tiles, act, activation)
-    grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
+    dpre_NF1, weighted_NF, partial_SN = _through_activation(
+        grad, down_proj, pre, kept, gates_N, order, act_tiles, act, activation
+    )
+    grad_x_TD = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     if input_grad:
-        grad_gates = _gates_grad(partial, gates, grad, down_bias, order, gate_tiles)
-        rows, _ = gemm.forward(dpre, up_proj.mT, offsets, plain_tiles, plain, num_rows)
+        grad_gates = _gates_grad(partial_SN, gates, grad, down_bias, order, gate_tiles)
+        rows_ND, _ = gemm.forward(dpre_NF1, up_proj.mT, offsets, plain_tiles, plain, num_rows)
         token_rows = _token_rows(order, x.shape[0])
-        grad_x = combine.forward(rows, *token_rows, None, None, offsets, x.shape[0], x.dtype)
+        grad_x_TD = combine.forward(rows_ND, *token_rows, None, None, offsets, x.shape[0], x.dtype)
     if weight_grad:
-        grad_down = gemm.weight_grad(grad, weighted, offsets, num_rows, dy_gather=token)
-        grad_up = gemm.weight_grad(dpre, x, offsets, num_rows, x_gather=token)
-        grad_up_bias = None if up_bias is None else gemm.bias_grad(dpre, offsets)
+        grad_down = gemm.weight_grad(grad, weighted_NF, offsets, num_rows, dy_gather=token)
+        grad_up = gemm.weight_grad(dpre_NF1, x, offsets, num_rows, x_gather=token)
+        grad_up_bias = None if up_bias is None else gemm.bias_grad(dpre_NF1, offsets)
         if down_bias is not None:
-            grad_down_bias = gemm.bias_grad(grad, offsets, gather=token, gates=flat, slot=slot)
-    return Gradients(grad_x, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
+            grad_down_bias = gemm.bias_grad(grad, offsets, gather=token, gates=gates_N, slot=slot)
+    return Gradients(grad_x_TD, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
 
 
 def _through_activation(

@@ -5,8 +5,8 @@ gate's gradient as ``<dA', A>`` with ``dA' = dOut W_down`` before weighting (the
 https://arxiv.org/abs/2512.14080), so no expert output is kept.
 
 The functions have the signatures of the Triton launchers. They run on every device, at the price of one read of
-``offsets`` on the host. Letters: T tokens, N rows, E experts, D and D2 widths of input and output, F hidden width, F1
-columns of the pre-activation (F, or 2F for a gated activation).
+``offsets`` on the host. Letters: T tokens, N rows, n rows of one expert, E experts, D and D2 widths of input and
+output, F hidden width, F1 columns of the pre-activation (F, or 2F for a gated activation).
 """
 
 from itertools import pairwise
@@ -50,26 +50,26 @@ def forward(
     token_of_row = order.token_of_row
     num_rows = token_of_row.shape[0]
     bounds = cast(list[int], order.offsets.tolist())
-    gate = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
-    out = x.new_zeros(x.shape[0], down_proj.shape[1], dtype=torch.promote_types(x.dtype, gates.dtype))
-    pre = x.new_empty(num_rows if keep_pre else 0, up_proj.shape[1])
-    hidden = x.new_empty(num_rows if keep_hidden else 0, down_proj.shape[2])
+    gate_N1 = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
+    out_TD2 = x.new_zeros(x.shape[0], down_proj.shape[1], dtype=torch.promote_types(x.dtype, gates.dtype))
+    pre_NF1 = x.new_empty(num_rows if keep_pre else 0, up_proj.shape[1])
+    hidden_NF = x.new_empty(num_rows if keep_hidden else 0, down_proj.shape[2])
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
             continue
         tokens = token_of_row[start:end]
-        kept = pre[start:end] if keep_pre else None
-        a = act.compute(_linear(x.index_select(0, tokens), up_proj[expert], _of(expert, up_bias), kept))
+        pre_nF1 = pre_NF1[start:end] if keep_pre else None
+        hidden_nF = act.compute(_linear(x.index_select(0, tokens), up_proj[expert], _of(expert, up_bias), pre_nF1))
         if keep_hidden:
-            hidden[start:end] = a
-        y = _linear(a, down_proj[expert], _of(expert, down_bias))
-        out.index_add_(0, tokens, _weighted(y, gate[start:end], out.dtype))
+            hidden_NF[start:end] = hidden_nF
+        y_nD2 = _linear(hidden_nF, down_proj[expert], _of(expert, down_bias))
+        out_TD2.index_add_(0, tokens, _weighted(y_nD2, gate_N1[start:end], out_TD2.dtype))
     if bounds[-1] < num_rows:  # unassigned rows add nothing, but a NaN gate shows in its own token
         rest = slice(bounds[-1], None)
-        out.index_add_(0, token_of_row[rest], (gate[rest] * 0).to(out.dtype).expand(-1, out.shape[1]))
-        for rows in (pre, hidden):
+        out_TD2.index_add_(0, token_of_row[rest], (gate_N1[rest] * 0).to(out_TD2.dtype).expand(-1, out_TD2.shape[1]))
+        for rows in (pre_NF1, hidden_NF):
             rows[rest] = 0
-    return out.to(x.dtype), pre, hidden
+    return out_TD2.to(x.dtype), pre_NF1, hidden_NF
 
 
 def backward(
@@ -92,7 +92,7 @@ def backward(
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
     bounds = cast(list[int], order.offsets.tolist())
-    gate = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
+    gate_N1 = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
     inputs = _InputGradients(x, gates, order.slot_of_row) if input_grad else None
     of_weights = _WeightGradients(weights) if weight_grad else None
     for expert, (start, end) in enumerate(pairwise(bounds)):
@@ -100,21 +100,21 @@ def backward(
             if of_weights is not None:
                 of_weights.clear(expert)
             continue
-        rows, tokens, weight = slice(start, end), order.token_of_row[start:end], gate[start:end]
-        z = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
-        a = hidden[rows] if hidden.shape[0] else act.compute(z)
-        g = grad.index_select(0, tokens)
-        grad_act = g @ down_proj[expert]
+        rows, tokens, gate_n1 = slice(start, end), order.token_of_row[start:end], gate_N1[start:end]
+        pre_nF1 = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
+        hidden_nF = hidden[rows] if hidden.shape[0] else act.compute(pre_nF1)
+        grad_nD2 = grad.index_select(0, tokens)
+        grad_hidden_nF = grad_nD2 @ down_proj[expert]
         if inputs is not None:
-            inputs.of_gates(rows, grad_act, a, g, _of(expert, down_bias))
-        g = _weighted(g, weight, x.dtype)
+            inputs.of_gates(rows, grad_hidden_nF, hidden_nF, grad_nD2, _of(expert, down_bias))
+        grad_nD2 = _weighted(grad_nD2, gate_n1, x.dtype)
         if of_weights is not None:
-            of_weights.of_down(expert, g, a)
-        grad_pre = act.backward(_weighted(grad_act, weight, x.dtype), z)
+            of_weights.of_down(expert, grad_nD2, hidden_nF)
+        grad_pre_nF1 = act.backward(_weighted(grad_hidden_nF, gate_n1, x.dtype), pre_nF1)
         if of_weights is not None:
-            of_weights.of_up(expert, grad_pre, x.index_select(0, tokens))
+            of_weights.of_up(expert, grad_pre_nF1, x.index_select(0, tokens))
         if inputs is not None:
-            inputs.of_x(tokens, grad_pre @ up_proj[expert])
+            inputs.of_x(tokens, grad_pre_nF1 @ up_proj[expert])
     return Gradients(
         *((None, None) if inputs is None else inputs.finished()),
         *((None, None, None, None) if of_weights is None else of_weights.finished()),
