@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moekit.contrastive import local_contrastive_loss
+from moekit.contrastive import local_contrastive_loss, word_alignment_loss
 from recipes.data.studies import Box, Study
 from recipes.medmoe.explain import stage as explain
 from recipes.medmoe.explain.pictures import PANEL, Explanation, draw, outcome, scale_range, shorten
@@ -109,11 +109,10 @@ def test_maps_are_the_attention_of_the_loss_that_the_run_was_trained_with(sessio
     regions = session.model.local(images, routing).regions.flatten(2).mT
     temperatures = session.config.model.temperatures
     options = {"temperatures": temperatures, "word_softmax": word_softmax}
+    loss = local_contrastive_loss
     if form == "report":
-        options = {"temperature": 1 / temperatures[2]}
-    expected = local_contrastive_loss(
-        regions, text.words, text.mask, form=form, need_attention=True, **options
-    ).attention
+        loss, options = word_alignment_loss, {"temperature": 1 / temperatures[2]}
+    expected = loss(regions, text.words, text.mask, need_attention=True, **options).attention
     torch.testing.assert_close(word_maps(trained, images, text, routing).maps.flatten(2), expected)
 
 
