@@ -7,7 +7,9 @@ so every run takes the same; nothing is timed on first use. To use another table
 
     with override({"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]]]}}}): ...
 
-or for good, from the file that ``python -m benchmarks tune`` writes: ``override(load(path)).__enter__()``.
+or, from the file that ``python -m benchmarks tune`` writes, around a whole program::
+
+    with override(load(path)): ...
 """
 
 import functools
