@@ -45,8 +45,10 @@ def _pretrain(arguments: list[str]) -> None:
     config = parse_pretrain(arguments)
     from recipes.medmoe.pretrain import stage as pretrain
     from recipes.medmoe.pretrain.summary import summarise
+    from recipes.shared.training import is_main_process
 
-    for run in pretrain.main(config):
+    runs = pretrain.main(config)
+    for run in runs if is_main_process() else ():
         print(summarise(run))
         print(f"pretrained: {run}\nnext: python -m {_MODULE} zero-shot {run}")
 

@@ -31,8 +31,10 @@ def parse_train(arguments: list[str]) -> Config:
 def _train(arguments: list[str]) -> None:
     config = parse_train(arguments)
     from recipes.medvlmoe import train
+    from recipes.shared.training import is_main_process
 
-    for run in train.main(config):
+    runs = train.main(config)
+    for run in runs if is_main_process() else ():
         print(f"trained: {run}\nnext: python -m recipes.medvlmoe evaluate {run}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -40,6 +41,14 @@ def one_run_per_seed(config: Any, train_one: Callable[[Any], None]) -> list[Path
         train_one(replace(config, out=out, seeds=(seed,)))
         runs.append(out)
     return runs
+
+
+def is_main_process() -> bool:
+    """Tells whether this process alone trains a run, or is the first of those that train it together.
+
+    After a training on several devices every one of its processes goes on with the script.
+    """
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def run_epochs(

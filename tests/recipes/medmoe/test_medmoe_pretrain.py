@@ -125,6 +125,8 @@ def test_two_processes_train_together(tmp_path):
     epochs = history(tmp_path / "ddp")
     assert len(epochs) == 1
     assert epochs[0]["train_loss"] > 0
+    for line in ("epoch   1/1", "test routing: ", "pretrained: "):
+        assert done.stdout.count(line) == 1, done.stdout
 
 
 def write_shard(path, split, *, broken=False):

@@ -164,7 +164,8 @@ def test_two_processes_divide_by_the_known_labels_of_both_and_validate_one_study
         command = [sys.executable, "-m", "recipes.medvlmoe", "train", "--out", str(out), "--data", str(csv)]
         command += [*OF_CSV.split(), "--epochs", "2", "--devices", str(devices)]
         command += ["--batch-size", str(batch_size), "--accumulate", str(accumulate)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        assert done.stdout.count("trained: ") == 1, done.stdout
         runs.append(history(out))
     for one, two in zip(*runs, strict=True):
         assert one["val_macro_auroc"] is None
