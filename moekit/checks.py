@@ -1,9 +1,10 @@
 """Checks of arguments. They read shapes, dtypes and devices only, never a value on a device."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moekit_kernels.autocast import autocast_is_on
 
@@ -67,6 +68,18 @@ def check_same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> No
             f"{name} must have the dtype of {other_name}, {other.dtype}, got {x.dtype}. "
             "Convert one with .to(), or run under torch.autocast."
         )
+
+
+def check_fits_layer(name: str, x: Tensor, layer: nn.Module) -> None:
+    """Raises ``ValueError`` unless ``x`` has the device and dtype of the weight of a layer of torch.
+
+    Nothing is checked of what replaced the layer or its ``forward``: FSDP, offloading and quantisers keep weights on
+    other devices or in other dtypes until they are called.
+    """
+    if type(layer) in (nn.Linear, nn.Conv2d) and "forward" not in layer.__dict__:
+        weight = cast(Tensor, layer.weight)
+        check_same_device(name, x, "the parameters", weight)
+        check_same_dtype(name, x, "the parameters", weight)
 
 
 def check_mask(name: str, mask: Tensor, shape: Sequence[int]) -> None:

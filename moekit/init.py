@@ -1,8 +1,11 @@
 """Initial weights."""
 
 import math
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
@@ -28,3 +31,25 @@ def reset_parameters(module: nn.Module) -> None:
         return
     for child in module.children():
         reset_parameters(child)
+
+
+def layer_in(slot: nn.Module, kind: type[Layer]) -> Layer | None:
+    """Returns the layer that was built in a slot: what stands there, or what a wrapper there holds.
+
+    The first of its class: a wrapper holds what it replaces before what it adds, such as the adapters of LoRA, which
+    are layers too and keep their own initial weights.
+
+    Args:
+        slot: What stands in the slot.
+        kind: Class of the layer that was built.
+
+    Returns:
+        The layer; None where another kind of module took its place.
+    """
+    return next((module for module in slot.modules() if isinstance(module, kind)), None)
+
+
+def reset_layer(slot: nn.Module, kind: type[nn.Module]) -> None:
+    """Draws the layer that was built in a slot anew by its own rule, or what took its place; see :func:`layer_in`."""
+    layer = layer_in(slot, kind)
+    reset_parameters(slot if layer is None else layer)

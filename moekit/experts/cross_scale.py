@@ -202,7 +202,7 @@ class CrossScaleExperts(Experts):
     def _readable(self, maps: Sequence[Tensor]) -> list[CrossScaleExpert]:
         """Returns the experts, after checking that their layers are the ones whose weights will be read."""
         experts = [readable(expert, f"experts[{index}]") for index, expert in enumerate(self.experts)]
-        check_maps(maps, self.channels, experts[0].attention.projection(0).weight)
+        check_maps(maps, self.channels, experts[0].attention.projection(0))
         return experts
 
     def _fixed(self, plan: DispatchPlan) -> bool:

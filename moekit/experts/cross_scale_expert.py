@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_positive
 from moekit.fusion.cross_scale import CrossScaleAttention, LogitsAt
-from moekit.init import reset_parameters
+from moekit.init import layer_in, reset_parameters
 
 Norm = Literal["batch", "group"]
 NORMS = ("batch", "group")
@@ -89,9 +89,11 @@ class CrossScaleExpert(nn.Module):
         """Draws all weights anew (convolutions from Kaiming's normal) and forgets the running statistics."""
         reset_parameters(self.attention)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            for layer in convolution.modules():  # the convolution itself, or what a wrapper holds
-                if isinstance(layer, nn.Conv2d):
-                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            layer = layer_in(convolution, nn.Conv2d)
+            if layer is None:
+                reset_parameters(convolution)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             reset_parameters(norm)
 
     def forward(

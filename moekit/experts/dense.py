@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from moekit.checks import check_positive, check_width
 from moekit.experts.activation import ActivationLike, activation_function, activation_label, check_same_rows, is_gated
-from moekit.init import reset_parameters
+from moekit.init import reset_layer
 from moekit.settings import SettingsModule
 
 
@@ -59,7 +59,7 @@ class FFN(SettingsModule):
         """Draws the weights anew."""
         for layer in (self.up_proj, self.down_proj, self.gate):
             if layer is not None:
-                reset_parameters(layer)
+                reset_layer(layer, nn.Linear)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Applies the network to every token.

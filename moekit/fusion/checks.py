@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from moekit.checks import check_floating, check_rank, check_same_device, check_same_dtype, check_width
+from moekit.checks import check_fits_layer, check_floating, check_rank, check_width
 
 
 def check_tokens(name: str, tokens: Tensor, width: int | None = None) -> None:
@@ -15,8 +15,8 @@ def check_tokens(name: str, tokens: Tensor, width: int | None = None) -> None:
     check_floating(name, tokens)
 
 
-def check_maps(maps: Sequence[Tensor], channels: Sequence[int], weight: Tensor | None = None) -> None:
-    """Raises ``ValueError`` unless ``maps`` are a pyramid of ``channels`` that fits ``weight``, if given."""
+def check_maps(maps: Sequence[Tensor], channels: Sequence[int], layer: nn.Module | None = None) -> None:
+    """Raises ``ValueError`` unless ``maps`` are a pyramid of ``channels``, for the weights of ``layer`` if given."""
     if isinstance(maps, Tensor):  # which would unbind into samples
         raise ValueError(
             f"maps must be a sequence of {len(channels)} feature maps, got one tensor of shape {tuple(maps.shape)}: "
@@ -34,6 +34,5 @@ def check_maps(maps: Sequence[Tensor], channels: Sequence[int], weight: Tensor |
         if 0 in x.shape[2:]:
             raise ValueError(f"{name} must have at least one row and one column, got shape {tuple(x.shape)}.")
         check_floating(name, x)
-        if weight is not None:
-            check_same_device(name, x, "the parameters", weight)
-            check_same_dtype(name, x, "the parameters", weight)
+        if layer is not None:
+            check_fits_layer(name, x, layer)

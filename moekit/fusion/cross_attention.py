@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from moekit.checks import check_mask, check_positive, check_same_device, check_same_dtype
+from moekit.checks import check_fits_layer, check_mask, check_positive, check_same_device, check_same_dtype
 from moekit.fusion.attention import AttentionFunction, sdpa_attention, weighted_attention
 from moekit.fusion.checks import check_tokens
-from moekit.fusion.projections import ProjectedTokens, TokenProjections, reset_linear
+from moekit.fusion.projections import ProjectedTokens, TokenProjections, reset_projection
+from moekit.init import reset_parameters
 from moekit.settings import SettingsModule
 
 
@@ -43,7 +44,8 @@ class BidirectionalCrossAttention(SettingsModule):
     with zero gradient: those of masked queries, those of a sample whose other stream has no real token,
     and the weights of both.
 
-    Weights start Xavier-uniform and biases at zero, as in `torch.nn.MultiheadAttention`.
+    Weights start Xavier-uniform and biases at zero, as in `torch.nn.MultiheadAttention`. Whatever stands in the slots
+    of projections is called, so a wrapper (LoRA, activation checkpointing, FSDP) may replace one.
 
     Args:
         dim: Common width D of queries, keys, values and outputs.
@@ -135,10 +137,10 @@ class BidirectionalCrossAttention(SettingsModule):
         """Draws all projections anew: Xavier-uniform weights, zero biases."""
         for projections in (self.left_projections, self.right_projections):
             if projections is not None:
-                projections.reset_parameters()
+                reset_parameters(projections)
         for output in (self.left_output, self.right_output):
             if output is not None:
-                reset_linear(output)
+                reset_projection(output)
 
     def forward(
         self,
@@ -208,10 +210,8 @@ class BidirectionalCrossAttention(SettingsModule):
             raise ValueError(
                 f"right must have the batch size of left, {left.shape[0]}, got shape {tuple(right.shape)}."
             )
-        weight = next(self.parameters(), None)  # not through a projection, which may be wrapped
-        if weight is not None:
-            check_same_device("left", left, "the parameters", weight)
-            check_same_dtype("left", left, "the parameters", weight)
+        if type(self.left_projections) is TokenProjections:  # a wrapper may keep the weights elsewhere
+            check_fits_layer("left", left, self.left_projections.query)
         check_same_device("right", right, "left", left)
         check_same_dtype("right", right, "left", left)
         for name, mask, tokens in (("left", left_mask, left), ("right", right_mask, right)):

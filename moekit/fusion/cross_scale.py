@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_positive
 from moekit.fusion.checks import check_maps
+from moekit.init import layer_in, reset_parameters
 from moekit.settings import SettingsModule
 
 LogitsAt = Literal["own", "aligned"]
@@ -39,7 +40,9 @@ class CrossScaleAttention(SettingsModule):
     ``align`` is bilinear in two dimensions (``align_corners=False``) to the size of one of the maps. A head is a 1x1
     convolution to h channels, ReLU, a 1x1 convolution to one; each scale has its own, since its features have
     meanings of their own, and the biases learn the general weight of a scale. The last layer of the heads starts at
-    zero, so all scales have equal weights at first; other weights start Xavier-uniform, other biases at zero.
+    zero, so all scales have equal weights at first; other weights start Xavier-uniform, other biases at zero. Whatever
+    stands in ``projections`` and ``heads`` is called, so a wrapper (LoRA, activation checkpointing, FSDP) may replace a
+    layer.
 
     Cost in multiply-adds per sample, with s_l = min(S_l, S) and without the resizing (four for each value):
 
@@ -132,15 +135,17 @@ class CrossScaleAttention(SettingsModule):
 
     def reset_parameters(self) -> None:
         """Draws the projections and heads anew; the last layer of every head becomes zero."""
-        for scale in range(len(self.channels)):
-            projection, head = self.projections[scale], self.heads[scale]
-            # The convolutions themselves, or what a wrapper holds.
-            layers = [x for part in (projection, head) for x in part.modules() if isinstance(x, nn.Conv2d)]
+        for projection, head in zip(self.projections, self.heads, strict=True):
+            _reset_convolution(projection)
+            layers = layer_in(head, nn.Sequential)
+            if layers is None:
+                reset_parameters(head)
+                continue
             for layer in layers:
-                nn.init.xavier_uniform_(layer.weight)
-                # torch's stubs leave the type of a convolution's bias open.
-                nn.init.zeros_(cast(Tensor, layer.bias))
-            nn.init.zeros_(layers[-1].weight)
+                _reset_convolution(layer)
+            last = layer_in(layers[-1], nn.Conv2d)
+            if last is not None:
+                nn.init.zeros_(last.weight)
 
     def projection(self, scale: int) -> nn.Conv2d:
         """Returns the projection of a scale."""
@@ -163,7 +168,7 @@ class CrossScaleAttention(SettingsModule):
         Raises:
             ValueError: If the number, shape, dtype or device of the maps does not fit.
         """
-        check_maps(maps, self.channels, next(self.parameters(), None))
+        check_maps(maps, self.channels, self.projections[0])
         fused = fuse_scales(
             maps,
             lambda scale, x: self.projections[scale](x),
@@ -179,6 +184,17 @@ class CrossScaleAttention(SettingsModule):
             f"channels={self.channels}, dim={self.dim}, align_to={self.align_to}, "
             f"logits_at={self.logits_at!r}, hidden_dim={self.hidden_dim}"
         )
+
+
+def _reset_convolution(slot: nn.Module) -> None:
+    """Draws the convolution of a slot anew: Xavier-uniform weight, zero bias; what took its place by its own rule."""
+    convolution = layer_in(slot, nn.Conv2d)
+    if convolution is None:
+        reset_parameters(slot)
+        return
+    nn.init.xavier_uniform_(convolution.weight)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
 
 
 def fuse_scales(

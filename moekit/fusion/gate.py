@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moekit.checks import check_choice, check_positive, check_same_device, check_same_dtype, check_width
+from moekit.checks import check_choice, check_fits_layer, check_positive, check_width
+from moekit.init import layer_in, reset_parameters
 from moekit.settings import SettingsModule
 
 
@@ -31,7 +32,8 @@ class ModalityGate(SettingsModule):
 
     The gate starts at one constant, ``initial_gate``, whatever the input: W_g starts at zero and b at the
     constant's logit. At 0.5, the default and the value of a gate without bias, the sigmoid has its largest gradient;
-    near 1 the layer starts close to the identity.
+    near 1 the layer starts close to the identity. Whatever stands in ``projection`` is called, so a wrapper (LoRA,
+    activation checkpointing, FSDP) may replace it.
 
     Args:
         widths: Widths of the concatenated modalities in order, e.g. ``(512, 512)``; D is their sum.
@@ -90,10 +92,14 @@ class ModalityGate(SettingsModule):
 
     def reset_parameters(self) -> None:
         """Resets every gate to ``initial_gate``."""
-        nn.init.zeros_(self.projection.weight)
+        linear = layer_in(self.projection, nn.Linear)
+        if linear is None:
+            reset_parameters(self.projection)
+            return
+        nn.init.zeros_(linear.weight)
         # torch's stubs declare a bias in every layer.
-        if self.projection.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-            nn.init.constant_(self.projection.bias, math.log(self.initial_gate / (1.0 - self.initial_gate)))
+        if linear.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            nn.init.constant_(linear.bias, math.log(self.initial_gate / (1.0 - self.initial_gate)))
 
     def forward(self, features: Float[Tensor, "... D"]) -> GateOutput:
         """Gates the features.
@@ -108,10 +114,7 @@ class ModalityGate(SettingsModule):
             ValueError: If the width, dtype or device of ``features`` does not fit.
         """
         check_width("features", features, sum(self.widths))
-        weight = next(self.parameters(), None)  # not through the projection, which may be wrapped
-        if weight is not None:
-            check_same_device("features", features, "the parameters", weight)
-            check_same_dtype("features", features, "the parameters", weight)
+        check_fits_layer("features", features, self.projection)
         gate = torch.sigmoid(self.projection(features))
         if self.per == "feature":
             return GateOutput(features * gate, gate)

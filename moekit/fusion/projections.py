@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from moekit.init import layer_in, reset_parameters
+
 
 class ProjectedTokens(NamedTuple):
     """Result of `TokenProjections`."""
@@ -52,8 +54,8 @@ class TokenProjections(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws the projections anew: Xavier-uniform weights, zero biases."""
-        for linear in (self.query, self.key, self.value):
-            reset_linear(linear)
+        for projection in (self.query, self.key, self.value):
+            reset_projection(projection)
 
     def forward(self, tokens: Float[Tensor, "B S W"]) -> ProjectedTokens:
         """Projects the tokens and splits the result into heads."""
@@ -72,8 +74,12 @@ class TokenProjections(nn.Module):
         return f"num_heads={self.num_heads}"
 
 
-def reset_linear(linear: nn.Linear) -> None:
-    """Draws a linear map anew: Xavier-uniform weight, zero bias."""
+def reset_projection(projection: nn.Module) -> None:
+    """Draws the linear map of a slot anew: Xavier-uniform weight, zero bias; what took its place by its own rule."""
+    linear = layer_in(projection, nn.Linear)
+    if linear is None:
+        reset_parameters(projection)
+        return
     nn.init.xavier_uniform_(linear.weight)
     # torch's stubs declare a bias in every layer.
     if linear.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from moekit.checks import check_floating, check_positive, check_rank, check_same_device, check_width
-from moekit.init import reset_parameters, scaled_normal_
+from moekit.init import reset_layer, scaled_normal_
 from moekit.settings import SettingsModule
 from moekit_kernels.autocast import no_autocast
 
@@ -65,7 +65,7 @@ class Gate(SettingsModule):
     def reset_parameters(self) -> None:
         """Draws the weights anew and sets the biases to zero."""
         for layer in self.layers:
-            reset_parameters(layer)
+            reset_layer(layer, _Linear)
 
     def forward(self, x: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
         """Returns the router logits, float32 or wider.

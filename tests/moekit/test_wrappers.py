@@ -22,46 +22,12 @@ from moekit import (
     SparseMoE,
     TopKRouter,
 )
+from tests.moekit.wrappers import WRAPPERS, Bare
 from tests.oracles import assert_close
 
 DIM, EXPERTS, CHANNELS = 6, 4, (3, 4)
 
 
-class Bare(nn.Module):
-    """Has nothing but ``forward``."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *inputs):
-        return self.inner(*inputs)
-
-
-class Misleading(Bare):
-    """Has attributes of its own with the names of a part's."""
-
-    num_experts, top_k, input_ndim, token_ndim, takes_pyramid = 1, 0, 0, 3, True
-
-
-class Hidden(nn.Module):
-    """Calls what it keeps outside its submodules, as offloading does."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.call = [inner]
-
-    def forward(self, *inputs):
-        return self.call[0](*inputs)
-
-
-WRAPPERS = {
-    "bare": Bare,
-    "misleading": Misleading,
-    "hidden": Hidden,
-    "checkpoint": checkpoint_wrapper,
-    "twice": lambda module: checkpoint_wrapper(Bare(module)),
-}
 of_torch = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 wrappers = pytest.mark.parametrize("wrapper", WRAPPERS)
 

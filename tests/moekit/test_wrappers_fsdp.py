@@ -12,10 +12,13 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from moekit import (
     FFN,
+    BidirectionalCrossAttention,
+    CrossScaleAttention,
     CrossScaleExpert,
     CrossScaleExperts,
     FFNExperts,
     HardRouter,
+    ModalityGate,
     ModuleExperts,
     SoftMoE,
     SparseMoE,
@@ -89,6 +92,24 @@ def test_half_precision_parameters_keep_routing_in_float32() -> None:
     output, stats = sharded(torch.randn(5, DIM))
     assert output.dtype == torch.bfloat16
     assert stats.prob_sum.dtype == torch.float32
+
+
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_half_precision_parameters_of_the_layers_of_fusion_modules(use_orig_params) -> None:
+    x, maps = torch.randn(2, 3, 7), [torch.randn(2, 3, 4, 4), torch.randn(2, 4, 2, 2)]
+    options = {"mixed_precision": MixedPrecision(param_dtype=torch.bfloat16), "use_orig_params": use_orig_params}
+    for make, inputs in (
+        (lambda: ModalityGate((3, 4)), (x,)),
+        (lambda: BidirectionalCrossAttention(7, num_heads=1), (x, x)),
+        (lambda: CrossScaleAttention((3, 4), 6), (maps,)),
+    ):
+        torch.manual_seed(0)
+        plain = make()
+        torch.manual_seed(0)
+        sharded = shard(make(), nn.Linear, nn.Conv2d, **options)
+        output = sharded(*inputs)[0]
+        assert output.dtype == torch.bfloat16
+        torch.testing.assert_close(output.float(), plain(*inputs)[0], rtol=0.05, atol=0.05)
 
 
 def test_the_selection_bias_is_updated_through_a_sharded_router() -> None:

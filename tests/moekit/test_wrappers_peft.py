@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moekit import FFN, FFNExperts, HardRouter, ModuleExperts, SparseMoE, TopKRouter
+from moekit import (
+    FFN,
+    BidirectionalCrossAttention,
+    CrossScaleExpert,
+    FFNExperts,
+    HardRouter,
+    ModalityGate,
+    ModuleExperts,
+    SparseMoE,
+    TopKRouter,
+)
 
 peft = pytest.importorskip("peft")
 
@@ -116,3 +126,31 @@ def test_adapters_of_a_hard_router_reach_its_decision() -> None:
     assert block.moe.route(x).expert_ids.eq(0).all()  # zero logits: the first expert
     model = adapt(block, target_modules=["moe.router.gate.layers.0"])
     assert model.base_model.model.moe.route(x).expert_ids.unique().numel() > 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ModalityGate((3, 4)),
+        lambda: BidirectionalCrossAttention(8, num_heads=2),
+        lambda: CrossScaleExpert((3, 4), 8, depth=2),
+        lambda: FFN(DIM, 5, gated=True),
+        lambda: TopKRouter(DIM, EXPERTS, 2, gate_hidden_dim=5, gate_bias=True),
+        lambda: TopKRouter(DIM, EXPERTS, 2, noisy=True),
+    ],
+)
+def test_resetting_draws_adapted_layers_as_plain_ones_and_keeps_the_adapters(make) -> None:
+    plain, block = make(), make()
+    layers = [name for name, layer in block.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    model = peft.get_peft_model(block, peft.LoraConfig(r=2, target_modules=layers))
+    adapted = model.base_model.model
+    for parameter in (*plain.parameters(), *adapted.parameters()):
+        nn.init.constant_(parameter, 7.0)
+    for module in (plain, adapted):
+        torch.manual_seed(1)
+        module.reset_parameters()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            assert (parameter == 7.0).all()
+        else:
+            assert torch.equal(parameter, plain.get_parameter(name.replace(".base_layer", "")))
