@@ -46,5 +46,6 @@ class Capacity:
             return torch.minimum(torch.as_tensor(slots), num_tokens)
         # The compiler traces min() of symbolic and of constant sizes; torch.sym_min of constants fails in torch 2.11.
         # torch.export without the compiler needs torch.sym_min, or the comparison would fix the size.
-        least = min if torch.compiler.is_dynamo_compiling() else torch.sym_min
-        return cast(int, least(cast(int, slots), num_tokens))
+        if torch.compiler.is_dynamo_compiling():
+            return min(cast(int, slots), num_tokens)
+        return cast(int, torch.sym_min(cast(int, slots), num_tokens))

@@ -25,7 +25,9 @@ class RoutingSums(NamedTuple):
 
 def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
     """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
-    positive = probs > 0
+    if not (probs.requires_grad and torch.is_grad_enabled()):
+        return torch.special.entr(probs).sum(-1)
+    positive = probs > 0  # the gradient of entr is infinite at 0
     return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
 
 
