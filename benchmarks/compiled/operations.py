@@ -41,12 +41,12 @@ def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: st
     logits, mask = empty(tokens, experts, dtype=dtype), empty(tokens, dtype=torch.bool) if masked else None
     bias = empty(experts, dtype=torch.float32) if grouped else None
     groups = (8, 4) if grouped else (0, 0)
-    gates, ids, probs, _, _, prob_sum, gate_sum, z_sum, entropy_sum = routing.forward(
-        logits, top_k, scoring, True, 2.5 if grouped else 1.0, bias, *groups, mask
-    )
-    sums = (prob_sum, gate_sum, z_sum, entropy_sum) if masked else (prob_sum, None, z_sum, None)
-    grads = (gates, probs if masked else None, *sums)
-    routing.backward(*grads, logits, ids, mask, scoring, True, 2.5 if grouped else 1.0)
+    factor = 2.5 if grouped else 1.0
+    output = routing.forward(logits, top_k, scoring, True, factor, bias, *groups, mask)
+    grads = routing.RouteGradients(*(getattr(output, name) for name in routing.RouteGradients._fields))
+    if not masked:
+        grads = grads._replace(probs=None, gate_sum=None, entropy_sum=None)
+    routing.backward(grads, logits, output.ids, mask, scoring, True, factor)
 
 
 def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:

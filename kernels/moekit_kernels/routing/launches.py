@@ -12,6 +12,43 @@ _WARPS_PER_PROCESSOR = 16
 _BLOCK_PARTIALS = 16
 
 
+class RouteOutputs(NamedTuple):
+    """What the forward kernels write; fields as in ``Routed`` and ``RoutingSums``.
+
+    Attributes:
+        gates: ``(T, K)`` float32, and so are the other numbers.
+        ids: ``(T, K)`` int64.
+        probs: ``(T, E)``.
+        valid: ``(T,)`` bool.
+        tokens_per_expert: ``(E,)`` int64.
+        prob_sum: ``(E,)``.
+        gate_sum: ``(E,)``.
+        logsumexp_sq_sum: ``()``.
+        entropy_sum: ``()``.
+    """
+
+    gates: Tensor
+    ids: Tensor
+    probs: Tensor
+    valid: Tensor
+    tokens_per_expert: Tensor
+    prob_sum: Tensor
+    gate_sum: Tensor
+    logsumexp_sq_sum: Tensor
+    entropy_sum: Tensor
+
+
+class RouteGradients(NamedTuple):
+    """Gradients of the float fields of :class:`RouteOutputs`, in their shapes; None counts as zero."""
+
+    gates: Tensor | None
+    probs: Tensor | None
+    prob_sum: Tensor | None
+    gate_sum: Tensor | None
+    logsumexp_sq_sum: Tensor | None
+    entropy_sum: Tensor | None
+
+
 class Blocks(NamedTuple):
     """The rows of one program at a time.
 
@@ -28,7 +65,7 @@ class Blocks(NamedTuple):
 
 
 def blocks(num_experts: int) -> Blocks:
-    """The tile for a number of experts."""
+    """Returns the tile for a number of experts."""
     width = 1 << (num_experts - 1).bit_length()
     if width < 128:
         return Blocks(width, 1024 // width, 4)
@@ -38,7 +75,7 @@ def blocks(num_experts: int) -> Blocks:
 
 
 def backward_warps(tile: Blocks) -> int:
-    """Warps of the backward kernel: twice those of the forward where a row spans warps.
+    """Returns the warps of the backward kernel: twice those of the forward where a row spans warps.
 
     With 16 logits a thread, its code for 4096 experts spills registers on sm_90 under Triton 3.8. The forward, which
     needs more registers, has to stay at 8 warps: 16 leave it 128 registers a thread, too few on sm_100.
@@ -56,8 +93,12 @@ def forward(
     num_groups: int,
     topk_groups: int,
     mask: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Gates, ids, probabilities, valid rows, tokens per expert and the four sums; 0 groups mean none."""
+) -> RouteOutputs:
+    """Routes the ``logits (T, E)``; ``num_groups=0`` stands for none.
+
+    Raises:
+        ValueError: If no kernel runs on the device.
+    """
     target = current_target(logits.device)
     from moekit_kernels.routing import kernel
 
@@ -65,7 +106,6 @@ def forward(
     tile = blocks(num_experts)
     programs = min(-(-num_tokens // tile.rows), _WARPS_PER_PROCESSOR // tile.num_warps * target.processors)
     out = outputs(logits, top_k)
-    gates, ids, probs, valid, *totals = out
     partials = {
         "counts": logits.new_empty(programs, num_experts, dtype=torch.int32),
         "sums": logits.new_empty(programs, 2, num_experts, dtype=torch.float32),
@@ -75,10 +115,10 @@ def forward(
         "logits": logits,
         "selection_bias": None if selection_bias is None else selection_bias.contiguous(),
         "mask": mask,
-        "gates": gates,
-        "ids": ids,
-        "probs": probs,
-        "valid_rows": valid,
+        "gates": out.gates,
+        "ids": out.ids,
+        "probs": out.probs,
+        "valid_rows": out.valid,
         **partials,
         "num_tokens": num_tokens,
         "stride_t": logits.stride(0),
@@ -97,10 +137,13 @@ def forward(
     }
     launch(kernel.route_fwd_kernel, (programs,), arguments, num_warps=tile.num_warps, num_stages=1)
     block_e = min(tile.width, 32)  # with 64, code for sm_100 spills registers under Triton 3.8
-    names = ("tokens_per_expert", "prob_sum", "gate_sum", "logsumexp_sq_sum", "entropy_sum")
     arguments = {
         **partials,
-        **dict(zip(names, totals, strict=True)),
+        "tokens_per_expert": out.tokens_per_expert,
+        "prob_sum": out.prob_sum,
+        "gate_sum": out.gate_sum,
+        "logsumexp_sq_sum": out.logsumexp_sq_sum,
+        "entropy_sum": out.entropy_sum,
         "num_partials": programs,
         "E": num_experts,
         "BLOCK_E": block_e,
@@ -110,30 +153,25 @@ def forward(
     return out
 
 
-def outputs(logits: Tensor, top_k: int) -> tuple[Tensor, ...]:
-    """Uninitialised outputs of :func:`forward`."""
+def outputs(logits: Tensor, top_k: int) -> RouteOutputs:
+    """Returns uninitialised outputs for :func:`forward` to write."""
     num_tokens, num_experts = logits.shape
     float32 = torch.float32
-    return (
-        logits.new_empty(num_tokens, top_k, dtype=float32),
-        logits.new_empty(num_tokens, top_k, dtype=torch.int64),
-        logits.new_empty(num_tokens, num_experts, dtype=float32),
-        logits.new_empty(num_tokens, dtype=torch.bool),
-        logits.new_empty(num_experts, dtype=torch.int64),
-        logits.new_empty(num_experts, dtype=float32),
-        logits.new_empty(num_experts, dtype=float32),
-        logits.new_empty((), dtype=float32),
-        logits.new_empty((), dtype=float32),
+    return RouteOutputs(
+        gates=logits.new_empty(num_tokens, top_k, dtype=float32),
+        ids=logits.new_empty(num_tokens, top_k, dtype=torch.int64),
+        probs=logits.new_empty(num_tokens, num_experts, dtype=float32),
+        valid=logits.new_empty(num_tokens, dtype=torch.bool),
+        tokens_per_expert=logits.new_empty(num_experts, dtype=torch.int64),
+        prob_sum=logits.new_empty(num_experts, dtype=float32),
+        gate_sum=logits.new_empty(num_experts, dtype=float32),
+        logsumexp_sq_sum=logits.new_empty((), dtype=float32),
+        entropy_sum=logits.new_empty((), dtype=float32),
     )
 
 
 def backward(
-    d_gates: Tensor | None,
-    d_probs: Tensor | None,
-    d_prob_sum: Tensor | None,
-    d_gate_sum: Tensor | None,
-    d_logsumexp_sq_sum: Tensor | None,
-    d_entropy_sum: Tensor | None,
+    grads: RouteGradients,
     logits: Tensor,
     ids: Tensor,
     mask: Tensor | None,
@@ -141,20 +179,22 @@ def backward(
     renormalize: bool,
     scaling_factor: float,
 ) -> Tensor:
-    """The gradient of ``logits``, contiguous and of their dtype; gradients that are None count as zero."""
+    """Returns the gradient of ``logits``, contiguous and of their dtype.
+
+    Raises:
+        ValueError: If no kernel runs on the device.
+    """
     current_target(logits.device)
     from moekit_kernels.routing import kernel
 
     num_tokens, num_experts = logits.shape
     tile = blocks(num_experts)
     d_logits = logits.new_empty(num_tokens, num_experts)
+    d_probs = grads.probs  # the largest: read by its strides, where the others are copied if they are not contiguous
+    others = grads._replace(probs=None)._asdict()
     arguments: dict[str, Any] = {
-        "d_gates": None if d_gates is None else d_gates.contiguous(),
+        **{f"d_{name}": None if grad is None else grad.contiguous() for name, grad in others.items()},
         "d_probs": d_probs,
-        "d_prob_sum": None if d_prob_sum is None else d_prob_sum.contiguous(),
-        "d_gate_sum": None if d_gate_sum is None else d_gate_sum.contiguous(),
-        "d_logsumexp_sq_sum": d_logsumexp_sq_sum,
-        "d_entropy_sum": d_entropy_sum,
         "logits": logits,
         "ids": ids,
         "mask": mask,

@@ -11,10 +11,12 @@ from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import LIMITS, Scoring, check_arguments
+from moekit_kernels.routing.launches import RouteGradients, RouteOutputs
 from moekit_kernels.routing.reference import Routed, route_reference
 from moekit_kernels.routing.sums import RoutingSums
 
-_FLOAT_OUTPUTS = (0, 2, 5, 6, 7, 8)  # gates, probs and the four float sums; the others have no gradient
+# The outputs that have a gradient, by their place.
+_FLOAT_OUTPUTS = tuple(RouteOutputs._fields.index(name) for name in RouteGradients._fields)
 
 
 @torch.library.custom_op("moekit::route", mutates_args=())
@@ -29,9 +31,9 @@ def _route(
     topk_groups: int,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    options = (top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, mask)
-    gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy = launches.forward(logits, *options)
-    return gates, ids, probs, valid, tokens, prob_sum, gate_sum, logsumexp_sq, entropy
+    return launches.forward(
+        logits, top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, mask
+    )
 
 
 @torch.library.custom_op("moekit::route_backward", mutates_args=())
@@ -49,8 +51,8 @@ def _route_backward(
     renormalize: bool,
     scaling_factor: float,
 ) -> Tensor:
-    grads = (d_gates, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
-    return launches.backward(*grads, logits, ids, mask, scoring, renormalize, scaling_factor)
+    grads = RouteGradients(d_gates, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
+    return launches.backward(grads, logits, ids, mask, scoring, renormalize, scaling_factor)
 
 
 @_route.register_fake
@@ -64,7 +66,7 @@ def _(
     num_groups: int,
     topk_groups: int,
     mask: Tensor | None,
-) -> tuple[Tensor, ...]:
+) -> RouteOutputs:
     return launches.outputs(logits, top_k)
 
 
@@ -110,7 +112,7 @@ def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ..
 
 
 def _batched(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """A rule for ``torch.vmap``: one call after the other, because each has sums of its own."""
+    """Returns a rule for ``torch.vmap``: one call after the other, because each has sums of its own."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         def call(sample: int) -> Any:
@@ -152,7 +154,7 @@ def route(
     with_sums: bool | None = True,
     impl: Impl = "auto",
 ) -> Routed:
-    """Decision of a top-k router and the sums over its tokens: logits are read once, and once for backward.
+    """Computes the decision of a top-k router and the sums over its tokens, reading the logits once each way.
 
     The same function as :func:`moekit_kernels.routing.route_reference`, which documents the arguments.
 
@@ -197,10 +199,10 @@ def route(
     check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
     refuse_forward_mode("route", logits)
     groups = (num_groups or 0, topk_groups or 0)
-    gates, ids, probs, valid, tokens_per_expert, *sums = _route(
+    gates_TK, ids_TK, probs_TE, valid_T, tokens_per_expert, *sums = _route(
         logits, top_k, scoring, renormalize, float(scaling_factor), selection_bias, *groups, mask
     )
-    finite = torch.where(valid.unsqueeze(-1), logits.to(probs.dtype), 0)
+    finite_TE = torch.where(valid_T.unsqueeze(-1), logits.to(probs_TE.dtype), 0)
     if with_sums is False:
-        return Routed(gates, ids, finite, probs, valid, None, None)
-    return Routed(gates, ids, finite, probs, valid, tokens_per_expert, RoutingSums(*sums))
+        return Routed(gates_TK, ids_TK, finite_TE, probs_TE, valid_T, None, None)
+    return Routed(gates_TK, ids_TK, finite_TE, probs_TE, valid_T, tokens_per_expert, RoutingSums(*sums))

@@ -1,4 +1,7 @@
-"""Routing written out: the router's decision from its logits, and the sums that losses are made of."""
+"""Routing written out: the router's decision from its logits, and the sums that losses are made of.
+
+Names end with the letters of their layout: T tokens, E experts, K experts per token, N = T·K slots.
+"""
 
 from typing import NamedTuple
 
@@ -36,7 +39,7 @@ class Routed(NamedTuple):
     sums: RoutingSums | None
 
 
-class Decision(NamedTuple):
+class _Decision(NamedTuple):
     """The part of :class:`Routed` that selection makes, one row per token."""
 
     gates: Float[Tensor, "T K"]
@@ -44,38 +47,38 @@ class Decision(NamedTuple):
     probs: Float[Tensor, "T E"]
 
 
-def decide_reference(
-    logits: Float[Tensor, "T E"],
-    valid: Bool[Tensor, "T"],
+def _decide(
+    logits_TE: Tensor,
+    valid_T: Tensor,
     top_k: int,
     *,
     scoring: Scoring,
     renormalize: bool,
     scaling_factor: float,
-    selection_bias: Float[Tensor, "E"] | None,
+    selection_bias: Tensor | None,
     num_groups: int | None,
     topk_groups: int | None,
-) -> Decision:
-    """Gates, ids and probabilities from what :func:`finite_logits` returned; see :func:`route_reference`."""
-    scores = logits.sigmoid() if scoring == "sigmoid" else F.softmax(logits, dim=-1)
+) -> _Decision:
+    """Decides from what :func:`finite_logits` returned; :func:`route_reference` documents the other arguments."""
+    scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else F.softmax(logits_TE, dim=-1)
     plain = selection_bias is None and num_groups is None
     # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
-    ranked = logits.detach() if plain or scoring == "topk_softmax" else scores.detach()
+    ranked_TE = logits_TE.detach() if plain or scoring == "topk_softmax" else scores_TE.detach()
     if selection_bias is not None:
-        ranked = ranked + selection_bias
+        ranked_TE = ranked_TE + selection_bias
     if num_groups is not None and topk_groups is not None:
-        ranked = limit_to_groups(ranked, num_groups, topk_groups)
-    ids = top_k_ids(ranked, top_k)
-    chosen = logits.gather(-1, ids)
+        ranked_TE = limit_to_groups(ranked_TE, num_groups, topk_groups)
+    ids_TK = top_k_ids(ranked_TE, top_k)
+    logits_TK = logits_TE.gather(-1, ids_TK)
     if scoring == "sigmoid" and renormalize:
-        gates = _normalised_sigmoid(chosen)
+        gates_TK = _normalised_sigmoid(logits_TK)
     elif scoring == "topk_softmax" or renormalize:
-        gates = F.softmax(chosen, dim=-1)  # also the softmax over all, renormalised, but never 0/0
+        gates_TK = F.softmax(logits_TK, dim=-1)  # also the softmax over all, renormalised, but never 0/0
     else:
-        gates = scores.gather(-1, ids)
-    gates = mark_invalid(gates if scaling_factor == 1.0 else gates * scaling_factor, valid)
-    probs = _normalised_sigmoid(logits) if scoring == "sigmoid" else scores
-    return Decision(gates, ids, torch.where(valid.unsqueeze(-1), probs, 0))
+        gates_TK = scores_TE.gather(-1, ids_TK)
+    gates_TK = mark_invalid(gates_TK if scaling_factor == 1.0 else gates_TK * scaling_factor, valid_T)
+    probs_TE = _normalised_sigmoid(logits_TE) if scoring == "sigmoid" else scores_TE
+    return _Decision(gates_TK, ids_TK, torch.where(valid_T.unsqueeze(-1), probs_TE, 0))
 
 
 def route_reference(
@@ -91,7 +94,7 @@ def route_reference(
     mask: Bool[Tensor, "T"] | None = None,
     with_sums: bool = True,
 ) -> Routed:
-    """Sends every token to the ``top_k`` experts of largest score; ties go to the lowest id.
+    """Chooses the ``top_k`` experts of largest score for every token; ties go to the lowest id.
 
     | scoring | score of expert e | gate of a chosen expert | probs |
     |---|---|---|---|
@@ -122,10 +125,10 @@ def route_reference(
         ValueError: If the arguments do not fit each other.
     """
     check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
-    logits, valid = finite_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    gates, ids, probs = decide_reference(
-        logits,
-        valid,
+    logits_TE, valid_T = finite_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    gates_TK, ids_TK, probs_TE = _decide(
+        logits_TE,
+        valid_T,
         top_k,
         scoring=scoring,
         renormalize=renormalize,
@@ -135,14 +138,14 @@ def route_reference(
         topk_groups=topk_groups,
     )
     if not with_sums:
-        return Routed(gates, ids, logits, probs, valid, None, None)
-    counted = valid if mask is None else valid & mask
-    slots = counted.unsqueeze(-1).expand_as(ids).flatten().long()
-    tokens_per_expert = ids.new_zeros(logits.shape[1]).index_add(0, ids.flatten(), slots)
-    sums = routing_sums(gates, ids, logits, probs, counted, masked=mask is not None)
-    return Routed(gates, ids, logits, probs, valid, tokens_per_expert, sums)
+        return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, None, None)
+    counted_T = valid_T if mask is None else valid_T & mask
+    counted_N = counted_T.unsqueeze(-1).expand_as(ids_TK).flatten().long()
+    tokens_per_expert = ids_TK.new_zeros(logits.shape[1]).index_add(0, ids_TK.flatten(), counted_N)
+    sums = routing_sums(gates_TK, ids_TK, logits_TE, probs_TE, counted_T, masked=mask is not None)
+    return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, tokens_per_expert, sums)
 
 
 def _normalised_sigmoid(logits: Tensor) -> Tensor:
-    """``sigmoid(logits)`` over its sum, without the 0/0 of logits so low that every sigmoid is zero."""
+    """Returns ``sigmoid(logits)`` over its sum, without the 0/0 of logits so low that every sigmoid is zero."""
     return F.softmax(F.logsigmoid(logits), dim=-1)

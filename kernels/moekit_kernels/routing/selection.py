@@ -1,4 +1,7 @@
-"""Selection of experts: the k largest scores, ties to the lowest id, optionally within groups."""
+"""Selection of experts: the k largest scores, ties to the lowest id, optionally within groups.
+
+Names end with the letters of their layout: T tokens, E experts, G groups, S experts of one group; a 1 is a column.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,23 +12,23 @@ _PASSES = 16
 
 
 def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
-    """Indices of the ``k`` largest scores of each row, largest first, ties to the lowest index.
+    """Returns the indices of the ``k`` largest scores of each row, largest first, ties to the lowest index.
 
     ``torch.topk`` leaves ties open, so two devices may choose differently; this does not. Scores of
     ``-inf`` are chosen last. No gradient.
     """
-    scores = scores.detach()
+    scores_TE = scores.detach()
     if k > _PASSES:
-        return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
-    column = torch.arange(scores.shape[-1], device=scores.device)
+        return scores_TE.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+    expert_E = torch.arange(scores.shape[-1], device=scores.device)
     # A score of -inf must stay above what has been chosen already, which becomes -inf below.
-    scores = scores.clamp(min=torch.finfo(scores.dtype).min)
+    scores_TE = scores_TE.clamp(min=torch.finfo(scores.dtype).min)
     chosen: list[Tensor] = []
     for _ in range(k):
-        best = scores.argmax(-1, keepdim=True)
-        chosen.append(best)
+        best_T1 = scores_TE.argmax(-1, keepdim=True)
+        chosen.append(best_T1)
         if len(chosen) < k:
-            scores = torch.where(column == best, -torch.inf, scores)
+            scores_TE = torch.where(expert_E == best_T1, -torch.inf, scores_TE)
     return torch.cat(chosen, dim=-1)
 
 
@@ -35,8 +38,8 @@ def limit_to_groups(scores: Float[Tensor, "T E"], num_groups: int, topk_groups: 
     A group's score is the sum of its two largest (of its only one in a group of one): DeepSeek-V3,
     https://arxiv.org/abs/2412.19437, section 2.1.2, as in the authors' public code.
     """
-    groups = scores.detach().reshape(scores.shape[0], num_groups, scores.shape[1] // num_groups)
-    group_scores = groups.topk(min(2, groups.shape[-1]), dim=-1).values.sum(-1)
-    best = top_k_ids(group_scores, topk_groups)
-    open_group = torch.zeros_like(group_scores, dtype=torch.bool).scatter(-1, best, True)
-    return torch.where(open_group.unsqueeze(-1), groups, -torch.inf).flatten(-2)
+    scores_TGS = scores.detach().reshape(scores.shape[0], num_groups, scores.shape[1] // num_groups)
+    group_scores_TG = scores_TGS.topk(min(2, scores_TGS.shape[-1]), dim=-1).values.sum(-1)
+    best_groups = top_k_ids(group_scores_TG, topk_groups)
+    is_best_TG = torch.zeros_like(group_scores_TG, dtype=torch.bool).scatter(-1, best_groups, True)
+    return torch.where(is_best_TG.unsqueeze(-1), scores_TGS, -torch.inf).flatten(-2)
