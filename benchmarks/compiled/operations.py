@@ -13,6 +13,7 @@ from moekit_kernels.moe_ffn import ExpertWeights
 from moekit_kernels.moe_ffn import launches as moe_ffn
 from moekit_kernels.plan import RowOrder
 from moekit_kernels.plan import launches as plan
+from moekit_kernels.plan.schedule import tile_schedules
 from moekit_kernels.routing import launches as routing
 
 SHAPES = {
@@ -62,7 +63,7 @@ def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
 
 def schedule(dtype: torch.dtype, shape: Shape) -> None:
     """Tile schedules."""
-    plan.tile_schedules(indices(shape.num_experts + 1), shape.slots, (16, 64, 128), dead_tiles=True)
+    tile_schedules(indices(shape.num_experts + 1), shape.slots, (16, 64, 128), with_unassigned=True)
 
 
 def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
@@ -92,7 +93,7 @@ def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
     offsets = indices(shape.num_experts + 1)
     for rows, operand, added in ((x, weight, bias), (dy, weight.mT, None)):
         config = grouped_gemm.forward_config(rows, operand, shape.slots, None)
-        (tiles,) = plan.tile_schedules(offsets, shape.slots, (config.block_m,), dead_tiles=True)
+        (tiles,) = tile_schedules(offsets, shape.slots, (config.block_m,), with_unassigned=True)
         grouped_gemm.forward(rows, operand, offsets, tiles, config, shape.slots, bias=added)
     grouped_gemm.weight_grad(dy, x, offsets, shape.slots)
     if biased:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit_kernels.plan.launches import max_tiles, tile_schedules
+from moekit_kernels.plan.schedule import max_tiles, tile_schedules
 from tests.oracles import poisoned_empty
 
 quick = settings(max_examples=15, deadline=None, derandomize=True, database=None)

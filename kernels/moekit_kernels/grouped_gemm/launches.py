@@ -125,7 +125,7 @@ def forward(
     out = x.new_empty(num_rows, columns)
     pre = x.new_empty(num_rows if keep_pre else 0, weight_columns)
     loads = WeightLoads.of(weight, target, epilogue, config)
-    most = max_tiles(num_rows, num_experts, config.block_m, dead_tiles=True)
+    most = max_tiles(num_rows, num_experts, config.block_m, with_unassigned=True)
     arguments = {
         "x_ptr": x,
         "w_ptr": weight,
@@ -249,7 +249,7 @@ def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> T
     """``(N, D), (E, F, D) -> (N, F)`` by one kernel; zeros in unassigned rows."""
     num_rows, offsets = x.shape[0], offsets.contiguous()
     config = forward_config(x, weight, num_rows, None)
-    (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), dead_tiles=True)
+    (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), with_unassigned=True)
     return forward(x, weight, offsets, tiles, config, num_rows, bias=bias)[0]
 
 

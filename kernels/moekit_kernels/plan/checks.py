@@ -54,8 +54,8 @@ def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | Non
         name: Of the argument.
         ids: The ids.
         size: Ids must be in ``[0, size)``.
-        what: Kind of things that are numbered, for the message.
-        kept: False for ids that may be anything.
+        what: What the ids number, for the message.
+        kept: False for ids that may have any value.
 
     Returns:
         Whether the values were read.
@@ -80,7 +80,7 @@ def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | Non
 
 
 def _is_wrapped(tensor: Tensor) -> bool:
-    """Whether a transform of ``torch.func`` hides the values."""
+    """Returns whether a transform of ``torch.func`` hides the values."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
 
 

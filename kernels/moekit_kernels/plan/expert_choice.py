@@ -1,4 +1,7 @@
-"""The plan of an expert-choice routing, in which experts choose tokens."""
+"""The plan of an expert-choice routing, in which experts choose tokens.
+
+Names end with the letters of their layout: E experts, C places of each, N = E·C slots and rows; E1 is E + 1.
+"""
 
 import torch
 from jaxtyping import Bool, Int
@@ -35,21 +38,21 @@ def plan_expert_choice(
     check_expert_choice(token_ids, num_tokens, kept)
     check_impl(impl)
     num_experts, capacity = token_ids.shape
-    bounds = torch.arange(num_experts + 1, device=token_ids.device)
+    bounds_E1 = torch.arange(num_experts + 1, device=token_ids.device)
     if kept is None:
         slot_of_row = torch.arange(num_experts * capacity, device=token_ids.device)
-        offsets = bounds * capacity
+        offsets_E1 = bounds_E1 * capacity
     else:
-        key = torch.where(kept, bounds[:-1, None], num_experts)
-        sorted_key, slot_of_row = key.flatten().sort(stable=True)
-        offsets = torch.searchsorted(sorted_key, bounds)
+        key_EC = torch.where(kept, bounds_E1[:-1, None], num_experts)
+        sorted_key_N, slot_of_row = key_EC.flatten().sort(stable=True)
+        offsets_E1 = torch.searchsorted(sorted_key_N, bounds_E1)
     return DispatchPlan(
         token_of_row=token_ids.flatten()[slot_of_row],
         slot_of_row=slot_of_row,
-        offsets=offsets,
+        offsets=offsets_E1,
         row_of_slot=None,
-        tokens_per_expert=offsets.diff(),
-        dropped_per_expert=torch.zeros_like(bounds[:-1]),
+        tokens_per_expert=offsets_E1.diff(),
+        dropped_per_expert=torch.zeros_like(bounds_E1[:-1]),
         num_tokens=num_tokens,
         impl=impl,
     )

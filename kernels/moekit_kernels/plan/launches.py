@@ -1,4 +1,4 @@
-"""Starts the kernels of the plan: a counting sort of many slots, a comparison of few."""
+"""Starts the kernels of the plan: a counting sort of many slots, a comparison of few slots with each other."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
-from moekit_kernels.plan.schedule import max_tiles, tile_schedules
 from moekit_kernels.runtime import current_target, launch
-
-__all__ = ["FEW_SLOTS", "max_tiles", "outputs", "plan_slots", "tile_schedules"]
 
 FEW_SLOTS = 8192
 """Up to so many slots each is compared with all others, which is one launch where counting takes four."""
@@ -95,7 +92,7 @@ def plan_slots(
 
 
 def outputs(expert_ids: Tensor, num_experts: int) -> DispatchPlan:
-    """An uninitialised plan, for the kernels to write."""
+    """Returns an uninitialised plan, for the kernels to write."""
     num_tokens, top_k = expert_ids.shape
 
     def empty(*shape: int) -> Tensor:
@@ -180,7 +177,11 @@ def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
 
 
 def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
-    """Block size; ``(E + 1, blocks)`` slots of each expert in earlier blocks; ``(E + 1,)`` in all."""
+    """Counts each expert's slots in blocks of slots.
+
+    Returns:
+        The slots of a block; ``(E + 1, blocks)``, slots of each expert in earlier blocks; ``(E + 1,)``, in all blocks.
+    """
     from moekit_kernels.plan import kernel
 
     block = 256 if slots.num_experts <= 1024 else 512
@@ -212,7 +213,7 @@ def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
 def _place(
     slots: _Slots, plan: DispatchPlan, routed: Tensor | None, block: int, before: Tensor, totals: Tensor
 ) -> None:
-    """Offsets from the totals, then every slot into its row."""
+    """Computes the offsets from the totals, then puts every slot into its row."""
     from moekit_kernels.plan import kernel
 
     out = _outputs(plan)

@@ -11,28 +11,31 @@ _BLOCK_T = 32
 _BLOCK_E = 64
 
 
-def max_tiles(num_rows: int, num_experts: int, block_m: int, dead_tiles: bool = False) -> int:
+def max_tiles(num_rows: int, num_experts: int, block_m: int, with_unassigned: bool = False) -> int:
     """Returns the most tiles that ``num_rows`` rows of ``num_experts`` experts can need, computed on the host.
 
     ``n`` rows of one expert take at most ``1 + (n - 1) / block_m`` tiles, so the worst case gives one row to as
-    many experts as there are rows for, and the rest to one of them.
+    many experts as there are rows for, and the rest to one of them. ``with_unassigned`` counts the tiles of the
+    unassigned rows too.
     """
-    groups = min(num_rows, num_experts + dead_tiles)
+    groups = min(num_rows, num_experts + with_unassigned)
     return groups + (num_rows - groups) // block_m
 
 
-def tile_schedules(offsets: Tensor, num_rows: int, block_ms: tuple[int, ...], dead_tiles: bool = False) -> list[Tensor]:
+def tile_schedules(
+    offsets: Tensor, num_rows: int, block_ms: tuple[int, ...], with_unassigned: bool = False
+) -> list[Tensor]:
     """Cuts the rows of every expert into tiles, for several tile heights at once, on the device.
 
     Args:
         offsets: ``(E + 1,)``, int32 or int64, contiguous: expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``.
         num_rows: ``N``, below ``2**31``.
         block_ms: Tile heights; up to four different ones take one launch.
-        dead_tiles: Whether the rows ``offsets[E] : N``, which belong to no expert, are cut into tiles too.
+        with_unassigned: Whether the rows ``offsets[E] : N``, which have no expert, are cut into tiles too.
 
     Returns:
         For each height an int32 ``(1 + max_tiles, 2)``. Row 0 holds ``(number of tiles, height)``; row ``1 + i`` holds
-        ``(expert, first row)`` of tile ``i``, by expert and then by row, the expert ``E`` standing for dead rows.
+        ``(expert, first row)`` of tile ``i``, by expert and then by row, the expert ``E`` standing for none.
         No tile straddles two experts. Rows after the last tile hold ``(-1, N)``.
 
     Raises:
@@ -45,14 +48,16 @@ def tile_schedules(offsets: Tensor, num_rows: int, block_ms: tuple[int, ...], de
     heights = list(dict.fromkeys(block_ms))
     for i in range(0, len(heights), _PER_LAUNCH):
         group = heights[i : i + _PER_LAUNCH]
-        schedules.update(zip(group, _launch(offsets, num_rows, num_experts, group, dead_tiles), strict=True))
+        schedules.update(zip(group, _launch(offsets, num_rows, num_experts, group, with_unassigned), strict=True))
     return [schedules[height] for height in block_ms]
 
 
-def _launch(offsets: Tensor, num_rows: int, num_experts: int, heights: list[int], dead_tiles: bool) -> list[Tensor]:
+def _launch(
+    offsets: Tensor, num_rows: int, num_experts: int, heights: list[int], with_unassigned: bool
+) -> list[Tensor]:
     from moekit_kernels.plan import kernel
 
-    sizes = [1 + max_tiles(num_rows, num_experts, height, dead_tiles) for height in heights]
+    sizes = [1 + max_tiles(num_rows, num_experts, height, with_unassigned) for height in heights]
     begins = [0]
     for size in sizes:
         begins.append(begins[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
@@ -72,7 +77,7 @@ def _launch(offsets: Tensor, num_rows: int, num_experts: int, heights: list[int]
             "begin_3": begins_5[3],
             "end": begins_5[4],
             "NUM_EXPERTS": num_experts,
-            "NUM_GROUPS": num_experts + dead_tiles,
+            "NUM_GROUPS": num_experts + with_unassigned,
             "BLOCK_T": _BLOCK_T,
             "BLOCK_E": min(_BLOCK_E, 1 << num_experts.bit_length()),
         },
