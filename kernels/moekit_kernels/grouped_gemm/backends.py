@@ -3,6 +3,8 @@
 The loop reads ``offsets`` on the host, which costs nothing on CPU and a synchronisation on a GPU. ``F.grouped_mm``
 reads them on the device, needs rows of a multiple of 16 bytes (so operands are padded where they are not) and supports
 float32, float16 and bfloat16 only.
+
+Names end with the letters of their layout: N rows, E experts, D and F widths of input and output; a 1 is a column.
 """
 
 from collections.abc import Callable
@@ -30,7 +32,7 @@ class Backend(NamedTuple):
 
 
 def backend_of(impl: str, x: Tensor) -> Backend:
-    """The backend of a resolved ``impl`` for rows like ``x``: other than by Triton, a loop on CPU and in float64."""
+    """Returns the backend of a resolved ``impl`` for rows like ``x``: without Triton, a loop on CPU and in float64."""
     if impl == "triton":
         from moekit_kernels.grouped_gemm import launches
 
@@ -41,60 +43,60 @@ def backend_of(impl: str, x: Tensor) -> Backend:
 
 
 def loop_linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    """``(N, D), (E, F, D) -> (N, F)``, one GEMM per expert that has rows."""
+    """Computes ``(N, D), (E, F, D) -> (N, F)`` by one GEMM per expert that has rows."""
     bounds = cast(list[int], offsets.tolist())
-    out = x.new_empty(x.shape[0], weight.shape[1])
+    out_NF = x.new_empty(x.shape[0], weight.shape[1])
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
             continue
         if bias is None:
-            torch.mm(x[start:end], weight[expert].mT, out=out[start:end])
+            torch.mm(x[start:end], weight[expert].mT, out=out_NF[start:end])
         else:
-            torch.addmm(bias[expert], x[start:end], weight[expert].mT, out=out[start:end])
-    out[bounds[-1] :] = 0
-    return out
+            torch.addmm(bias[expert], x[start:end], weight[expert].mT, out=out_NF[start:end])
+    out_NF[bounds[-1] :] = 0
+    return out_NF
 
 
 def loop_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """``(N, F), (N, D) -> (E, F, D), (E, F)``, one GEMM per expert that has rows."""
+    """Computes ``(N, F), (N, D) -> (E, F, D), (E, F)`` by one GEMM per expert that has rows."""
     bounds = cast(list[int], offsets.tolist())
     num_experts = len(bounds) - 1
-    grad_weight = x.new_empty(num_experts, grad.shape[1], x.shape[1])
-    grad_bias = x.new_empty(num_experts if with_bias else 0, grad.shape[1])
+    grad_weight_EFD = x.new_empty(num_experts, grad.shape[1], x.shape[1])
+    grad_bias_EF = x.new_empty(num_experts if with_bias else 0, grad.shape[1])
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
-            grad_weight[expert] = 0
+            grad_weight_EFD[expert] = 0
         else:
-            torch.mm(grad[start:end].mT, x[start:end], out=grad_weight[expert])
+            torch.mm(grad[start:end].mT, x[start:end], out=grad_weight_EFD[expert])
         if with_bias:
-            grad_bias[expert] = grad[start:end].sum(0)
-    return grad_weight, grad_bias
+            grad_bias_EF[expert] = grad[start:end].sum(0)
+    return grad_weight_EFD, grad_bias_EF
 
 
 def grouped_mm_linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    """The same as :func:`loop_linear` through ``F.grouped_mm``, without reading ``offsets`` on the host."""
+    """Computes :func:`loop_linear` through ``F.grouped_mm``, without reading ``offsets`` on the host."""
     features = weight.shape[1]
-    x, weight = _aligned(x, -1), _aligned(_aligned(weight, -1), -2)
-    out = F.grouped_mm(x, weight.mT, offs=offsets[1:].int())[:, :features]
-    row = torch.arange(x.shape[0], device=x.device)
+    x_ND, weight_EFD = _aligned(x, -1), _aligned(_aligned(weight, -1), -2)
+    out_NF = F.grouped_mm(x_ND, weight_EFD.mT, offs=offsets[1:].int())[:, :features]
+    row_N = torch.arange(x.shape[0], device=x.device)
     if bias is not None:
-        expert = torch.searchsorted(offsets[1:].contiguous(), row, right=True).clamp_(max=bias.shape[0] - 1)
-        out = out + bias[expert]
-    return torch.where((row < offsets[-1]).unsqueeze(-1), out, 0).contiguous()
+        expert_of_row = torch.searchsorted(offsets[1:].contiguous(), row_N, right=True).clamp_(max=bias.shape[0] - 1)
+        out_NF = out_NF + bias[expert_of_row]
+    return torch.where((row_N < offsets[-1]).unsqueeze(-1), out_NF, 0).contiguous()
 
 
 def grouped_mm_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """The same as :func:`loop_weight_grad` through ``F.grouped_mm`` and ``segment_reduce``."""
+    """Computes :func:`loop_weight_grad` through ``F.grouped_mm`` and ``segment_reduce``."""
     features, dim = grad.shape[1], x.shape[1]
-    live = (torch.arange(x.shape[0], device=x.device) < offsets[-1]).unsqueeze(-1)
-    grad, x = torch.where(live, grad, 0), torch.where(live, x, 0)
-    product = F.grouped_mm(_aligned(grad, -1).mT, _aligned(x, -1), offs=offsets[1:].int())[:, :features, :dim]
-    has_rows = (offsets.diff() > 0)[:, None, None]
-    grad_weight = torch.where(has_rows, product, 0).contiguous()
+    assigned_N1 = (torch.arange(x.shape[0], device=x.device) < offsets[-1]).unsqueeze(-1)
+    grad_NF, x_ND = torch.where(assigned_N1, grad, 0), torch.where(assigned_N1, x, 0)
+    product_EFD = F.grouped_mm(_aligned(grad_NF, -1).mT, _aligned(x_ND, -1), offs=offsets[1:].int())
+    has_rows_E11 = (offsets.diff() > 0)[:, None, None]
+    grad_weight_EFD = torch.where(has_rows_E11, product_EFD[:, :features, :dim], 0).contiguous()
     if not with_bias:
-        return grad_weight, grad.new_empty(0, features)
-    grad_bias = torch.segment_reduce(grad.float(), "sum", offsets=offsets, axis=0, unsafe=True, initial=0.0)
-    return grad_weight, grad_bias.to(grad.dtype)
+        return grad_weight_EFD, grad.new_empty(0, features)
+    grad_bias_EF = torch.segment_reduce(grad_NF.float(), "sum", offsets=offsets, axis=0, unsafe=True, initial=0.0)
+    return grad_weight_EFD, grad_bias_EF.to(grad.dtype)
 
 
 def _aligned(x: Tensor, dim: int) -> Tensor:

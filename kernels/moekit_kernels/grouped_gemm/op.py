@@ -2,6 +2,8 @@
 
 The two are closed under differentiation: the gradient of each is made of both, so gradients of every order exist in
 every implementation. Both are opaque to the compiler, so the loop over experts on CPU does not break a graph.
+
+Letters: N rows, E experts, D and F widths of input and output.
 """
 
 from typing import Any
@@ -51,12 +53,12 @@ def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, offsets = ctx.saved_tensors
     refuse_forward_mode("grouped_gemm", grad)
-    grad_x = grad_weight = grad_bias = None
+    grad_x_ND = grad_weight_EFD = grad_bias_EF = None
     if ctx.needs_input_grad[0]:
-        grad_x = _grouped_gemm(grad, weight.mT, offsets, None, ctx.impl)
+        grad_x_ND = _grouped_gemm(grad, weight.mT, offsets, None, ctx.impl)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-        grad_weight, grad_bias = _weight_grad(grad, x, offsets, ctx.has_bias, ctx.impl)
-    return grad_x, grad_weight, None, grad_bias if ctx.has_bias else None, None
+        grad_weight_EFD, grad_bias_EF = _weight_grad(grad, x, offsets, ctx.has_bias, ctx.impl)
+    return grad_x_ND, grad_weight_EFD, None, grad_bias_EF if ctx.has_bias else None, None
 
 
 def _save_weight_grad(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -94,7 +96,7 @@ def grouped_gemm(
     *,
     impl: Impl = "auto",
 ) -> Float[Tensor, "N F"]:
-    """``y[r] = weight[e] @ x[r] + bias[e]`` for the rows ``offsets[e] <= r < offsets[e + 1]``.
+    """Computes ``y[r] = weight[e] @ x[r] + bias[e]`` for the rows ``offsets[e] <= r < offsets[e + 1]``.
 
     Rows from ``offsets[E]`` on are unassigned: zero output, zero gradient. The gradient of an expert without rows is
     exact zero. Under ``torch.autocast`` the operands take the autocast dtype, as in ``F.linear``.

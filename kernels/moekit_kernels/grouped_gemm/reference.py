@@ -1,4 +1,7 @@
-"""The grouped GEMM written out: every expert multiplies every row, and its own rows are selected."""
+"""The grouped GEMM written out: every expert multiplies every row, and its own rows are selected.
+
+Names end with the letters of their layout: N rows, D and F widths of input and output; a 1 is a column.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +16,11 @@ def grouped_gemm_reference(
     offsets: Int[Tensor, "E+1"],
     bias: Float[Tensor, "E F"] | None = None,
 ) -> Float[Tensor, "N F"]:
-    """``y[r] = weight[e] @ x[r] + bias[e]`` for the rows ``offsets[e] <= r < offsets[e + 1]``.
+    """Computes ``y[r] = weight[e] @ x[r] + bias[e]`` for the rows ``offsets[e] <= r < offsets[e + 1]``.
 
-    Costs ``E`` times the needed FLOPs, for which it has static shapes, no data-dependent control flow
-    and ordinary autograd of every order. Rows from ``offsets[E]`` on are unassigned and zero;
-    what they hold (NaN included) reaches neither the output nor a gradient.
+    Costs ``E`` times the needed FLOPs, for which it has static shapes, no data-dependent control flow and ordinary
+    autograd of every order. The output of rows from ``offsets[E]`` on, which are unassigned, is zero; what they hold
+    (NaN included) reaches neither the output nor a gradient.
 
     Args:
         x: Rows, sorted by expert.
@@ -28,13 +31,13 @@ def grouped_gemm_reference(
     Returns:
         Shape ``(N, F)``, dtype of ``x``; under ``torch.autocast`` the autocast dtype, as in ``F.linear``.
     """
-    x, weight, bias = autocast(x), autocast(weight), autocast(bias)
-    row = torch.arange(x.shape[0], device=x.device)
-    out = x.new_zeros(x.shape[0], weight.shape[1])
+    x_ND, weight, bias = autocast(x), autocast(weight), autocast(bias)
+    row_N = torch.arange(x_ND.shape[0], device=x_ND.device)
+    out_NF = x_ND.new_zeros(x_ND.shape[0], weight.shape[1])
     for expert in range(weight.shape[0]):
-        mine = ((row >= offsets[expert]) & (row < offsets[expert + 1])).unsqueeze(-1)
-        y = torch.where(mine, x, 0) @ weight[expert].mT
+        is_own_N1 = ((row_N >= offsets[expert]) & (row_N < offsets[expert + 1])).unsqueeze(-1)
+        y_NF = torch.where(is_own_N1, x_ND, 0) @ weight[expert].mT
         if bias is not None:
-            y = y + bias[expert]
-        out = torch.where(mine, y, out)
-    return out
+            y_NF = y_NF + bias[expert]
+        out_NF = torch.where(is_own_N1, y_NF, out_NF)
+    return out_NF
