@@ -1,6 +1,6 @@
 """Sums over the tokens of a routing, of which losses and statistics are made: the one plain implementation."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,7 +26,7 @@ class RoutingSums(NamedTuple):
 def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
     """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
     if not (probs.requires_grad and torch.is_grad_enabled()):
-        return torch.special.entr(probs).sum(-1)
+        return cast(Tensor, torch.special.entr(probs)).sum(-1)
     positive = probs > 0  # the gradient of entr is infinite at 0
     return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
 
