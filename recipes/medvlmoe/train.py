@@ -18,17 +18,16 @@ from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.model import MedVLMoE
-from recipes.shared.checkpoints import last_checkpoint, restore_checkpoint
-from recipes.shared.runs import read_json, write_json
+from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
-from recipes.shared.settings import check_same_settings
 from recipes.shared.training import (
-    NEW_RUN,
     begin_epoch,
     one_run_per_seed,
     optimiser_steps,
     run_epochs,
     set_learning_rates,
+    starting_state,
     take_step,
 )
 from recipes.shared.weight_decay import parameter_groups
@@ -54,25 +53,20 @@ def train_one(config: Config) -> None:
     """Trains one run, from its beginning or from its last checkpoint."""
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
-    last = last_checkpoint(out, resume=config.resume)
-    resuming = last.exists()
-    if resuming:
-        check_same_settings(Config.from_json(read_json(out / "config.json")), config, may_change=MAY_CHANGE)
+    checkpoint = checkpoint_to_resume(config, may_change=MAY_CHANGE)
     fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
     fabric.launch()
     torch.manual_seed(seed)
 
     source = build_source(config.data, config.model.image_size)
-    if resuming:
-        model = load_model(out, "last")[0]  # from the run's folder: no hub is asked again
-    else:
+    if checkpoint is None:
         train_texts = texts_of(source.train, config.data)
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
+    else:
+        model = load_model(out, "last")[0]  # from the run's folder: no hub is asked again
     train_loader, val_loader = _loaders(config, source, model, fabric)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
-    state: dict[str, Any] = NEW_RUN | {"history": []}
-    if resuming:
-        state |= restore_checkpoint(last, model, optimizer, fabric)
+    state = starting_state(checkpoint, model, optimizer, fabric)
     if fabric.is_global_zero:
         save_architecture(model, source.classes, source.task, out)
         write_json(out / "config.json", config.to_json())

@@ -1,5 +1,6 @@
 """The checkpoints of a run: written in one step, loaded into a model, or to go on with the training."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,18 +8,27 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from recipes.shared.runs import write_history
+from recipes.shared.runs import read_json, write_history
+from recipes.shared.settings import check_same_settings
 
 
-def last_checkpoint(out: Path, *, resume: bool) -> Path:
-    """Returns where a run's last checkpoint lies, or will.
+def checkpoint_to_resume(config: Any, *, may_change: Sequence[str]) -> Path | None:
+    """Returns the checkpoint from which a run goes on, or ``None`` for a new run.
+
+    Args:
+        config: Settings of the run: a recipe's ``Config``.
+        may_change: Names of the settings in which it may differ from the run that it goes on with.
 
     Raises:
-        ValueError: If there is one already and the run shall not go on from it.
+        ValueError: If the folder holds a run and ``resume`` is off, or that run was started with other settings.
     """
-    last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and not resume:
-        raise ValueError(f"{out} holds a run already: give --resume to go on with it, or another --out.")
+    last = config.out / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return None
+    if not config.resume:
+        raise ValueError(f"{config.out} holds a run already: give --resume to go on with it, or another --out.")
+    started_with = type(config).from_json(read_json(config.out / "config.json"))
+    check_same_settings(started_with, config, may_change=may_change)
     return last
 
 

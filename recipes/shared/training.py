@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recipes.shared.checkpoints import save_checkpoints
+from recipes.shared.checkpoints import restore_checkpoint, save_checkpoints
 from recipes.shared.runs import peak_memory_bytes, write_json
 from recipes.shared.settings import TrainSettings
 
@@ -41,6 +41,24 @@ def one_run_per_seed(config: Any, train_one: Callable[[Any], None]) -> list[Path
         train_one(replace(config, out=out, seeds=(seed,)))
         runs.append(out)
     return runs
+
+
+def starting_state(
+    checkpoint: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
+) -> dict[str, Any]:
+    """Returns the progress that a run begins with: none, or that of a checkpoint, which is loaded into the model.
+
+    Args:
+        checkpoint: Of :func:`~recipes.shared.checkpoints.checkpoint_to_resume`.
+        model: Takes the checkpoint's weights.
+        optimizer: Takes the checkpoint's state of the optimiser.
+        fabric: Takes the checkpoint's loss scaler.
+
+    Raises:
+        ValueError: If the checkpoint does not fit, as for :func:`~recipes.shared.checkpoints.restore_checkpoint`.
+    """
+    state: dict[str, Any] = NEW_RUN | {"history": []}
+    return state if checkpoint is None else state | restore_checkpoint(checkpoint, model, optimizer, fabric)
 
 
 def is_main_process() -> bool:

@@ -26,16 +26,15 @@ from recipes.medmoe.data.sources import build_source, train_texts
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.pretrain.objective import pair_losses, step_loss
 from recipes.medmoe.pretrain.tally import Tally
-from recipes.shared.checkpoints import last_checkpoint, restore_checkpoint
-from recipes.shared.runs import read_json, write_json
-from recipes.shared.settings import check_same_settings
+from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.runs import write_json
 from recipes.shared.training import (
-    NEW_RUN,
     begin_epoch,
     one_run_per_seed,
     optimiser_steps,
     run_epochs,
     set_learning_rates,
+    starting_state,
     take_step,
 )
 from recipes.shared.weight_decay import parameter_groups
@@ -61,24 +60,19 @@ def pretrain_one(config: Config) -> None:
     """Pretrains one run, from its beginning or from its last checkpoint."""
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
-    last = last_checkpoint(out, resume=config.resume)
-    resuming = last.exists()
-    if resuming:
-        old = Config.from_json(read_json(out / "config.json"))
-        check_same_settings(old, config, may_change=MAY_CHANGE)
+    checkpoint = checkpoint_to_resume(config, may_change=MAY_CHANGE)
     fabric = _fabric(settings)
     torch.manual_seed(seed)
 
     source = build_source(config)
-    model = load_model(out, "last")[0] if resuming else new_model(config, train_texts(source))
+    # A run that goes on is built from its folder: no hub is asked again.
+    model = new_model(config, train_texts(source)) if checkpoint is None else load_model(out, "last")[0]
     reader = reader_of(model)
     rank, world_size = fabric.global_rank, fabric.world_size
     loader, batches = train_loader(config, source, reader, rank=rank, world_size=world_size)
     val_loader = make_loader(PairDataset(source.val, reader, cache=settings.cache_images), settings, seed=None)
     optimizer = _optimizer(model, settings)
-    state: dict[str, Any] = NEW_RUN | {"history": []}
-    if resuming:
-        state |= restore_checkpoint(last, model, optimizer, fabric)
+    state = starting_state(checkpoint, model, optimizer, fabric)
     if fabric.is_global_zero:
         save_architecture(model, out)
         write_json(out / "config.json", config.to_json())
