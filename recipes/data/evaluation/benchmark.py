@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.data.evaluation.assemble import assemble, one_hot
-from recipes.data.evaluation.columns import read_paths_and_labels
+from recipes.data.evaluation.columns import read_paths_and_labels, refuse_options
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.image_files import OnBadImage, file_reader
@@ -40,6 +40,35 @@ class Benchmark(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class TableOptions(NamedTuple):
+    """How to read the benchmark's tables: the options that its sets have in common.
+
+    Attributes:
+        fold: Which of the five folds.
+        image_column: Column of paths; ``None`` takes one of the usual names.
+        label_column: Column of words; ``None`` likewise.
+        image_root: Folder of the images; ``None`` is the tables' folder.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
+    """
+
+    fold: int = 1
+    image_column: str | None = None
+    label_column: str | None = None
+    image_root: str | Path | None = None
+    force_dicom: bool = False
+
+    def refuse(self, layout: str) -> None:
+        """Refuses them where there are no such tables.
+
+        Args:
+            layout: What the folder is, for the message.
+
+        Raises:
+            ValueError: Naming those that differ from their default.
+        """
+        refuse_options(layout, **{name: (value, self._field_defaults[name]) for name, value in self._asdict().items()})
+
+
 def before_underscore(stem: str) -> str:
     """Returns the exam in ``1054_sagittal_19.000000`` and the case in ``314_1``."""
     return stem.partition("_")[0]
@@ -51,32 +80,20 @@ def has_tables(root: Path, benchmark: Benchmark, fold: int) -> bool:
 
 
 def benchmark_set(
-    root: Path,
-    benchmark: Benchmark,
-    *,
-    fold: int,
-    image_column: str | None,
-    label_column: str | None,
-    image_root: str | Path | None,
-    on_bad_image: OnBadImage,
-    force_dicom: bool,
+    root: Path, benchmark: Benchmark, options: TableOptions, *, on_bad_image: OnBadImage
 ) -> EvaluationSet:
     """Reads the tables of a folder, or one table as the test split.
 
     Args:
         root: The folder, or a csv.
         benchmark: Which set.
-        fold: Which of the five folds.
-        image_column: Column of paths, by default one of the usual names.
-        label_column: Column of words, likewise.
-        image_root: Folder of the images, by default ``root`` (for a csv, its folder).
+        options: How to read the tables.
         on_bad_image: What to do about files that cannot be read.
-        force_dicom: Whether DICOM files without preamble and file meta group are read.
 
     Raises:
         ValueError: If a table, column, word or image is wrong or missing, or if an exam lies in two splits.
     """
-    tables = {"test": root} if root.is_file() else _tables(root, benchmark, fold)
+    tables = {"test": root} if root.is_file() else _tables(root, benchmark, options.fold)
     folder = root.parent if root.is_file() else root
     paths: list[str] = []
     labels: list[int] = []
@@ -84,8 +101,8 @@ def benchmark_set(
     for split, table in tables.items():
         more_paths, more_labels = read_paths_and_labels(
             table,
-            image_column=image_column,
-            label_column=label_column,
+            image_column=options.image_column,
+            label_column=options.label_column,
             label_columns=benchmark.label_columns,
             words=benchmark.words,
         )
@@ -93,14 +110,14 @@ def benchmark_set(
         paths += more_paths
         labels += more_labels
         splits += [split] * len(more_paths)
-    base = folder if image_root is None else Path(image_root)
+    base = folder if options.image_root is None else Path(options.image_root)
     images = labelled_images(
         paths,
         [base / path for path in paths],
         one_hot(labels, 2),
         [benchmark.group_of(Path(path).stem) for path in paths],
         modality=benchmark.modality,
-        read=file_reader(force_dicom),
+        read=file_reader(options.force_dicom),
     )
     return assemble(
         benchmark.name,
@@ -111,7 +128,7 @@ def benchmark_set(
         where=str(root),
         prompts=benchmark.name,
         on_bad_image=on_bad_image,
-        notes=[*benchmark.notes, *([] if root.is_file() else [f"fold {fold} of the benchmark's five"])],
+        notes=[*benchmark.notes, *([] if root.is_file() else [f"fold {options.fold} of the benchmark's five"])],
     )
 
 

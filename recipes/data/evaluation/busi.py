@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
-from recipes.data.evaluation.benchmark import Benchmark, benchmark_set, has_tables
+from recipes.data.evaluation.benchmark import Benchmark, TableOptions, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.labelled_images import labelled_images, read_with_masks
 from recipes.data.evaluation.types import EvaluationSet
@@ -79,6 +79,7 @@ def busi_set(
         Al-Dhabyani et al., Dataset of breast ultrasound images, Data in Brief 2020.
     """
     root = Path(root)
+    tables = TableOptions(fold, image_column, label_column, image_root, force_dicom)
     if has_tables(root, _BENCHMARK, fold):
         refuse_options(
             f"{root} is of the benchmark's layout",
@@ -87,26 +88,10 @@ def busi_set(
             seed=(seed, 0),
             fractions=(tuple(fractions), (0.7, 0.1, 0.2)),
         )
-        return benchmark_set(
-            root,
-            _BENCHMARK,
-            fold=fold,
-            image_column=image_column,
-            label_column=label_column,
-            image_root=image_root,
-            on_bad_image=on_bad_image,
-            force_dicom=force_dicom,
-        )
+        return benchmark_set(root, _BENCHMARK, tables, on_bad_image=on_bad_image)
     if (root / _FOLDER).is_dir():
         root = root / _FOLDER
-    refuse_options(
-        f"{root} is BUSI's own folder",
-        fold=(fold, 1),
-        image_column=(image_column, None),
-        label_column=(label_column, None),
-        image_root=(image_root, None),
-        force_dicom=(force_dicom, False),
-    )
+    tables.refuse(f"{root} is BUSI's own folder")
     pictures = {name: _pictures(root / name, name) for name in CLASSES}
     classes = CLASSES[:2] if merge_normal else CLASSES
     labelled = [(name, picture) for name, listed in pictures.items() for picture in listed]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from recipes.data.evaluation.benchmark import Benchmark, before_underscore, benchmark_set, has_tables
+from recipes.data.evaluation.benchmark import Benchmark, TableOptions, before_underscore, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.mrnet import Plane, has_mrnet, mrnet_set
 from recipes.data.evaluation.types import EvaluationSet
@@ -71,6 +71,7 @@ def knee_set(
         "mri",
         before_underscore,
     )
+    tables = TableOptions(fold, image_column, label_column, image_root, force_dicom)
     if has_tables(root, benchmark, fold):
         refuse_options(
             f"{root} is of the benchmark's layout",
@@ -79,25 +80,9 @@ def knee_set(
             val_fraction=(val_fraction, 0.1),
             seed=(seed, 0),
         )
-        return benchmark_set(
-            root,
-            benchmark,
-            fold=fold,
-            image_column=image_column,
-            label_column=label_column,
-            image_root=image_root,
-            on_bad_image=on_bad_image,
-            force_dicom=force_dicom,
-        )
+        return benchmark_set(root, benchmark, tables, on_bad_image=on_bad_image)
     if has_mrnet(root, finding):
-        refuse_options(
-            f"{root} is MRNet's folder",
-            fold=(fold, 1),
-            image_column=(image_column, None),
-            label_column=(label_column, None),
-            image_root=(image_root, None),
-            force_dicom=(force_dicom, False),
-        )
+        tables.refuse(f"{root} is MRNet's folder")
         return mrnet_set(
             root,
             finding,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from recipes.data.evaluation.assemble import Splits
-from recipes.data.evaluation.benchmark import Benchmark, before_underscore, benchmark_set, has_tables
+from recipes.data.evaluation.benchmark import Benchmark, TableOptions, before_underscore, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.ddti import ddti_set
 from recipes.data.evaluation.types import EvaluationSet
@@ -61,6 +61,7 @@ def thyroid_set(
             has no meaning for the layout of ``root``.
     """
     root = Path(root)
+    tables = TableOptions(fold, image_column, label_column, image_root, force_dicom)
     if has_tables(root, _BENCHMARK, fold):
         refuse_options(
             f"{root} is of the benchmark's layout",
@@ -68,30 +69,14 @@ def thyroid_set(
             seed=(seed, 0),
             fractions=(tuple(fractions), (0.7, 0.1, 0.2)),
         )
-        return benchmark_set(
-            root,
-            _BENCHMARK,
-            fold=fold,
-            image_column=image_column,
-            label_column=label_column,
-            image_root=image_root,
-            on_bad_image=on_bad_image,
-            force_dicom=force_dicom,
-        )
+        return benchmark_set(root, _BENCHMARK, tables, on_bad_image=on_bad_image)
     if (root / "trainval-image").is_dir() or (root / "test-image").is_dir():
         raise ValueError(
             f"{root}: is TN3K, which has masks of nodules and no label benign or malignant: it is no "
             "classification set. Use DDTI or the benchmark's tables."
         )
     if root.is_dir() and any(root.glob("*.xml")):
-        refuse_options(
-            f"{root} is DDTI's folder",
-            fold=(fold, 1),
-            image_column=(image_column, None),
-            label_column=(label_column, None),
-            image_root=(image_root, None),
-            force_dicom=(force_dicom, False),
-        )
+        tables.refuse(f"{root} is DDTI's folder")
         return ddti_set(root, splits=splits, seed=seed, fractions=fractions, on_bad_image=on_bad_image)
     raise ValueError(
         f"{root}: expected a table, a folder with thyroid_test_fold{fold}.csv, or DDTI's folder with 1.xml and 1_1.jpg"
