@@ -16,15 +16,29 @@ from recipes.data.tables.labels import is_blank
 
 
 class Layout(NamedTuple):
-    """Where the images and the columns that every manifest has are, as the readers' arguments say."""
+    """Where a table's images are and what its columns are called; ``None`` for a column that is not read.
+
+    Attributes:
+        csv: The table.
+        image_column: Paths of the images.
+        text_column: Reports, notes or captions.
+        modality_column: Kinds of the images.
+        split_column: Train, val and test; without it a split is drawn.
+        group_column: Patients, or whatever must not cross splits.
+        image_root: Folder of the images; ``None`` is the table's.
+        on_bad_image: What to do about files that cannot be read.
+        force_dicom: Whether DICOM files without preamble and file meta group are read.
+        seed: Of the drawn split.
+        fractions: Of the drawn split.
+    """
 
     csv: Path
     image_column: str
-    text_column: str | None
-    modality_column: str | None
-    split_column: str | None
-    group_column: str | None
-    image_root: str | Path | None
+    text_column: str | None = None
+    modality_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    image_root: str | Path | None = None
     on_bad_image: OnBadImage = "error"
     force_dicom: bool = False
     seed: int = 0

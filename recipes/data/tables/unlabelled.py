@@ -40,9 +40,6 @@ def unlabelled_table(
         csv=Path(csv),
         image_column=image_column,
         text_column=text_column,
-        modality_column=None,
-        split_column=None,
-        group_column=None,
         image_root=image_root,
         force_dicom=force_dicom,
     )
