@@ -31,11 +31,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def update_metrics(run: Path, /, **sections: Any) -> None:
-    """Replaces sections of ``metrics.json``, to which every stage adds its own."""
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Reads ``metrics.json``, to which every stage adds its section; empty before the first one did."""
     path = run / "metrics.json"
-    known = read_json(path) if path.is_file() else {}
-    write_json(path, known | sections)
+    return read_json(path) if path.is_file() else {}
+
+
+def update_metrics(run: Path, /, **sections: Any) -> None:
+    """Replaces sections of ``metrics.json``."""
+    write_json(run / "metrics.json", read_metrics(run) | sections)
 
 
 def write_history(path: Path, epochs: Iterable[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from recipes.medmoe.data.labelled_sets import open_sets
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.probe.evaluation import Kind, Refit, probe_set
-from recipes.shared.runs import read_json, update_metrics, write_json
+from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets}.")
     session = Session.open(run, checkpoint)
-    section = _known(run)
+    section = read_metrics(run).get("probe", {})
     for one, _ in open_sets(session, names=set, root=root, csv=csv, options=options):
         started = time.monotonic()
         result = probe_set(
@@ -73,11 +73,6 @@ def main(
         update_metrics(run, probe=section)
         print(_line(result))
     return section
-
-
-def _known(run: Path) -> dict[str, Any]:
-    path = run / "metrics.json"
-    return read_json(path).get("probe", {}) if path.is_file() else {}
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:

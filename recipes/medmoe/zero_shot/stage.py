@@ -13,7 +13,7 @@ from recipes.medmoe.inference.run import Session
 from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts, load_prompts, parse_prompts, template_prompts
 from recipes.medmoe.zero_shot.scoring import Scoring
-from recipes.shared.runs import read_json, update_metrics, write_json
+from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 SUMMARY = ("accuracy", "accuracy_ci95", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share", "studies")
 """What ``metrics.json`` keeps of a set's result, besides how it was scored."""
@@ -62,7 +62,7 @@ def main(
         ValueError: If a set, split, prompt file, or what the scoring needs is missing.
     """
     session = Session.open(run, checkpoint)
-    known, results, section = _known_sets(run), {}, {}
+    known, results, section = read_metrics(run).get("zero_shot", {}).get("sets", {}), {}, {}
     # All prompts first: a set without any stops the call before time is spent on the others.
     sets = [
         (one, choose_prompts(_prompts_of(one, own, prompts, templates=templates), one.classes, count=count, seed=seed))
@@ -121,11 +121,6 @@ def _prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, name: str | N
         f"prompts: the set {one.name} has no prompt file of its own. Give one with --prompts, or put its class names "
         f"({', '.join(one.classes)}) into plain sentences with --templates."
     )
-
-
-def _known_sets(run: Path) -> dict[str, Any]:
-    path = run / "metrics.json"
-    return read_json(path).get("zero_shot", {}).get("sets", {}) if path.is_file() else {}
 
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
