@@ -1,6 +1,9 @@
-"""Checks of the drawn sets: sizes that a caller asks for, and places in a split."""
+"""What the drawn sets have in common: checks of their arguments, and the names of studies and patients."""
 
 import operator
+from collections.abc import Iterable
+
+from recipes.data.studies import SPLITS
 
 
 def check_sizes(*, smallest_side: int, seed: int, size: int, **counts: int) -> None:
@@ -23,6 +26,26 @@ def check_sizes(*, smallest_side: int, seed: int, size: int, **counts: int) -> N
     for name, (value, smallest) in expected.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
             raise ValueError(f"{name}: expected a whole number of at least {smallest}, got {value!r}.")
+
+
+def check_split(split: str) -> None:
+    """Refuses a name that is none of the splits'.
+
+    Raises:
+        ValueError: Naming the splits.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}.")
+
+
+def study_ids(split: str, count: int) -> tuple[str, ...]:
+    """Returns the ids of the studies of a split, in order."""
+    return tuple(f"{split}-{index:05d}" for index in range(count))
+
+
+def patient_names(split: str, patients: Iterable[int]) -> tuple[str, ...]:
+    """Returns the name of each study's patient from the patient's number."""
+    return tuple(f"{split}-patient-{patient:05d}" for patient in patients)
 
 
 def checked_index(index: int, count: int) -> int:

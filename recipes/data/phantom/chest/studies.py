@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.phantom.arguments import check_sizes, checked_index
+from recipes.data.phantom.arguments import check_sizes, check_split, checked_index, patient_names, study_ids
 from recipes.data.phantom.chest.findings import CLASSES, PATTERNS, labels_of
 from recipes.data.phantom.chest.radiograph import draw_radiograph
 from recipes.data.phantom.chest.reports import draw_person, write_note
 from recipes.data.phantom.streams import Purpose, draw_causes, draw_patients, draw_visible, stream
-from recipes.data.studies import SPLITS, Box, Study, StudySource
+from recipes.data.studies import Box, Study, StudySource
 
 MIN_SIZE = 64
 """Below this many pixels the nodules and the pleura's line are no longer drawn faithfully."""
@@ -48,8 +48,7 @@ class PhantomSplit:
         Raises:
             ValueError: If the shapes are not both ``(N, P)`` or the split is unknown.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}.")
+        check_split(split)
         if visible.shape != causes.shape or visible.shape[1:] != (len(PATTERNS),):
             raise ValueError(
                 f"visible and causes: expected both of shape (N, {len(PATTERNS)}), one row per study, "
@@ -59,8 +58,8 @@ class PhantomSplit:
         self.labels: NDArray[np.float32] = labels_of(visible, causes)
         self._seed, self._split, self._size = seed, split, size
         self._patients: NDArray[np.int64] = draw_patients(seed, split, len(visible))
-        self.ids: Sequence[str] = tuple(f"{split}-{index:05d}" for index in range(len(visible)))
-        self.groups: Sequence[str] = tuple(f"{split}-patient-{patient:05d}" for patient in self._patients)
+        self.ids: Sequence[str] = study_ids(split, len(visible))
+        self.groups: Sequence[str] = patient_names(split, self._patients)
         self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.pairs import PairSource
-from recipes.data.phantom.arguments import check_sizes, checked_index
+from recipes.data.phantom.arguments import check_sizes, check_split, checked_index, patient_names, study_ids
 from recipes.data.phantom.modalities.ct import draw_ct
 from recipes.data.phantom.modalities.drawing import Picture, Streams
 from recipes.data.phantom.modalities.findings import (
@@ -22,7 +22,7 @@ from recipes.data.phantom.modalities.reports import write_report
 from recipes.data.phantom.modalities.ultrasound import draw_ultrasound
 from recipes.data.phantom.modalities.xray import draw_xray
 from recipes.data.phantom.streams import Purpose, draw_patients, stream
-from recipes.data.studies import SPLITS, Box, Study
+from recipes.data.studies import Box, Study
 
 MIN_SIZE = 64
 """Below this many pixels the smallest findings are no longer drawn faithfully."""
@@ -65,8 +65,7 @@ class PhantomModalitySplit:
         Raises:
             ValueError: If the split is unknown.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}.")
+        check_split(split)
         self._seed, self._split, self._size = seed, split, size
         self._patients: NDArray[np.int64] = draw_patients(seed, split, count, Purpose.PAIR_GROUPS)
         kinds = stream(seed, split, Purpose.PAIR_MODALITY).integers(len(MODALITIES), size=count)[self._patients]
@@ -79,8 +78,8 @@ class PhantomModalitySplit:
         self.labels: NDArray[np.float32] = np.array(
             [[shown is finding for finding in FINDINGS] for shown in self._shown], dtype=np.float32
         ).reshape(count, len(FINDINGS))
-        self.ids: Sequence[str] = tuple(f"{split}-{index:05d}" for index in range(count))
-        self.groups: Sequence[str] = tuple(f"{split}-patient-{patient:05d}" for patient in self._patients)
+        self.ids: Sequence[str] = study_ids(split, count)
+        self.groups: Sequence[str] = patient_names(split, self._patients)
         self.texts: Sequence[str] = tuple(self._write(index) for index in range(count))
 
     def __len__(self) -> int:
