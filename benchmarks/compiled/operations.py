@@ -8,6 +8,7 @@ from torch import Tensor
 
 from benchmarks.shapes import PRESETS, Shape
 from moekit_kernels.combine import launches as combine
+from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.grouped_gemm import launches as grouped_gemm
 from moekit_kernels.moe_ffn import ExpertWeights
 from moekit_kernels.moe_ffn import launches as moe_ffn
@@ -69,20 +70,23 @@ def schedule(dtype: torch.dtype, shape: Shape) -> None:
 def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
     """Combine of top-k routing, or of expert choice, forward and backward."""
     rows, grad = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.tokens, shape.dim, dtype=dtype)
-    gates, live = empty(shape.slots, dtype=dtype), None if choice else indices(shape.num_experts + 1)
-    row = indices(shape.slots) if choice else indices(shape.tokens, shape.top_k)
-    starts, slot = (indices(shape.tokens + 1), indices(shape.slots)) if choice else (None, None)
-    combine.forward(rows, row, starts, gates, slot, live, shape.tokens)
-    combine.backward(grad, rows, row, starts, gates, slot)
+    gates = empty(shape.slots, dtype=dtype)
+    if choice:
+        offsets = None
+        token_rows = TokenRows(indices(shape.slots), indices(shape.tokens + 1), indices(shape.slots))
+    else:
+        offsets, token_rows = indices(shape.num_experts + 1), TokenRows(indices(shape.tokens, shape.top_k))
+    combine.forward(rows, gates, token_rows, offsets, shape.tokens)
+    combine.backward(grad, rows, gates, token_rows)
 
 
 def combine_parts(dtype: torch.dtype, shape: Shape) -> None:
     """Combine without weights, and of the parts of a product whose depth was split."""
-    row, live = indices(shape.tokens, shape.top_k), indices(shape.num_experts + 1)
-    combine.forward(empty(shape.slots, shape.dim, dtype=dtype), row, None, None, None, live, shape.tokens)
+    token_rows, offsets = TokenRows(indices(shape.tokens, shape.top_k)), indices(shape.num_experts + 1)
+    combine.forward(empty(shape.slots, shape.dim, dtype=dtype), None, token_rows, offsets, shape.tokens)
     parts = empty(4, shape.slots, shape.dim, dtype=torch.float32)
     gates = empty(shape.tokens, shape.top_k, dtype=dtype)
-    combine.forward(parts, row, None, gates, None, None, shape.tokens, dtype)
+    combine.forward(parts, gates, token_rows, None, shape.tokens, dtype)
 
 
 def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:

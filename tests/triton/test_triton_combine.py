@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit_kernels.combine import combine, combine_reference, launches
+from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.plan import plan_dispatch, plan_expert_choice
 from tests.oracles import poisoned_empty
 from tests.strategies import plan_by_slot, plan_by_token
@@ -103,27 +104,26 @@ def test_only_the_gradients_that_are_wanted(which):
 @pytest.mark.parametrize("by_token", [False, True])
 def test_parts_are_added_up_and_dead_rows_are_not_read(by_token):
     parts = torch.randn(3, 8, 5, device=DEVICE)
-    live = torch.tensor([0, 2, 6], device=DEVICE)
+    offsets = torch.tensor([0, 2, 6], device=DEVICE)
     whole = torch.where(torch.arange(8, device=DEVICE)[:, None] < 6, parts.double().sum(0), 0)
     parts[:, 6:] = float("nan")  # as uninitialised memory may be
-    row, gates = _permutation(4, 8).view(4, 2), torch.randn(4, 2, device=DEVICE)
-    plan = plan_by_slot(row)
-    slot = plan.slot_of_row
+    row_of_slot, gates = _permutation(4, 8).view(4, 2), torch.randn(4, 2, device=DEVICE)
+    plan = plan_by_slot(row_of_slot)
+    token_rows = TokenRows(row_of_slot)
     if by_token:
-        arguments = (parts, row.sort(1).values.flatten(), torch.arange(0, 9, 2, device=DEVICE), gates, slot, live)
-    else:
-        arguments = (parts, row, None, gates, None, live)
+        starts = torch.arange(0, 9, 2, device=DEVICE)
+        token_rows = TokenRows(row_of_slot.sort(1).values.flatten(), starts, plan.slot_of_row)
     exact = combine_reference(whole, plan, gates.double())
-    found = launches.forward(*arguments, 4, torch.float16)
+    found = launches.forward(parts, gates, token_rows, offsets, 4, torch.float16)
     assert found.dtype == torch.float16
     assert_near(found, exact, torch.float16)
 
 
 def test_a_gate_that_is_nan_shows_even_on_a_dead_row():
-    live = torch.tensor([0, 1], device=DEVICE)
+    offsets = torch.tensor([0, 1], device=DEVICE)
     gates = torch.tensor([[1.0, float("nan")], [1.0, 2.0]], device=DEVICE)
-    rows, row = torch.ones(4, 3, device=DEVICE), torch.tensor([[0, 1], [2, 3]], device=DEVICE)
-    out = launches.forward(rows, row, None, gates, None, live, 2)
+    rows, token_rows = torch.ones(4, 3, device=DEVICE), TokenRows(torch.tensor([[0, 1], [2, 3]], device=DEVICE))
+    out = launches.forward(rows, gates, token_rows, offsets, 2)
     assert out[0].isnan().all()
     assert not out[1].any()
 
@@ -144,9 +144,9 @@ def test_operation_checks(by_token):
     rows, gates = _leaves(6, torch.float32, 6, (5,), (3, 2))
     row = _permutation(6, 6)
     if by_token:
-        arguments = (rows, row, torch.tensor([0, 1, 1, 6], device=DEVICE), gates, row.flip(0), 3)
+        arguments = (rows, gates, row, torch.tensor([0, 1, 1, 6], device=DEVICE), row.flip(0), 3)
     else:
-        arguments = (rows, row.view(3, 2), None, gates, None, 3)
+        arguments = (rows, gates, row.view(3, 2), None, None, 3)
     torch.library.opcheck(torch.ops.moekit.combine, arguments)
     grad = torch.randn(3, 5, device=DEVICE)
     detached = [t.detach() if isinstance(t, torch.Tensor) else t for t in arguments[:5]]
@@ -191,13 +191,13 @@ def test_rows_further_apart_than_two_to_the_31():
     rows = memory.as_strided((2, 16), (apart, 1))
     values = torch.randn(2, 16, device=DEVICE).half()
     rows.copy_(values)
-    row, gates = torch.tensor([[1, 0]], device=DEVICE), torch.randn(1, 2, device=DEVICE)
+    token_rows, gates = TokenRows(torch.tensor([[1, 0]], device=DEVICE)), torch.randn(1, 2, device=DEVICE)
     grad = torch.randn(1, 16, device=DEVICE).half()
     # Another stride is another specialisation of the kernel: compiled code may round in another order.
     far, near = (
         (
-            launches.forward(r, row, None, gates, None, None, 1),
-            *launches.backward(grad, r, row, None, gates, None),
+            launches.forward(r, gates, token_rows, None, 1),
+            *launches.backward(grad, r, gates, token_rows),
         )
         for r in (rows, values)
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.runtime import current_target, launch
 
 _UNROLLED = 16  # the most slots of a token whose loads are all put in flight together
@@ -20,23 +21,19 @@ class CombineGradients(NamedTuple):
 
 def forward(
     rows: Tensor,
-    row: Tensor,
-    starts: Tensor | None,
     gates: Tensor | None,
-    slot: Tensor | None,
-    live: Tensor | None,
+    token_rows: TokenRows,
+    offsets: Tensor | None,
     num_tokens: int,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``, in float32 and in the order of the slots.
+    """Computes ``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``, in float32 in the order of slots.
 
     Args:
         rows: ``(N, D)``, or parts ``(S, N, D)`` that are added up first, in their order; bfloat16, float16, float32.
-        row: ``(T, K)``, the row of each slot; or, with ``starts``, ``(N,)``: all rows, sorted by token.
-        starts: ``(T + 1,)``: token ``t`` has the rows ``row[starts[t] : starts[t + 1]]``. None for ``(T, K)``.
         gates: Weights, whose flat index is the slot; None for ones.
-        slot: ``(N,)``, the slot of each row; needed with ``starts`` and ``gates``, not read otherwise.
-        live: ``(E + 1,)``: rows from ``live[E]`` on are not read and count as zeros. None where all rows are live.
+        token_rows: The rows of each token.
+        offsets: ``(E + 1,)``: rows from ``offsets[E]`` on are not read and count as zeros. None if there are none.
         num_tokens: ``T``.
         dtype: Of the result; that of ``rows`` by default.
 
@@ -50,7 +47,8 @@ def forward(
     rows = _unit_stride(rows)
     width = rows.shape[-1]
     out = torch.empty(num_tokens, width, dtype=rows.dtype if dtype is None else dtype, device=rows.device)
-    top_k = row.shape[1] if starts is None else 1
+    by_slot = token_rows.starts is None
+    top_k = token_rows.row_of_place.shape[1] if by_slot else 1
     vector = 128 * 16 // rows.element_size()
     block_d = min(_power_of_2(width), vector)
     block_t = max(1, vector // block_d)
@@ -61,18 +59,18 @@ def forward(
         (-(-num_tokens // block_t), -(-width // block_d)),
         {
             "rows": rows,
-            **_index_operands(row, starts, gates, slot),
-            "live": live,
+            **_index_operands(token_rows, gates),
+            "live": offsets,
             "out": out,
             "num_tokens": num_tokens,
             "num_rows": rows.shape[-2],
             "width": width,
-            "last": 0 if live is None else live.shape[0] - 1,
+            "last": 0 if offsets is None else offsets.shape[0] - 1,
             "stride_s": rows.stride(0) if rows.ndim == 3 else 0,
             "stride_n": rows.stride(-2),
             "TOP_K": top_k,
             "SPLITS": rows.shape[0] if rows.ndim == 3 else 1,
-            "UNROLL": starts is None and top_k <= _UNROLLED,
+            "UNROLL": by_slot and top_k <= _UNROLLED,
             "BLOCK_T": block_t,
             "BLOCK_D": block_d,
         },
@@ -83,27 +81,23 @@ def forward(
 def backward(
     grad: Tensor,
     rows: Tensor,
-    row: Tensor,
-    starts: Tensor | None,
     gates: Tensor,
-    slot: Tensor | None,
+    token_rows: TokenRows,
     rows_grad: bool = True,
     gates_grad: bool = True,
 ) -> CombineGradients:
-    """The gradients of :func:`forward`: ``d_rows[r] = gate * grad[token]`` and ``d_gates[s] = <grad[token], row>``.
+    """Computes the gradients of :func:`forward`: ``gate * grad[token]`` of rows, ``<grad[token], row>`` of gates.
 
     Args:
         grad: ``(T, D)``, of the result.
         rows: ``(N, D)``.
-        row: As in :func:`forward`.
-        starts: As in :func:`forward`.
-        gates: As in :func:`forward`.
-        slot: As in :func:`forward`.
+        gates: As in :func:`forward`, not None.
+        token_rows: As in :func:`forward`.
         rows_grad: Whether to compute ``d_rows``.
         gates_grad: Whether to compute ``d_gates``.
 
     Returns:
-        ``d_rows``, ``(N, D)`` in the dtype of ``rows``, and ``d_gates`` in shape and dtype of ``gates``.
+        Those of rows, ``(N, D)`` in the dtype of ``rows``, and of gates, in shape and dtype of ``gates``.
     """
     rows, grad = _unit_stride(rows), grad.contiguous()
     num_tokens, width = grad.shape
@@ -119,13 +113,13 @@ def backward(
         {
             "grad": grad,
             "rows": rows if gates_grad else None,
-            **_index_operands(row, starts, gates, slot),
+            **_index_operands(token_rows, gates),
             "d_rows": d_rows,
             "d_gates": d_gates,
             "num_tokens": num_tokens,
             "width": width,
             "stride_n": rows.stride(-2),
-            "TOP_K": row.shape[1] if starts is None else 1,
+            "TOP_K": token_rows.row_of_place.shape[1] if token_rows.starts is None else 1,
             "BLOCK_T": block_t,
             "BLOCK_D": block_d,
             "ONE_CHUNK": width <= block_d,
@@ -135,15 +129,13 @@ def backward(
     return CombineGradients(d_rows, d_gates)
 
 
-def _index_operands(
-    row: Tensor, starts: Tensor | None, gates: Tensor | None, slot: Tensor | None
-) -> dict[str, Tensor | None]:
-    """Returns the arguments of both kernels that say which row and gate belong to a slot."""
+def _index_operands(token_rows: TokenRows, gates: Tensor | None) -> dict[str, Tensor | None]:
+    """Returns the arguments of both kernels that name the row and the gate of a slot."""
     return {
-        "row": row.contiguous(),
-        "starts": starts,
+        "row": token_rows.row_of_place.contiguous(),
+        "starts": token_rows.starts,
         "gates": None if gates is None else gates.contiguous(),
-        "slot": slot if starts is not None and gates is not None else None,
+        "slot": None if gates is None else token_rows.slot_of_row,
     }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moekit_kernels.combine import launches
 from moekit_kernels.combine.reference import combine_reference
-from moekit_kernels.combine.rows_by_token import rows_by_token
+from moekit_kernels.combine.token_rows import TokenRows, token_rows
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan.checks import check_gates
@@ -20,28 +20,41 @@ LIMITS = Limits()
 
 @torch.library.custom_op("moekit::combine", mutates_args=())
 def _combine(
-    rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor, slot: Tensor | None, num_tokens: int
+    rows: Tensor,
+    gates: Tensor,
+    row_of_place: Tensor,
+    starts: Tensor | None,
+    slot_of_row: Tensor | None,
+    num_tokens: int,
 ) -> Tensor:
-    return launches.forward(rows, row, starts, gates, slot, None, num_tokens)
+    return launches.forward(rows, gates, TokenRows(row_of_place, starts, slot_of_row), None, num_tokens)
 
 
 @torch.library.custom_op("moekit::combine_backward", mutates_args=())
 def _combine_backward(
     grad: Tensor,
     rows: Tensor,
-    row: Tensor,
-    starts: Tensor | None,
     gates: Tensor,
-    slot: Tensor | None,
+    row_of_place: Tensor,
+    starts: Tensor | None,
+    slot_of_row: Tensor | None,
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    gradients = launches.backward(grad, rows, row, starts, gates, slot, rows_grad, gates_grad)
+    order = TokenRows(row_of_place, starts, slot_of_row)
+    gradients = launches.backward(grad, rows, gates, order, rows_grad, gates_grad)
     return [gradient for gradient in gradients if gradient is not None]
 
 
 @_combine.register_fake
-def _(rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor, slot: Tensor | None, num_tokens: int) -> Tensor:
+def _(
+    rows: Tensor,
+    gates: Tensor,
+    row_of_place: Tensor,
+    starts: Tensor | None,
+    slot_of_row: Tensor | None,
+    num_tokens: int,
+) -> Tensor:
     return rows.new_empty(num_tokens, rows.shape[1])
 
 
@@ -49,15 +62,14 @@ def _(rows: Tensor, row: Tensor, starts: Tensor | None, gates: Tensor, slot: Ten
 def _(
     grad: Tensor,
     rows: Tensor,
-    row: Tensor,
-    starts: Tensor | None,
     gates: Tensor,
-    slot: Tensor | None,
+    row_of_place: Tensor,
+    starts: Tensor | None,
+    slot_of_row: Tensor | None,
     rows_grad: bool,
     gates_grad: bool,
 ) -> list[Tensor]:
-    gradients = [rows.new_empty(rows.shape)] if rows_grad else []
-    return [*gradients, gates.new_empty(gates.shape)] if gates_grad else gradients
+    return [t.new_empty(t.shape) for t, requested in ((rows, rows_grad), (gates, gates_grad)) if requested]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -65,17 +77,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    needs_rows, needs_gates = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+    needs_rows, needs_gates = ctx.needs_input_grad[:2]
     refuse_forward_mode("combine", grad, remedy='impl="torch"')
     gradients = _combine_backward(grad, *ctx.saved_tensors, needs_rows, needs_gates)
-    return (
-        gradients[0] if needs_rows else None,
-        None,
-        None,
-        gradients[-1] if needs_gates else None,
-        None,
-        None,
-    )
+    return gradients[0] if needs_rows else None, gradients[-1] if needs_gates else None, *(None,) * 4
 
 
 def _no_second_order(ctx: Any, *grads: Any) -> NoReturn:
@@ -95,7 +100,7 @@ def combine(
     """Adds up the rows of each token: ``out[t] = sum over the slots s of t of gates[s] * rows[row of s]``.
 
     Deterministic: a gather and a sum over ``K`` in the order of the slots. For expert choice, where a token has any
-    number of rows, these are added up in their order; the kernel finds them by a stable sort by token, without
+    number of rows, these are added up in their order, which the kernel gets from a stable sort by token, without
     reading anything on the host.
 
     Args:
@@ -124,10 +129,6 @@ def combine(
     if resolve_impl(plan.impl if impl is None else impl, LIMITS, rows.device, *operands) == "reference":
         return combine_reference(rows, plan, gates)
     refuse_forward_mode("combine", rows, gates, remedy='impl="torch"')
-    matrix = rows if rows.ndim == 2 else rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
-    if plan.row_of_slot is not None:
-        out = _combine(matrix, plan.row_of_slot, None, gates, None, plan.num_tokens)
-    else:
-        row_of_place, starts = rows_by_token(plan.token_of_row, plan.num_tokens)
-        out = _combine(matrix, row_of_place, starts, gates, plan.slot_of_row, plan.num_tokens)
-    return out.view(plan.num_tokens, *rows.shape[1:])
+    rows_ND = rows if rows.ndim == 2 else rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
+    out_TD = _combine(rows_ND, gates, *token_rows(plan.order, plan.num_tokens), plan.num_tokens)
+    return out_TD.view(plan.num_tokens, *rows.shape[1:])

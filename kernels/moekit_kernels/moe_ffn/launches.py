@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.combine import launches as combine
-from moekit_kernels.combine.rows_by_token import TokenRows, rows_by_token
+from moekit_kernels.combine.token_rows import token_rows
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import launches as gemm
 from moekit_kernels.moe_ffn import kernel, launches_few_rows
@@ -50,8 +50,7 @@ def forward(
         )  # fmt: skip
         y_ND2, _ = gemm.forward(hidden_NF, down_proj, offsets, down_tiles, down, num_rows, bias=down_bias)
     gates_N = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
-    rows = _token_rows(order, x.shape[0])
-    out_TD2 = combine.forward(y_ND2, *rows, gates_N, order.slot_of_row, offsets, x.shape[0], x.dtype)
+    out_TD2 = combine.forward(y_ND2, gates_N, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype)
     return out_TD2, pre_NF1, hidden_NF if keep_hidden else hidden_NF.new_empty(0, hidden_NF.shape[1])
 
 
@@ -90,8 +89,7 @@ def backward(
     if input_grad:
         grad_gates = _gates_grad(partial_SN, gates, grad, down_bias, order, gate_tiles)
         rows_ND, _ = gemm.forward(dpre_NF1, up_proj.mT, offsets, plain_tiles, plain, num_rows)
-        token_rows = _token_rows(order, x.shape[0])
-        grad_x_TD = combine.forward(rows_ND, *token_rows, None, None, offsets, x.shape[0], x.dtype)
+        grad_x_TD = combine.forward(rows_ND, None, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype)
     if weight_grad:
         grad_down = gemm.weight_grad(grad, weighted_NF, offsets, num_rows, dy_gather=token)
         grad_up = gemm.weight_grad(dpre_NF1, x, offsets, num_rows, x_gather=token)
@@ -190,9 +188,3 @@ def _gates_grad(
     }
     launch(kernel.moe_ffn_bwd_gates_kernel, (max_tiles(num_rows, num_experts, _GATE_ROWS),), arguments)
     return grad_gates
-
-
-def _token_rows(order: RowOrder, num_tokens: int) -> TokenRows:
-    if order.row_of_slot is not None:
-        return TokenRows(order.row_of_slot, None)
-    return rows_by_token(order.token_of_row, num_tokens)
