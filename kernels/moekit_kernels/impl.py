@@ -1,17 +1,17 @@
 """Which implementation of an operation computes: one vocabulary and one rule for all of them.
 
-================  ====================================================================================================
-``impl``          computes
-================  ====================================================================================================
-``"reference"``   plain PyTorch that reads like the formula, on every device, with gradients of every order
-``"torch"``       the fast form without Triton; where an operation has none of its own, its reference
-``"triton"``      Triton kernels, on a GPU (or on CPU under ``TRITON_INTERPRET=1``)
-``"auto"``        ``"triton"`` on a GPU (CUDA or HIP) where Triton is installed and the kernels take the operands;
-                  else ``"torch"``, but ``"reference"`` for float64 on a GPU
-================  ====================================================================================================
+| ``impl`` | computes |
+|---|---|
+| ``"reference"`` | plain PyTorch that reads like the formula, on every device, with gradients of every order |
+| ``"torch"`` | the fast form without Triton; where an operation has none of its own, its reference |
+| ``"triton"`` | Triton kernels, on a GPU (or on CPU under ``TRITON_INTERPRET=1``) |
+| ``"auto"`` | ``"triton"`` on a GPU where the kernels take the operands, else ``"torch"`` |
+
+A GPU is one of CUDA or HIP, with Triton installed; there ``"auto"`` takes ``"reference"`` for float64. It is a function
+of device, dtypes and sizes alone.
 
 An explicit choice never falls back to another: what cannot run is an error. ``"reference"`` and ``"torch"`` start no
-Triton kernel, neither forward nor backward. ``"auto"`` is a function of device, dtypes and sizes alone.
+Triton kernel, neither forward nor backward.
 
 Routing, plan and combine have one plain version, which is both ``"reference"`` and ``"torch"``. The grouped GEMM and
 the expert FFN have two; their ``"torch"`` is a registered operation, on CPU too, where it is a loop over the experts.
