@@ -73,7 +73,8 @@ def all_gather_with_gradient(
         The same on every rank; ``x`` itself where no process group is initialised.
 
     Raises:
-        ValueError: On every rank, if numbers of rows differ; for this check they are gathered and read on the host.
+        ValueError: If ``x`` has no dimension; or, on every rank, if numbers of rows differ. For this check they are
+            gathered and read on the host.
     """
     if not dist.is_available() or not dist.is_initialized():
         return x

@@ -27,6 +27,9 @@ def load_balancing_loss(stats: RouterStats, *, tokens_per_expert: Int[Tensor, "E
         tokens_per_expert: Counts to take ``f`` from instead, such as those of all micro-batches so far:
             the global batch is then balanced, not each micro-batch (https://arxiv.org/abs/2501.11873).
 
+    Returns:
+        The loss, a scalar in float32 or wider.
+
     Raises:
         ValueError: If ``stats`` is not a :class:`~moekit.RouterStats`, or ``tokens_per_expert`` is for another number
             of experts.
@@ -56,6 +59,12 @@ def importance_loss(stats: RouterStats) -> Float[Tensor, ""]:
 
     0 at balance, ``E - 1`` at collapse. The variance is that of the population.
 
+    Args:
+        stats: Statistics of one layer.
+
+    Returns:
+        The loss, a scalar in float32 or wider.
+
     Raises:
         ValueError: If ``stats`` is not a :class:`~moekit.RouterStats`.
 
@@ -71,6 +80,12 @@ def load_loss(stats: RouterStats) -> Float[Tensor, ""]:
 
     0 at balance, ``E - 1`` at collapse. Has a gradient only where noise was drawn, that is with
     ``TopKRouter(noisy=True)`` in training; otherwise load is the plain count.
+
+    Args:
+        stats: Statistics of one layer.
+
+    Returns:
+        The loss, a scalar in float32 or wider.
 
     Raises:
         ValueError: If ``stats`` is not a :class:`~moekit.RouterStats`.
@@ -88,7 +103,10 @@ def router_z_loss(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor, 
     ``(ln E)**2`` for zero logits; grows with the square of the logits at collapse.
 
     Args:
-        stats: Statistics of one layer, or router logits.
+        stats: Statistics of one layer, or router logits ``(..., E)``.
+
+    Returns:
+        The loss, a scalar in float32 or wider; 0 without tokens.
 
     Raises:
         ValueError: If ``stats`` is neither.
@@ -109,7 +127,10 @@ def router_entropy(stats: RouterStats | Float[Tensor, "... E"]) -> Float[Tensor,
     expert: it measures how decided the router is, not how balanced.
 
     Args:
-        stats: Statistics of one layer, or router logits.
+        stats: Statistics of one layer, or router logits ``(..., E)``.
+
+    Returns:
+        The entropy, a scalar in float32 or wider; 0 without tokens.
 
     Raises:
         ValueError: If ``stats`` is neither.
@@ -130,7 +151,10 @@ def mutual_information_loss(
     modality), ``-I = H(expert | group) - H(expert)``, groups weighted by their tokens.
 
     Args:
-        stats: Statistics of one layer; or a sequence, one per group; or router logits.
+        stats: Statistics of one layer; or a sequence, one per group; or router logits ``(..., E)``.
+
+    Returns:
+        The loss, a scalar in float32 or wider; 0 without tokens.
 
     Raises:
         ValueError: If ``stats`` is none of these, or the sequence is empty.
@@ -170,13 +194,16 @@ def router_label_loss(
     ``ln(1 + (E - 1) / e)`` and has no gradient where the router is certain, also of the wrong expert.
 
     Args:
-        logits: Router logits, or a routing.
-        labels: The right expert of each token, in ``[0, E)``, or ``ignore_index``.
+        logits: Router logits ``(..., E)``, or a routing.
+        labels: The right expert of each token, in ``[0, E)``, or ``ignore_index``; of the leading shape of the logits.
         ignore_index: Marks tokens without a label.
 
+    Returns:
+        The loss, a scalar in float32 or wider.
+
     Raises:
-        ValueError: If the routing has no logits, or ``labels`` is not of an integer dtype, not of the shape of
-            ``logits`` without its last dimension, or on another device.
+        ValueError: If ``logits`` is neither logits nor a routing with logits, or ``labels`` is not of an integer dtype,
+            not of the shape of ``logits`` without its last dimension, or on another device.
 
     Reference:
         MedMoE, section 4.5, supervises a head of its own, ``W_c t_g``, with the labels and routes by
@@ -193,7 +220,7 @@ def router_label_loss(
         if logits.logits is None:
             raise ValueError(
                 "logits must be those of a router that computes some, got a Routing without logits: "
-                "a HashRouter learns nothing, leave this loss out."
+                "a HashRouter has no learned weights, leave this loss out."
             )
         if labels.shape == logits.valid.shape:
             labels = torch.where(logits.valid, labels, ignore_index)

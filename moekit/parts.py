@@ -1,4 +1,4 @@
-"""What a layer knows of the modules in its slots, read once when a slot is assigned.
+"""The attributes that a layer needs of the modules in its slots, read once when a slot is assigned.
 
 Libraries replace modules by wrappers (LoRA, activation checkpointing, FSDP, quantisers, compiled modules). A wrapper
 is called like what it wraps, but may hide its attributes or have others of the same name, so these are not read
@@ -40,16 +40,15 @@ def check_module(slot: str, value: object) -> nn.Module:
 
 
 def router_part(value: object, current: nn.Module | None = None, known: RouterPart | None = None) -> RouterPart:
-    """Returns what a layer knows of its router.
+    """Returns the attributes of a router that is assigned to its slot.
 
     Args:
         value: The module that is assigned.
         current: The module that it replaces.
-        known: What is known of ``current``. It stays for a wrapper of ``current``, and where ``value`` lacks an
-            attribute.
+        known: The attributes of ``current``. They stay for a wrapper of ``current``, and where ``value`` lacks one.
 
     Raises:
-        ValueError: If ``value`` is not a module, is a bank of experts, or an attribute is not known.
+        ValueError: If ``value`` is not a module, is a bank of experts, or lacks an attribute that is not known.
     """
     module = check_module("router", value)
     if known is not None and _wraps(module, current):
@@ -60,10 +59,10 @@ def router_part(value: object, current: nn.Module | None = None, known: RouterPa
 
 
 def experts_part(value: object, current: nn.Module | None = None, known: ExpertsPart | None = None) -> ExpertsPart:
-    """Returns what a layer knows of its experts; see :func:`router_part`.
+    """Returns the attributes of experts that are assigned to their slot; see :func:`router_part`.
 
     Raises:
-        ValueError: If ``value`` is not a module, is a router, or an attribute is not known.
+        ValueError: If ``value`` is not a module, is a router, or lacks an attribute that is not known.
     """
     module = check_module("experts", value)
     if known is not None and _wraps(module, current):

@@ -164,6 +164,9 @@ class CrossScaleExperts(Experts):
             maps: As in :meth:`forward`.
             plan: A plan of one slot per sample.
 
+        Returns:
+            Weights that sum to 1 over the scales, ``(B, L, H, W)``, in float32 or wider.
+
         Raises:
             ValueError: If ``maps`` and ``plan`` do not fit each other or the weights, or ``plan`` has several slots
                 per sample.
@@ -185,6 +188,12 @@ class CrossScaleExperts(Experts):
         """Runs every expert on every sample, ``K`` times the work: what the public release does, to compare with.
 
         In training batch normalisation is computed over (and keeps statistics of) all samples in every expert.
+
+        Args:
+            maps: As in :meth:`forward`.
+
+        Returns:
+            Maps of all experts, ``(B, K, D, H, W)``.
 
         Raises:
             ValueError: If the maps do not fit.

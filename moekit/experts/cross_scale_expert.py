@@ -86,7 +86,7 @@ class CrossScaleExpert(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws all weights anew (convolutions from Kaiming's normal) and forgets the running statistics."""
+        """Draws all weights anew (convolutions from Kaiming's normal) and resets the running statistics."""
         reset_parameters(self.attention)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             layer = layer_in(convolution, nn.Conv2d)
@@ -103,7 +103,10 @@ class CrossScaleExpert(nn.Module):
 
         Args:
             maps: One map for each scale, ``(B, C_l, H_l, W_l)``.
-            scale_weights: Whether to return the weights of the scales, ``(B, L, H, W)``, instead.
+            scale_weights: Whether to return the weights of the scales instead.
+
+        Returns:
+            The map ``(B, D, H, W)``, of the size of ``maps[align_to]``; or the weights ``(B, L, H, W)``.
 
         Raises:
             ValueError: If the maps do not fit; see :class:`~moekit.fusion.CrossScaleAttention`.

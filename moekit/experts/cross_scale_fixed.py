@@ -21,12 +21,12 @@ class RowExperts(NamedTuple):
     Attributes:
         experts: The experts.
         ids: ``(N,)``, in ``[0, K)``; the last expert's for unassigned rows.
-        alive: ``(N,)``, False for unassigned rows.
+        assigned: ``(N,)``, False for unassigned rows.
     """
 
     experts: Sequence[CrossScaleExpert]
     ids: Tensor
-    alive: Tensor
+    assigned: Tensor
 
     def of(self, pick: Callable[[CrossScaleExpert], Tensor | None]) -> Tensor:
         """Returns what ``pick`` takes of its expert, for each row: ``(N, ...)``."""
@@ -38,7 +38,7 @@ class RowExperts(NamedTuple):
         No matrix product with a one-hot matrix: ``0 * NaN`` would carry one expert's NaN into all others.
         """
         index = torch.arange(len(self.experts), device=x.device)
-        own = (index[:, None] == self.ids) & self.alive
+        own = (index[:, None] == self.ids) & self.assigned
         return torch.where(own[:, :, None], x, 0).sum(1)
 
 
@@ -103,7 +103,7 @@ def fixed_outputs(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], p
     for layer in range(len(first.convolutions)):
         x = _convolved(rows, x, layer)
         x = F.relu(_normalised(rows, x, layer))
-    return torch.where(rows.alive[:, None, None, None], x, 0)
+    return torch.where(rows.assigned[:, None, None, None], x, 0)
 
 
 def fixed_weights(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], plan: DispatchPlan) -> Tensor:
@@ -112,7 +112,7 @@ def fixed_weights(experts: Sequence[CrossScaleExpert], maps: Sequence[Tensor], p
         return _no_rows(maps, experts[0], len(maps))
     rows = _rows(experts, plan)
     weights = cast(Tensor, _attended(rows, maps, plan).weights)
-    return torch.where(rows.alive[:, None, None, None], weights, 0)
+    return torch.where(rows.assigned[:, None, None, None], weights, 0)
 
 
 def _no_rows(maps: Sequence[Tensor], expert: CrossScaleExpert, width: int) -> Tensor:
@@ -128,7 +128,7 @@ def _rows(experts: Sequence[CrossScaleExpert], plan: DispatchPlan) -> RowExperts
 def _attended(rows: RowExperts, maps: Sequence[Tensor], plan: DispatchPlan) -> CrossScaleOutput:
     attention = rows.experts[0].attention
     # Unassigned rows may hold anything, NaN included, which would reach gradients of weights as 0 * NaN.
-    taken = [torch.where(rows.alive[:, None, None, None], take_samples(x, plan.token_of_row), 0) for x in maps]
+    taken = [torch.where(rows.assigned[:, None, None, None], take_samples(x, plan.token_of_row), 0) for x in maps]
 
     def project(scale: int, x: Tensor) -> Tensor:
         return _pointwise(rows, x, lambda expert: expert.attention.projection(scale))

@@ -64,6 +64,12 @@ class FFN(SettingsModule):
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Applies the network to every token.
 
+        Args:
+            x: Tokens ``(..., D)``.
+
+        Returns:
+            A tensor of the shape of ``x``.
+
         Raises:
             ValueError: If ``x`` is not ``dim`` wide.
         """

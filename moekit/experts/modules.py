@@ -21,7 +21,7 @@ class ZeroExpert(nn.Module):
     """
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Returns zeros like ``x``."""
+        """Returns zeros of the shape and dtype of ``x``, without a gradient."""
         return torch.zeros_like(x)
 
 
@@ -74,6 +74,14 @@ class ModuleExperts(Experts):
         self, x: Float[Tensor, "T *D"], plan: DispatchPlan, gates: Float[Tensor, "A B"]
     ) -> Float[Tensor, "T *D2"]:
         """Computes the gate-weighted sum of every token's experts.
+
+        Args:
+            x: Tokens ``(T, *token)`` of ``token_ndim`` dimensions each.
+            plan: Which rows belong to which expert.
+            gates: Weights, whose flat index is the slot.
+
+        Returns:
+            One output per token, ``(T, *out)``; zero for a token without an expert.
 
         Raises:
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other, two experts give outputs of different

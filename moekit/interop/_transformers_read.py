@@ -160,7 +160,7 @@ def _check_shapes(gate: Tensor, up: Tensor, down: Tensor, shared: SharedContents
 
 
 def _settings(block: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, dict[str, tuple[object, ...]]]:
-    """The values that each setting of each part may have; a part that is not here may have any."""
+    """Returns the values that each setting of each part may have; a part that is not here may have any."""
     down = weights.get("experts.down_proj")
     num_experts, dim, hidden = (None,) * 3 if down is None or down.ndim != 3 else down.shape
     top_k = getattr(dict(block.named_children()).get("gate"), "top_k", None)

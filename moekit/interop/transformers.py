@@ -33,6 +33,9 @@ def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
         block: The block, e.g. ``model.model.layers[0].mlp``.
         impl: See :class:`~moekit.experts.ffn.FFNExperts`.
 
+    Returns:
+        The layer.
+
     Raises:
         ValueError: If the block is of another class, or has anything that the layer would not have.
 

@@ -29,14 +29,21 @@ class Router(SettingsModule, ABC):
 
         Args:
             x: Router input, one row per token.
-            mask: True for real tokens. It changes decisions only where these depend on other tokens.
+            mask: True for real tokens, ``(T,)``; all by default. It changes decisions only where these depend on other
+                tokens.
+
+        Returns:
+            The decisions, one row per token.
+
+        Raises:
+            ValueError: If ``x`` is not what the router takes.
         """
 
     def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
         """Updates the selection bias of a router that has one, as :class:`~moekit.routers.top_k.TopKRouter` may.
 
         Args:
-            tokens_per_expert: Slots routed to each expert.
+            tokens_per_expert: Slots routed to each expert, ``(E,)``.
             rate: Step, in units of the score.
 
         Raises:

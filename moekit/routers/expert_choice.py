@@ -82,6 +82,13 @@ class ExpertChoiceRouter(Router):
     def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` tokens, of which those outside ``mask`` are never taken.
 
+        Args:
+            x: Router input ``(T, D)``.
+            mask: True for real tokens, ``(T,)``; all by default.
+
+        Returns:
+            Gates, ``token_ids`` and ``kept`` ``(E, C)``, logits and probabilities ``(T, E)``.
+
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device.
         """
@@ -90,7 +97,7 @@ class ExpertChoiceRouter(Router):
         probs = F.softmax(logits, dim=-1)
         capacity = self._capacity(x.shape[0], self.num_experts)
         ranked = torch.where(eligible.unsqueeze(-1), probs.detach(), -1.0).T
-        # Contiguous, because the compiler is told other strides than indexing by a transposed tensor gives.
+        # Contiguous, because the compiler assumes other strides than indexing by a transposed tensor gives.
         token_ids = ranked.sort(dim=-1, descending=True, stable=True).indices[:, :capacity].contiguous()
         kept = eligible[token_ids]
         if mask is not None:

@@ -85,6 +85,13 @@ class HardRouter(Router):
     def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` tokens; each decision depends on its own token only, so ``mask`` changes nothing.
 
+        Args:
+            x: Router input ``(T, D)``.
+            mask: True for real tokens, ``(T,)``; all by default.
+
+        Returns:
+            Gates and ids ``(T, 1)``, logits and probabilities ``(T, E)``.
+
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device.
         """

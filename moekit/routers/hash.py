@@ -82,6 +82,13 @@ class HashRouter(Router):
     def forward(self, x: Int[Tensor, "T"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` ids; ``mask`` changes nothing.
 
+        Args:
+            x: Token ids ``(T,)``, of an integer dtype.
+            mask: True for real tokens, ``(T,)``; all by default.
+
+        Returns:
+            Gates and ids ``(T, K)``, probabilities ``(T, E)``; no logits.
+
         Raises:
             ValueError: If ``x`` is not integer or not one-dimensional.
         """

@@ -19,7 +19,7 @@ class NoisyLogits(NamedTuple):
 
 
 def add_noise(logits: Float[Tensor, "T E"], raw_std: Float[Tensor, "T E"]) -> NoisyLogits:
-    """``H = logits + normal * (softplus(raw_std) + 0.01)``: equation 4, with a least deviation of 0.01.
+    """Computes ``H = logits + normal * (softplus(raw_std) + 0.01)``: equation 4, with a least deviation of 0.01.
 
     The least deviation is not in the paper; without it, equation 9 would divide by a vanishing number.
     """
@@ -28,7 +28,7 @@ def add_noise(logits: Float[Tensor, "T E"], raw_std: Float[Tensor, "T E"]) -> No
 
 
 def smooth_load(logits: Float[Tensor, "T E"], noise: NoisyLogits, top_k: int) -> Float[Tensor, "T E"]:
-    """``P(expert e is among the top k)`` if only the noise of ``e`` were drawn anew (equation 9).
+    """Computes ``P(expert e is among the top k)`` if only the noise of ``e`` were drawn anew (equation 9).
 
     ``Phi((logits_e - k-th largest noisy logit of the others) / std_e)``; 1 where ``K = E``.
     """

@@ -162,6 +162,13 @@ class TopKRouter(Router):
     def forward(self, x: Float[Tensor, "T D"], mask: Bool[Tensor, "T"] | None = None) -> Routing:
         """Routes ``T`` tokens; each decision depends on its own token only, so ``mask`` changes none.
 
+        Args:
+            x: Router input ``(T, D)``.
+            mask: True for real tokens, ``(T,)``; all by default.
+
+        Returns:
+            Gates and ids ``(T, K)``, logits and probabilities ``(T, E)``.
+
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device, the gate gives another number of
                 logits, or ``impl="triton"`` cannot take them.
@@ -188,7 +195,7 @@ class TopKRouter(Router):
         counts of the whole batch (``stats.tokens_per_expert``, added over micro-batches and ranks).
 
         Args:
-            tokens_per_expert: Slots routed to each expert.
+            tokens_per_expert: Slots routed to each expert, ``(E,)``.
             rate: Step, in units of the score.
 
         Raises:
@@ -213,7 +220,7 @@ class TopKRouter(Router):
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the selection bias in float32 where ``assign=True`` brings another dtype."""
+        """Keeps the selection bias in float32 where ``assign=True`` would load another dtype."""
         super()._load_from_state_dict(*args, **kwargs)
         if self.selection_bias is not None:
             self.selection_bias = self.selection_bias.float()

@@ -1,4 +1,4 @@
-"""Layers exported by ``torch.onnx.export`` give the same in ONNX Runtime, at numbers of tokens that it never saw."""
+"""Layers give the same in ONNX Runtime as here, also for other numbers of tokens than they were exported with."""
 
 import sys
 

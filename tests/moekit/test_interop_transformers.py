@@ -256,7 +256,7 @@ def test_parametrised_weights_are_refused():
 
 
 def test_jitter_that_would_also_reach_the_experts_is_refused():
-    """In transformers it perturbs what the experts see, in moekit only what the router sees."""
+    """In transformers it perturbs the input of the experts too, in moekit only that of the router."""
     with pytest.raises(ValueError, match=r"with jitter_noise=0\.1"):
         from_transformers(_block("mixtral", router_jitter_noise=0.1))
 

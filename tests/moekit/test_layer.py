@@ -1,4 +1,4 @@
-"""The layer as a whole: held to a loop over tokens, and its options held to what they say."""
+"""The layer as a whole: held to a loop over tokens, and its options to their documentation."""
 
 import pytest
 import torch
@@ -127,7 +127,7 @@ def test_statistics_of_micro_batches_add_up(sizes, seed):
 
 @pytest.mark.parametrize("drop_policy", ["position", "gate"])
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.25, 5.0])
-def test_capacity_drops_whom_the_queue_drops(drop_policy, factor):
+def test_capacity_drops_the_slots_that_the_queue_drops(drop_policy, factor):
     base = _moe()
     moe = SparseMoE(base.router, base.experts, capacity_factor=factor, drop_policy=drop_policy)
     x = torch.randn(11, DIM, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a layer refuses, and what it says."""
+"""What a layer refuses, and the messages."""
 
 import pytest
 import torch
@@ -32,6 +32,14 @@ def test_capacity_out_of_range(factor):
 def test_capacity_of_expert_choice():
     with pytest.raises(ValueError, match="capacity_factor of an expert-choice layer belongs to its router"):
         SparseMoE(ExpertChoiceRouter(4, 3), FFNExperts(4, 6, 3), capacity_factor=1.0)
+
+
+def test_a_replayed_routing_of_expert_choice_under_a_capacity():
+    x = torch.zeros(5, 4)
+    routing = SparseMoE(ExpertChoiceRouter(4, 3), FFNExperts(4, 6, 3)).route(x)
+    limited = SparseMoE.ffn(4, 6, 3, 2, capacity_factor=1.0)
+    with pytest.raises(ValueError, match="capacity_factor of an expert-choice layer belongs to its router: set it"):
+        limited(x, routing=routing)
 
 
 def test_unknown_drop_policy():

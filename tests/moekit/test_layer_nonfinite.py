@@ -66,16 +66,16 @@ def test_other_tokens_are_as_if_it_were_not_there(name, value):
 def test_other_tokens_are_those_of_a_clean_run(name, value):
     moe = LAYERS[name]()
     x, dirty = _inputs(value)
-    found, clean = moe(dirty).output[OTHERS], moe(x).output[OTHERS]
+    beside, clean = moe(dirty).output[OTHERS], moe(x).output[OTHERS]
     if name == "reference":  # whose products have the same shape in both runs
-        assert torch.equal(found, clean)
+        assert torch.equal(beside, clean)
     # Elsewhere an expert's GEMM has a row less, which may round its other rows differently.
-    torch.testing.assert_close(found, clean, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(beside, clean, rtol=1e-14, atol=1e-15)
 
 
 @layers
 @bad_values
-def test_ids_are_in_range_and_the_gates_say_nan(name, value):
+def test_ids_are_in_range_and_gates_are_nan(name, value):
     moe = LAYERS[name]()
     routing = moe.route(_inputs(value)[1])
     assert routing.expert_ids.min() >= 0

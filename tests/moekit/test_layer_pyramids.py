@@ -27,7 +27,7 @@ def make_experts() -> CrossScaleExperts:
 
 
 @pytest.mark.parametrize("gradient", ["scale", "straight_through", "none"])
-def test_each_sample_meets_the_expert_of_its_router_input(gradient) -> None:
+def test_each_sample_is_computed_by_the_expert_of_its_router_input(gradient) -> None:
     layer, maps, context = make_layer(gradient).eval(), make_maps(5), torch.randn(5, 7)
     routing = layer.route(maps, router_input=context)
     output, stats = layer(maps, router_input=context)
@@ -42,7 +42,7 @@ def test_each_sample_meets_the_expert_of_its_router_input(gradient) -> None:
 
 
 @pytest.mark.parametrize(("gradient", "reaches"), [("scale", True), ("straight_through", True), ("none", False)])
-def test_what_the_task_teaches_the_router(gradient, reaches) -> None:
+def test_which_gradient_of_the_task_reaches_the_router(gradient, reaches) -> None:
     layer, maps, context = make_layer(gradient), make_maps(5), torch.randn(5, 7)
     layer(maps, router_input=context).output.square().sum().backward()
     grad = layer.router.gate.layers[0].weight.grad
@@ -61,7 +61,7 @@ def test_more_leading_dimensions_masks_and_replay() -> None:
     assert_close(layer(tuple(maps), routing=routing, mask=mask).output, output)
 
 
-def test_a_shared_module_sees_the_pyramid() -> None:
+def test_a_shared_module_gets_the_pyramid() -> None:
     class Coarse(nn.Module):
         def forward(self, maps):
             return maps[1].mean(1, keepdim=True)

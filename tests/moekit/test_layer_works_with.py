@@ -94,9 +94,9 @@ def _gradients(layer: nn.Module, x: torch.Tensor, function=None) -> list[torch.T
     return [out.output.detach(), *(s.detach() for s in out.stats), x.grad, *(p.grad for p in layer.parameters())]
 
 
-def _same(found: list, expected: list, dtype: torch.dtype | None = None) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        if mine is None or theirs is None:  # a module that saw no token: no gradient, or under a compiler zeros
+def _same(results: list, expected: list, dtype: torch.dtype | None = None) -> None:
+    for mine, theirs in zip(results, expected, strict=True):
+        if mine is None or theirs is None:  # a module without tokens: no gradient, or under a compiler zeros
             assert not any(g is not None and g.any() for g in (mine, theirs))
         elif mine.is_floating_point():
             assert_close(mine, theirs, dtype)
@@ -172,13 +172,13 @@ def test_export_of_a_routing_by_sample_for_any_batch():
 
     program = torch.export.export(layer, (), inputs(3, 5), dynamic_shapes=dims)
     for lead in ((3, 5), (2, 4), (5, 11)):
-        given = inputs(*lead)
-        exported, eager = program.module()(**given), layer(**given)
+        arguments = inputs(*lead)
+        exported, eager = program.module()(**arguments), layer(**arguments)
         _same([exported.output, *exported.stats], [eager.output, *eager.stats])
 
 
 class OutputOnly(nn.Module):
-    """Gives the output alone: ``torch.export.save`` knows no named tuples but registered ones."""
+    """Returns the output alone: ``torch.export.save`` takes registered named tuples only."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -232,9 +232,9 @@ def test_autocast(name, dtype):
     with torch.autocast("cpu", dtype=dtype):
         out = layer(x)
         assert out.stats.prob_sum.dtype == out.stats.logsumexp_sq_sum.dtype == torch.float32
-    found = _gradients(layer, x, lambda x: _under_autocast(layer, x, dtype))
+    rounded = _gradients(layer, x, lambda x: _under_autocast(layer, x, dtype))
     assert out.output.dtype == (torch.float32 if name == "modules" else dtype)  # Identity passes float32 on
-    for mine, theirs in zip(found, exact, strict=True):
+    for mine, theirs in zip(rounded, exact, strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:
             assert mine.isfinite().all()
@@ -302,9 +302,9 @@ def test_functional_call(name):
 def test_no_tokens(name, lead):
     layer = _layer(name)
     x = _x(*lead)
-    found = _gradients(layer, x)
-    assert found[0].shape == x.shape
-    assert all(value is None or value.isfinite().all() for value in found)
+    results = _gradients(layer, x)
+    assert results[0].shape == x.shape
+    assert all(value is None or value.isfinite().all() for value in results)
     assert not any(p.grad is not None and p.grad.any() for p in layer.parameters())
     assert layer(x).stats.num_tokens == 0
 
@@ -312,9 +312,9 @@ def test_no_tokens(name, lead):
 @layers
 def test_one_token(name):
     layer = _layer(name)
-    found = _gradients(layer, _x(1))
-    assert all(value is None or value.isfinite().all() for value in found)
-    assert found[0].any() or name == "modules"  # which may choose to skip
+    results = _gradients(layer, _x(1))
+    assert all(value is None or value.isfinite().all() for value in results)
+    assert results[0].any() or name == "modules"  # which may choose to skip
 
 
 @layers

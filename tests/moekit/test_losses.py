@@ -129,10 +129,10 @@ def test_load_balancing_loss_can_take_the_counts_of_the_global_batch() -> None:
 @pytest.mark.parametrize("of_stats", [False, True])
 def test_z_loss_and_entropy_are_means_over_tokens(of_stats: bool) -> None:
     logits = random_logits(2.0)
-    given = stats_of_logits(logits) if of_stats else logits.view(2, TOKENS // 2, EXPERTS)
-    torch.testing.assert_close(router_z_loss(given), logits.exp().sum(-1).log().square().mean())
+    argument = stats_of_logits(logits) if of_stats else logits.view(2, TOKENS // 2, EXPERTS)
+    torch.testing.assert_close(router_z_loss(argument), logits.exp().sum(-1).log().square().mean())
     expected = torch.distributions.Categorical(logits=logits).entropy().mean()
-    torch.testing.assert_close(router_entropy(given), expected)
+    torch.testing.assert_close(router_entropy(argument), expected)
 
 
 def test_importance_loss_is_the_squared_coefficient_of_variation_of_the_gates() -> None:

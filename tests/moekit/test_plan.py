@@ -94,7 +94,7 @@ def _order(case, policy, gates):
 
 @few
 @given(routed(), st.integers(0, 5), st.sampled_from(["position", "gate"]), st.booleans())
-def test_capacity_keeps_whom_the_queue_keeps(case, capacity, policy, as_tensor):
+def test_capacity_keeps_the_slots_that_the_queue_keeps(case, capacity, policy, as_tensor):
     torch.manual_seed(case.seed)
     gates = torch.rand(case.expert_ids.shape).mul(4).round()  # with ties
     order = [place for place in _order(case, policy, gates) if case.kept[place]]

@@ -29,9 +29,9 @@ def test_an_impl_that_cannot_run_is_named(impl, message):
     choice = plan_expert_choice(torch.tensor([[0, 1], [1, 2]]), 3)
     with pytest.raises(ValueError, match=message):
         plan_dispatch(IDS, 3, impl=impl)
-    for found in (plan, choice):
+    for either in (plan, choice):
         with pytest.raises(ValueError, match=message):
-            combine(torch.ones(4, 1), found, torch.ones(2, 2), impl=impl)
+            combine(torch.ones(4, 1), either, torch.ones(2, 2), impl=impl)
 
 
 def test_float64_has_no_kernel():

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
 
 class Block(nn.Module):
-    """A model with one layer, as peft wants a model around what it adapts."""
+    """A model with one layer: peft adapts the submodules of a model."""
 
     def __init__(self, moe: SparseMoE) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ def _configurations(module: ModuleType) -> Iterator[object]:
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedConfig) and name.endswith("Config"):
             try:
                 config = kind(**OPTIONS.get(name, {}))
-            except Exception:  # a configuration of parts that must be given
+            except Exception:  # a configuration of required parts
                 continue
             for size, value in SIZES.items():
                 try:

@@ -1,6 +1,6 @@
 """GLoRIA's formulas one number after another: no batching, no masks, no library function beyond exp and log.
 
-Reports are given without their padding. Tensors of no dimension hold the numbers, so autograd gives gradients.
+Reports come without their padding. Tensors of no dimension hold the numbers, so autograd gives gradients.
 """
 
 from collections.abc import Sequence
@@ -49,9 +49,9 @@ def score(
 def cross_entropy(rows: Sequence[Sequence[Tensor]], positives: Sequence[Sequence[int]]) -> Tensor:
     """Mean over rows of the mean over positives of minus the log probability."""
     losses = []
-    for row, wanted in zip(rows, positives, strict=True):
+    for row, columns in zip(rows, positives, strict=True):
         probabilities = softmax(row)
-        losses.append(-sum(probabilities[i].log() for i in wanted) / len(wanted))
+        losses.append(-sum(probabilities[i].log() for i in columns) / len(columns))
     return sum(losses) / len(losses)
 
 

@@ -78,7 +78,7 @@ def test_losses_and_gradients_averaged_over_ranks_are_those_of_the_whole_batch(r
     torch.testing.assert_close(averaged, list(expected["gradients"]))
 
 
-def test_without_gathering_and_in_a_group_of_one_a_rank_sees_its_own_pairs(ranks: list[dict]) -> None:
+def test_without_gathering_and_in_a_group_of_one_a_rank_compares_its_own_pairs(ranks: list[dict]) -> None:
     for rank, result in enumerate(ranks):
         expected = step(slice(rank * BATCH, (rank + 1) * BATCH), TEXTS, gather=False)
         for how in ("alone", "group"):

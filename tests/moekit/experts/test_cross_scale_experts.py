@@ -1,4 +1,4 @@
-"""Cross-scale experts, the loop: who runs, on what, with which gradients and statistics."""
+"""Cross-scale experts, the loop: which of them run, on which samples, with which gradients and statistics."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def ones(batch: int) -> Tensor:
 
 
 def plan_of(*ids: int, num_experts: int = 3, kept: list[bool] | None = None):
-    dead = None if kept is None else torch.tensor(kept).unsqueeze(1)
-    return plan_dispatch(torch.tensor(ids, dtype=torch.int64).unsqueeze(1), num_experts, kept=dead)
+    mask = None if kept is None else torch.tensor(kept).unsqueeze(1)
+    return plan_dispatch(torch.tensor(ids, dtype=torch.int64).unsqueeze(1), num_experts, kept=mask)
 
 
 @few
@@ -63,7 +63,7 @@ def test_one_expert_is_attention_and_then_convolutions() -> None:
 @given(routed(max_tokens=6))
 def test_permuting_samples_permutes_outputs(case) -> None:
     torch.manual_seed(case.seed)
-    experts = make_experts(case.num_experts, depth=1)  # in training: statistics of a group know no order
+    experts = make_experts(case.num_experts, depth=1)  # in training: statistics of a group do not depend on the order
     batch = case.expert_ids.shape[0]
     maps, gates = make_maps(batch), torch.rand(*case.expert_ids.shape, dtype=torch.float64)
     order = torch.randperm(batch)
@@ -110,7 +110,7 @@ def test_gradcheck(norm) -> None:
     assert torch.autograd.gradcheck(call, (*maps, gates, *experts.parameters()), fast_mode=True)
 
 
-def test_batch_norm_sees_the_samples_of_its_own_expert() -> None:
+def test_batch_norm_takes_the_samples_of_its_own_expert() -> None:
     experts, maps = make_experts(2, depth=1), make_maps(5)
     mine = [1, 3, 4]
     own = [x[mine] for x in maps]
@@ -131,10 +131,10 @@ def test_batch_norm_of_one_sample_takes_its_locations_and_of_one_value_the_runni
     norm.running_mean.normal_()
     kept = norm.running_mean.clone()
     single = make_maps(1, ((2, 2), (1, 1)))
-    found = experts(single, plan_of(1, num_experts=2), ones(1))
+    output = experts(single, plan_of(1, num_experts=2), ones(1))
     assert torch.equal(norm.running_mean, kept)
     assert norm.num_batches_tracked == 0
-    assert_close(found, experts.eval()(single, plan_of(1, num_experts=2), ones(1)))
+    assert_close(output, experts.eval()(single, plan_of(1, num_experts=2), ones(1)))
 
 
 def test_group_norm_takes_a_single_value_too() -> None:
@@ -160,8 +160,8 @@ def test_samples_without_an_expert_and_no_samples(batching) -> None:
     marked = experts(maps, plan, torch.tensor([[1.0], [torch.nan], [1.0]], dtype=torch.float64))
     assert marked[1].isnan().all()
     assert marked[[0, 2]].isfinite().all()
-    nobody = experts(maps, plan_of(0, 0, 0, kept=[False] * 3), ones(3))
-    assert torch.equal(nobody, torch.zeros(3, DIM, 2, 3, dtype=torch.float64))
+    unassigned = experts(maps, plan_of(0, 0, 0, kept=[False] * 3), ones(3))
+    assert torch.equal(unassigned, torch.zeros(3, DIM, 2, 3, dtype=torch.float64))
     empty = [x[:0] for x in maps]
     assert experts(empty, plan_of(), ones(0)).shape == (0, DIM, 2, 3)
     assert experts.scale_weights(empty, plan_of()).shape == (0, 2, 2, 3)
@@ -171,11 +171,11 @@ def test_samples_without_an_expert_and_no_samples(batching) -> None:
 def test_scale_weights_are_those_of_the_own_expert(batching) -> None:
     experts, maps = make_experts(batching=batching), make_maps(4)
     plan = plan_of(2, 0, 1, 2, kept=[True, True, False, True])
-    found = experts.scale_weights(maps, plan)
+    weights = experts.scale_weights(maps, plan)
     for b, e in ((0, 2), (1, 0), (3, 2)):
         one = experts.experts[e].attention([x[b : b + 1] for x in maps], need_weights=True)
-        assert_close(found[b], one.weights[0])
-    assert not found[2].any()
+        assert_close(weights[b], one.weights[0])
+    assert not weights[2].any()
 
 
 def test_six_experts_cost_what_one_costs_and_all_of_them_six_times() -> None:
@@ -204,9 +204,9 @@ def test_expert_choice_and_channels_last() -> None:
     both = experts.run_all(maps)
     assert_close(out, torch.stack([0.5 * both[0, 0], 2 * both[1, 0] + 3 * both[1, 1], 0 * both[2, 0]]))
     last = experts.to(memory_format=torch.channels_last)
-    found = last([x.to(memory_format=torch.channels_last) for x in maps], plan_of(1, 0, 1, num_experts=2), ones(3))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    assert_close(found, both[torch.arange(3), torch.tensor([1, 0, 1])])
+    chosen = last([x.to(memory_format=torch.channels_last) for x in maps], plan_of(1, 0, 1, num_experts=2), ones(3))
+    assert chosen.is_contiguous(memory_format=torch.channels_last)
+    assert_close(chosen, both[torch.arange(3), torch.tensor([1, 0, 1])])
 
 
 def test_meta_device_reset_and_repr() -> None:

@@ -43,8 +43,8 @@ def assert_same(loop: CrossScaleExperts, maps, plan, gates) -> None:
     fixed = copy.deepcopy(loop)
     loop.batching, fixed.batching = "loop", "fixed"
     expected, expected_buffers = results(loop, maps, plan, gates)
-    found, buffers = results(fixed, maps, plan, gates)
-    for mine, theirs in zip(found, expected, strict=True):
+    figures, buffers = results(fixed, maps, plan, gates)
+    for mine, theirs in zip(figures, expected, strict=True):
         if mine is None or theirs is None:  # an expert without samples: no gradient in the loop, zeros here
             assert all(g is None or not g.any() for g in (mine, theirs))
         else:
@@ -73,7 +73,7 @@ def test_a_single_value_per_channel_and_an_expert_in_eval_mode(seed) -> None:
     assert_same(experts, make_maps(5, ((2, 2), (1, 1)), torch.float64), plan, torch.rand(5, 1).double())
 
 
-def test_one_expert_s_infinities_stay_its_own() -> None:
+def test_infinities_of_one_expert_reach_no_other() -> None:
     experts = make_experts(2, batching="fixed", dtype=torch.float64)
     maps = make_maps(3, dtype=torch.float64)
     maps[1][0] = torch.inf
@@ -87,13 +87,13 @@ def test_autocast_gives_the_dtype_of_the_loop_and_stays_near_it(norm) -> None:
     experts = make_experts(2, norm=norm)
     nn.init.ones_(experts.experts[0].norms[0].weight)
     maps, plan = make_maps(4), plan_dispatch(torch.tensor([[1], [0], [0], [1]]), 2)
-    found = []
+    outputs = []
     for batching in ("loop", "fixed"):
         experts.batching = batching
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(experts(maps, plan, torch.ones(4, 1)))
-    assert found[0].dtype == found[1].dtype == torch.bfloat16
-    torch.testing.assert_close(found[0], found[1], rtol=0.1, atol=0.1)
+            outputs.append(experts(maps, plan, torch.ones(4, 1)))
+    assert outputs[0].dtype == outputs[1].dtype == torch.bfloat16
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0.1, atol=0.1)
 
 
 def make_layer(**options) -> SparseMoE:
@@ -109,11 +109,11 @@ def test_a_layer_compiles_to_one_graph_in_training() -> None:
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     expected = eager(maps, router_input=context)
-    found = function(maps, router_input=context)
-    assert_close(found.output, expected.output)
-    assert torch.equal(found.stats.tokens_per_expert, expected.stats.tokens_per_expert)
+    output = function(maps, router_input=context)
+    assert_close(output.output, expected.output)
+    assert torch.equal(output.stats.tokens_per_expert, expected.stats.tokens_per_expert)
     expected.output.square().sum().backward()
-    found.output.square().sum().backward()
+    output.output.square().sum().backward()
     for mine, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
         assert_close(mine.grad, torch.zeros_like(mine) if theirs.grad is None else theirs.grad)
     for mine, theirs in zip(compiled.buffers(), eager.buffers(), strict=True):
@@ -132,6 +132,6 @@ def test_a_layer_exports_with_a_dynamic_batch(norm) -> None:
     ).module()
     for count in (1, 6):
         maps, context = make_maps(count), torch.randn(count, 5)
-        found, expected = program(maps, router_input=context), layer(maps, router_input=context)
-        torch.testing.assert_close(found.output, expected.output, rtol=TOLERANCE[torch.float32], atol=1e-5)
-        assert torch.equal(found.stats.tokens_per_expert, expected.stats.tokens_per_expert)
+        output, expected = program(maps, router_input=context), layer(maps, router_input=context)
+        torch.testing.assert_close(output.output, expected.output, rtol=TOLERANCE[torch.float32], atol=1e-5)
+        assert torch.equal(output.stats.tokens_per_expert, expected.stats.tokens_per_expert)

@@ -62,10 +62,10 @@ def test_torch_is_the_reference_in_output_and_all_gradients(activation, bias):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_function_as_activation_is_the_named_one(impl):
-    named, given_function = _experts(impl, "gelu"), _experts(impl, F.gelu)
-    given_function.load_state_dict(named.state_dict())
+    named, function = _experts(impl, "gelu"), _experts(impl, F.gelu)
+    function.load_state_dict(named.state_dict())
     x, plan, gates = _inputs()
-    assert_close(given_function(x, plan, gates), named(x, plan, gates))
+    assert_close(function(x, plan, gates), named(x, plan, gates))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -134,7 +134,7 @@ class CalledError(Exception):
         ("triton", "all", (False, False, "triton")),
     ],
 )
-def test_the_operation_gets_the_plan_the_dial_and_the_implementation(impl, recompute, expected, monkeypatch):
+def test_the_operation_gets_the_plan_the_recomputation_and_the_implementation(impl, recompute, expected, monkeypatch):
     def operation(*arguments):
         raise CalledError(arguments)
 
@@ -149,7 +149,7 @@ def test_the_operation_gets_the_plan_the_dial_and_the_implementation(impl, recom
 
 @pytest.mark.parametrize("recompute", ["activation", "none", "all"])
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "geglu_interleaved"])
-def test_the_dial_changes_no_number(activation, recompute):
+def test_recomputation_changes_no_number(activation, recompute):
     default, other = _experts("torch", activation), _experts("torch", activation, recompute=recompute)
     other.load_state_dict(default.state_dict())
     x, plan, gates = _inputs()
@@ -161,7 +161,7 @@ def test_the_dial_changes_no_number(activation, recompute):
         assert_close(mine, theirs)
 
 
-def test_the_meta_device_gives_shapes_with_any_dial():
+def test_the_meta_device_gives_shapes_with_any_recomputation():
     for options in ({"recompute": "all"}, {"recompute": "none", "impl": "torch"}, {"impl": "reference"}):
         experts = FFNExperts(4, 6, 4, device="meta", **options)
         plan = plan_dispatch(IDS, 4)
@@ -256,7 +256,7 @@ def test_inputs_that_do_not_fit_are_refused():
         experts(x, plan, gates[:, :1])
 
 
-def test_autocast_does_not_excuse_float64():
+def test_float64_is_refused_under_autocast_too():
     experts, (x, plan, gates) = _experts(), _inputs()
     with (
         torch.autocast("cpu", dtype=torch.bfloat16),

@@ -22,7 +22,7 @@ def test_each_is_the_inverse_of_the_other(experts, hidden, dim):
         assert torch.equal(concatenate_glu(there, dim=rows), up)
 
 
-def test_rows_go_where_the_definition_says():
+def test_rows_are_in_the_order_of_the_definition():
     weight = torch.arange(24.0).view(2, 6, 2)
     interleaved = interleave_glu(weight, dim=-2)
     for f in range(3):

@@ -13,7 +13,7 @@ IDS = torch.tensor([[0, 2], [2, 0], [0, 2]])  # expert 1 gets none
 
 
 class Counting(nn.Module):
-    """Remembers how many rows each call saw."""
+    """Records the number of rows of each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_errors():
 
 
 class Pooling(nn.Module):
-    """Breaks the contract: gives one row whatever came in."""
+    """Returns one row for any number of rows, which experts must not."""
 
     def forward(self, x):
         return x.mean(0, keepdim=True)

@@ -86,7 +86,7 @@ def test_linear_heads_score_alike_before_and_after_resizing(align_to, seed) -> N
     torch.testing.assert_close(own(maps).output, aligned(maps).output)
 
 
-def test_heads_that_are_not_linear_tell_both_forms_apart() -> None:
+def test_both_forms_differ_for_heads_that_are_not_linear() -> None:
     own, aligned = make_layer(align_to=0), make_layer(align_to=0, logits_at="aligned")
     aligned.load_state_dict(own.state_dict())
     maps = make_maps()
@@ -122,8 +122,8 @@ def test_gradcheck(logits_at) -> None:
     names = [name for name, _ in layer.named_parameters()]
 
     def call(first: Tensor, second: Tensor, *values: Tensor):
-        given_ = dict(zip(names, values, strict=True))
-        return tuple(torch.func.functional_call(layer, given_, ([first, second],), {"need_weights": True}))
+        parameters = dict(zip(names, values, strict=True))
+        return tuple(torch.func.functional_call(layer, parameters, ([first, second],), {"need_weights": True}))
 
     assert torch.autograd.gradcheck(call, (*maps, *layer.parameters()))
 

@@ -172,7 +172,7 @@ def test_with_one_key_the_output_is_linear_in_it(seed: int, m: int) -> None:
     other = make_inputs(seed + 1, m, 1)[1]
     combined = layer(left, 2.0 * right - 3.0 * other).left
     torch.testing.assert_close(combined, 2.0 * layer(left, right).left - 3.0 * layer(left, other).left)
-    # A softmax over one key is 1: the queries say nothing.
+    # A softmax over one key is 1, whatever the queries.
     torch.testing.assert_close(layer(left.flip(0) + 1.0, right).left, layer(left, right).left)
 
 
@@ -250,7 +250,7 @@ def test_attention_is_the_function_that_was_given() -> None:
 
 
 @pytest.mark.parametrize(("m", "n"), [(3, 0), (0, 3)])
-def test_an_attention_function_never_sees_an_empty_sequence(m: int, n: int) -> None:
+def test_an_attention_function_never_gets_an_empty_sequence(m: int, n: int) -> None:
     def refuse(*_args, **_kwargs):
         raise AssertionError("called")
 

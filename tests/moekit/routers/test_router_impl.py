@@ -39,11 +39,13 @@ def test_triton_is_built_and_traced_on_the_meta_device() -> None:
     assert routing.sums.sums.prob_sum.shape == (6,)
 
 
-def test_the_layer_hands_router_and_statistics_one_and_the_same_mask() -> None:
+def test_router_and_statistics_get_one_and_the_same_mask() -> None:
     torch.manual_seed(0)
     layer = SparseMoE(TopKRouter(4, 4, 2), FFNExperts(4, 3, 4))
     seen = []
-    layer.router.register_forward_hook(lambda _, given, routing: seen.append(given[1]) or _with_sums(routing, given[1]))
+    layer.router.register_forward_hook(
+        lambda _, inputs, routing: seen.append(inputs[1]) or _with_sums(routing, inputs[1])
+    )
     mask = torch.rand(2, 5) > 0.3
     stats = layer(torch.randn(2, 5, 4), mask=mask).stats
     assert torch.equal(seen[0], mask.flatten())
@@ -57,15 +59,15 @@ def test_sums_of_another_mask_or_an_edited_routing_are_not_used() -> None:
     plan = plan_dispatch(plain.expert_ids, 4)
     routing = _with_sums(plain, mask)
     assert router_stats(routing, plan, mask).prob_sum.tolist() == [7.0] * 4
-    for edited, given in (
+    for edited, its_mask in (
         (routing, mask.clone()),
         (routing, None),
         (routing._replace(gates=plain.gates.clone()), mask),
         (routing._replace(expert_ids=plain.expert_ids.clone()), mask),
         (routing._replace(probs=plain.probs.clone()), mask),
     ):
-        expected = router_stats(plain, plan, given)
-        for mine, theirs in zip(router_stats(edited, plan, given), expected, strict=True):
+        expected = router_stats(plain, plan, its_mask)
+        for mine, theirs in zip(router_stats(edited, plan, its_mask), expected, strict=True):
             assert torch.equal(mine, theirs)
 
 

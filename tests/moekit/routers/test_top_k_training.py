@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from moekit import (
     ExpertChoiceRouter,
     HardRouter,
+    HashRouter,
     RouterStats,
     TopKRouter,
     load_loss,
@@ -36,7 +37,7 @@ def stats_of(router: TopKRouter, x: Tensor) -> RouterStats:
 
 
 class Recorder(nn.Module):
-    """A gate that keeps what it saw."""
+    """A gate that keeps its last input."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen = x
@@ -157,6 +158,12 @@ def test_update_bias_refuses_what_does_not_fit() -> None:
         make_router().update_bias_(torch.ones(EXPERTS))
     with pytest.raises(ValueError, match=r"tokens_per_expert must have shape \(8,\), got \(7,\)"):
         make_router(selection_bias=True).update_bias_(torch.ones(7))
+    for router in (HardRouter(DIM, EXPERTS), ExpertChoiceRouter(DIM, EXPERTS), HashRouter(EXPERTS, 10)):
+        with pytest.raises(
+            ValueError,
+            match=f"update_bias_ needs a router with a selection bias, got a {type(router).__name__}: use TopKRouter",
+        ):
+            router.update_bias_(torch.ones(EXPERTS))
 
 
 @pytest.mark.parametrize("change", ["half", "to", "assign", "double"])
