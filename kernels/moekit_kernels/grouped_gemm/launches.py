@@ -1,6 +1,11 @@
-"""Starts the grouped GEMM kernels: which tiles, which loads, how many programs."""
+"""Starts the grouped GEMM kernels: which tiles, which loads, how many programs.
 
-from typing import NamedTuple
+Names end with the letters of their layout: T tokens, N rows of a plan, E experts, D width of the operand, F columns of
+the output, F1 columns of the weights (F, or 2F for a gated activation). Arguments of the kernels name sizes as BLAS
+does.
+"""
+
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +17,7 @@ from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch
 from moekit_kernels.targets import Target
 
-# Inside a tile places are 32 bits wide; a stride as long as this would pass them.
+# Places inside a tile are 32 bits wide; a longer stride would exceed them.
 _LONGEST_STRIDE = 2**22
 
 
@@ -31,7 +36,7 @@ class Epilogue(NamedTuple):
 
 
 def epilogue_of(activation: str | None) -> Epilogue:
-    """The epilogue of a named activation; ``None`` for the bare product."""
+    """Returns the epilogue of a named activation; ``None`` for the bare product."""
     if activation is None:
         return Epilogue("none", False, False)
     act = ACTIVATIONS[activation]
@@ -39,18 +44,21 @@ def epilogue_of(activation: str | None) -> Epilogue:
 
 
 def rows_layout(x: Tensor) -> Tensor:
-    """``x`` with contiguous rows, as kernels read them; a copy only if it has none."""
+    """Returns ``x`` with contiguous rows, as kernels read them; a copy only if its own are not."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def weight_layout(weight: Tensor) -> Tensor:
-    """``(E, N, K)`` with one of the last two dimensions contiguous; a copy only if neither is."""
+    """Returns ``(E, F1, D)`` with one of the last two dimensions contiguous; a copy only if neither is."""
     one, other = weight.stride()[1:]
     return weight if 1 in (one, other) and max(one, other) < _LONGEST_STRIDE else weight.contiguous()
 
 
 def use_descriptor(target: Target, tensor: Tensor) -> bool:
-    """Whether the copy engine can read ``tensor``: 16-byte aligned start and strides, one of them 1 and none 0."""
+    """Returns whether the copy engine can read ``tensor``.
+
+    It needs a start and strides that are multiples of 16 bytes, but for one stride of 1, and no stride of 0.
+    """
     if not target.tma or tensor.numel() == 0 or 1 not in tensor.stride()[-2:]:
         return False
     strides = sorted(tensor.stride())
@@ -59,14 +67,19 @@ def use_descriptor(target: Target, tensor: Tensor) -> bool:
 
 
 class WeightLoads(NamedTuple):
-    """How a kernel reads weights ``(E, N, K)``: compile-time arguments."""
+    """How a kernel reads weights ``(E, F1, D)``: compile-time arguments.
+
+    Attributes:
+        tma: Whether through tensor descriptors.
+        k_major: Whether their last dimension is the contiguous one.
+    """
 
     tma: bool
     k_major: bool
 
     @staticmethod
     def of(weight: Tensor, target: Target, epilogue: Epilogue, config: GemmConfig) -> "WeightLoads":
-        """Descriptors where they serve the layout, pointers elsewhere."""
+        """Returns descriptors where they serve the layout, pointers elsewhere."""
         k_major = weight.stride(2) == 1
         tma = use_descriptor(target, weight)
         if epilogue.pair and epilogue.interleaved:  # gate and value are then read as two halves of one row
@@ -77,12 +90,35 @@ class WeightLoads(NamedTuple):
 
 
 def persistent_grid(target: Target, config: GemmConfig, tiles: int) -> tuple[int]:
-    """As many programs as run at once, but not more than there can be tiles."""
+    """Returns a grid of as many programs as run at once, but of no more than there can be tiles."""
     return (min(tiles, target.processors * config.per_processor),)
 
 
+def weight_arguments(weight: Tensor, epilogue: Epilogue, loads: WeightLoads, config: GemmConfig) -> dict[str, Any]:
+    """Returns the arguments of every kernel that multiplies by weights ``(E, F1, D)``: these, their loads, the tile."""
+    num_experts, _, depth = weight.shape
+    return {
+        "w_ptr": weight,
+        "num_experts": num_experts,
+        "K": depth,
+        "stride_we": weight.stride(0),
+        "stride_wn": weight.stride(1),
+        "stride_wk": weight.stride(2),
+        "ACTIVATION": epilogue.scalar,
+        "PAIR": epilogue.pair,
+        "INTERLEAVED": epilogue.interleaved,
+        "W_TMA": loads.tma,
+        "K_MAJOR": loads.k_major,
+        "EVEN_K": depth % config.block_k == 0,
+        "PRECISION": float32_precision(),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+    }
+
+
 def forward_config(x: Tensor, weight: Tensor, num_rows: int, activation: str | None) -> GemmConfig:
-    """The configuration of :func:`forward`; its tiles must have the height ``block_m``."""
+    """Returns the configuration of :func:`forward`; its tiles must have the height ``block_m``."""
     kind = "forward" if activation is None else "glu" if epilogue_of(activation).pair else "activation"
     num_experts, *widths = weight.shape
     return gemm_config(kind, current_target(x.device), x.dtype, num_rows // num_experts, is_aligned(x.dtype, *widths))
@@ -101,69 +137,54 @@ def forward(
     gather: Tensor | None = None,
     keep_pre: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """``out[r] = act(weight[e(r)] x[gather[r]] + bias[e(r)])``.
+    """Computes ``out[r] = act(weight[e(r)] x[gather[r]] + bias[e(r)])``.
 
     Args:
-        x: ``(T or N, K)``.
-        weight: ``(E, N1, K)``; ``N1`` is twice the width of the output for a gated activation.
+        x: ``(T or N, D)``.
+        weight: ``(E, F1, D)``.
         offsets: ``(E + 1,)``.
         tiles: Schedule for ``config.block_m``; rows that no tile covers are left unwritten.
         config: From :func:`forward_config`.
         num_rows: Rows of the plan.
-        bias: ``(E, N1)``.
+        bias: ``(E, F1)``.
         activation: A name of :data:`~moekit_kernels.activations.ACTIVATIONS`.
         gather: ``(N,)``, row of ``x`` for each row.
         keep_pre: Whether to keep the pre-activations.
 
     Returns:
-        The output ``(N, F)``, and the pre-activations ``(N, N1)``, or ``(0, N1)``.
+        The output ``(N, F)``, and the pre-activations ``(N, F1)``, or ``(0, F1)``.
     """
     target, epilogue = current_target(x.device), epilogue_of(activation)
     x, weight = rows_layout(x), weight_layout(weight)
-    num_experts, weight_columns, depth = weight.shape
+    num_experts, weight_columns, _ = weight.shape
     columns = weight_columns // 2 if epilogue.pair else weight_columns
-    out = x.new_empty(num_rows, columns)
-    pre = x.new_empty(num_rows if keep_pre else 0, weight_columns)
+    out_NF = x.new_empty(num_rows, columns)
+    pre_NF1 = x.new_empty(num_rows if keep_pre else 0, weight_columns)
     loads = WeightLoads.of(weight, target, epilogue, config)
     most = max_tiles(num_rows, num_experts, config.block_m, with_unassigned=True)
     arguments = {
+        **weight_arguments(weight, epilogue, loads, config),
         "x_ptr": x,
-        "w_ptr": weight,
         "bias_ptr": None if bias is None else bias.contiguous(),
-        "out_ptr": out,
-        "pre_ptr": pre if keep_pre else None,
+        "out_ptr": out_NF,
+        "pre_ptr": pre_NF1 if keep_pre else None,
         "gather_ptr": gather,
         "offsets_ptr": offsets,
         "tiles_ptr": tiles,
         "num_rows": num_rows,
         "num_inputs": x.shape[0],
-        "num_experts": num_experts,
         "num_columns": columns,
         "weight_columns": weight_columns,
-        "K": depth,
         "stride_xm": x.stride(0),
-        "stride_we": weight.stride(0),
-        "stride_wn": weight.stride(1),
-        "stride_wk": weight.stride(2),
         "stride_be": weight_columns,
         "stride_om": columns,
         "stride_pm": weight_columns,
-        "ACTIVATION": epilogue.scalar,
-        "PAIR": epilogue.pair,
-        "INTERLEAVED": epilogue.interleaved,
         "X_TMA": gather is None and use_descriptor(target, x),
-        "W_TMA": loads.tma,
-        "K_MAJOR": loads.k_major,
-        "EVEN_K": depth % config.block_k == 0,
-        "PRECISION": float32_precision(),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
         "GROUP_M": config.group_m,
     }
     grid = persistent_grid(target, config, most * -(-columns // config.block_n))
     launch(kernel.grouped_gemm_fwd_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
-    return out, pre
+    return out_NF, pre_NF1
 
 
 def weight_grad(
@@ -175,7 +196,7 @@ def weight_grad(
     dy_gather: Tensor | None = None,
     x_gather: Tensor | None = None,
 ) -> Tensor:
-    """``(E, M, N)``: ``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``.
+    """Computes ``dw (E, F, D)``: ``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``.
 
     Exact zeros for experts without rows; unassigned rows are not read.
     """
@@ -188,11 +209,11 @@ def weight_grad(
     # A load that waits for an index takes two stages of the pipeline where another takes one.
     gathers = dy_gather is not None or x_gather is not None
     num_stages = config.num_stages if gathers else (config.num_stages + 1) // 2
-    dw = x.new_empty(num_experts, height, width)
+    dw_EFD = x.new_empty(num_experts, height, width)
     arguments = {
         "dy_ptr": dy,
         "x_ptr": x,
-        "dw_ptr": dw,
+        "dw_ptr": dw_EFD,
         "dy_gather_ptr": dy_gather,
         "x_gather_ptr": x_gather,
         "offsets_ptr": offsets,
@@ -212,7 +233,7 @@ def weight_grad(
     tiles = num_experts * -(-height // config.block_m) * -(-width // config.block_n)
     grid = persistent_grid(target, config, tiles)
     launch(kernel.grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=num_stages)
-    return dw
+    return dw_EFD
 
 
 def bias_grad(
@@ -221,18 +242,18 @@ def bias_grad(
     *,
     gather: Tensor | None = None,
     gates: Tensor | None = None,
-    slot: Tensor | None = None,
+    slot_of_row: Tensor | None = None,
 ) -> Tensor:
-    """``(E, N)``: ``db[e] = sum over the rows r of e: gates[slot[r]] * dy[gather[r]]``."""
+    """Computes ``db (E, F)``: ``db[e] = sum over the rows r of e: gates[slot_of_row[r]] * dy[gather[r]]``."""
     dy = rows_layout(dy)
     num_experts, width = offsets.shape[0] - 1, dy.shape[1]
-    db = dy.new_empty(num_experts, width)
+    db_EF = dy.new_empty(num_experts, width)
     block_n = 128
     arguments = {
         "dy_ptr": dy,
-        "db_ptr": db,
+        "db_ptr": db_EF,
         "gates_ptr": gates,
-        "slot_ptr": slot,
+        "slot_ptr": slot_of_row,
         "gather_ptr": gather,
         "offsets_ptr": offsets,
         "N": width,
@@ -242,11 +263,11 @@ def bias_grad(
         "BLOCK_N": block_n,
     }
     launch(kernel.grouped_gemm_bwd_db_kernel, (-(-width // block_n), num_experts), arguments, num_warps=8)
-    return db
+    return db_EF
 
 
 def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    """``(N, D), (E, F, D) -> (N, F)`` by one kernel; zeros in unassigned rows."""
+    """Computes ``(N, D), (E, F, D) -> (N, F)`` by one kernel; zeros in unassigned rows."""
     num_rows, offsets = x.shape[0], offsets.contiguous()
     config = forward_config(x, weight, num_rows, None)
     (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), with_unassigned=True)
@@ -254,7 +275,7 @@ def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> T
 
 
 def linear_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of weight ``(E, F, D)`` and bias ``(E, F)`` of :func:`linear`, the latter empty without bias."""
+    """Computes the gradients of weight ``(E, F, D)`` and bias ``(E, F)``, or ``(0, F)``, of :func:`linear`."""
     offsets = offsets.contiguous()
-    of_bias = bias_grad(grad, offsets) if with_bias else grad.new_empty(0, grad.shape[1])
-    return weight_grad(grad, x, offsets, x.shape[0]), of_bias
+    db_EF = bias_grad(grad, offsets) if with_bias else grad.new_empty(0, grad.shape[1])
+    return weight_grad(grad, x, offsets, x.shape[0]), db_EF

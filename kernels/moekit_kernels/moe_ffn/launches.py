@@ -11,7 +11,6 @@ from moekit_kernels.moe_ffn import kernel, launches_few_rows
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules
-from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch
 
 _GATE_ROWS = 32  # of one program of the gates' gradient
@@ -95,7 +94,7 @@ def backward(
         grad_up = gemm.weight_grad(dpre_NF1, x, offsets, num_rows, x_gather=token)
         grad_up_bias = None if up_bias is None else gemm.bias_grad(dpre_NF1, offsets)
         if down_bias is not None:
-            grad_down_bias = gemm.bias_grad(grad, offsets, gather=token, gates=gates_N, slot=slot)
+            grad_down_bias = gemm.bias_grad(grad, offsets, gather=token, gates=gates_N, slot_of_row=slot)
     return Gradients(grad_x_TD, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
 
 
@@ -113,14 +112,15 @@ def _through_activation(
     """``dPre (N, F1)``, ``gate * A (N, F)`` and the parts ``(S, N)`` of ``<dA', A>``, one for each block of columns."""
     target, epilogue = current_target(pre.device), gemm.epilogue_of(activation)
     weight = gemm.weight_layout(down_proj.mT)
-    num_experts, columns, depth = weight.shape
+    num_experts, columns, _ = weight.shape
     num_rows = pre.shape[0]
+    loads = gemm.WeightLoads.of(weight, target, gemm.epilogue_of(None), config)  # these weights are not pairs
     strips = -(-columns // config.block_n)
     dpre, weighted = torch.empty_like(pre), pre.new_empty(num_rows, columns)
     partial = torch.empty(strips, num_rows, dtype=torch.float32, device=pre.device)
     arguments = {
         "dout_ptr": grad,
-        "w_ptr": weight,
+        **gemm.weight_arguments(weight, epilogue, loads, config),
         "pre_ptr": pre,
         "hidden_ptr": hidden,
         "gates_ptr": gates,
@@ -132,24 +132,9 @@ def _through_activation(
         "offsets_ptr": order.offsets,
         "tiles_ptr": tiles,
         "num_rows": num_rows,
-        "num_experts": num_experts,
         "num_columns": columns,
-        "K": depth,
         "stride_dm": grad.stride(0),
-        "stride_we": weight.stride(0),
-        "stride_wn": weight.stride(1),
-        "stride_wk": weight.stride(2),
         "stride_pm": pre.stride(0),
-        "ACTIVATION": epilogue.scalar,
-        "PAIR": epilogue.pair,
-        "INTERLEAVED": epilogue.interleaved,
-        "W_TMA": gemm.use_descriptor(target, weight),
-        "K_MAJOR": weight.stride(2) == 1,
-        "EVEN_K": depth % config.block_k == 0,
-        "PRECISION": float32_precision(),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
         "GROUP_M": config.group_m,
     }
     grid = gemm.persistent_grid(target, config, max_tiles(num_rows, num_experts, config.block_m) * strips)

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.configs import gemm_config, is_aligned
-from moekit_kernels.grouped_gemm.launches import WeightLoads, epilogue_of, rows_layout, weight_layout
+from moekit_kernels.grouped_gemm.launches import WeightLoads, epilogue_of, rows_layout, weight_arguments, weight_layout
 from moekit_kernels.moe_ffn import kernel_few_rows
-from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import current_target, launch
 
 MOST_ROWS = 512
@@ -79,34 +78,19 @@ def _launch(
     loads = WeightLoads.of(weight, target, epilogue, config)
     steps = -(-depth // config.block_k)
     arguments = {
+        **weight_arguments(weight, epilogue, loads, config),
         "x_ptr": x,
-        "w_ptr": weight,
         "bias_ptr": None if bias is None else bias.contiguous(),
         "out_ptr": out,
         "pre_ptr": pre,
         "gather_ptr": gather,
         "offsets_ptr": offsets,
         "num_rows": num_rows,
-        "num_experts": num_experts,
         "num_columns": columns,
         "weight_columns": weight_columns,
-        "K": depth,
         "stride_xm": x.stride(0),
-        "stride_we": weight.stride(0),
-        "stride_wn": weight.stride(1),
-        "stride_wk": weight.stride(2),
         "stride_be": weight_columns,
         "split_k": -(-steps // parts) * config.block_k,
-        "ACTIVATION": epilogue.scalar,
-        "PAIR": epilogue.pair,
-        "INTERLEAVED": epilogue.interleaved,
-        "W_TMA": loads.tma,
-        "K_MAJOR": loads.k_major,
-        "EVEN_K": depth % config.block_k == 0,
-        "PRECISION": float32_precision(),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
     }
     grid = (-(-columns // config.block_n) if num_rows else 0, num_experts, parts)
     launch(
