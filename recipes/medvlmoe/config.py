@@ -33,7 +33,7 @@ class ManifestConfig:
     text_column: str | None = None
     """Column with the report or note; none by default."""
     text_section: str | None = None
-    """Keep only this section of each report, such as indication; sections as MIMIC-CXR marks them."""
+    """Keep only this section of each report, such as indication; a report without it counts as no text."""
     label_columns: tuple[str, ...] = ()
     """One column of 1, 0, -1 or blank per class."""
     label_column: str | None = None

@@ -7,8 +7,9 @@ from functools import lru_cache
 
 _NAMES = (
     r"addend(?:um|a)|(?:clinical )?(?:history|information|indications?|data|details|context|question)|comments?"
-    r"|comparisons?|conclusions?|(?:final )?(?:diagnos[ie]s|impressions?|report)|discussion|exam(?:ination)?s?"
-    r"|findings?|interpretation|notifications?|opinion|past medical history|procedures?|reason for (?:the )?"
+    r"|comparisons?|conclusions?|(?:final )?(?:diagnos[ie]s|report)|discussion|exam(?:ination)?s?"
+    r"|(?:final |imaging |radiographic |radiolog(?:y|ic|ical) )?(?:findings?|impressions?)|interpretation"
+    r"|notifications?|opinion|past medical history|procedures?|reason for (?:the )?"
     r"(?:exam(?:ination)?|study|test|visit)|recommendations?|study|summary|techniques?|type of exam(?:ination)?|views?"
     r"|wet read"
 )
@@ -19,6 +20,7 @@ _DIVIDED = re.compile(r"finding|impression|conclusion|report", re.IGNORECASE)
 
 _BULLET = r"(?:\#{1,6}[ \t]*|\d{1,2}[.)][ \t]*|[-*•][ \t]+)?(?:\*\*|__|\*|_)?"
 _CLOSING = r"(?:\*\*|__|\*|_)?"
+_UNDERLINE = re.compile(r"\s*([-=*~])\1{2,}\s*")
 
 
 @lru_cache(maxsize=64)
@@ -32,9 +34,12 @@ def _headers(name: str) -> re.Pattern[str]:
         rf"(?P<line>(?i:{known}))(?:{_CLOSING}[ \t]*:{_CLOSING})"
         rf"|(?=[A-Z])(?P<bare>(?i:{known}))(?:{_CLOSING}(?:[ \t]*$|[ \t]*[-–—]{{1,2}}[ \t]))"
         rf"|(?P<capitals>[A-Z][A-Z ()/,-]*):(?=\s|$)"
-        # Within a line, where line breaks were folded: behind a sentence, or in capitals behind other words
+        # Within a line, where line breaks were folded: behind a sentence, in capitals behind other words, or with a
+        # capital behind a word that begins no sentence (`cough Findings:`, not `Heart normal. Other Findings:`)
         rf")|(?<=[.?!;)])[ \t]+(?=[A-Z])(?P<sentence>(?i:{known})):(?=\s)"
-        rf"|(?<=[^A-Z\s,/&])[ \t]+(?=[A-Z][A-Z ()/,&+-]*:\s)(?P<inline>(?i:{known})):)",
+        rf"|(?<=[^A-Z\s,/&])[ \t]+(?=[A-Z][A-Z ()/,&+-]*:\s)(?P<inline>(?i:{known})):"
+        rf"|(?:(?<!\S)(?:[a-z][a-z-]*|None)|(?<=[,a-z0-9][ ])[A-Z][A-Za-z-]*)[ \t]+"
+        rf"(?=[A-Z][a-z])(?P<folded>(?i:{known})):(?=\s))",
         re.MULTILINE | re.ASCII,
     )
 
@@ -46,7 +51,8 @@ def report_sections(report: str, name: str = "") -> dict[str, str]:
     (``Findings:``, ``IMPRESSION -``, ``**Indication**:``, ``2. COMPARISON:``, ``## Technique``), if its name is one
     that sections commonly have, or ``name``. Any other words are a header only in capitals and with a colon, as
     MIMIC-CXR writes them; below findings, impression and conclusion they may head a part of that section
-    (``FINDINGS:\n LUNGS: clear``). Where line breaks are lost, headers with a colon are seen within the line.
+    (``FINDINGS:\n LUNGS: clear``). Lines that underline a header are left out. Where line breaks are lost, headers with
+    a colon are seen within the line.
 
     The last section of a name wins, as in MIMIC-CXR's public code. Text before the first header is kept under ``""``.
 
@@ -57,11 +63,12 @@ def report_sections(report: str, name: str = "") -> dict[str, str]:
     Returns:
         Lower-case names and the text of each section, white space folded.
     """
+    report = _with_plain_lines(report)
     matches = list(_headers(name.strip().lower()).finditer(report))
-    sections = {"": report[: matches[0].start()] if matches else report}
+    starts = [*map(_start, matches), len(report)]
+    sections = {"": report[: starts[0]]}
     divided: str | None = None
-    ends = [*(match.start() for match in matches[1:]), len(report)]
-    for match, end in zip(matches, ends, strict=False):
+    for match, end in zip(matches, starts[1:], strict=True):
         title = " ".join(next(group for group in match.groups() if group).lower().split())
         text = report[match.end() : end]
         if match["capitals"] and divided is not None:
@@ -73,10 +80,16 @@ def report_sections(report: str, name: str = "") -> dict[str, str]:
 
 
 def section_of(report: str | None, name: str) -> str | None:
-    """Returns one section of a report, ``None`` where it has none. A name matches headers that contain it."""
+    """Returns one section of a report, ``None`` where it has none. A name matches headers that contain it.
+
+    Raises:
+        ValueError: If the name is blank.
+    """
+    asked = name.strip().lower()
+    if not asked:
+        raise ValueError(f"text_section must name a section, such as findings, got {name!r}")
     if report is None:
         return None
-    asked = name.strip().lower()
     texts = [text for title, text in report_sections(report, asked).items() if title and asked in title]
     return texts[-1] if texts else None
 
@@ -90,11 +103,12 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
         whole_notes: Whether a text without any header is taken whole.
 
     Raises:
-        ValueError: If there are texts, but none has the section; the message lists the headers that they have.
+        ValueError: If the name is blank, or there are texts, but none has the section; the message lists the headers
+            that they have.
     """
 
     def chosen(text: str | None) -> str | None:
-        if text is not None and whole_notes and not _headers(name.strip().lower()).search(text):
+        if text is not None and whole_notes and not _headers(name.strip().lower()).search(_with_plain_lines(text)):
             return text
         return section_of(text, name)
 
@@ -108,3 +122,13 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
             f"{listed}. Name one of these with --text-section, or leave it out to use whole texts."
         )
     return sections
+
+
+def _with_plain_lines(report: str) -> str:
+    r"""Returns a report with ``\n`` after each line, whatever ended it, plain spaces, and no lines that underline."""
+    return "\n".join(line for line in report.replace("\xa0", " ").splitlines() if not _UNDERLINE.fullmatch(line))
+
+
+def _start(match: re.Match[str]) -> int:
+    """Returns where a header begins; what matches before a folded one is the last word of the text before it."""
+    return match.start("folded") if match["folded"] else match.start()

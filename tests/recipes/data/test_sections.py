@@ -61,7 +61,15 @@ def test_a_report_without_the_section_has_none():
         "- Findings: clear lungs\n- Impression: normal",
         "Findings (preliminary): clear lungs\nImpression (final): normal",
         "\r\nFINDINGS: clear lungs\r\nIMPRESSION: normal\r\n",
+        "FINDINGS\r\nclear lungs\r\nIMPRESSION\r\nnormal\r\n",
+        "Findings\rclear lungs\rImpression\rnormal",
+        "\xa0FINDINGS:\xa0clear lungs\n\xa0IMPRESSION:\xa0normal",
+        "FINDINGS\n--------\nclear lungs\nIMPRESSION\n==========\nnormal",
+        "Radiographic findings: clear lungs\nRadiological impression: normal",
         "INDICATION: cough FINDINGS: clear lungs IMPRESSION: normal",
+        "Comparison: None Indication: cough Findings: clear lungs Impression: normal",
+        "Indication: immigrant from Bangladesh Findings: clear lungs Impression: normal",
+        "Indication: positive PPD Findings: clear lungs Impression: normal",
         "Indication: Cough. Findings: clear lungs Impression: x. Impression: normal",
     ],
 )
@@ -85,6 +93,8 @@ def test_one_header_may_name_two_sections(header):
         "Impression of a mass",
         "see IMPRESSIONS of it",
         "the findings - if any - are small",
+        "Heart normal. Other Findings: none",
+        "Incidental Findings: none",
     ],
 )
 def test_words_of_a_sentence_are_no_headers(report):
@@ -100,6 +110,26 @@ def test_headings_of_organs_belong_to_their_section():
     # What is asked for to keep findings out must not take them in.
     report = "INDICATION:\n CHEST, TWO VIEWS: clear\n IMPRESSION: ok"
     assert section_of(report, "indication") is None
+
+
+def test_a_section_does_not_run_into_the_next_where_line_breaks_are_lost():
+    report = "Comparison: None Indication: chest pain Findings: no effusion Impression: normal chest"
+    assert report_sections(report) == {
+        "comparison": "None",
+        "indication": "chest pain",
+        "findings": "no effusion",
+        "impression": "normal chest",
+    }
+    assert (
+        section_of("Findings: Chest Comparison: larger than before", "findings")
+        == "Chest Comparison: larger than before"
+    )
+
+
+def test_a_section_needs_a_name():
+    for name in ("", "  "):
+        with pytest.raises(ValueError, match=rf"text_section must name a section, such as findings, got '{name}'"):
+            sections_of([REPORT], name)
 
 
 def test_any_name_that_is_asked_for_is_a_header():
