@@ -16,6 +16,12 @@ Splits = Literal["draw", "test"]
 """For a set without official splits: ``"draw"`` train, val and test by group, or take all of it for ``"test"``."""
 
 
+_REMEDY = (
+    "Complete them, or leave them out by on_bad_image='skip' (on the command line --options on_bad_image=skip). Where "
+    "a set has the option image_root, it is the folder at which the paths begin."
+)
+
+
 class Draw(NamedTuple):
     """Asks for splits drawn by group (`recipes.data.splits.draw_splits`).
 
@@ -122,7 +128,7 @@ def _bad_images(images: ImageFiles, where: str, *, skip: bool) -> dict[int, str]
     if skip:
         return problems(len(images), lambda row: _problem(images, row))
     files = list(dict.fromkeys(images.paths))
-    check_files_exist(files, files, where, remedy="Complete them, or pass on_bad_image='skip' to leave them out.")
+    check_files_exist(files, files, where, remedy=_REMEDY)
     return {}
 
 

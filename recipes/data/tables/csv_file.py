@@ -89,7 +89,9 @@ def _open_rows(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
             yield ((reader.line_num, cells) for cells in reader if cells)
     except csv.Error as error:
         raise ValueError(f"cannot read the csv {str(path)!r}: line {reader.line_num}: {error}") from error
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read the csv {str(path)!r}: {error}. Save it as UTF-8") from error
+    except (OSError, EOFError) as error:
         raise ValueError(f"cannot read the csv {str(path)!r}: {error}") from error
 
 

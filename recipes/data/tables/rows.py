@@ -139,15 +139,28 @@ def bad_images(studies: ImageFiles, layout: Layout) -> dict[int, str]:
     """
     if layout.on_bad_image == "skip":
         return problems(len(studies), lambda row: image_problem(studies.paths[row], force_dicom=layout.force_dicom))
+    check_images_exist(studies, layout, otherwise="leave such rows out (on_bad_image='skip', --on-bad-image skip)")
+    return {}
+
+
+def check_images_exist(studies: ImageFiles, layout: Layout, *, otherwise: str) -> None:
+    """Refuses images whose files are missing or empty.
+
+    Args:
+        studies: All of them.
+        layout: Where they were looked for.
+        otherwise: What to do if the folder is right.
+
+    Raises:
+        ValueError: Naming up to five of them.
+    """
     check_files_exist(
         studies.paths,
         studies.ids,
         str(layout.csv),
         place=f", looked for in {str(layout.root())!r}",
-        remedy="Set image_root (--image-root) to the folder at which the paths begin, or leave such rows out "
-        "(on_bad_image='skip', --on-bad-image skip).",
+        remedy=f"Set image_root (--image-root) to the folder at which the paths begin, or {otherwise}.",
     )
-    return {}
 
 
 def _parts(studies: ImageFiles, splits: Sequence[str], where: str, bad: dict[int, str]) -> dict[str, ImageFiles]:

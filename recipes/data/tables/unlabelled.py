@@ -7,7 +7,7 @@ import numpy as np
 
 from recipes.data.image_files import ImageFiles, file_reader
 from recipes.data.tables.csv_file import read_table
-from recipes.data.tables.rows import Layout, bad_images, read_rows
+from recipes.data.tables.rows import Layout, check_images_exist, read_rows
 
 
 def unlabelled_table(
@@ -44,7 +44,7 @@ def unlabelled_table(
         force_dicom=force_dicom,
     )
     images, _ = read_rows(layout, read_table(layout.csv, layout.columns()))
-    bad_images(images, layout)
+    check_images_exist(images, layout, otherwise="remove such rows")
     return replace(images, ids=images.paths, groups=images.paths, labels=_unknown(len(images), num_classes))
 
 

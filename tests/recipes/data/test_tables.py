@@ -76,7 +76,7 @@ def test_a_column_it_lacks_is_named_with_the_file_and_those_it_has(tmp_path):
         (b'a,b\n"x"y,2\n', r"cannot read the csv .*line 2: ',' expected after '\"'"),
         (b'a,b\n"x,2\n3,4\n', r"cannot read the csv .*line 3: unexpected end of data"),
         (b"a,a\n1,2\n", r"has the column 'a' 2 times in its header"),
-        (b"a,b\n\xff\xfe,1\n", r"cannot read the csv .*utf-8"),
+        (b"a,b\n\xff\xfe,1\n", r"cannot read the csv .*utf-8.* Save it as UTF-8"),
     ],
 )
 def test_refuses_what_is_no_table(tmp_path, content, message):

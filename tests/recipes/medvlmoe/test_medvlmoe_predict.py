@@ -87,7 +87,10 @@ def test_a_report_without_the_section_is_refused(folder):
         (["image,report"], r"new\.csv: holds a header but no rows"),
         (["image,report,image", "images/0.png,note,images/1.png"], r"has the column 'image' 2 times"),
         (["image,report", ",note"], r"column 'image', row 1 is blank"),
-        (["image,report", "images/0.png,a", "images/99.png,b"], r"1 of 2 images are missing .*99\.png.*--image-root"),
+        (
+            ["image,report", "images/0.png,a", "images/99.png,b"],
+            r"1 of 2 images are missing .*99\.png.*--image-root.*, or remove such rows\.",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_their_header_are_refused(folder, lines, message):
