@@ -51,7 +51,8 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
         image_size: Side at which phantoms are drawn, in pixels.
 
     Raises:
-        ValueError: If there is no such data set; the message lists the kinds there are.
+        ValueError: If there is no such data set; the message lists the kinds there are. If the column of texts is blank
+            for every training study.
     """
     if config.data == "phantom":
         sizes = config.phantom
@@ -75,6 +76,7 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
             blank=m.blank,
             on_bad_image=m.on_bad_image,
         )
+        _check_texts(source, config)
         return replace(source, notes=(*source.notes, *_section_notes(source, config)))
     if name.endswith(".npz") or (name.isidentifier() and not Path(config.data).exists()):
         return medmnist_source(config.data, size=config.data_size, root=config.data_root, download=config.download)
@@ -98,6 +100,16 @@ def texts_of(split: StudySplit, config: DataConfig, *, whole_notes: bool = False
     if section is None:
         return list(split.texts)
     return sections_of(split.texts, section, whole_notes=whole_notes)
+
+
+def _check_texts(source: StudySource, config: DataConfig) -> None:
+    """Refuses a column of texts from which a model would be trained without any."""
+    column = config.manifest.text_column
+    if config.use_text and column is not None and not any(source.train.texts):
+        raise ValueError(
+            f"{config.data}: column {column!r} is blank for all {len(source.train)} training studies, so no text would "
+            "be read. Name the column that holds the texts (--text-column), or pass --no-use-text."
+        )
 
 
 def _section_notes(source: StudySource, config: DataConfig) -> list[str]:

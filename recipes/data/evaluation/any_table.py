@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipes.data.evaluation.assemble import Splits, assemble, unofficial
+from recipes.data.evaluation.assemble import FRACTIONS, Splits, assemble, unofficial
+from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.image_files import ImageFiles, OnBadImage, file_reader
 from recipes.data.studies import Task
@@ -33,7 +34,7 @@ def csv_set(
     prompts: str | None = None,
     splits: Splits = "test",
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     on_bad_image: OnBadImage = "error",
     force_dicom: bool = False,
     name: str | None = None,
@@ -65,12 +66,15 @@ def csv_set(
         name: Of the set, by default the csv's name without its ending.
 
     Raises:
-        ValueError: If the file, a column or an image is missing, no row is kept, a label is none of the classes, or
-            a group lies in two splits.
+        ValueError: If the file, a column or an image is missing, no row is kept, a label is none of the classes, a
+            group lies in two splits, or arguments contradict each other.
     """
     csv, where = Path(csv), str(csv)
     if modality is not None and modality_column is not None:
         raise ValueError(f"give modality or modality_column, got {modality!r} and {modality_column!r}")
+    if split_column is not None:
+        drawn = {"splits": (splits, "test"), "seed": (seed, 0), "fractions": (tuple(fractions), FRACTIONS)}
+        refuse_options(f"{where} names the split of each row", **drawn)
     conditions = [_condition(str(text)) for text in only]
     optional = [split_column, group_column, text_column, modality_column, *(column for column, _ in conditions)]
     table = read_table(csv, [image_column, label_column, *(column for column in optional if column is not None)])

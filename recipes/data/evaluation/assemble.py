@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.image_files import ImageFiles, OnBadImage, check_files_exist, problems
 from recipes.data.splits import draw_splits
@@ -15,6 +16,9 @@ from recipes.data.tables.labels import check_choice
 Splits = Literal["draw", "test"]
 """For a set without official splits: ``"draw"`` train, val and test by group, or take all of it for ``"test"``."""
 
+
+FRACTIONS = (0.7, 0.1, 0.2)
+"""Shares of train, val and test in splits that are drawn, if none are set."""
 
 _REMEDY = (
     "Complete them, or leave them out by on_bad_image='skip' (on the command line --options on_bad_image=skip). Where "
@@ -31,7 +35,7 @@ class Draw(NamedTuple):
     """
 
     seed: int = 0
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    fractions: tuple[float, float, float] = FRACTIONS
 
 
 def one_hot(classes: Sequence[int], count: int) -> NDArray[np.float32]:
@@ -43,10 +47,13 @@ def unofficial(splits: Splits, count: int, seed: int, fractions: tuple[float, fl
     """Returns what `assemble` needs for a set of ``count`` images that has no official splits.
 
     Raises:
-        ValueError: If ``splits`` is none of the choices.
+        ValueError: If ``splits`` is none of the choices, or nothing is drawn by a seed or by fractions that were set.
     """
     check_choice("splits", splits, Splits)
-    return Draw(seed, tuple(fractions)) if splits == "draw" else ["test"] * count
+    if splits == "draw":
+        return Draw(seed, tuple(fractions))
+    refuse_options("splits='test' draws nothing", seed=(seed, 0), fractions=(tuple(fractions), FRACTIONS))
+    return ["test"] * count
 
 
 def assemble(

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
+from recipes.data.evaluation.assemble import FRACTIONS, Splits, assemble, one_hot, unofficial
 from recipes.data.evaluation.benchmark import Benchmark, TableOptions, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.labelled_images import labelled_images, read_with_masks
@@ -46,7 +46,7 @@ def busi_set(
     image_root: str | Path | None = None,
     splits: Splits = "draw",
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     on_bad_image: OnBadImage = "error",
     force_dicom: bool = False,
 ) -> EvaluationSet:
@@ -86,7 +86,7 @@ def busi_set(
             merge_normal=(merge_normal, False),
             splits=(splits, "draw"),
             seed=(seed, 0),
-            fractions=(tuple(fractions), (0.7, 0.1, 0.2)),
+            fractions=(tuple(fractions), FRACTIONS),
         )
         return benchmark_set(root, _BENCHMARK, tables, on_bad_image=on_bad_image)
     if (root / _FOLDER).is_dir():

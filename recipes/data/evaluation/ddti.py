@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
+from recipes.data.evaluation.assemble import FRACTIONS, Splits, assemble, one_hot, unofficial
 from recipes.data.evaluation.columns import class_of
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
@@ -38,7 +38,7 @@ def ddti_set(
     *,
     splits: Splits = "draw",
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     on_bad_image: OnBadImage = "error",
 ) -> EvaluationSet:
     """Reads ``N.xml`` and ``N_1.jpg``, ``N_2.jpg``, ...: all images of a case have its label and are one group.

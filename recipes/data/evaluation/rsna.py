@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from recipes.data.evaluation.assemble import Splits, assemble, one_hot, unofficial
+from recipes.data.evaluation.assemble import FRACTIONS, Splits, assemble, one_hot, unofficial
 from recipes.data.evaluation.labelled_images import labelled_images
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.image_files import OnBadImage, file_reader
@@ -26,7 +26,7 @@ def rsna_pneumonia(
     *,
     splits: Splits = "draw",
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     on_bad_image: OnBadImage = "error",
     force_dicom: bool = False,
 ) -> EvaluationSet:

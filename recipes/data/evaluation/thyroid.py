@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recipes.data.evaluation.assemble import Splits
+from recipes.data.evaluation.assemble import FRACTIONS, Splits
 from recipes.data.evaluation.benchmark import Benchmark, TableOptions, before_underscore, benchmark_set, has_tables
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.ddti import ddti_set
@@ -31,7 +31,7 @@ def thyroid_set(
     image_root: str | Path | None = None,
     splits: Splits = "draw",
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     on_bad_image: OnBadImage = "error",
     force_dicom: bool = False,
 ) -> EvaluationSet:
@@ -67,7 +67,7 @@ def thyroid_set(
             f"{root} is of the benchmark's layout",
             splits=(splits, "draw"),
             seed=(seed, 0),
-            fractions=(tuple(fractions), (0.7, 0.1, 0.2)),
+            fractions=(tuple(fractions), FRACTIONS),
         )
         return benchmark_set(root, _BENCHMARK, tables, on_bad_image=on_bad_image)
     if (root / "trainval-image").is_dir() or (root / "test-image").is_dir():

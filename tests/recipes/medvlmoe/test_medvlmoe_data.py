@@ -122,6 +122,24 @@ def test_a_manifest_and_its_sections_are_read(tmp_path):
     assert texts_of(source.train, replace(config, use_text=False)) == [None, None]
 
 
+def test_a_column_of_texts_that_is_blank_in_training_is_refused(tmp_path):
+    """The run would become one of images alone, without a word."""
+    from PIL import Image
+
+    splits = ["train", "train", "val", "test"]
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    rows = [f"{i}.png,{'a note' if split == 'test' else 'nan'},{split},{i % 2}" for i, split in enumerate(splits)]
+    (tmp_path / "m.csv").write_text("\n".join(["image,report,split,sick", *rows]) + "\n")
+    manifest = ManifestConfig(text_column="report", label_columns=("sick",))
+    config = DataConfig(data=str(tmp_path / "m.csv"), manifest=manifest)
+    with pytest.raises(
+        ValueError, match=r"column 'report' is blank for all 2 training studies.*--text-column.*--no-use"
+    ):
+        build_source(config, 64)
+    assert build_source(replace(config, use_text=False), 64).train.texts == (None, None)
+
+
 def test_the_phantom_is_drawn_at_the_encoders_size():
     config = DataConfig(phantom=PhantomConfig(train_studies=3, val_studies=3, test_studies=3))
     assert build_source(config, 80).train[0].image.shape == (80, 80)

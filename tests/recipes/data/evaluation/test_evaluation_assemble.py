@@ -74,6 +74,8 @@ def test_drawn_splits_lose_no_study(tmp_path_factory, groups):
 def test_everything_for_test_or_drawn():
     assert unofficial("test", 2, 0, (0.7, 0.1, 0.2)) == ["test", "test"]
     assert unofficial("draw", 2, 3, (0.5, 0.2, 0.3)) == Draw(3, (0.5, 0.2, 0.3))
+    with pytest.raises(ValueError, match=r"seed, fractions: splits='test' draws nothing, which has no use for it"):
+        unofficial("test", 2, 3, (0.5, 0.2, 0.3))
     with pytest.raises(ValueError, match="splits must be one of 'draw', 'test', got 'all'"):
         unofficial("all", 2, 0, (0.7, 0.1, 0.2))
 

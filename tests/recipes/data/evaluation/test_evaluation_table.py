@@ -87,6 +87,10 @@ def test_refuses_damage(csv, table):
         csv_set(csv, classes=["mass", "none"])
     with pytest.raises(ValueError, match="give modality or modality_column, got 'ct' and 'modality'"):
         csv_set(csv, modality="ct", modality_column="modality")
+    with pytest.raises(ValueError, match=r"splits, seed: .*mine\.csv names the split of each row, .* Leave it out"):
+        csv_set(csv, split_column="split", splits="draw", seed=3)
+    with pytest.raises(ValueError, match=r"seed: splits='test' draws nothing, which has no use for it"):
+        csv_set(csv, seed=3)
     with pytest.raises(ValueError, match=r"csv file '.*no\.csv' does not exist"):
         csv_set(csv.parent / "no.csv")
     table(csv, HEADER, [*ROWS, ["f.png", "mass", "ct", "test", "p1", ""]])
