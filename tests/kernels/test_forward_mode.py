@@ -1,5 +1,7 @@
 """Forward-mode differentiation: right through references, refused by operations that have reverse mode only."""
 
+import math
+
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -9,6 +11,7 @@ from moekit import FFNExperts, HashRouter, SparseMoE, combine, plan_dispatch
 from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.grouped_gemm import grouped_gemm
 from moekit_kernels.routing import route
+from moekit_kernels.routing.sums import entropy
 
 pytestmark = [
     # torch's own, from its decompositions for forward mode
@@ -59,6 +62,27 @@ def test_the_reference_agrees_with_reverse_mode_also_in_nested_transforms():
 
     torch.testing.assert_close(jacfwd(loss)(x), jacrev(loss)(x))
     torch.testing.assert_close(hessian(loss)(x), jacrev(jacrev(loss))(x))
+
+
+def _by_autograd(f):
+    def gradient(p):
+        leaf = p.clone().requires_grad_()
+        return torch.autograd.grad(f(leaf), leaf)[0]
+
+    return gradient
+
+
+def _beside_another_transform(f):
+    """The gradient of ``f`` at an outer level, with an inner level that differentiates something else."""
+    return grad(lambda q: grad(lambda r: r.sum() * f(q))(torch.ones(1)).sum())
+
+
+@pytest.mark.parametrize("derivative", [_by_autograd, grad, jacrev, jacfwd, _beside_another_transform])
+def test_the_entropy_at_a_probability_of_zero_has_derivative_zero_in_every_mode(derivative):
+    probs = torch.tensor([0.5, 0.25, 0.0, 0.25], dtype=torch.float64)
+    assert entropy(probs).item() == pytest.approx(1.5 * math.log(2))
+    slope = derivative(lambda p: entropy(1 * p))(probs)
+    torch.testing.assert_close(slope, torch.where(probs > 0, -1 - probs.log(), 0))
 
 
 def _dual_level(f, x):

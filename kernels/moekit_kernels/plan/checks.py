@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
+from moekit_kernels.transforms import is_wrapped
 
 DROP_POLICIES = ("position", "gate")
 
@@ -63,7 +64,7 @@ def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | Non
     Raises:
         ValueError: If an id that is kept is out of range.
     """
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or type(ids) is not Tensor or _is_wrapped(ids):
+    if ids.device.type != "cpu" or torch.compiler.is_compiling() or type(ids) is not Tensor or is_wrapped(ids):
         return False
     if ids.numel() == 0:
         return True
@@ -77,11 +78,6 @@ def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | Non
             )
         return False
     return True
-
-
-def _is_wrapped(tensor: Tensor) -> bool:
-    """Returns whether a transform of ``torch.func`` hides the values."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
 
 
 def check_expert_choice(token_ids: Tensor, num_tokens: int, kept: Tensor | None) -> None:

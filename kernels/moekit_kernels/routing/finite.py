@@ -10,8 +10,8 @@ def finite_logits(logits: Float[Tensor, "T E"]) -> tuple[Float[Tensor, "T E"], B
 
     Selection then works on finite numbers, so every id is in range whatever the input, and nothing is read on the host.
     """
-    valid = (logits.detach() * 0).sum(-1) == 0  # NaN where one is not finite; on CPU much faster than isfinite().all()
-    return torch.where(valid.unsqueeze(-1), logits, 0), valid
+    valid_T = (logits.detach() * 0).sum(-1) == 0  # NaN if one is not finite; on CPU much faster than isfinite().all()
+    return torch.where(valid_T.unsqueeze(-1), logits, 0), valid_T
 
 
 def mark_invalid(gates: Float[Tensor, "T K"], valid: Bool[Tensor, "T"]) -> Float[Tensor, "T K"]:

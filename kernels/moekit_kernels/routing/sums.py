@@ -1,10 +1,15 @@
-"""Sums over the tokens of a routing, of which losses and statistics are made: the one plain implementation."""
+"""Sums over the tokens of a routing, of which losses and statistics are made: the one plain implementation.
+
+Names end with the letters of their layout: T tokens, E experts, A and B the sizes of the gates; a 1 is a column.
+"""
 
 from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from moekit_kernels.transforms import may_be_differentiated
 
 
 class RoutingSums(NamedTuple):
@@ -24,10 +29,10 @@ class RoutingSums(NamedTuple):
 
 
 def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
-    """``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
-    if not (probs.requires_grad and torch.is_grad_enabled()):
+    """Computes ``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
+    if not may_be_differentiated(probs):
         return cast(Tensor, torch.special.entr(probs)).sum(-1)
-    positive = probs > 0  # the gradient of entr is infinite at 0
+    positive = probs > 0  # the derivative of entr is infinite at 0
     return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
 
 
@@ -56,16 +61,16 @@ def routing_sums(
     Returns:
         The sums, with gradients of every order.
     """
-    column = counted.unsqueeze(-1)
-    counted_probs = torch.where(column, probs, 0) if masked else probs
-    counted_gates = torch.where(column, gates, 0) if by_token else gates
+    counted_T1 = counted.unsqueeze(-1)
+    probs_TE = torch.where(counted_T1, probs, 0) if masked else probs
+    gates_AB = torch.where(counted_T1, gates, 0) if by_token else gates
     if logits is None:
         logsumexp_sq_sum = probs.new_zeros(())
     else:
         logsumexp_sq_sum = torch.where(counted, logits.logsumexp(-1).square(), 0).sum()
     return RoutingSums(
-        prob_sum=counted_probs.sum(0),
-        gate_sum=probs.new_zeros(probs.shape[-1]).index_add(0, ids.flatten(), counted_gates.flatten().to(probs.dtype)),
+        prob_sum=probs_TE.sum(0),
+        gate_sum=probs.new_zeros(probs.shape[-1]).index_add(0, ids.flatten(), gates_AB.flatten().to(probs.dtype)),
         logsumexp_sq_sum=logsumexp_sq_sum,
-        entropy_sum=entropy(counted_probs).sum(),
+        entropy_sum=entropy(probs_TE).sum(),
     )
