@@ -1,5 +1,6 @@
 """Stage 3: diagnosing new images with a trained run."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pandas as pd
 
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.build import load_model
-from recipes.medvlmoe.data import make_loader
+from recipes.medvlmoe.data import make_loader, texts_of
 from recipes.medvlmoe.inference import dataset_of, predict_batches
 from recipes.shared.runs import run_device
 
@@ -37,6 +38,9 @@ def main(
         force_dicom: Whether DICOM files without preamble and file meta group are read; always if the run does.
         checkpoint: ``"best"`` or ``"last"``.
 
+    Warns:
+        UserWarning: If some texts lack the section that the run reads; their images are diagnosed without a text.
+
     Returns:
         One row per image: ``image``, one ``prob:CLASS`` each, and, with experts, ``experts``, ``gates``.
 
@@ -64,9 +68,23 @@ def main(
         split = unlabelled_table(csv, **columns, image_root=image_root, **common)
     else:
         split = unlabelled_images(tuple(images), text, **common)
+    section = config.data.manifest.text_section
+    if section is not None and config.data.use_text:
+        _warn_of_lost_texts(split.texts, texts_of(split, config.data, whole_notes=True), section)
     dataset = dataset_of(split, config, model, whole_notes=True)
     loader = make_loader(dataset, config.train, seed=None)
     device = run_device(config.train.accelerator)
     predictions = predict_batches(model.to(device), loader, device=device, title="predict")
     table: dict[str, Any] = {"image": list(split.paths)}
     return pd.DataFrame(table | predictions.columns(classes, config.model.top_k))
+
+
+def _warn_of_lost_texts(texts: Sequence[str | None], read: Sequence[str | None], section: str) -> None:
+    """Warns of texts that count as none because they lack the section that the run reads."""
+    lost = sum(text is not None and part is None for text, part in zip(texts, read, strict=True))
+    if lost:
+        warnings.warn(
+            f"{lost} of {sum(text is not None for text in texts)} texts have headers but no section {section!r}, which "
+            "is what the run reads: their images are diagnosed without a text",
+            stacklevel=3,
+        )

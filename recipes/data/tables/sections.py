@@ -117,9 +117,13 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
     if reports and not any(sections):
         headers = Counter(title for report in reports for title in report_sections(report, name) if title)
         listed = ", ".join(f"{title!r} ({count})" for title, count in headers.most_common(8)) or "no headers at all"
+        if whole_notes:
+            remedy = "Give texts that have it, or notes without any header."
+        else:
+            remedy = "Name one of these with --text-section, or leave it out to use whole texts."
         raise ValueError(
             f"text_section {name!r}: 0 of {len(reports)} texts have this section, so no text would be left. They have "
-            f"{listed}. Name one of these with --text-section, or leave it out to use whole texts."
+            f"{listed}. {remedy}"
         )
     return sections
 

@@ -79,6 +79,14 @@ def test_a_report_without_the_section_is_refused(folder):
         predict.main(folder / "run", images=[folder / "images" / "3.png"], text="Impression: none")
 
 
+def test_some_reports_without_the_section_are_warned_of(folder):
+    rows = ["images/3.png,Impression: none", "images/3.png,Indication: patient febrile today", "images/3.png,"]
+    with pytest.warns(UserWarning, match="1 of 2 texts have headers but no section 'indication'"):
+        both = probs(folder, csv=write_table(folder, "image,report", *rows))
+    np.testing.assert_allclose(both[0], both[2], atol=1e-6)
+    assert not np.allclose(both[0], both[1], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
