@@ -1,4 +1,4 @@
-"""What the device at hand can do: a large matrix product and a copy, measured in the run that they judge."""
+"""What the device at hand can do: a large matrix product and a copy, measured in the run that is compared with them."""
 
 from typing import NamedTuple
 

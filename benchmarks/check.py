@@ -20,7 +20,7 @@ _ELEMENTS_AT_ONCE = 1 << 26
 
 
 class Expected(NamedTuple):
-    """What is right: float32 on a GPU, float64 on CPU."""
+    """The right output and gradients: float32 on a GPU, float64 on CPU."""
 
     output: Tensor
     x: Tensor
@@ -38,7 +38,7 @@ def expected_of(workload: Workload) -> Expected:
     """
     wide = torch.float32 if workload.x.is_cuda else torch.float64
     x, grad, gates = (tensor.to(wide) for tensor in (workload.x, workload.grad, workload.gates))
-    out, dx, dgates = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(gates)
+    output, dx, dgates = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(gates)
     dup = torch.zeros(workload.up.shape, dtype=wide, device=x.device)
     ddown = torch.zeros(workload.down.shape, dtype=wide, device=x.device)
     for expert in range(workload.shape.num_experts):
@@ -52,7 +52,7 @@ def expected_of(workload: Workload) -> Expected:
         silu = gate * sigmoid
         hidden = silu * value
         y = hidden @ down.mT
-        out.index_add_(0, token, weight * y)
+        output.index_add_(0, token, weight * y)
         g = grad[token]
         dgates[token, place] = (g * y).sum(-1)
         g = weight * g
@@ -61,16 +61,16 @@ def expected_of(workload: Workload) -> Expected:
         dpre = torch.cat((dhidden * value * (sigmoid + silu * (1 - sigmoid)), dhidden * silu), dim=-1)
         dup[expert] = dpre.mT @ rows
         dx.index_add_(0, token, dpre @ up)
-    return Expected(out, dx, dgates, dup, ddown)
+    return Expected(output, dx, dgates, dup, ddown)
 
 
 def agreement(layer: Layer, workload: Workload, expected: Expected) -> dict[str, float]:
     """Relative error of the output and of every gradient that the layer gives in the workload's layout."""
     x = workload.x.detach().requires_grad_()
-    out = layer.forward(x)
-    grads = torch.autograd.grad(out, [x, *layer.leaves.values()], workload.grad)
+    output = layer.forward(x)
+    grads = torch.autograd.grad(output, [x, *layer.leaves.values()], workload.grad)
     gradients = layer.canonical(dict(zip(layer.leaves, grads[1:], strict=True)))
-    compared = {"output": out.detach(), "x": grads[0], **gradients}
+    compared = {"output": output.detach(), "x": grads[0], **gradients}
     return {name: relative_error(tensor, getattr(expected, name)) for name, tensor in compared.items()}
 
 

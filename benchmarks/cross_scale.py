@@ -1,7 +1,7 @@
 """``python -m benchmarks cross-scale``: what hard routing of cross-scale experts costs, beside one expert and all.
 
-The pyramid is that of Swin-T at 224 px. Three layers take turns on the same maps: one expert, six of which each
-sample meets one (the samples spread over all six), and the same six all run for every sample.
+The pyramid is that of Swin-T at 224 px. Three layers take turns on the same maps: one expert; six experts, one of
+them for each sample, with the samples spread over all six; and the same six, all of them for every sample.
 """
 
 import argparse
@@ -108,11 +108,11 @@ def _step(
             x.grad = None
 
     def step(_: object) -> Tensor:
-        out = layer(inputs)
+        output = layer(inputs)
         if not upstream:
-            upstream.append(torch.randn_like(out))
-        out.backward(upstream[0])  # the counter of operations does not take torch.autograd.grad
-        return out.detach()
+            upstream.append(torch.randn_like(output))
+        output.backward(upstream[0])  # the counter of operations does not take torch.autograd.grad
+        return output.detach()
 
     return Step(step, prepare)
 

@@ -1,7 +1,7 @@
-"""``python -m benchmarks gpu --out FOLDER``: everything that only a GPU can tell, in one command of under 9 minutes.
+"""``python -m benchmarks gpu --out FOLDER``: all measurements that need a GPU, in one command of under 9 minutes.
 
-Sections, each a process of its own with a limit of time, so that one that hangs or crashes takes no other with
-it: large comparisons with the reference; the cases of the criteria; other libraries; the time of every kernel;
+Sections, each a process of its own with a limit of time, so that one that hangs or crashes does not stop the
+others: large comparisons with the reference; the cases of the criteria; other libraries; the time of every kernel;
 the compiled tests of the kernels; other workloads. Records are written as they come. At the end the criteria are
 judged, and where time goes is shown for those that are missed.
 """
@@ -50,7 +50,7 @@ def section_command(name: str, options: argparse.Namespace, seconds: float) -> l
 
 
 def start_section(name: str, options: argparse.Namespace, seconds: float) -> Record | None:
-    """Runs one section in a process of its own; a record says what went wrong, if anything did."""
+    """Runs one section in a process of its own; returns a record of what went wrong, if anything did."""
     print(f"== {name}: at most {seconds:.0f} s", flush=True)
     start = time.monotonic()
     try:

@@ -99,7 +99,7 @@ def checkpointed(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 FORMS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None]] = {
     NAIVE: ("plain autograd", plain_scores),
-    "one-by-one": ("plain autograd, a text after another, as GLoRIA's code", in_parts(1, plain_scores)),
+    "one-by-one": ("plain autograd, one text after another, as GLoRIA's code", in_parts(1, plain_scores)),
     "checkpoint": (
         f"torch.utils.checkpoint, {CHECKPOINTED_TEXTS} texts at a time",
         in_parts(CHECKPOINTED_TEXTS, checkpointed),
@@ -119,7 +119,7 @@ def loss_of(form: str, inputs: Inputs) -> Tensor:
 
 
 def gradients(loss: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Of regions and words."""
+    """Returns the gradients of regions and words."""
     return torch.autograd.grad(loss, inputs[:2])
 
 
@@ -173,10 +173,8 @@ def _in_a_process(case: Record, options: argparse.Namespace) -> Record:
         check=False,
     )
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [
-            f"status {done.returncode}"
-        ]  # killed for memory: nothing is printed
-        return case.because("failed", lines[-1])
+        lines = done.stderr.strip().splitlines()  # empty if it was killed for memory
+        return case.because("failed", lines[-1] if lines else f"status {done.returncode}")
     values = json.loads(done.stdout.splitlines()[-1])
     case = dataclasses.replace(case, peak_step_bytes=values.pop("peak"))
     return case.timed(Timing(**values))

@@ -13,7 +13,7 @@ class Saved(NamedTuple):
 
     Attributes:
         intermediates: Of tensors that forward made.
-        inputs: Of the layer's inputs among what is kept; they live on anyway. Parameters count nowhere.
+        inputs: Of the layer's inputs among what is kept; the caller holds them anyway. Parameters are not counted.
     """
 
     intermediates: int
@@ -48,8 +48,8 @@ def saved_for_backward(forward: Callable[[], Tensor], inputs: Iterable[Tensor], 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = forward()
-    del out
+        output = forward()
+    del output
     inputs_bytes = sum(size for address, size in seen.items() if address in own)
     return Saved(sum(seen.values()) - inputs_bytes, inputs_bytes)
 
@@ -59,14 +59,14 @@ def peaks(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], d
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    out = forward()
+    output = forward()
     torch.cuda.synchronize(device)
     forward_peak = torch.cuda.max_memory_allocated(device)
-    kept = torch.cuda.memory_allocated(device) - out.untyped_storage().nbytes()
-    gradients = backward(out)
+    kept = torch.cuda.memory_allocated(device) - output.untyped_storage().nbytes()
+    gradients = backward(output)
     torch.cuda.synchronize(device)
     step = torch.cuda.max_memory_allocated(device)
-    del gradients, out
+    del gradients, output
     return Peaks(forward_peak - before, kept - before, step - before)
 
 

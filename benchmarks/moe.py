@@ -39,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peer", nargs="+", choices=peers, metavar="NAME", help=f"of {', '.join(peers)}; all by default"
     )
-    parser.add_argument("--no-stages", action="store_true", help="leave out the parts of our layer alone")
+    parser.add_argument("--no-stages", action="store_true", help="leave out the parts of our layer, timed alone")
     add_device(parser)
     add_dtype(parser)
     add_seconds(parser, 1.0)

@@ -10,7 +10,7 @@ from benchmarks.shapes import DTYPES
 
 
 class OptionError(ValueError):
-    """Options that do not go together; the message says what to do."""
+    """Raised for options that do not go together; the message names the remedy."""
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

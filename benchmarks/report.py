@@ -88,7 +88,7 @@ def case_table(rows: Sequence[Record]) -> list[str]:
     lines = [
         f"**{rows[0].direction}**, {rows[0].workload()}",
         "",
-        "| layer | median ms | p20 | p80 | rate | of dense | moekit is so many times as fast | keeps | peak | remark |",
+        "| layer | median ms | p20 | p80 | rate | of dense | time over moekit's | keeps | peak | remark |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for r in rows:

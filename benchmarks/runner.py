@@ -103,8 +103,8 @@ def memory_of(layer: Layer, workload: Workload) -> dict[str, int]:
     sizes = {"saved_bytes": saved.intermediates, "saved_input_bytes": saved.inputs}
     if workload.x.is_cuda:
 
-        def backward(out: Tensor) -> object:
-            return torch.autograd.grad(out, leaves, workload.grad)
+        def backward(output: Tensor) -> object:
+            return torch.autograd.grad(output, leaves, workload.grad)
 
         backward(layer.forward(x))  # workspaces of libraries come with the first step
         peak = peaks(lambda: layer.forward(x), backward, workload.x.device)
@@ -119,7 +119,7 @@ def time_direction(layer: Layer, peer: Peer, workload: Workload, direction: Dire
         try:
             with torch.no_grad():
                 return time_graph(lambda: layer.forward(workload.x), device, seconds=options.seconds)
-        except RuntimeError:  # it reads something on the host after all: timed as it is, and the record says no graph
+        except RuntimeError:  # it reads something on the host after all: timed without a graph, and so recorded
             torch.cuda.synchronize(device)
     copies = max(1, min(_MOST_COPIES, _ROTATED_BYTES // max(1, workload.x.nbytes)))
     steps = [_step(layer, workload, direction, workload.x.clone()) for _ in range(copies)]
@@ -137,9 +137,9 @@ def _step(layer: Layer, workload: Workload, direction: Direction, x: Tensor) -> 
     x.requires_grad_()
     leaves = [x, *layer.leaves.values()]
 
-    def backward(out: object) -> object:
-        assert isinstance(out, Tensor)
-        return torch.autograd.grad(out, leaves, workload.grad)
+    def backward(output: object) -> object:
+        assert isinstance(output, Tensor)
+        return torch.autograd.grad(output, leaves, workload.grad)
 
     if direction == "backward":
         return Step(backward, lambda: layer.forward(x))

@@ -14,7 +14,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 
 class Shape(NamedTuple):
-    """A layer of SwiGLU experts and the number of tokens that meet it."""
+    """The sizes of a layer of SwiGLU experts, and the number of tokens of a call."""
 
     tokens: int
     dim: int

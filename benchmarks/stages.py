@@ -79,9 +79,9 @@ def _both(name: str, function: Callable[..., Tensor], *values: Tensor, flops: in
         with torch.no_grad():
             return function(*inputs)
 
-    def backward(out: object) -> object:
-        assert isinstance(out, Tensor)
-        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+    def backward(output: object) -> object:
+        assert isinstance(output, Tensor)
+        return torch.autograd.grad(output, inputs, torch.ones_like(output))
 
     yield Stage(name, "forward", Step(forward), flops)
     yield Stage(name, "backward", Step(backward, lambda: function(*inputs)), None if flops is None else 2 * flops)

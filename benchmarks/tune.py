@@ -1,4 +1,4 @@
-"""``python -m benchmarks tune --out FILE``: searches for better tiles on the GPU at hand. Nothing runs it by itself.
+"""``python -m benchmarks tune --out FILE``: searches for better tiles on the GPU at hand.
 
 What it writes is a table as ``moekit_kernels/configs.json``, to be used with ``moekit_kernels.configs.override`` or
 to be committed. Tiles that do not fit the shared memory or that would spill are not tried; those that the compiler

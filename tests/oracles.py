@@ -1,6 +1,7 @@
 """The formulas of the library as loops over tokens and rows, and what tests compare with them.
 
-Nothing here imports the library: the loops are written from the formulas in its documentation.
+Nothing here calls the library, whose ``DispatchPlan`` is only filled: the loops are written from the formulas in its
+documentation.
 """
 
 import math
@@ -35,7 +36,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def poisoned_empty() -> Iterator[None]:
-    """Fills what ``torch.empty`` and its kin return with NaN (integers: their maximum)."""
+    """Fills what ``torch.empty`` and functions like it return with NaN (integers: their maximum)."""
     before = torch.are_deterministic_algorithms_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -90,7 +91,7 @@ GATED = ("swiglu", "geglu", "swiglu_interleaved", "geglu_interleaved")
 
 
 def naive_plan(expert_ids: Tensor, num_experts: int, kept: Tensor | None = None) -> DispatchPlan:
-    """Sorts (expert, slot) pairs; slots that are not kept come last, and count as routed nowhere."""
+    """Sorts (expert, slot) pairs; slots that are not kept come last, and are counted for no expert."""
     num_tokens, top_k = expert_ids.shape
     flat = [int(e) for row in expert_ids.tolist() for e in row]
     flags = [True] * len(flat) if kept is None else kept.flatten().tolist()
@@ -112,12 +113,12 @@ def naive_plan(expert_ids: Tensor, num_experts: int, kept: Tensor | None = None)
 def naive_grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None = None) -> Tensor:
     """One matrix-vector product per row."""
     bounds = offsets.tolist()
-    out = []
+    outputs = []
     for r in range(x.shape[0]):
         owner = [e for e in range(weight.shape[0]) if bounds[e] <= r < bounds[e + 1]]
         y = (weight[owner[0]] @ x[r]) if owner else x.new_zeros(weight.shape[1])
-        out.append(y + bias[owner[0]] if owner and bias is not None else y)
-    return torch.stack(out) if out else x.new_zeros(0, weight.shape[1])
+        outputs.append(y + bias[owner[0]] if owner and bias is not None else y)
+    return torch.stack(outputs) if outputs else x.new_zeros(0, weight.shape[1])
 
 
 def naive_experts(
@@ -129,14 +130,14 @@ def naive_experts(
     out_dim: int,
 ) -> Tensor:
     """``out[t] = sum_k gates[t, k] * expert(ids[t, k], x[t])`` over the kept slots, token by token."""
-    out = []
+    outputs = []
     for t in range(x.shape[0]):
         total = x.new_zeros(out_dim)
         for k, e in enumerate(expert_ids[t].tolist()):
             if kept is None or kept[t, k]:
                 total = total + gates[t, k] * expert(e, x[t])
-        out.append(total)
-    return torch.stack(out) if out else x.new_zeros(0, out_dim)
+        outputs.append(total)
+    return torch.stack(outputs) if outputs else x.new_zeros(0, out_dim)
 
 
 def stacked_expert(
@@ -169,7 +170,7 @@ def naive_top_k(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, 
 
 
 def naive_kept(expert_ids: Tensor, num_experts: int, capacity: int, order: list[tuple[int, int]]) -> Tensor:
-    """Which ``(token, k)`` keep a place when they queue up in ``order``."""
+    """Which ``(token, k)`` keep a place where places are taken in ``order``."""
     kept = torch.zeros(expert_ids.shape, dtype=torch.bool)
     taken = [0] * num_experts
     for t, k in order:

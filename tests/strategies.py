@@ -30,12 +30,12 @@ class Routed(NamedTuple):
 
 @st.composite
 def routed(draw: st.DrawFn, max_tokens: int = 13) -> Routed:
-    """Ids ``(T, K)`` without repetition in a token, even or skewed, with or without dead slots."""
+    """Ids ``(T, K)`` without repetition in a token, even or skewed, with or without dropped slots."""
     num_tokens = draw(st.sampled_from([0, 1, 2, 3, 7, max_tokens]))
     num_experts = draw(st.sampled_from([1, 2, 3, 5, 7]))
     top_k = draw(st.integers(1, num_experts))
     skew = draw(st.sampled_from(SKEWS))
-    dead = draw(st.sampled_from([0.0, 0.3, 1.0]))
+    dropped = draw(st.sampled_from([0.0, 0.3, 1.0]))
     seed = draw(st.integers(0, 2**31))
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(num_tokens, num_experts, generator=generator)
@@ -47,7 +47,7 @@ def routed(draw: st.DrawFn, max_tokens: int = 13) -> Routed:
     elif skew == "some experts":
         scores[:, ::2] += 1
     ids = scores.argsort(-1, descending=True)[:, :top_k]
-    kept = torch.rand(num_tokens, top_k, generator=generator) >= dead
+    kept = torch.rand(num_tokens, top_k, generator=generator) >= dropped
     return Routed(ids, kept, num_experts, seed)
 
 
@@ -65,13 +65,13 @@ class FFNCase(NamedTuple):
 
     def leaves(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         """Fresh leaves of ``dtype`` by name; gates are at least float32, as routers make them."""
-        found: dict[str, Tensor] = {}
+        leaves: dict[str, Tensor] = {}
         for name in ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias"):
             value = getattr(self, name)
             if value is not None:
-                wanted = torch.promote_types(dtype, torch.float32) if name == "gates" else dtype
-                found[name] = value.to(wanted).clone().requires_grad_()
-        return found
+                leaf_dtype = torch.promote_types(dtype, torch.float32) if name == "gates" else dtype
+                leaves[name] = value.to(leaf_dtype).clone().requires_grad_()
+        return leaves
 
 
 def ffn_case(routed: Routed, dim: int, hidden: int, out_dim: int, activation: str, bias: bool) -> FFNCase:
@@ -110,7 +110,7 @@ def ffn_cases(draw: st.DrawFn) -> FFNCase:
 
 
 def plan_by_slot(row_of_slot: Tensor) -> DispatchPlan:
-    """A plan of one expert with the rows of each slot as given, ``(T, K)``."""
+    """A plan of one expert with the rows of each slot in ``row_of_slot``, ``(T, K)``."""
     slot_of_row = row_of_slot.flatten().argsort()
     plan = plan_by_token(slot_of_row // max(row_of_slot.shape[1], 1), slot_of_row, row_of_slot.shape[0])
     return plan._replace(row_of_slot=row_of_slot)

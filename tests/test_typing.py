@@ -1,4 +1,4 @@
-"""The quickstart in a project of its own passes strict type checkers, which see moekit's types and find misuse."""
+"""The examples of README and quickstart pass strict type checkers in another project, and misuse does not."""
 
 import os
 import re
@@ -39,10 +39,10 @@ moe.forward(torch.ones(3, 64)).statistics
 
 @pytest.fixture
 def consumer(tmp_path: Path) -> Path:
-    quickstart = (ROOT / "docs" / "quickstart.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", quickstart, flags=re.S)
-    assert len(examples) >= 6
-    (tmp_path / "quickstart.py").write_text("\n".join(examples))
+    for page, least in (("README.md", 1), ("docs/quickstart.md", 6)):
+        examples = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.S)
+        assert len(examples) >= least
+        (tmp_path / page.lower().replace("docs/", "").replace(".md", ".py")).write_text("\n".join(examples))
     (tmp_path / "misuse.py").write_text(MISUSE)
     (tmp_path / "mypy.ini").write_text(MYPY)
     (tmp_path / "pyproject.toml").write_text(PYRIGHT)
@@ -50,9 +50,9 @@ def consumer(tmp_path: Path) -> Path:
 
 
 def _check(consumer: Path, *command: str) -> tuple[list[str], list[int]]:
-    """Errors in the quickstart, and the lines of the misuse that have one."""
+    """Returns the errors in the examples, and the lines of the misuse that have one."""
     done = subprocess.run(
-        [sys.executable, "-m", *command, "quickstart.py", "misuse.py"],
+        [sys.executable, "-m", *command, "readme.py", "quickstart.py", "misuse.py"],
         cwd=consumer,
         env={**os.environ, "MYPYPATH": os.pathsep.join(SOURCES)},
         capture_output=True,
@@ -65,12 +65,12 @@ def _check(consumer: Path, *command: str) -> tuple[list[str], list[int]]:
     return [line for line in errors if "misuse.py" not in line], sorted({int(each[1]) for each in lines if each})
 
 
-# Each misuse is found, by line.
+# The lines of the misuse, each an error.
 MISUSED = [5, 6, 7, 8, 9]
 
 
 @pytest.mark.slow
-def test_mypy_passes_the_quickstart_and_finds_misuse(consumer: Path) -> None:
+def test_mypy_passes_the_examples_and_finds_misuse(consumer: Path) -> None:
     pytest.importorskip("mypy")
     errors, misused = _check(consumer, "mypy")
     assert errors == []
@@ -78,7 +78,7 @@ def test_mypy_passes_the_quickstart_and_finds_misuse(consumer: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pyright_passes_the_quickstart_and_finds_misuse(consumer: Path) -> None:
+def test_pyright_passes_the_examples_and_finds_misuse(consumer: Path) -> None:
     pytest.importorskip("pyright")
     errors, misused = _check(consumer, "pyright", "--pythonpath", sys.executable)
     assert errors == []

@@ -14,7 +14,7 @@ Role = Literal["experts", "ceiling", "whole layer"]
 
 
 def as_they_are(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients whose leaves are called and laid out as in the workload."""
+    """Returns gradients unchanged: the leaves have the names and the layout of the workload."""
     return gradients
 
 
@@ -24,8 +24,8 @@ class Layer(NamedTuple):
     Attributes:
         forward: ``(T, D) -> (T, D)``.
         leaves: Tensors besides ``x`` that get gradients, by name.
-        canonical: Brings gradients of the leaves to the workload's ``gates``, ``up`` and ``down``; what it
-            leaves out is not compared.
+        canonical: Converts gradients of the leaves to those of the workload's ``gates``, ``up`` and ``down``; what
+            it leaves out is not compared.
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -73,7 +73,7 @@ def not_importable(module: str, package: str) -> str | None:
         if error.name == module.partition(".")[0]:
             return f"{package} is not installed"
         return f"{package} cannot be imported: {error}"
-    except Exception as error:  # other libraries raise whatever they like when a GPU or a toolkit is missing
+    except Exception as error:  # where a GPU or a toolkit is missing, libraries raise errors of many kinds
         return f"{package} cannot be imported: {type(error).__name__}: {first_line(error)}"
     return None
 

@@ -57,12 +57,12 @@ class ExpertLoop(Peer):
         gates, up, down = leaf(workload.gates), leaf(workload.up), leaf(workload.down)
 
         def forward(x: Tensor) -> Tensor:
-            out = torch.zeros_like(x)
+            output = torch.zeros_like(x)
             for expert in range(workload.shape.num_experts):
                 token, place = torch.where(workload.ids == expert)
                 y = F.linear(swiglu(F.linear(x[token], up[expert])), down[expert])
-                out = out.index_add(0, token, (y * gates[token, place, None]).to(x.dtype))
-            return out
+                output = output.index_add(0, token, (y * gates[token, place, None]).to(x.dtype))
+            return output
 
         return Layer(forward, {"gates": gates, "up": up, "down": down})
 

@@ -10,7 +10,7 @@ from benchmarks.environment import commit_of, environment
 from benchmarks.records import read
 
 
-def test_the_command_writes_records_of_all_that_it_was_asked_for(tmp_path, capsys, monkeypatch):
+def test_the_command_writes_a_record_of_every_case(tmp_path, capsys, monkeypatch):
     """Ceilings, cases in both skews, absent peers, parts."""
     monkeypatch.setattr("benchmarks.ceilings.measure", lambda *_: [])  # which takes a second
     path = tmp_path / "records.jsonl"
@@ -96,7 +96,7 @@ def test_an_option_means_the_same_in_every_command():
     assert {flag: types for flag, types in seen.items() if len(types) > 1} == {}
 
 
-def test_a_mistake_in_the_options_is_told_without_a_traceback(monkeypatch, capsys):
+def test_a_mistake_in_the_options_is_reported_without_a_traceback(monkeypatch, capsys):
     """And gives status 2."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["tune", "--out", "tiles.json"]) == 2

@@ -40,7 +40,7 @@ def changed(records: list[Record], name: str, preset: str, **changes: object) ->
 
 
 def test_everything_can_be_met(invented):
-    """The invented run meets all."""
+    """The invented run meets every criterion."""
     assert verdicts(invented) == ["met"] * 7
 
 
@@ -113,7 +113,7 @@ def test_the_verdict_shows_where_time_goes_and_what_is_red(invented, case):
 
 
 def test_without_a_gpu_the_command_names_the_rehearsal(tmp_path, monkeypatch):
-    """And names the rehearsal; nothing is written."""
+    """Nothing is written."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="needs a GPU; --rehearsal"):
         main(["gpu", "--out", str(tmp_path)])
@@ -170,16 +170,16 @@ def test_the_command_judges_and_cuts_off(tmp_path, capsys, monkeypatch):
     assert all(r.environment for r in records if r.kind == "criterion")
 
 
-def test_a_section_that_dies_takes_no_other_with_it(tmp_path, capsys, monkeypatch):
+def test_a_section_that_aborts_does_not_stop_the_others(tmp_path, capsys, monkeypatch):
     """Its process aborts, as after an illegal address; what it had written stays, and the next section runs."""
     command_of = gpu.section_command
-    dying = "import os; open({path!r}, 'a').write('{line}\\n'); os.abort()"
+    aborting = "import os; open({path!r}, 'a').write('{line}\\n'); os.abort()"
     line = '{"kind": "check", "name": "before the end"}'
 
     def command(name, options, seconds):
         if name != "kernels":
             return command_of(name, options, seconds)
-        return [sys.executable, "-c", dying.format(path=str(options.out / "records.jsonl"), line=line)]
+        return [sys.executable, "-c", aborting.format(path=str(options.out / "records.jsonl"), line=line)]
 
     monkeypatch.setattr(gpu, "section_command", command)
     monkeypatch.setitem(SECTIONS, "tests", SECTIONS["tests"]._replace(least=0))

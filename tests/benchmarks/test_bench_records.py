@@ -61,7 +61,7 @@ def test_wider_spreads_make_a_comparison_more_careful(case):
     assert compare([old], [new], floor=0.2)[0].verdict == "same"
 
 
-def test_memory_that_grows_is_said_once(case):
+def test_memory_that_grows_is_reported_once(case):
     """Of the forward record, which every direction repeats."""
     old = [case(direction=d, saved_bytes=100) for d in ("forward", "forward+backward")]
     new = [case(direction=d, saved_bytes=150) for d in ("forward", "forward+backward")]

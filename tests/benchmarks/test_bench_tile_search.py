@@ -56,7 +56,7 @@ def test_what_does_not_fit_or_would_spill_is_not_tried():
 
 @pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_committed_tiles_pass_the_same_arithmetic(name):
-    """One program of each fits; how many a processor is given at once is another matter."""
+    """One program of each fits; how many run on a processor at once is not checked here."""
     for kind, dtypes in committed()[name].items():
         for dtype, entries in dtypes.items():
             for _, config in entries:

@@ -162,6 +162,8 @@ def test_options_named_in_the_text_exist() -> None:
     medvlmoe, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
     pages = {"docs/medvlmoe.md": medvlmoe, "docs/papers.md": medvlmoe | medmoe, "docs/recipes.md": medvlmoe & medmoe}
     pages |= {f"docs/{page.name}": medmoe for page in (ROOT / "docs").glob("medmoe*.md")}
+    benchmarks = set(re.findall(r"--[\w-]+", _benchmarks_help_texts()))
+    pages |= dict.fromkeys(("docs/benchmarks.md", "benchmarks/README.md", "benchmarks/compiled/README.md"), benchmarks)
     for page, known in pages.items():
         named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
         assert named <= known | {"--help"}, f"{page} names options that do not exist: {sorted(named - known)}"
@@ -180,6 +182,14 @@ def _medmoe_help_texts() -> str:
     for stage in (*MEDMOE, "report"):
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             medmoe_cli.main([stage, "--help"])
+    return output.getvalue()
+
+
+def _benchmarks_help_texts() -> str:
+    output = io.StringIO()
+    for command in benchmarks_cli.COMMANDS:
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+            benchmarks_cli.main([command, "--help"])
     return output.getvalue()
 
 

@@ -58,6 +58,15 @@ def test_every_page_is_in_the_navigation() -> None:
         assert re.search(rf"[ :-] {page.relative_to(ROOT / 'docs').as_posix()}$", nav, re.MULTILINE), page.name
 
 
+@pytest.mark.parametrize("folder", ["moekit", "kernels/moekit_kernels"])
+def test_docstrings_are_markdown(folder: str) -> None:
+    # The API pages show tables and directives of reStructuredText as they stand.
+    foreign = re.compile(r"^\s*(?:={4,}[ =]*|\.\. \w+::.*)$", re.MULTILINE)
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    assert [file.name for file in files if foreign.search(file.read_text(encoding="utf-8"))] == []
+
+
 def test_conventions_name_every_letter_of_the_shapes() -> None:
     table = (ROOT / "docs" / "conventions.md").read_text()
     letters = set()
