@@ -27,7 +27,6 @@ GEMM_KERNELS = frozenset(
 )
 """Kernels that multiply matrices: their code must contain products of tiles."""
 
-
 BF16_ALONE = frozenset(
     {
         "FFN decode gelu",
@@ -39,13 +38,13 @@ BF16_ALONE = frozenset(
         "grouped GEMM odd",
     }
 )
-"""Cases that vary what no dtype touches: every kernel and every tile is compiled in float16 by another case."""
+"""Cases that are compiled in bfloat16 alone: another case compiles the same kernels and tiles in float16."""
 
 
 def record_all(
     targets: Iterable[str] = TARGET_NAMES, dtypes: Iterable[str] = tuple(DTYPES), parts: Sequence[str] = ("",)
 ) -> list[Recorded]:
-    """The launches of all cases whose name contains one of ``parts``, each as it is compiled."""
+    """Records the launches of all cases whose name contains one of ``parts``, each as it is compiled."""
     chosen = {name: run for name, run in OPERATIONS.items() if any(part in name for part in parts)}
     recorded: list[Recorded] = []
     for name, dtype, (operation, run) in itertools.product(targets, dtypes, chosen.items()):

@@ -1,4 +1,4 @@
-"""What is read from compiled code: from text, without a compiler."""
+"""What is read from compiled code, from its text alone."""
 
 import re
 from collections import Counter
@@ -60,7 +60,7 @@ def read_nvidia(usage: str, assembly: str, ttir: str, shared: int, tensor_memory
 
 
 def read_amd(assembly: str, ttir: str, shared: int) -> Code:
-    """Reads AMD's assembly and the metadata that follow it, and Triton's own representation."""
+    """Reads AMD's assembly and the metadata after it, and Triton's own representation."""
     counts = _count(AMD_INSTRUCTIONS, [line.strip() for line in assembly.splitlines()])
     # Scalar registers spill into lanes of vector registers, not into memory: those are no spills here.
     spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)
@@ -76,7 +76,7 @@ def read_amd(assembly: str, ttir: str, shared: int) -> Code:
 
 
 def _opcodes(assembly: str) -> list[str]:
-    """The words after the address and the predicate: ``/*0a10*/ @!P0 HGMMA.64x256x16.F32 R24, ...``."""
+    """Returns the words after the address and the predicate: ``/*0a10*/ @!P0 HGMMA.64x256x16.F32 R24, ...``."""
     return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
 
 

@@ -1,4 +1,4 @@
-"""Compiles a launch for a processor that need not be there, and reads what came out."""
+"""Compiles a launch for a processor that need not be present, and reads the code."""
 
 import subprocess
 import tempfile
@@ -18,7 +18,7 @@ PROGRAMS = Path(triton.backends.nvidia.__file__).parent / "bin"
 
 
 def report(launch: Launch, target: Target) -> Code:
-    """Compiles one recorded launch and reads it: the tool to choose tiles with."""
+    """Compiles one recorded launch and reads its code, to choose tiles by."""
     return compile_code(specialize(launch, target))
 
 

@@ -1,4 +1,4 @@
-"""Code that may spill registers, because it was measured to be faster so: each exception cites its record."""
+"""Code that may spill registers, because it was measured to be faster that way: each exception cites its record."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class SpillException(NamedTuple):
     citation: str
 
     def covers(self, kernel: str, target: str, triton: str, constants: Mapping[str, Any]) -> bool:
-        """Whether it is about this piece of code."""
+        """Returns whether it is about this piece of code."""
         same = (kernel, target, triton) == (self.kernel, self.target, self.triton)
         return same and self.constants.items() <= constants.items()
 
@@ -42,6 +42,6 @@ def exception_for(
     constants: Mapping[str, Any],
     exceptions: Iterable[SpillException] | None = None,
 ) -> SpillException | None:
-    """The first exception that covers a piece of code; of :data:`EXCEPTIONS` unless others are passed."""
+    """Returns the first exception that covers a piece of code; of :data:`EXCEPTIONS` unless others are passed."""
     every = EXCEPTIONS if exceptions is None else exceptions
     return next((one for one in every if one.covers(kernel, target, triton, constants)), None)

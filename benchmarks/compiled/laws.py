@@ -13,7 +13,7 @@ TENSOR_MEMORY = 512
 
 
 def broken_laws(code: Code, target: Target, exception: SpillException | None = None) -> Iterator[str]:
-    """One sentence for each law that ``code`` breaks on ``target``.
+    """Yields one sentence for each law that ``code`` breaks on ``target``.
 
     No register may live in local memory (or not more than an exception allows), memory must suffice, and products of
     16-bit tiles must use the target's matrix instruction. Tiles of fewer than 64 rows, for decoding, are too small for

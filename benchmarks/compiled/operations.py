@@ -29,17 +29,17 @@ SHAPES = {
 
 
 def empty(*size: int, dtype: torch.dtype) -> Tensor:
-    """A tensor without storage."""
+    """Returns a tensor without storage."""
     return torch.empty(size, dtype=dtype, device="meta")
 
 
 def indices(*size: int) -> Tensor:
-    """As a plan has them."""
+    """Returns indices as a plan has them."""
     return empty(*size, dtype=torch.int64)
 
 
 def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: str, grouped: bool, masked: bool) -> None:
-    """Routing, forward and backward."""
+    """Launches routing, forward and backward."""
     logits, mask = empty(tokens, experts, dtype=dtype), empty(tokens, dtype=torch.bool) if masked else None
     bias = empty(experts, dtype=torch.float32) if grouped else None
     groups = (8, 4) if grouped else (0, 0)
@@ -52,7 +52,7 @@ def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: st
 
 
 def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
-    """The plan of top-k routing: without a capacity, or with one by choice and one by gates."""
+    """Launches the plan of top-k routing: without a capacity, or with one by choice and one by gates."""
     ids = indices(shape.tokens, shape.top_k)
     if not capped:
         plan.plan_slots(ids, shape.num_experts, None, None, None, None)
@@ -63,12 +63,12 @@ def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
 
 
 def schedule(dtype: torch.dtype, shape: Shape) -> None:
-    """Tile schedules."""
+    """Launches tile schedules."""
     tile_schedules(indices(shape.num_experts + 1), shape.slots, (16, 64, 128), with_unassigned=True)
 
 
 def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
-    """Combine of top-k routing, or of expert choice, forward and backward."""
+    """Launches combine of top-k routing, or of expert choice, forward and backward."""
     rows, grad = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.tokens, shape.dim, dtype=dtype)
     gates = empty(shape.slots, dtype=dtype)
     if choice:
@@ -81,7 +81,7 @@ def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
 
 
 def combine_parts(dtype: torch.dtype, shape: Shape) -> None:
-    """Combine without weights, and of the parts of a product whose depth was split."""
+    """Launches combine without weights, and of the parts of a product whose depth was split."""
     token_rows, offsets = TokenRows(indices(shape.tokens, shape.top_k)), indices(shape.num_experts + 1)
     combine.forward(empty(shape.slots, shape.dim, dtype=dtype), None, token_rows, offsets, shape.tokens)
     parts = empty(4, shape.slots, shape.dim, dtype=torch.float32)
@@ -90,7 +90,7 @@ def combine_parts(dtype: torch.dtype, shape: Shape) -> None:
 
 
 def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
-    """A grouped linear layer and all its gradients."""
+    """Launches a grouped linear layer and all its gradients."""
     x, dy = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
     weight = empty(shape.num_experts, shape.hidden_dim, shape.dim, dtype=dtype)
     bias = empty(shape.num_experts, shape.hidden_dim, dtype=dtype) if biased else None
@@ -113,7 +113,7 @@ def ffn(
     choice: bool = False,
     trained: bool = True,
 ) -> None:
-    """The whole expert FFN: forward without gradients, and unless ``trained`` is false, with them, and backward."""
+    """Launches the expert FFN: forward without gradients and, if ``trained``, forward with them, and backward."""
     tokens, width, hidden, experts, top_k = shape
     up_width = hidden * (2 if "glu" in activation else 1)
     x, gates = empty(tokens, width, dtype=dtype), empty(*((shape.slots,) if choice else (tokens, top_k)), dtype=dtype)
@@ -132,7 +132,7 @@ def ffn(
 
 
 def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
-    """Each case by its name."""
+    """Returns each case by its name."""
     cases: dict[str, Callable[[torch.dtype], None]] = {
         "route qwen3": partial(
             route, tokens=32768, experts=128, top_k=8, scoring="softmax", grouped=False, masked=False
@@ -153,7 +153,7 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
     for name, shape in SHAPES.items():
         cases[f"FFN {name}"] = partial(ffn, shape=shape, **swiglu)
         if name == "few":
-            continue  # as any other for what has no tiles
+            continue  # its other operations are those of the other shapes
         cases[f"plan {name}"] = partial(sort, shape=shape, capped=False)
         cases[f"schedule {name}"] = partial(schedule, shape=shape)
         cases[f"combine {name}"] = partial(combine_tokens, shape=shape, choice=False)

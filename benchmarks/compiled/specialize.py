@@ -1,7 +1,7 @@
 """From a recorded launch to what Triton's JIT would compile for it.
 
-The JIT's own binder is asked, so pointer types, integers equal to 1, divisibility by 16 and the like are
-determined by the code that does so on a GPU.
+The JIT's own binder does it, so pointer types, integers equal to 1, divisibility by 16 and the like are determined by
+the code that does so on a GPU.
 """
 
 import importlib
@@ -41,7 +41,7 @@ class Specialization(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Of the compiler. Products and sums may be fused, as is Triton's default today but not for ever."""
+        """Options of the compiler. Products and sums may be fused: Triton's default today, which is to change."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
     @property
@@ -55,18 +55,18 @@ class Specialization(NamedTuple):
         return getattr(importlib.import_module(self.module), self.name)
 
     def declared_constants(self) -> dict[str, Any]:
-        """The ``tl.constexpr`` parameters by name, without those that became constants by their value."""
+        """Returns the ``tl.constexpr`` parameters by name, without those that became constants by their value."""
         parameters = self.kernel.params
         return {parameters[i].name: v for (i, *_), v in self.constants.items() if parameters[i].is_constexpr}
 
 
 def gpu_target(target: Target) -> GPUTarget:
-    """``target`` in Triton's words."""
+    """Returns Triton's own description of ``target``."""
     return GPUTarget(target.backend, target.arch, target.warp_size)
 
 
 def specialize(launch: Launch, target: Target) -> Specialization:
-    """What is compiled for ``launch`` on ``target``; a meta tensor counts as starting at address 0.
+    """Returns what is compiled for ``launch`` on ``target``; a meta tensor counts as starting at address 0.
 
     Raises:
         ValueError: If the kernel was made for Triton's interpreter.

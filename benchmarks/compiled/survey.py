@@ -33,7 +33,7 @@ class Recorded(NamedTuple):
 
 
 def survey(recorded: Iterable[Recorded], workers: int) -> list[Entry]:
-    """One entry for each different piece of code, sorted; what does not compile has the key ``"error"``."""
+    """Returns one entry for each different piece of code, sorted; what does not compile has the key ``"error"``."""
     specializations: dict[str, Specialization] = {}
     users: dict[str, list[Recorded]] = {}
     for one in recorded:
@@ -53,7 +53,7 @@ def survey(recorded: Iterable[Recorded], workers: int) -> list[Entry]:
 
 
 def broken_by(entry: Entry) -> list[str]:
-    """The laws that an entry breaks, or why it did not compile."""
+    """Returns the laws that an entry breaks, or why it did not compile."""
     return entry["broken"] if "error" not in entry else [f"does not compile: {entry['error']}"]
 
 
@@ -70,7 +70,7 @@ def _entry(specialization: Specialization, users: list[Recorded]) -> Entry:
 
 
 def _number_variants(entries: list[Entry]) -> None:
-    """Tells apart what differs in the types or the divisibility of its arguments alone: 0, 1, ... in launch order."""
+    """Numbers entries that differ in the types or the divisibility of their arguments alone, in launch order."""
     seen: Counter[str] = Counter()
     for entry in entries:
         same = repr([entry[key] for key in ("kernel", "target", "dtypes", "cases", "constants")])
@@ -81,7 +81,7 @@ def _number_variants(entries: list[Entry]) -> None:
 def _read(specialization: Specialization) -> Entry:
     try:
         code = compile_code(specialization)
-    except Exception as error:  # Triton's compilers raise of many types, and each is a finding
+    except Exception as error:  # Triton's compilers raise many types, and each belongs in the table
         return {"error": _innermost(error)}
     values = code._asdict() | {"dots": [list(shape) for shape in code.dots]}
     target, constants = specialization.target, specialization.declared_constants()
@@ -92,7 +92,7 @@ def _read(specialization: Specialization) -> Entry:
 
 
 def _innermost(error: BaseException) -> str:
-    """The error at the bottom; those above it only tell where the call is."""
+    """Describes the innermost cause; the errors above it only tell where the call is."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return f"{type(error).__name__}: {error}"

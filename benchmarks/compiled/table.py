@@ -14,17 +14,17 @@ FOLDER = Path(__file__).parents[1] / "results" / "compiled"
 
 
 def path_of(version: str = triton.__version__) -> Path:
-    """Where the table of a version of Triton is committed."""
+    """Returns where the table of a version of Triton is committed."""
     return FOLDER / f"triton-{version}.json"
 
 
 def versions() -> list[str]:
-    """Versions of Triton whose code was read: those that have a table."""
+    """Returns the versions of Triton whose code was read: those that have a table."""
     return sorted(path.stem.removeprefix("triton-") for path in FOLDER.glob("triton-*.json"))
 
 
 def not_read(version: str = triton.__version__) -> str | None:
-    """A sentence if the code of this version of Triton was not read, so that no law is known to hold; else None."""
+    """Returns a sentence if the code of this version of Triton was not read, so no law is known to hold; else None."""
     if version in versions():
         return None
     return (
@@ -41,12 +41,12 @@ def write(entries: Iterable[Entry], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The table of a file: ``{"triton": version, "entries": [...]}``."""
+    """Reads the table of a file: ``{"triton": version, "entries": [...]}``."""
     return json.loads(path.read_text())
 
 
 def differences(before: Iterable[Entry], after: Iterable[Entry]) -> list[str]:
-    """One line for each entry that is new, gone or different."""
+    """Returns one line for each entry that is new, gone or different."""
     old, new = ({title(entry): entry for entry in entries} for entries in (before, after))
     sentences = [f"gone: {one}" for one in old.keys() - new.keys()]
     for one, entry in new.items():
@@ -64,7 +64,7 @@ def differences(before: Iterable[Entry], after: Iterable[Entry]) -> list[str]:
 
 
 def markdown(entries: Iterable[Entry]) -> str:
-    """The worst of each kernel on each target, over all its cases."""
+    """Formats the worst of each kernel on each target, over all its cases."""
     groups: defaultdict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry["kernel"], entry["target"]].append(entry)
@@ -87,7 +87,7 @@ def markdown(entries: Iterable[Entry]) -> str:
 
 
 def detail(entries: Iterable[Entry]) -> str:
-    """Every entry on its own, for choosing tiles."""
+    """Formats every entry on its own, for choosing tiles."""
     lines: list[str] = []
     for entry in entries:
         lines.append(f"{title(entry)} num_warps={entry['num_warps']} num_stages={entry['num_stages']}")
@@ -104,7 +104,7 @@ def detail(entries: Iterable[Entry]) -> str:
 
 
 def title(entry: Entry) -> str:
-    """Which piece of code an entry is about; no two entries of a table have the same."""
+    """Names the piece of code that an entry is about; no two entries of a table have the same name."""
     constants = ",".join(f"{name}={value}" for name, value in entry["constants"].items())
     variant = f" #{entry['variant']}" if entry["variant"] else ""
     cases, dtypes = ", ".join(entry["cases"]), "/".join(entry["dtypes"])

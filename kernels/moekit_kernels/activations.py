@@ -4,6 +4,8 @@ A *gated* activation (a GLU, Shazeer 2020, https://arxiv.org/abs/2002.05202) rea
 ``F``: ``scalar(gate) * value``. Its columns are *concatenated*, ``F`` of the gate and then ``F`` of the value
 (``transformers``' ``gate_up_proj``), or *interleaved*, column ``2f`` of the gate and ``2f + 1`` of the value
 (GPT-OSS).
+
+Names end with the letters of their layout: N rows, F hidden width, F1 columns of the pre-activation, F or 2F.
 """
 
 from collections.abc import Callable
@@ -73,20 +75,20 @@ def _glu(name: str, scalar: str, *, interleaved: bool = False) -> Activation:
     split = _alternate if interleaved else _halves
 
     def forward(pre: Tensor) -> Tensor:
-        gate, value = split(pre)
-        return act(gate) * value
+        gate_NF, value_NF = split(pre)
+        return act(gate_NF) * value_NF
 
     def compute(pre: Tensor) -> Tensor:
-        gate, value = split(pre)
-        return act(gate).mul_(value)
+        gate_NF, value_NF = split(pre)
+        return act(gate_NF).mul_(value_NF)
 
     def backward(grad: Tensor, pre: Tensor) -> Tensor:
-        gate, value = split(pre)
-        out = torch.empty_like(pre)
-        grad_gate, grad_value = split(out)
-        torch.mul(grad, act(gate), out=grad_value)
-        grad_gate.copy_(derivative(grad * value, gate))
-        return out
+        gate_NF, value_NF = split(pre)
+        grad_pre_NF1 = torch.empty_like(pre)
+        grad_gate_NF, grad_value_NF = split(grad_pre_NF1)
+        torch.mul(grad, act(gate_NF), out=grad_value_NF)
+        grad_gate_NF.copy_(derivative(grad * value_NF, gate_NF))
+        return grad_pre_NF1
 
     return Activation(name, True, scalar, interleaved, forward, compute, backward)
 

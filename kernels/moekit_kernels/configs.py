@@ -2,8 +2,8 @@
 
 The table is ``configs.json`` beside this file: target, then kind of kernel, then class of operands (``"16-bit"``,
 ``"32-bit"``, or ``"odd"`` where rows are not a multiple of 16 bytes, so that they are read number by number), then a
-list of ``[least rows per expert, configuration]``. What is looked up is a function of device, dtype and shape alone,
-so every run takes the same; nothing is timed on first use. To use another table, for one block of code::
+list of ``[least rows per expert, configuration]``. The entry depends on device, dtype and shape alone, so every run
+takes the same; nothing is timed on first use. To use another table, for one block of code::
 
     with override({"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]]]}}}): ...
 

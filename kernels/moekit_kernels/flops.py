@@ -68,31 +68,32 @@ class _OnImport(importlib.abc.MetaPathFinder):
 
 
 def moe_ffn_flops(
-    x: Shape, gates: Shape, token: Shape, slot: Shape, offsets: Shape, row: Shape | None, up_proj: Shape,
-    down_proj: Shape, *others: Any, **ignored: Any,
+    x: Shape, gates: Shape, token_of_row: Shape, slot_of_row: Shape, offsets: Shape, row_of_slot: Shape | None,
+    up_proj: Shape, down_proj: Shape, *others: Any, **ignored: Any,
 ) -> int:  # fmt: skip
-    """``2·N·D·F1 + 2·N·D·F``: ``6·N·D·F`` where gated."""
-    return _products(token[0], up_proj) + _products(token[0], down_proj)
+    """Returns ``2·N·D·F1 + 2·N·D·F``: ``6·N·D·F`` where gated."""
+    return _products(token_of_row[0], up_proj) + _products(token_of_row[0], down_proj)
 
 
 def moe_ffn_backward_flops(
-    grad: Shape, x: Shape, gates: Shape, token: Shape, slot: Shape, offsets: Shape, row: Shape | None, up_proj: Shape,
-    down_proj: Shape, up_bias: Shape | None, down_bias: Shape | None, pre: Shape, hidden: Shape, activation: str,
-    input_grad: bool, weight_grad: bool, *others: Any, **ignored: Any,
+    grad: Shape, x: Shape, gates: Shape, token_of_row: Shape, slot_of_row: Shape, offsets: Shape,
+    row_of_slot: Shape | None, up_proj: Shape, down_proj: Shape, up_bias: Shape | None, down_bias: Shape | None,
+    pre: Shape, hidden: Shape, activation: str, input_grad: bool, weight_grad: bool, *others: Any, **ignored: Any,
 ) -> int:  # fmt: skip
-    """Gradient of the hidden rows; of tokens; of both weights; and the first product again if it was not kept."""
-    up, down = _products(token[0], up_proj), _products(token[0], down_proj)
-    again = up if pre[0] < token[0] else 0
+    """Counts the gradients of hidden rows, of tokens, of both weights, and the first product if it was not kept."""
+    num_rows = token_of_row[0]
+    up, down = _products(num_rows, up_proj), _products(num_rows, down_proj)
+    again = up if pre[0] < num_rows else 0
     return again + down + input_grad * up + weight_grad * (up + down)
 
 
 def grouped_gemm_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
-    """``2·N·D·F``."""
+    """Returns ``2·N·D·F``."""
     return _products(x[0], weight)
 
 
 def grouped_gemm_weight_grad_flops(grad: Shape, x: Shape, *others: Any, **ignored: Any) -> int:
-    """``2·N·D·F``."""
+    """Returns ``2·N·D·F``."""
     return 2 * grad[0] * grad[1] * x[1]
 
 

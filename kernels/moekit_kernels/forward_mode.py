@@ -48,7 +48,7 @@ def refuse_forward_mode(operation: str, *tensors: Tensor | None, remedy: str = '
         NotImplementedError: If one of them has a tangent, of ``torch.func.jvp``, ``jacfwd``, ``hessian`` or
             ``torch.autograd.forward_ad``.
     """
-    # No public function shows whether a level is open at the cost of a comparison; torch.compile guards on this one.
+    # No public function tells as cheaply whether a level is open; torch.compile guards on this one.
     if forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]
         return
     if torch.compiler.is_compiling():

@@ -4,7 +4,7 @@ import torch
 
 
 def float32_precision() -> str:
-    """``"tf32"`` where torch's own switch allows it for matrix products, else ``"ieee"``.
+    """Returns ``"tf32"`` where torch's own switch allows it for matrix products, else ``"ieee"``.
 
     The switch is ``torch.backends.cuda.matmul.fp32_precision`` (or ``allow_tf32``, its older name); off by default.
     """

@@ -1,7 +1,7 @@
 """Starts Triton kernels, or records their launches.
 
 Every kernel is started by :func:`launch`. Inside :func:`record` nothing runs: the launches are collected,
-so that tools can compile exactly what a GPU would be given, from meta tensors, on a machine without one.
+so that tools can compile exactly what would run on a GPU, from meta tensors, on a machine without one.
 """
 
 import contextvars
@@ -54,7 +54,7 @@ def record(target: Target) -> Generator[list[Launch]]:
 
 
 def current_target(device: torch.device) -> Target:
-    """The target that launches on ``device`` are for.
+    """Returns the target that launches on ``device`` are for.
 
     Raises:
         ValueError: If no kernel runs there.
@@ -86,7 +86,7 @@ def _start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num
         return torch.empty(size, dtype=torch.int8, device=device)
 
     triton.set_allocator(allocate)
-    # Triton's default so far, stated because it is to change.
+    # Fusion of products and sums is Triton's default today; it is stated here because that is to change.
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     if device.type == "cpu":
         kernel[grid](**arguments, **options)

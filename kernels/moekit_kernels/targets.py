@@ -16,7 +16,7 @@ class Target(NamedTuple):
         backend: ``"cuda"``, ``"hip"``, or ``"interpreter"`` for Triton's own on CPU.
         arch: As ``triton.backends.compiler.GPUTarget`` takes it: 90, ``"gfx942"``.
         warp_size: Threads of a warp.
-        shared_memory: Bytes that one program may have.
+        shared_memory: Bytes that one program may use.
         tma: Whether tiles are loaded through tensor descriptors.
         processors: Multiprocessors, which is how many programs a persistent kernel is started with.
     """
@@ -42,7 +42,7 @@ TARGETS = {target.name: target for target in (SM_80, SM_86, SM_90, SM_100, GFX94
 
 
 def target_of(device: torch.device) -> Target:
-    """The target of a device; the interpreter's for CPU tensors when ``TRITON_INTERPRET=1``.
+    """Returns the target of a device; the interpreter's for CPU tensors when ``TRITON_INTERPRET=1``.
 
     Raises:
         ValueError: If no kernel runs there.

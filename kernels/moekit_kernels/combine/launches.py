@@ -1,4 +1,7 @@
-"""Starts the kernels of combine: which tile, which of the optional tensors."""
+"""Starts the kernels of combine: which tile, which of the optional tensors.
+
+Letters: T tokens, K experts per token, N rows, D width, E experts, S parts of a product whose depth was split.
+"""
 
 from typing import NamedTuple
 
@@ -13,7 +16,7 @@ _BACKWARD_COLUMNS = 4096  # of a gradient that one program keeps in registers
 
 
 class CombineGradients(NamedTuple):
-    """Gradients; None where not requested."""
+    """Gradients of rows ``(N, D)`` and of gates, in their shape; None where not requested."""
 
     rows: Tensor | None
     gates: Tensor | None
@@ -46,7 +49,7 @@ def forward(
     current_target(rows.device)
     rows = _unit_stride(rows)
     width = rows.shape[-1]
-    out = torch.empty(num_tokens, width, dtype=rows.dtype if dtype is None else dtype, device=rows.device)
+    out_TD = torch.empty(num_tokens, width, dtype=rows.dtype if dtype is None else dtype, device=rows.device)
     by_slot = token_rows.starts is None
     top_k = token_rows.row_of_place.shape[1] if by_slot else 1
     vector = 128 * 16 // rows.element_size()
@@ -61,7 +64,7 @@ def forward(
             "rows": rows,
             **_index_operands(token_rows, gates),
             "live": offsets,
-            "out": out,
+            "out": out_TD,
             "num_tokens": num_tokens,
             "num_rows": rows.shape[-2],
             "width": width,
@@ -75,7 +78,7 @@ def forward(
             "BLOCK_D": block_d,
         },
     )
-    return out
+    return out_TD
 
 
 def backward(
@@ -93,15 +96,15 @@ def backward(
         rows: ``(N, D)``.
         gates: As in :func:`forward`, not None.
         token_rows: As in :func:`forward`.
-        rows_grad: Whether to compute ``d_rows``.
-        gates_grad: Whether to compute ``d_gates``.
+        rows_grad: Whether to compute those of rows.
+        gates_grad: Whether to compute those of gates.
 
     Returns:
         Those of rows, ``(N, D)`` in the dtype of ``rows``, and of gates, in shape and dtype of ``gates``.
     """
     rows, grad = _unit_stride(rows), grad.contiguous()
     num_tokens, width = grad.shape
-    d_rows = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device) if rows_grad else None
+    d_rows_ND = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device) if rows_grad else None
     d_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device) if gates_grad else None
     block_d = min(_power_of_2(width), _BACKWARD_COLUMNS)
     block_t = max(1, 1024 // block_d)
@@ -114,7 +117,7 @@ def backward(
             "grad": grad,
             "rows": rows if gates_grad else None,
             **_index_operands(token_rows, gates),
-            "d_rows": d_rows,
+            "d_rows": d_rows_ND,
             "d_gates": d_gates,
             "num_tokens": num_tokens,
             "width": width,
@@ -126,7 +129,7 @@ def backward(
         },
         num_warps=4 if block_d <= 2048 else 8,
     )
-    return CombineGradients(d_rows, d_gates)
+    return CombineGradients(d_rows_ND, d_gates)
 
 
 def _index_operands(token_rows: TokenRows, gates: Tensor | None) -> dict[str, Tensor | None]:
