@@ -1,7 +1,7 @@
 """What a data set gives the recipes: studies, splits of studies, and a source of splits.
 
 A *study* is one image with the text that came with it and its labels. Readers (phantom, manifest,
-MedMNIST) differ in where studies come from; everything behind them sees only these types.
+MedMNIST) differ in where studies come from; everything else uses only these types.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

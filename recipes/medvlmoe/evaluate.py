@@ -44,7 +44,7 @@ def main(run: Path, *, bootstrap: int = 1000, checkpoint: str = "best") -> dict[
 
 
 def seed_runs(run: Path) -> list[Path]:
-    """Folders of the seeds of a run; none if it is a single one."""
+    """Returns the folders of the seeds of a run; none if it is a single one."""
     return sorted(run.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
 
 

@@ -85,4 +85,4 @@ def _plain(value: Any) -> Any:
         return str(value)
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
-    raise TypeError(f"{type(value).__name__} has no place in json")
+    raise TypeError(f"{type(value).__name__} cannot be written as json")

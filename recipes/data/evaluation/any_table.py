@@ -50,7 +50,7 @@ def csv_set(
         group_column: The patient; ``None``: every image is its own.
         text_column: Report or note.
         modality: Kind of all images.
-        modality_column: Or the column that says so.
+        modality_column: Or the column that names it.
         only: Conditions such as ``"modality=ct"``: rows are kept whose cell in that column is that text. All
             conditions must hold.
         classes: Names in order, by default all that occur in the rows kept, sorted.

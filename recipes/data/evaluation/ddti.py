@@ -20,7 +20,7 @@ _IMAGE = re.compile(r"(\d+)_(\d+)\.jpg", re.IGNORECASE)
 
 
 class _Case(NamedTuple):
-    """What an XML file says.
+    """The content of an XML file.
 
     Attributes:
         tirads: The category, empty where the file gives none.
@@ -150,7 +150,7 @@ def _read_case(path: Path) -> _Case:
 
 
 def _boxes(outline: str) -> tuple[Box, ...]:
-    """Boxes around polygons: ``[{"points": [{"x": 1, "y": 2}, ...]}, ...]``."""
+    """Returns the boxes around polygons: ``[{"points": [{"x": 1, "y": 2}, ...]}, ...]``."""
     boxes = []
     for polygon in json.loads(outline):
         xs = [float(point["x"]) for point in polygon["points"]]

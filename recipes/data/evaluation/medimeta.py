@@ -176,7 +176,7 @@ def _groups(root: Path, count: int) -> tuple[list[str], list[str]]:
     groups = dict(zip((Path(file).stem for file in table["filepath"]), table[column], strict=True))
     missing = [index for index in own if is_blank(groups.get(index, ""))]
     if missing:
-        raise ValueError(f"{path}: column {column!r} says nothing of image {missing[0]} and {len(missing) - 1} others")
+        raise ValueError(f"{path}: column {column!r} has no value for image {missing[0]} and {len(missing) - 1} others")
     return [groups[index].strip() for index in own], []
 
 

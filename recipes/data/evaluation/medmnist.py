@@ -43,22 +43,22 @@ class OneModality:
 
     @property
     def ids(self) -> Sequence[str]:
-        """The split's."""
+        """Ids of the studies."""
         return self.split.ids
 
     @property
     def labels(self) -> NDArray[np.float32]:
-        """The split's."""
+        """Shape ``(N, C)``: 1, 0 or NaN."""
         return self.split.labels
 
     @property
     def groups(self) -> Sequence[str]:
-        """The split's."""
+        """Patient of each study."""
         return self.split.groups
 
     @property
     def texts(self) -> Sequence[str | None]:
-        """The split's."""
+        """Text of each study, ``None`` where there is none."""
         return self.split.texts
 
     @property

@@ -69,7 +69,7 @@ def stack_images(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 
 
 def augment(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Shifts, turns, scales and exposes an image a little otherwise. No flips: left and right mean something.
+    """Shifts, rotates and scales an image a little, and changes its exposure. No flips: sides have a meaning.
 
     Args:
         image: Square.

@@ -146,7 +146,7 @@ def _names(cell: str, separator: str | None) -> list[str]:
 def _classes(
     rows: Iterable[list[str]], task: Task, classes: Sequence[str] | None, negative_label: str | None, where: str
 ) -> tuple[str, ...]:
-    """Takes the classes given, or those that occur, and refuses what the task cannot have."""
+    """Takes the classes that the caller names, or those that occur, and refuses what the task cannot have."""
     if classes is None:
         occurring = {name for names in rows for name in names} - {negative_label}
         numeric = all(name.lstrip("-").isdecimal() for name in occurring)

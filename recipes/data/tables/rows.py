@@ -99,7 +99,7 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Image
 def divide(
     layout: Layout, studies: ImageFiles, row_splits: Sequence[str] | None
 ) -> tuple[dict[str, ImageFiles], list[str]]:
-    """Leaves bad images out where that is wanted, and cuts the rest into train, val and test.
+    """Leaves bad images out where the layout says so, and cuts the rest into train, val and test.
 
     Args:
         layout: What to do about bad images, and how to draw a split.

@@ -20,7 +20,7 @@ _CAPTION = "caption"
 
 
 class Caption(NamedTuple):
-    """What a sample says about its image.
+    """One text of a sample, and what the sample says of its image.
 
     Attributes:
         text: Never blank.
@@ -38,7 +38,7 @@ class Loaded(NamedTuple):
 
     Attributes:
         sample: Where its files lie.
-        caption: What it says.
+        caption: Its text, modality and group.
         image: The image's file.
         number: Which of the sample's captions, from 1.
     """

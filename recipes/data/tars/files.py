@@ -1,4 +1,4 @@
-"""Which tars a pattern means."""
+"""Which tars a pattern names."""
 
 import glob
 import os

@@ -24,9 +24,9 @@ class TarShards:
     but reads its own samples only.
 
     ``(seed, epoch)`` decides the order of the shards and of the shuffle. The shuffle takes each sample from a buffer
-    of ``shuffle_buffer`` undecoded ones; shards should be mixed when they are written, as no more is mixed than
-    follows each other. `recipes.data.tars.samples` has the layout of a shard and what makes a sample bad: it is
-    yielded as a `BadSample`, never raised.
+    of ``shuffle_buffer`` undecoded ones; it mixes only samples that lie near each other, so shards should be mixed when
+    they are written. `recipes.data.tars.samples` has the layout of a shard and what makes a sample bad: it is yielded
+    as a `BadSample`, never raised.
 
     Attributes:
         shards: The tars.

@@ -1,4 +1,4 @@
-"""From texts to token ids that know which word each piece belongs to."""
+"""From texts to token ids, with the word that each piece belongs to."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

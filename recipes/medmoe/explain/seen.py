@@ -1,4 +1,4 @@
-"""What a run saw in a study: its image, the map of every word, the weights of the scales and the expert."""
+"""What a run computes for a study: the map of every word, the weights of the scales and the expert."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ MOST_WORDS = 4
 
 @dataclass(frozen=True)
 class Seen:
-    """One study as the model saw it. N words, L scales, K experts.
+    """One study with what the model computed for it. N words, L scales, K experts.
 
     Attributes:
         study: The study, its boxes in pixels of ``picture``.

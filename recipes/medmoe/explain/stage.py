@@ -1,4 +1,4 @@
-"""Stage 6: what a run looked at. Draws pictures into ``explain/`` and plays the pointing game."""
+"""Stage 6: explanation of a run. Draws pictures into ``explain/`` and plays the pointing game."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple

@@ -43,7 +43,7 @@ def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routi
         session: The run.
         images: Features of the images.
         text: Features of their reports, in the same order.
-        routing: Which expert sees each image.
+        routing: Which expert runs on each image.
 
     Raises:
         ValueError: If there are not as many texts as images.

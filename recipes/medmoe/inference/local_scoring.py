@@ -39,7 +39,8 @@ def modality_labels(session: Session, split: StudySplit, modality: str | None) -
     unsupported = sorted({kind for kind in kinds if kind not in session.modalities})
     if unsupported:
         raise ValueError(
-            f"modality: the run has no expert for {', '.join(unsupported)}; it knows {', '.join(session.modalities)}."
+            f"modality: the run has no expert for {', '.join(unsupported)}; it has experts for "
+            f"{', '.join(session.modalities)}."
         )
     return torch.tensor([session.modalities.index(kind) for kind in kinds], device=session.device)
 

@@ -38,7 +38,7 @@ def main(
         fractions: Shares of the training set.
         subsets: How many subsets of each share below 1 are drawn; the whole set is one.
         seed: Of the first subset; the others follow.
-        refit: What the chosen weight decay is trained on at last: the subset with the validation set, or alone.
+        refit: What the last classifier is trained on: the subset with the validation set, or the subset alone.
         modality: Kind of the images, where the set does not say it.
         checkpoint: Which weights.
 
@@ -47,7 +47,7 @@ def main(
 
     Raises:
         ValueError: If a set or one of its splits is missing, an option is out of range, or features of the
-            regions are wanted and the expert of an image is not known.
+            regions are asked for and the expert of an image is not known.
     """
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets}.")

@@ -17,7 +17,7 @@ from recipes.shared.report.training import training_charts
 
 TEMPLATES = Path(__file__).with_name("templates")
 FEW_ROUNDS = 10
-"""A finding that was played less often in the pointing game has an unsure hit rate."""
+"""A finding that was played less often in the pointing game has an uncertain hit rate."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -139,7 +139,7 @@ def _notes(run: Run) -> list[str]:
     few = [name for name, one in game.get("per_finding", {}).items() if one["rounds"] < FEW_ROUNDS]
     if few:
         notes.append(
-            f"Pointing game played less than {FEW_ROUNDS} times: {', '.join(few)}. Their hit rates are unsure."
+            f"Pointing game played less than {FEW_ROUNDS} times: {', '.join(few)}. Their hit rates are uncertain."
         )
     notes.append("Intervals do not cover the spread between training seeds: this is one run.")
     best, epochs = run.section("training").get("best_epoch"), len(run.history)

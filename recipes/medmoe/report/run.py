@@ -40,11 +40,11 @@ class Run:
     examples: dict[str, NDArray[Any]] | None
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section of ``metrics.json``, empty where the stage was not run."""
+        """Returns a section of ``metrics.json``, empty where the stage was not run."""
         return self.metrics.get(name) or {}
 
     def expert_name(self, expert: int) -> str:
-        """The modality that an expert is meant for; empty for a spare one."""
+        """Returns the modality that an expert is meant for; empty for a spare one."""
         names = self.metrics["run"]["modalities"]
         return names[expert] if expert < len(names) else ""
 

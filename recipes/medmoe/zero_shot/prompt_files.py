@@ -32,7 +32,7 @@ class Prompts:
     absent: Mapping[str, tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types, in the form of a prompt file."""
+        """Returns the prompts as plain types, in the form of a prompt file."""
         parts = {"classes": self.classes, "absent": self.absent}
         return {key: {name: list(texts) for name, texts in part.items()} for key, part in parts.items()}
 

@@ -5,7 +5,7 @@ Letters: N images, C classes, P_c prompts of class c, D width of the embeddings.
 | scoring | score of an image for class c | made for |
 |---|---|---|
 | ``mean`` | cosine with the renormalised mean of the class's unit prompt embeddings (CLIP's ensembles) | the default |
-| ``max`` | highest cosine over the class's prompts | classes of many faces |
+| ``max`` | highest cosine over the class's prompts | classes of several appearances |
 | ``pairs`` | softmax over two cosines, with the mean of the prompts for and of those against (CheXzero) | multi-label |
 | ``gloria`` | mean of two z-scores over the images: highest cosine, highest local score (GLoRIA) | local evidence |
 

@@ -15,7 +15,7 @@ from recipes.shared.report.training import training_charts
 
 TEMPLATES = Path(__file__).with_name("templates")
 FEW_POSITIVES = 10
-"""Below this many positives (or negatives) a class' AUROC is called unsure."""
+"""Below this many positives (or negatives) a class' AUROC is called uncertain."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -106,7 +106,9 @@ def _notes(run: Run) -> list[str]:
         if 0 < min(test["per_class"][name]["positives"], test["per_class"][name]["negatives"]) < FEW_POSITIVES
     ]
     if few:
-        notes.append(f"Fewer than {FEW_POSITIVES} positives or negatives: {', '.join(few)}. Their AUROCs are unsure.")
+        notes.append(
+            f"Fewer than {FEW_POSITIVES} positives or negatives: {', '.join(few)}. Their AUROCs are uncertain."
+        )
     draws = test["bootstrap"]
     if draws.get("samples"):
         skipped = draws.get("skipped", 0)

@@ -67,7 +67,7 @@ def to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: With a Hugging Face ``SwinModel``, as :func:`is_hugging_face_swin` tells.
 
     Returns:
-        The image tower alone. Names that are not known keep their spelling, for the loader to complain of;
+        The image tower alone. Names that are not known keep their spelling, so that the loader names them;
         an attention that lacks one of query, key and value keeps what it has, likewise.
     """
     prefix = _prefix(state) or ""

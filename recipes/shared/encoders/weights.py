@@ -16,10 +16,10 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 def load_weights_file(model: nn.Module, whole: nn.Module, path: Path) -> Normalisation | None:
     """Loads a state dict into a model, or raises an error that names the weights that do not fit.
 
-    Layouts: timm's own (with or without its head; a training checkpoint's ``state_dict`` or ``model`` entry is
-    found), the architecture's original one where timm converts that, and Hugging Face's ``SwinModel``, alone or
-    inside MedCLIP's ``pytorch_model.bin`` (see :mod:`recipes.shared.encoders.medclip`). What depends on the size
-    of the input (position embeddings, relative position biases) is resized as timm does.
+    Layouts: timm's own (with or without its head; of a training checkpoint the entry ``state_dict`` or ``model``),
+    the architecture's original one where timm converts that, and Hugging Face's ``SwinModel``, alone or inside
+    MedCLIP's ``pytorch_model.bin`` (see :mod:`recipes.shared.encoders.medclip`). What depends on the size of the input
+    (position embeddings, relative position biases) is resized as timm does.
 
     Args:
         model: Takes the weights: a timm model without its head, or what ``features_only`` makes of it.

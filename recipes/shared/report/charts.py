@@ -47,7 +47,7 @@ class Line:
     dash: str = "solid"
 
     def is_empty(self) -> bool:
-        """Whether no value is known."""
+        """Tells whether no value is known."""
         return not any(map(_is_known, self.y))
 
 

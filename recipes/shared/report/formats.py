@@ -8,12 +8,12 @@ DASH = "–"
 
 
 def decimals(value: float | None) -> str:
-    """A score with three decimals, a dash for ``None``."""
+    """Returns a score with three decimals, a dash for ``None``."""
     return DASH if value is None else f"{value:.3f}"
 
 
 def interval_text(interval: Sequence[float] | None, missing: str = DASH) -> str:
-    """The two ends of an interval.
+    """Returns the two ends of an interval.
 
     Args:
         interval: Lower and upper end, or ``None``.
@@ -23,7 +23,7 @@ def interval_text(interval: Sequence[float] | None, missing: str = DASH) -> str:
 
 
 def percent(share: float) -> str:
-    """A share from 0 to 1 as a whole percentage."""
+    """Returns a share from 0 to 1 as a whole percentage."""
     return f"{100 * share:.0f}%"
 
 
@@ -33,7 +33,7 @@ def join_once(names: Iterable[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span of time in the two largest of its units."""
+    """Returns a span of time in the two largest of its units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def fact(key: str, value: Any) -> str:
-    """A value of ``metrics.json`` in words.
+    """Returns a value of ``metrics.json`` in words.
 
     Lists are joined by commas, mappings become ``name value``, large parameter counts are in millions.
 

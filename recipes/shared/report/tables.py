@@ -24,7 +24,7 @@ class Interval:
     reference: float | None = 0.5
 
     def place(self, x: float) -> str:
-        """Where a value lies on the axis, from ``0.00%`` at its left to ``100.00%`` at its right end."""
+        """Returns where a value lies on the axis, from ``0.00%`` at its left to ``100.00%`` at its right end."""
         inside = min(max(x, self.low), self.high)
         return f"{100 * (inside - self.low) / (self.high - self.low):.2f}%"
 

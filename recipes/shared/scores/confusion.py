@@ -19,7 +19,7 @@ def confusion_matrix(scores: ArrayLike, labels: ArrayLike, classes: Sequence[str
 
     Returns:
         ``classes``, ``matrix`` (``C`` rows of ``C`` counts: row the truth, column the prediction),
-        ``recall`` (name to the share of the class's studies that were found, ``None`` without any) and
+        ``recall`` (name to the share of the class's studies that are predicted right, ``None`` without any) and
         ``majority_share``, the accuracy of always naming the most frequent class (``None`` where no study
         is labelled).
 

@@ -168,7 +168,7 @@ def test_the_game_is_played_with_the_words_of_the_finding(session, split):
 
 def test_reports_without_the_finding_are_left_out_and_counted(session, split):
     boxed = sum(bool(study.boxes) for study in split.studies)
-    game, played = explain.play(session, changed(split, text="Nothing is said here."), bootstrap=10)
+    game, played = explain.play(session, changed(split, text="Nothing to report."), bootstrap=10)
     assert (game["hit_rate"], game["center_baseline"], played) == (None, None, {})
     assert (game["left_out"], game["reason"]) == (boxed, "no report holds a word of the name of its findings")
     nothing, _ = explain.play(session, changed(split, boxes=()), bootstrap=10)

@@ -1,4 +1,4 @@
-"""Tokens that know their words."""
+"""Tokens, and the words that they belong to."""
 
 import pytest
 import torch

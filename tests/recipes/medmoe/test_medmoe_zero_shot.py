@@ -155,7 +155,7 @@ def test_classes_in_another_order_give_the_same_result(session):
         assert result[0]["macro_auroc"] == pytest.approx(result[1]["macro_auroc"])
 
 
-def test_the_result_says_who_was_routed(session):
+def test_the_result_names_what_was_routed(session):
     one = picture_set()
     by = session.model.config.route_on
     routing = zero_shot.evaluate_set(session, one, PROMPTS, scoring="gloria", bootstrap=0)["routing"]
@@ -201,7 +201,7 @@ def test_images_may_name_their_own_kinds(pretrained_run):
     session = session_of(pretrained_run, route_on="label")
     routing = zero_shot.evaluate_set(session, mixed, PROMPTS, scoring="gloria", bootstrap=0)["routing"]
     assert [routing["counts"][session.modalities.index(kind)] for kind in ("ct", "mri")] == [6, 6]
-    with pytest.raises(ValueError, match="the run has no expert for echo; it knows xray, ct"):
+    with pytest.raises(ValueError, match="the run has no expert for echo; it has experts for xray, ct"):
         modality_labels(session, mixed.splits["test"], "echo")
     image = session.images([session.picture(mixed.splits["test"], row) for row in range(2)])
     labels = modality_labels(session, mixed.splits["test"], None)[:2]

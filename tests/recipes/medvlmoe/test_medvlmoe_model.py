@@ -89,7 +89,7 @@ def _silent_by_design(model, options):
     silent = set()
     names = dict(model.named_parameters())
     one_key = options.get("variant") == "no-text" or options.get("cross_attention") == "summary"
-    if one_key:  # a softmax over one key is 1: queries and keys do not matter (PAPERS: the printed form)
+    if one_key:  # a softmax over one key is 1: queries and keys do not matter (the printed form)
         silent |= {n for n in names if "fusion" in n and ("query" in n or "key" in n)}
     silent |= {n for n in names if n.endswith("key.bias")}  # a softmax does not see what all keys share
     silent |= {n for n in names if n.startswith("experts.experts")}  # experts that no study chose
@@ -108,7 +108,7 @@ def test_padding_of_the_text_does_not_matter():
     assert torch.allclose(before.logits, after.logits, atol=1e-5)
 
 
-def test_a_study_without_text_takes_the_null_text_and_disturbs_nobody():
+def test_a_study_without_text_takes_the_null_text_and_changes_no_other_study():
     model = build()
     images, ids, mask = inputs(model)
     before = model(images, ids, mask).logits

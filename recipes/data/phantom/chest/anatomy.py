@@ -137,14 +137,14 @@ class Chest:
 
 
 def lung_radius(d: Field, v: Field, centre: float, half: float, middle: float, height: float) -> Field:
-    """Radius in a lung's outline, 1 on it: half an ellipse above ``middle``, nearly straight sides below."""
+    """Computes the radius in a lung's outline, 1 on it: an ellipse above ``middle``, nearly straight sides below."""
     up = np.maximum(middle - v, 0.0) / height
     down = np.maximum(v - middle, 0.0)
     return np.sqrt(((d - centre) / half) ** 2 + up * up) + 0.25 * down
 
 
 def heart_radius(anatomy: Anatomy, u: Field, v: Field) -> Field:
-    """Radius in the heart's tilted ellipse, 1 on its outline."""
+    """Computes the radius in the heart's tilted ellipse, 1 on its outline."""
     centre_u, centre_v, long, short = anatomy.heart
     cos, sin = np.float32(np.cos(anatomy.heart_tilt)), np.float32(np.sin(anatomy.heart_tilt))
     du, dv = u - centre_u, v - centre_v
@@ -161,7 +161,7 @@ def _middle(anatomy: Anatomy, canvas: Canvas) -> Field:
 
 
 def _vessels(anatomy: Anatomy, canvas: Canvas, d: Field, side_index: int, mask: Field) -> Field:
-    """Branches that radiate from the hilum, thin and fading outwards, and the hilum itself."""
+    """Draws branches that radiate from the hilum, thin and fading outwards, and the hilum itself."""
     du, dv = d - np.float32(0.085), canvas.v - np.float32(0.47)
     radius = np.sqrt(du * du + dv * dv)
     angle = np.arctan2(dv, du)
@@ -185,7 +185,7 @@ def _draw_lung(anatomy: Anatomy, canvas: Canvas, side_index: int, middle: Field)
 
 
 def _bones(anatomy: Anatomy, canvas: Canvas, body: Field) -> Field:
-    """Ribs (back ones falling, front ones rising to the side), collar bones and spine."""
+    """Draws ribs (back ones falling, front ones rising to the side), collar bones and spine."""
     distance = np.abs(canvas.u - 0.5)
     v = canvas.v
     cage = soft_step(0.37 - distance, 0.04) * soft_step(v - 0.10, 0.06) * soft_step(0.86 - v, 0.2)

@@ -1,7 +1,7 @@
 """How each visual pattern changes a normal chest.
 
 Every function draws from its own stream and adds an attenuation change of its own, so a pattern looks the
-same whichever others are present. None of them knows a cause.
+same whichever others are present. None of them depends on a cause.
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ def draw_radiograph(
     lesions: Sequence[np.random.Generator],
     size: int,
 ) -> Radiograph:
-    """Draws a chest with the visible patterns. It is told nothing of their causes.
+    """Draws a chest with the visible patterns. Their causes are no argument.
 
     Brightness is ``offset + gain * (1 - exp(-k * attenuation))``: film darkens where little is in the way
     and saturates where much is.

@@ -70,7 +70,7 @@ def _edge(ellipse: Ellipse, canvas: Canvas, width: float) -> float:
 
 
 def _window(canvas: Canvas, u: float, v: float, reach: float) -> tuple[slice, slice]:
-    """Rows and columns that hold every pixel nearer than ``reach`` to a point."""
+    """Returns the rows and columns that hold every pixel nearer than ``reach`` to a point."""
     last = canvas.size - 1
     (u0, u_x, u_y), (v0, v_x, v_y) = (
         (float(field[0, 0]), float(field[0, last] - field[0, 0]) / last, float(field[last, 0] - field[0, 0]) / last)

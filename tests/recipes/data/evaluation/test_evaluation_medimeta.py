@@ -162,7 +162,7 @@ def test_the_patient_goes_before_the_file(organs, table):
 
 def test_annotations_may_be_missing_but_not_incomplete(organs, table):
     table(organs / "annotations.csv", ["filepath", "original_filepath"], [("images/000000.tiff", "one.nii")])
-    with pytest.raises(ValueError, match=r"annotations\.csv: column 'original_filepath' says nothing of image 000001"):
+    with pytest.raises(ValueError, match=r"annotations\.csv: column 'original_filepath' has no value for image 000001"):
         medimeta_set(organs)
     table(organs / "annotations.csv", ["filepath", "organ"], [("images/000000.tiff", "heart")])
     with pytest.raises(ValueError, match=r"annotations\.csv: lacks the column 'original_filepath'"):

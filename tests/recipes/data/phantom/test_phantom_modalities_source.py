@@ -65,14 +65,14 @@ def test_split_agrees_with_its_studies(source: PairSource) -> None:
 def test_box_lies_on_the_side_that_the_report_tells(source: PairSource) -> None:
     split = source.train
     assert isinstance(split, PhantomModalitySplit)
-    told = 0
+    checked = 0
     for index in range(len(split)):
         words = split.texts[index].replace(".", " ").replace(",", " ").split()
         for box in split[index].boxes:
             if box.finding != "liver mass" and ("right" in words or "left" in words):
                 assert ((box.x0 + box.x1) / 2 < 48) == ("right" in words)
-                told += 1
-    assert told > 10
+                checked += 1
+    assert checked > 10
 
 
 def test_same_arguments_give_the_same_bits_in_any_order(source: PairSource) -> None:

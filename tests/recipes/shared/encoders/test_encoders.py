@@ -70,7 +70,7 @@ def test_patches_keep_their_places_in_every_kind_of_architecture(name):
 
 
 @pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050", "test_mambaout", "densenet121", "test_resnet"])
-def test_a_stride_is_a_wish_that_any_architecture_may_be_given(name):
+def test_a_stride_may_be_requested_of_any_architecture(name):
     encoder = load_image_encoder(name, 96, weights="random", output_stride=16)
     assert encoder.grid == ((6, 6) if name in ("test_vit", "test_resnet") else (3, 3))
     assert ("output_stride" in encoder.spec.options) == (name == "test_resnet")
