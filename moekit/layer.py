@@ -1,6 +1,5 @@
 """The sparse layer: router, plan, experts and combine, composed."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from moekit.capacity import Capacity
-from moekit.checks import check_choice, check_mask, check_same_device
+from moekit.checks import check_choice
 from moekit.experts.activation import ActivationLike
 from moekit.experts.base import Experts, input_tensors
 from moekit.experts.dense import FFN
@@ -17,6 +16,8 @@ from moekit.experts.ffn import FFNExperts
 from moekit.layer_parts import (
     EXPERT_CHOICE_CAPACITY,
     check_routing,
+    flat_mask,
+    flat_router_input,
     hide_masked,
     masked_gates,
     plan_routing,
@@ -211,24 +212,24 @@ class SparseMoE(SettingsModule):
             ValueError: If a shape, dtype or device does not fit; the message names the argument.
         """
         inputs, lead = self._inputs(x)
-        flat_mask = None if mask is None else self._flat_mask(mask, inputs[0], lead)
+        mask_T = flat_mask(mask, inputs[0], lead)
         if routing is None:
             if plan is not None:
                 raise ValueError("plan must come with the routing that it was made from: give routing too.")
-            routing = self._route(inputs[0], router_input, lead, flat_mask)
+            routing = self._route(inputs[0], router_input, lead, mask_T)
         else:
             check_routing(routing, router_input, lead)
         if plan is None:
-            plan = self.plan(routing, flat_mask)
+            plan = self.plan(routing, mask_T)
         tokens = [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
-        gates = masked_gates(routing, flat_mask)
+        gates = masked_gates(routing, mask_T)
         y: Tensor = self.experts(tokens if self._experts_part.takes_pyramid else tokens[0], plan, gates)
         y = y.reshape(*lead, *y.shape[1:])
         if self.shared is not None:
             y = y + shared_output(self.shared, x, mask)
         if routing.token_ids is not None:
             routing = routing._replace(gates=gates)  # a replayed routing may have been made under another mask
-        return MoEOutput(y, router_stats(routing, plan, flat_mask) if stats else None)
+        return MoEOutput(y, router_stats(routing, plan, mask_T) if stats else None)
 
     def route(
         self,
@@ -248,8 +249,8 @@ class SparseMoE(SettingsModule):
             ValueError: If a shape, dtype or device does not fit.
         """
         inputs, lead = self._inputs(x)
-        flat_mask = None if mask is None else self._flat_mask(mask, inputs[0], lead)
-        return self._route(inputs[0], router_input, lead, flat_mask)
+        mask_T = flat_mask(mask, inputs[0], lead)
+        return self._route(inputs[0], router_input, lead, mask_T)
 
     def plan(self, routing: Routing, mask: Bool[Tensor, "T"] | None = None) -> DispatchPlan:
         """Orders the slots of a routing by expert.
@@ -290,43 +291,26 @@ class SparseMoE(SettingsModule):
         part = self._experts_part
         return input_tensors(x, token_ndim=part.token_ndim, takes_pyramid=part.takes_pyramid)
 
-    @staticmethod
-    def _flat_mask(mask: Tensor, x: Tensor, lead: torch.Size) -> Tensor:
-        check_mask("mask", mask, lead)
-        check_same_device("mask", mask, "x", x)
-        return mask.reshape(-1)
-
     def _route(self, x: Tensor, router_input: Tensor | None, lead: torch.Size, mask: Tensor | None) -> Routing:
         if router_input is None:
             if self._experts_part.token_ndim != 1 or self._router_part.input_ndim != 1:
                 raise ValueError(
                     "router_input must be given: experts over samples and routers by id cannot route on x itself."
                 )
-            return self._routing(hide_masked(x.reshape(-1, x.shape[-1]), mask), mask)
-        return self._route_on(router_input, x, lead, mask)
-
-    def _route_on(self, router_input: Tensor, x: Tensor, lead: torch.Size, mask: Tensor | None) -> Routing:
-        features = self._router_part.input_ndim
-        own_lead = router_input.shape[: router_input.ndim - features]
-        if router_input.ndim < features or own_lead != lead[: len(own_lead)]:
-            raise ValueError(
-                f"router_input must have the leading dimensions of x, {tuple(lead)}, or the first of them"
-                f"{' before its features' if features else ''}, got shape {tuple(router_input.shape)}."
-            )
-        check_same_device("router_input", router_input, "x", x)
-        flat = router_input.reshape(-1, *router_input.shape[len(own_lead) :])
-        if own_lead == lead:
-            return self._routing(hide_masked(flat, mask), mask)
-        routing = self._routing(flat)
+            return self._call_router(hide_masked(x.reshape(-1, x.shape[-1]), mask), mask)
+        rows, shared_by = flat_router_input(router_input, x, lead, self._router_part.input_ndim)
+        if not shared_by:
+            return self._call_router(hide_masked(rows, mask), mask)
+        routing = self._call_router(rows)
         if routing.token_ids is not None:
             raise ValueError(
                 f"router_input must have one row per token of x, {tuple(lead)}, for expert choice, "
                 f"got shape {tuple(router_input.shape)}."
             )
-        return repeat_decisions(routing, math.prod(lead[len(own_lead) :]))  # .numel() would fix it in torch.export
+        return repeat_decisions(routing, shared_by)
 
-    def _routing(self, router_input: Tensor, mask: Tensor | None = None) -> Routing:
-        routing = self.router(router_input) if mask is None else self.router(router_input, mask)
+    def _call_router(self, rows: Tensor, mask: Tensor | None = None) -> Routing:
+        routing = self.router(rows) if mask is None else self.router(rows, mask)
         if not isinstance(routing, Routing):
             raise ValueError(
                 f"router must return a Routing, got a {type(routing).__name__} from {type(self.router).__name__}."

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.capacity import Capacity
+from moekit.checks import check_mask, check_same_device
 from moekit.plan import DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routing import Routing
 from moekit_kernels.impl import Impl
@@ -22,6 +23,46 @@ def check_routing(routing: Routing, router_input: Tensor | None, lead: torch.Siz
         raise ValueError("router_input and routing exclude each other; give one of them.")
     if routing.valid.shape[0] != math.prod(lead):
         raise ValueError(f"routing must be for the {lead.numel()} tokens of x, got {routing.valid.shape[0]} rows.")
+
+
+def flat_mask(mask: Tensor | None, x: Tensor, lead: torch.Size) -> Tensor | None:
+    """Returns a mask of shape ``lead`` as ``(T,)``.
+
+    Raises:
+        ValueError: If ``mask`` is not boolean, of another shape, or not on the device of ``x``.
+    """
+    if mask is None:
+        return None
+    check_mask("mask", mask, lead)
+    check_same_device("mask", mask, "x", x)
+    return mask.reshape(-1)
+
+
+def flat_router_input(
+    router_input: Tensor, x: Tensor, lead: torch.Size, num_features: int
+) -> tuple[Tensor, torch.Size]:
+    """Splits the router's own input into one row per decision.
+
+    Args:
+        router_input: Its leading dimensions are ``lead`` or the first of them.
+        x: The layer's input, for its device.
+        lead: Leading dimensions of the tokens.
+        num_features: Trailing dimensions of ``router_input`` that make one row.
+
+    Returns:
+        Rows, and the dimensions of tokens that share a decision: none where each token has its own.
+
+    Raises:
+        ValueError: If ``router_input`` has other leading dimensions, or is not on the device of ``x``.
+    """
+    own_lead = router_input.shape[: router_input.ndim - num_features]
+    if router_input.ndim < num_features or own_lead != lead[: len(own_lead)]:
+        raise ValueError(
+            f"router_input must have the leading dimensions of x, {tuple(lead)}, or the first of them"
+            f"{' before its features' if num_features else ''}, got shape {tuple(router_input.shape)}."
+        )
+    check_same_device("router_input", router_input, "x", x)
+    return router_input.reshape(-1, *router_input.shape[len(own_lead) :]), lead[len(own_lead) :]
 
 
 def hide_masked(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -52,8 +93,9 @@ def masked_gates(routing: Routing, mask: Tensor | None) -> Tensor:
     return torch.where(real, routing.gates, 0)
 
 
-def repeat_decisions(routing: Routing, times: int) -> Routing:
-    """Repeats the decision for a sample for each of its ``times`` tokens."""
+def repeat_decisions(routing: Routing, shared_by: torch.Size) -> Routing:
+    """Repeats each decision for the tokens that share it, whose dimensions are ``shared_by``."""
+    times = math.prod(shared_by)  # .numel() would fix the number in torch.export
 
     def repeated(field: Tensor) -> Tensor:
         return field.repeat_interleave(times, dim=0)
