@@ -70,6 +70,16 @@ def check_same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> No
         )
 
 
+def check_counts(tokens_per_expert: object, num_experts: int) -> None:
+    """Raises ``ValueError`` unless the counts are a tensor ``(E,)``."""
+    if isinstance(tokens_per_expert, Tensor):
+        got = f"shape {tuple(tokens_per_expert.shape)}"
+    else:
+        got = f"a {type(tokens_per_expert).__name__}: pass stats.tokens_per_expert"
+    if not isinstance(tokens_per_expert, Tensor) or tokens_per_expert.shape != (num_experts,):
+        raise ValueError(f"tokens_per_expert must be a tensor of shape ({num_experts},), got {got}.")
+
+
 def check_fits_layer(name: str, x: Tensor, layer: nn.Module) -> None:
     """Raises ``ValueError`` unless ``x`` has the device and dtype of the weight of a layer of torch.
 

@@ -11,8 +11,13 @@ Layer = TypeVar("Layer", bound=nn.Module)
 def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
     """Fills ``weight`` from a normal of variance ``scale / fan_in``, truncated at two standard deviations.
 
-    The fan-in is given because that of stacked expert weights ``(E, out, in)`` cannot be read off their shape.
+    The fan-in is an argument because that of stacked expert weights ``(E, out, in)`` cannot be read off their shape.
+
+    Raises:
+        ValueError: If ``scale`` is negative.
     """
+    if scale < 0:
+        raise ValueError(f"init_scale must be at least 0, got {scale}.")
     std = math.sqrt(scale / max(fan_in, 1))
     if std == 0:
         nn.init.zeros_(weight)

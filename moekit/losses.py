@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from moekit.checks import check_floating, check_integer, check_same_device
+from moekit.checks import check_counts, check_floating, check_integer, check_same_device
 from moekit.routing import RouterStats, Routing, check_stats, entropy
 
 
@@ -46,8 +46,7 @@ def load_balancing_loss(stats: RouterStats, *, tokens_per_expert: Int[Tensor, "E
     """
     check_stats(stats)
     counts = stats.tokens_per_expert if tokens_per_expert is None else tokens_per_expert
-    if counts.shape != stats.prob_sum.shape:
-        raise ValueError(f"tokens_per_expert must have shape {tuple(stats.prob_sum.shape)}, got {tuple(counts.shape)}.")
+    check_counts(counts, stats.prob_sum.shape[0])
     prob_sum = _wide(stats.prob_sum)
     share = counts.to(prob_sum.dtype) / counts.sum().clamp(min=1)
     mean_prob = prob_sum / stats.num_tokens.clamp(min=1)

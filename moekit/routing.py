@@ -124,7 +124,16 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
 
     Returns:
         The statistics, on the device of ``routing``.
+
+    Raises:
+        ValueError: If the plan is for another number of tokens or experts than the routing.
     """
+    num_tokens, num_experts = routing.probs.shape
+    if plan.num_tokens != num_tokens or plan.tokens_per_expert.shape[0] != num_experts:
+        raise ValueError(
+            f"plan must be made from the routing, of {num_tokens} tokens and {num_experts} experts, got one for "
+            f"{plan.num_tokens} tokens and {plan.tokens_per_expert.shape[0]} experts."
+        )
     counted = routing.valid if mask is None else routing.valid & mask
     if routing.sums is not None and routing.sums.of(routing, mask):
         sums = routing.sums.sums
@@ -134,7 +143,7 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
     else:
         load = torch.where(counted.unsqueeze(-1), routing.load_probs, 0).sum(0)
-    num_tokens = counted.sum()
+    routed_tokens = counted.sum()
     real_tokens = routing.valid.shape[0] if mask is None else mask.sum()
     return RouterStats(
         tokens_per_expert=plan.tokens_per_expert,
@@ -144,8 +153,8 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         load=load,
         logsumexp_sq_sum=sums.logsumexp_sq_sum,
         entropy_sum=sums.entropy_sum,
-        num_tokens=num_tokens,
-        nonfinite_tokens=real_tokens - num_tokens,
+        num_tokens=routed_tokens,
+        nonfinite_tokens=real_tokens - routed_tokens,
     )
 
 

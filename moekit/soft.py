@@ -12,7 +12,7 @@ from moekit.checks import check_floating, check_mask, check_positive, check_same
 from moekit.experts.base import Experts
 from moekit.init import scaled_normal_
 from moekit.layer import MoEOutput
-from moekit.parts import check_module, experts_part
+from moekit.parts import ExpertsPart, experts_part
 from moekit.plan import DispatchPlan
 from moekit.routing import RouterStats, entropy
 from moekit.settings import SettingsModule
@@ -50,6 +50,8 @@ class SoftMoE(SettingsModule):
         torch.Size([3, 10, 16])
     """
 
+    _experts_part: ExpertsPart
+
     def __init__(
         self,
         dim: int,
@@ -63,22 +65,31 @@ class SoftMoE(SettingsModule):
         super().__init__()
         check_positive("dim", dim)
         check_positive("slots_per_expert", slots_per_expert)
-        part = experts_part(experts)
-        if part.token_ndim != 1:
-            raise ValueError(f"experts must take feature vectors (token_ndim 1), got token_ndim {part.token_ndim}.")
         self.dim = dim
         self.slots_per_expert = slots_per_expert
         self.normalize = normalize
         self.experts = experts
-        self.phi = nn.Parameter(torch.empty(dim, part.num_experts, slots_per_expert, device=device, dtype=dtype))
+        num_experts = self._experts_part.num_experts
+        self.phi = nn.Parameter(torch.empty(dim, num_experts, slots_per_expert, device=device, dtype=dtype))
         # Not a scalar, which FSDP cannot shard.
         self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype)) if normalize else None
         self.reset_parameters()
         self._make_read_only("dim", "slots_per_expert", "normalize")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; of the experts only what is a module."""
-        super().__setattr__(name, check_module(name, value) if name == "experts" else value)
+        """Sets an attribute; of experts, reads what the layer needs to know."""
+        if name == "experts":
+            known = self.__dict__.get("_experts_part")
+            part = experts_part(value, self._modules.get(name), known)
+            if part.token_ndim != 1 or part.takes_pyramid:
+                raise ValueError(f"experts must take feature vectors (token_ndim 1), got token_ndim {part.token_ndim}.")
+            if known is not None and part.num_experts != known.num_experts:
+                raise ValueError(
+                    f"experts must be {known.num_experts}, as the slots were built for, got {part.num_experts}: "
+                    "build another SoftMoE with them."
+                )
+            self._experts_part = part
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Draws the slots' parameters anew (variance ``1 / D``) and sets the scale to 1."""

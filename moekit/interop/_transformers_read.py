@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moekit.parts import check_module
+
 Activation = Literal["swiglu", "geglu"]
 CONVERTED = (
     "MixtralSparseMoeBlock",
@@ -75,6 +77,7 @@ def read_block(block: nn.Module) -> BlockContents:
     Raises:
         ValueError: If it is none of :data:`CONVERTED`, or has anything else; the message names it all.
     """
+    check_module("block", block)
     has_shared = "shared_expert" in dict(block.named_children())
     names = _WEIGHTS + (_SHARED if has_shared else ())
     weights = dict(block.named_parameters(remove_duplicate=False))

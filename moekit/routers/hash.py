@@ -58,7 +58,7 @@ class HashRouter(Router):
         self.num_experts = num_experts
         self.top_k = top_k
         self.seed = seed
-        self.frequencies = None if frequencies is None else frequencies.detach().cpu()
+        self.frequencies = None if frequencies is None else _checked(frequencies.detach().cpu())
         self.register_buffer("table", torch.empty(vocab_size, top_k, dtype=torch.int64, device=device))
         self.reset_parameters()
         self._make_read_only("num_experts", "top_k", "seed", "frequencies", "input_ndim")
@@ -106,6 +106,16 @@ class HashRouter(Router):
     def extra_repr(self) -> str:
         """Shows the settings."""
         return f"num_experts={self.num_experts}, vocab_size={self.table.shape[0]}, top_k={self.top_k}"
+
+
+def _checked(frequencies: Tensor) -> Tensor:
+    """Returns the frequencies, on the host; NaN would compare with no load."""
+    if not bool((frequencies >= 0).all()) or not bool(frequencies.isfinite().all()):
+        raise ValueError(
+            f"frequencies must be finite and at least 0, got values from {frequencies.min().item()} to "
+            f"{frequencies.max().item()}."
+        )
+    return frequencies
 
 
 def _balanced(frequencies: Tensor, num_experts: int) -> Tensor:

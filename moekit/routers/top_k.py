@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moekit.checks import check_choice, check_top_k
+from moekit.checks import check_choice, check_counts, check_top_k
 from moekit.init import reset_parameters
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
@@ -199,14 +199,11 @@ class TopKRouter(Router):
             rate: Step, in units of the score.
 
         Raises:
-            ValueError: If the router has no selection bias, or the shape is not ``(E,)``.
+            ValueError: If the router has no selection bias, or the counts are not a tensor ``(E,)``.
         """
         if self.selection_bias is None:
             raise ValueError("update_bias_ needs a router built with selection_bias=True.")
-        if tokens_per_expert.shape != (self.num_experts,):
-            raise ValueError(
-                f"tokens_per_expert must have shape ({self.num_experts},), got {tuple(tokens_per_expert.shape)}."
-            )
+        check_counts(tokens_per_expert, self.num_experts)
         self.selection_bias = self.selection_bias.float()
         counts = tokens_per_expert.to(self.selection_bias)
         self.selection_bias.add_((counts.mean() - counts).sign(), alpha=rate)

@@ -179,6 +179,8 @@ def test_a_block_of_a_model_that_recorded_its_router_is_converted():
 
 
 def test_what_is_no_block_is_refused():
+    with pytest.raises(ValueError, match=r"block must be an nn\.Module, got a str"):
+        from_transformers("mixtral")
     with pytest.raises(ValueError, match=r"got a Linear without gate.weight, experts.gate_up_proj, experts.down_proj"):
         from_transformers(nn.Linear(2, 2))
     block = _block("mixtral")

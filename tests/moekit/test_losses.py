@@ -264,8 +264,10 @@ def test_a_step_down_the_z_loss_makes_logits_smaller() -> None:
 
 def test_counts_of_another_number_of_experts_are_refused() -> None:
     stats = SparseMoE.ffn(4, 4, 3, 1)(torch.randn(5, 4)).stats
-    with pytest.raises(ValueError, match=r"tokens_per_expert must have shape \(3,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"tokens_per_expert must be a tensor of shape \(3,\), got shape \(4,\)"):
         load_balancing_loss(stats, tokens_per_expert=torch.ones(4))
+    with pytest.raises(ValueError, match=r"tokens_per_expert must be a tensor of shape \(3,\), got a list: pass stats"):
+        load_balancing_loss(stats, tokens_per_expert=[1, 2, 3])
 
 
 def test_losses_of_no_logits_are_zero() -> None:

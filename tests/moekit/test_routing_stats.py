@@ -181,6 +181,18 @@ def test_entropy_is_in_nats_and_has_a_finite_gradient_at_zero() -> None:
     torch.testing.assert_close(probs.grad[0, :2], torch.full((2,), math.log(2) - 1, dtype=torch.float64))
 
 
+def test_a_plan_of_another_routing_is_refused() -> None:
+    routing = make_router()(make_input(3))
+    for ids, num_experts, got in (
+        (routing.expert_ids[:2], EXPERTS, "2 tokens and 5"),
+        (routing.expert_ids, 7, "3 .* 7"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"plan must be made from the routing, of 3 tokens and 5 .*, got .* {got} ex"
+        ):
+            router_stats(routing, plan_dispatch(ids, num_experts))
+
+
 def test_statistics_of_different_layers_do_not_add_up() -> None:
     first, second = (SparseMoE.ffn(4, 4, e, 1)(torch.randn(3, 4)).stats for e in (4, 1))
     with pytest.raises(ValueError, match="only for one number of experts, got 4 and 1"):

@@ -247,6 +247,20 @@ def test_statistics_can_be_left_out():
     assert torch.equal(moe(x, stats=False).output, moe(x).output)
 
 
+def test_experts_set_later_must_fit_the_slots():
+    moe, x = SoftMoE(4, FFNExperts(4, 6, 3)), torch.randn(2, 5, 4)
+    with pytest.raises(
+        ValueError, match="experts must be 3, as the slots were built for, got 4: build another SoftMoE"
+    ):
+        moe.experts = FFNExperts(4, 6, 4)
+    with pytest.raises(ValueError, match=r"experts must take feature vectors \(token_ndim 1\), got token_ndim 3"):
+        moe.experts = ModuleExperts([nn.Conv2d(4, 4, 1)] * 3, token_ndim=3)
+    with pytest.raises(ValueError, match="experts must be Experts, got a router, TopKRouter: experts come second"):
+        moe.experts = TopKRouter(4, 3, 2)
+    moe.experts = FFNExperts(4, 2, 3)
+    assert moe(x).output.shape == x.shape
+
+
 def test_what_is_no_bank_of_experts_is_refused():
     with pytest.raises(ValueError, match="experts must be Experts, got a router, TopKRouter: experts come second"):
         SoftMoE(4, TopKRouter(4, 3, 2))

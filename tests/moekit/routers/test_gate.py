@@ -90,6 +90,11 @@ def test_a_scale_of_zero_starts_from_zero() -> None:
     assert weight.eq(0).all()
 
 
+def test_a_negative_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"init_scale must be at least 0, got -0.1"):
+        Gate(8, 4, init_scale=-0.1)
+
+
 def test_reset_draws_weights_anew_and_zeroes_biases() -> None:
     gate = make_gate(bias=True, hidden_dim=3)
     before = [layer.weight.clone() for layer in gate.layers]

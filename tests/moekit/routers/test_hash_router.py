@@ -112,6 +112,11 @@ def test_bad_arguments_are_refused() -> None:
         HashRouter(4, 0)
     with pytest.raises(ValueError, match=r"frequencies must have shape \(10,\), got \(9,\)"):
         HashRouter(4, 10, frequencies=torch.ones(9))
+    with pytest.raises(ValueError, match=r"frequencies must be finite and at least 0, got values from -1.0 to 2.0"):
+        HashRouter(4, 2, frequencies=torch.tensor([2.0, -1.0]))
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=r"frequencies must be finite and at least 0, got values from .* to"):
+            HashRouter(4, 2, frequencies=torch.tensor([1.0, value]))
 
 
 @pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.zeros(3, 1, dtype=torch.int64)])

@@ -156,8 +156,11 @@ def test_updating_the_bias_balances_an_imbalanced_router() -> None:
 def test_update_bias_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="update_bias_ needs a router built with selection_bias=True"):
         make_router().update_bias_(torch.ones(EXPERTS))
-    with pytest.raises(ValueError, match=r"tokens_per_expert must have shape \(8,\), got \(7,\)"):
+    with pytest.raises(ValueError, match=r"tokens_per_expert must be a tensor of shape \(8,\), got shape \(7,\)"):
         make_router(selection_bias=True).update_bias_(torch.ones(7))
+    router = make_router(selection_bias=True)
+    with pytest.raises(ValueError, match=r"of shape \(8,\), got a RouterStats: pass stats.tokens_per_expert"):
+        router.update_bias_(stats_of(router, make_input()))
     for router in (HardRouter(DIM, EXPERTS), ExpertChoiceRouter(DIM, EXPERTS), HashRouter(EXPERTS, 10)):
         with pytest.raises(
             ValueError,
