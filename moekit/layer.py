@@ -198,8 +198,9 @@ class SparseMoE(SettingsModule):
             router_input: Input of the router instead of ``x``. Its leading dimensions are those of ``x``
                 (one decision per token) or the first few of them (one decision for all tokens below: a
                 context ``(B, Dc)`` routes each sample of ``x (B, S, D)`` as a whole).
-            mask: True for real tokens, of the leading shape of ``x``. Others are routed nowhere, hidden from the
-                shared module and counted nowhere; their output is zero.
+            mask: True for real tokens, of the leading shape of ``x``. Others are routed nowhere and counted nowhere;
+                their output is zero. The shared module gets zeros in their place, so its gradient must be finite there
+                (a norm needs an epsilon).
             routing: A routing made before, by :meth:`route`, to be used again instead of the router.
             plan: The plan of ``routing`` and ``mask``, made before by :meth:`plan`, to be used again.
             stats: Whether to compute statistics. Without them, as in inference, a small call is faster, and
