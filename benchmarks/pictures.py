@@ -1,4 +1,7 @@
-"""Two pictures of a run: speed relative to the ceiling, and the roofline. Same records, same bytes."""
+"""Two pictures of a run, for light and dark pages: speed relative to the ceiling, and the roofline.
+
+The same records give the same bytes.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +12,14 @@ from benchmarks.records import Record
 from benchmarks.shapes import DIRECTIONS, DTYPES
 
 _OURS, _OTHERS = "#1f6f8b", "#b5b5b5"
+_DARK = f"""@media (prefers-color-scheme: dark) {{
+text {{fill: #e8edf3}}
+[style*="fill: #ffffff"] {{fill: #161d26 !important}}
+[style*="stroke: #000000"] {{stroke: #a9b6c4 !important}}
+[style*="fill: {_OURS}"] {{fill: #4fb0cf !important}}
+[style*="stroke: {_OURS}"] {{stroke: #4fb0cf !important}}
+}}"""
+"""Colours of a dark page; matplotlib writes those of a light one into each element."""
 
 
 def _pyplot() -> Any:
@@ -24,7 +35,8 @@ def _pyplot() -> Any:
 def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     _pyplot().close(figure)
-    lines = path.read_text().splitlines()  # matplotlib ends lines of paths with a blank
+    text = path.read_text().replace("</style>", f"\n{_DARK}</style>", 1)
+    lines = text.splitlines()  # matplotlib ends lines of paths with a blank
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
     return path
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 
@@ -141,7 +142,14 @@ def test_the_report_is_made_of_the_records_and_repeats_itself(folder):
     assert "| some goal | missed | x0.50 |" in text
     assert "| some check | failed | relative error 1 |" in text
     assert "![here.svg](results/here.svg)" in text
-    assert (folder / "results" / "here.roofline.svg").read_text().startswith("<?xml")
+    pictures = [(folder / "results" / name).read_text() for name in ("here.svg", "here.roofline.svg")]
+    assert all(picture.startswith("<?xml") for picture in pictures)
+    shapes = "".join(picture.partition("</style>")[2] for picture in pictures)
+    for picture in pictures:
+        dark = picture.partition("</style>")[0].partition("prefers-color-scheme: dark")[2]
+        replaced = re.findall(r'\[style\*="(.*?)"\]', dark)
+        assert len(replaced) == 4
+        assert all(colour in shapes for colour in replaced)
     report.write_tables(folder)
     assert files == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
