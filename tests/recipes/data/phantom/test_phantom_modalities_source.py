@@ -1,6 +1,5 @@
-"""The pairs: same index same bits, states equally likely, patients apart; and the labelled sets made of them."""
+"""The pairs: states equally likely, patients apart; and the labelled sets made of them."""
 
-import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -15,18 +14,10 @@ from recipes.data.phantom import (
     phantom_source,
 )
 from recipes.data.phantom.modalities import FINDING_NAMES, MODALITIES, PhantomModalityPart, findings_of
-from recipes.data.studies import Study, StudySplit
+from recipes.data.studies import StudySplit
+from tests.recipes.data.phantom.same_study import same
 
 SPLITS = ("train", "val", "test")
-
-
-def same(one: Study, other: Study) -> bool:
-    return (
-        (one.id, one.group, one.text, one.boxes, one.modality)
-        == (other.id, other.group, other.text, other.boxes, other.modality)
-        and np.array_equal(one.image, other.image)
-        and np.array_equal(one.labels, other.labels)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,30 +66,6 @@ def test_box_lies_on_the_side_that_the_report_tells(source: PairSource) -> None:
     assert checked > 10
 
 
-def test_same_arguments_give_the_same_bits_in_any_order(source: PairSource) -> None:
-    again = phantom_modalities_source(seed=3, train=60, val=24, test=30)
-    forward = [source.train[index] for index in range(60)]
-    backward = [again.train[index] for index in reversed(range(60))][::-1]
-    assert all(same(one, other) for one, other in zip(forward, backward, strict=True))
-
-
-def test_a_smaller_split_is_the_start_of_a_larger_one(source: PairSource) -> None:
-    smaller = phantom_modalities_source(seed=3, train=17, val=1, test=1)
-    assert all(same(smaller.train[index], source.train[index]) for index in range(17))
-
-
-def test_pickled_split_draws_the_same(source: PairSource) -> None:
-    copy = pickle.loads(pickle.dumps(source.test))
-    assert all(same(copy[index], source.test[index]) for index in range(len(copy)))
-
-
-def test_writing_to_a_study_leaves_the_split_alone(source: PairSource) -> None:
-    before, changed = source.val[0], source.val[0]
-    changed.labels[:] = 7.0
-    changed.image[:] = 7
-    assert same(source.val[0], before)
-
-
 def test_seeds_and_splits_differ(source: PairSource) -> None:
     other = phantom_modalities_source(seed=4, train=60, val=24, test=30)
     assert other.train.texts != source.train.texts
@@ -133,25 +100,12 @@ def test_no_patient_is_in_two_splits(source: PairSource) -> None:
     assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
 
 
-def test_index_counts_from_the_end_and_is_checked(source: PairSource) -> None:
+def test_the_index_of_an_evaluation_split_counts_from_the_end_and_is_checked(source: PairSource) -> None:
     part = phantom_evaluation_sets(source)[0].splits["val"]
-    assert same(source.val[-1], source.val[23])
-    assert same(source.val[np.int64(2)], source.val[2])
     assert same(part[-1], part[len(part) - 1])
-    for split in (source.val, part):
-        for index in (len(split), -len(split) - 1):
-            with pytest.raises(IndexError, match=f"index {index} is out of range for {len(split)} studies"):
-                split[index]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "smallest"),
-    [("seed", -1, 0), ("train", 0, 1), ("val", 2.0, 1), ("test", True, 1), ("size", 63, 64)],
-)
-def test_bad_argument_is_refused(name: str, value: object, smallest: int) -> None:
-    message = f"{name}: expected a whole number of at least {smallest}, got {value!r}"
-    with pytest.raises(ValueError, match=message):
-        phantom_modalities_source(**{name: value})  # type: ignore[arg-type]
+    for index in (len(part), -len(part) - 1):
+        with pytest.raises(IndexError, match=f"index {index} is out of range for {len(part)} studies"):
+            part[index]
 
 
 def test_unknown_split_is_refused() -> None:
