@@ -10,19 +10,10 @@ from recipes.medmoe.report import write_report
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.retrieval import retrieval_scores
+from tests.recipes.json_files import write_json
 
 HOSTILE = "<script>alert(1)</script> & <img src=http://example.org/x.png>"
 CLASSES = ["normal", "lung <nodule>", "effusion"]
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, allow_nan=False))
-
-
-def change_json(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    write_json(path, value)
 
 
 def zero_shot_result(rng, name, task):

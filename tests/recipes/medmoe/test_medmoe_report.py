@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from tests.recipes.medmoe.report_runs import change_json, read, table_row, write_run
+from tests.recipes.json_files import change_json
+from tests.recipes.medmoe.report_runs import read, table_row, write_run
 
 
 @pytest.fixture

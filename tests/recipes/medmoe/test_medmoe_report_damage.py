@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from recipes.medmoe.report import write_report
-from tests.recipes.medmoe.report_runs import change_json, examples, write_run
+from tests.recipes.json_files import change_json
+from tests.recipes.medmoe.report_runs import examples, write_run
 
 
 @pytest.fixture

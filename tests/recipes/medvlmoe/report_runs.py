@@ -9,6 +9,7 @@ import pandas as pd
 from recipes.medvlmoe.report import write_report
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
+from tests.recipes.json_files import write_json
 
 CLASSES = ["Effusion", "Mass <b>", "Hernia"]
 HOSTILE = "<script>alert(1)</script> & <img src=http://example.org/x.png>"
@@ -35,16 +36,6 @@ class Elements(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, allow_nan=False))
-
-
-def change_json(path, change):
-    value = json.loads(path.read_text())
-    change(value)
-    write_json(path, value)
 
 
 def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):

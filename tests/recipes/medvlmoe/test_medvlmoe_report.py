@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from recipes.shared.scores.metrics import evaluate_predictions
-from tests.recipes.medvlmoe.report_runs import Elements, change_examples, change_json, read, write_run
+from tests.recipes.json_files import change_json
+from tests.recipes.medvlmoe.report_runs import Elements, change_examples, read, write_run
 
 
 @pytest.fixture

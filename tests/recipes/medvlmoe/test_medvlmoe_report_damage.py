@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from recipes.medvlmoe.report import write_report
-from tests.recipes.medvlmoe.report_runs import change_examples, change_json, write_run
+from tests.recipes.json_files import change_json
+from tests.recipes.medvlmoe.report_runs import change_examples, write_run
 
 
 @pytest.fixture
