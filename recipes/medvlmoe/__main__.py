@@ -83,6 +83,7 @@ def _predict(arguments: list[str]) -> None:
         """
         from recipes.medvlmoe import predict as stage
 
+        out.parent.mkdir(parents=True, exist_ok=True)
         table = stage.main(
             run,
             images=image,

@@ -28,6 +28,7 @@ from recipes.shared.training import (
     run_epochs,
     set_learning_rates,
     starting_state,
+    sum_over_ranks,
     take_step,
 )
 from recipes.shared.weight_decay import parameter_groups
@@ -145,7 +146,9 @@ def _train_epoch(
             loss = loss + shares[1] * balance.weighted(balance_value, z_value)
             parts = torch.stack([balance_value, z_value, router_entropy(stats)]).detach()
         known, studies = _counts(model, batch)
-        sums.add_(torch.tensor([float(task.detach()) * known, *(parts.double() * studies).tolist(), known, studies]))
+        sums.add_(
+            torch.tensor([float(task.detach()) * known, *(part * studies for part in parts.tolist()), known, studies])
+        )
         return loss
 
     for factor, micro_batches in optimiser_steps(fabric, loader, len(loader), settings, epoch):
@@ -160,7 +163,7 @@ def _train_epoch(
             clip_norm=settings.clip_norm,
         )
         _update_bias(model, balance.step_done(), settings)
-    task, *parts, known, studies = fabric.all_reduce(sums, reduce_op="sum").tolist()
+    task, *parts, known, studies = sum_over_ranks(fabric, sums)
     means = [task / max(1.0, known), *(part / max(1.0, studies) for part in parts)]
     return _record(epoch, means, balance, model, optimizer, time.monotonic() - started)
 

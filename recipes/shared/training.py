@@ -201,6 +201,21 @@ def take_step(
     optimizer.zero_grad(set_to_none=True)
 
 
+def sum_over_ranks(fabric: Fabric, sums: Tensor) -> list[float]:
+    """Adds sums up over the ranks of a run.
+
+    Args:
+        fabric: Of the run.
+        sums: ``(N,)`` float64 on the CPU. With one rank they stay there: not every accelerator has float64.
+
+    Returns:
+        ``N`` numbers.
+    """
+    if fabric.world_size > 1:
+        sums = fabric.all_reduce(sums.clone(), reduce_op="sum")
+    return sums.tolist()
+
+
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Sets the learning rate of each group to ``factor`` times its ``peak_lr``."""
     for group in optimizer.param_groups:

@@ -9,6 +9,7 @@ from recipes.medmoe.config import TrainConfig
 from recipes.medmoe.data.batches import UNKNOWN, Batch
 from recipes.medmoe.model import LocalFeatures
 from recipes.medmoe.pretrain.objective import Losses, weighted_sum
+from recipes.shared.training import sum_over_ranks
 
 SUMS = (
     *("global_loss", "local_loss", "router_loss", "balance_loss"),
@@ -54,10 +55,7 @@ class Tally:
 
         The accuracy of the routing is ``None`` where no modality is known.
         """
-        total = self.sums
-        if fabric.world_size > 1:
-            total = fabric.all_reduce(total.to(fabric.device), reduce_op="sum").cpu()
-        sums = dict(zip(SUMS, total.tolist(), strict=True))
+        sums = dict(zip(SUMS, sum_over_ranks(fabric, self.sums), strict=True))
         pairs, known = max(1.0, sums["pairs"]), max(1.0, sums["known"])
         means = {name: sums[name] / pairs for name in ("global_loss", "local_loss", "balance_loss")}
         means["router_loss"] = sums["router_loss"] / known

@@ -63,7 +63,7 @@ def load_prompts(name: str | Path) -> Prompts:
             f"{', '.join(prompt_files())}."
         )
     try:
-        content = json.loads(path.read_text(), object_pairs_hook=_no_doubles)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_doubles)
     except ValueError as error:
         raise ValueError(f"prompts: {str(name)!r} is no valid json: {error}.") from error
     return parse_prompts(content, str(name))

@@ -95,6 +95,15 @@ def test_draws_belong_to_seed_and_class_alone(seed, count, order):
     assert len(drawn.absent["a"]) == min(count, 2)
 
 
+def test_a_file_is_read_as_utf_8(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_bytes('{"classes": {"a": ["œdème"]}}'.encode())
+    assert load_prompts(path).classes == {"a": ("œdème",)}
+    path.write_bytes('{"classes": {"a": ["œdème"]}}'.encode("utf-16"))
+    with pytest.raises(ValueError, match="is no valid json"):
+        load_prompts(path)
+
+
 def test_another_seed_draws_others():
     prompts = load_prompts("chexpert5x200")
     drawn = {tuple(choose_prompts(prompts, count=5, seed=seed).classes["Edema"]) for seed in range(5)}

@@ -150,8 +150,8 @@ def test_the_command_line_runs_every_stage(tmp_path, capsys):
     assert "<svg" in (run / "report.html").read_text()
     assert Config.from_json(json.loads((run / "config.json").read_text())).data.phantom.train_studies == 32
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a.png")
-    cli.main(["predict", str(run), "--image", str(tmp_path / "a.png"), "--out", str(tmp_path / "own.csv")])
-    assert len(pd.read_csv(tmp_path / "own.csv")) == 1
+    cli.main(["predict", str(run), "--image", str(tmp_path / "a.png"), "--out", str(tmp_path / "new" / "own.csv")])
+    assert len(pd.read_csv(tmp_path / "new" / "own.csv")) == 1
 
 
 def test_errors_end_the_command_line_with_one_line(tmp_path):

@@ -7,7 +7,7 @@ from torch import nn
 
 from recipes.shared.checkpoints import load_weights, restore_checkpoint, save_checkpoints
 from recipes.shared.settings import TrainSettings
-from recipes.shared.training import NEW_RUN, optimiser_steps, set_learning_rates, take_step
+from recipes.shared.training import NEW_RUN, optimiser_steps, set_learning_rates, sum_over_ranks, take_step
 from recipes.shared.weight_decay import parameter_groups
 
 
@@ -68,6 +68,13 @@ def test_a_step_without_any_known_label_moves_nothing(fabric):
         clip_norm=1.0,
     )
     assert torch.equal(model.weight, before)
+
+
+def test_sums_of_one_rank_stay_on_the_cpu_in_double_precision(fabric, monkeypatch):
+    """An accelerator without float64, as Apple's GPUs are, must not see them."""
+    monkeypatch.setattr(Fabric, "all_reduce", None)
+    sums = torch.tensor([1.0, 2.0**-40], dtype=torch.float64)
+    assert sum_over_ranks(fabric, sums) == [1.0, 2.0**-40]
 
 
 def test_steps_hold_all_micro_batches_and_the_last_one_what_is_left(fabric):
