@@ -188,6 +188,9 @@ def verdict(records: list[Record]) -> Record:
     ours, naive = peak.get(OURS), peak.get(NAIVE)
     if ours is None or naive is None:
         return Record("criterion", name, status="unmeasured", preset=preset, reason="a form failed")
+    if naive == 0:
+        reason = "too small to raise the peak of the process: choose larger sizes"
+        return Record("criterion", name, status="unmeasured", preset=preset, reason=reason)
     reason = f"x{ours / naive:.3f}: {ours / 2**20:.0f} MiB against {naive / 2**20:.0f} MiB, {preset}"
     return Record("criterion", name, status="met" if ours <= MOST * naive else "missed", preset=preset, reason=reason)
 

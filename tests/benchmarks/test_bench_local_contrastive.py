@@ -37,6 +37,14 @@ def test_the_verdict_is_a_quarter(ours, status):
     assert verdict.status == status
 
 
+def test_sizes_that_raise_no_peak_have_no_verdict():
+    """The smallest sizes fit into memory that the process holds already."""
+    case = Record("case", bench.NAIVE, preset="some", peak_step_bytes=0)
+    verdict = bench.verdict([case, dataclasses.replace(case, name=bench.OURS)])
+    assert verdict.status == "unmeasured"
+    assert "choose larger sizes" in verdict.reason
+
+
 def test_the_command_writes_records_that_the_report_can_read(tmp_path, monkeypatch):
     """One form in a process of its own; one that cannot run gives the reason."""
     forms = {bench.OURS: bench.FORMS[bench.OURS], "absent": ("not there", bench.plain_scores)}
