@@ -42,7 +42,7 @@ def layer_in(slot: nn.Module, kind: type[Layer]) -> Layer | None:
     """Returns the layer that was built in a slot: what stands there, or what a wrapper there holds.
 
     The first of its class: a wrapper holds what it replaces before what it adds, such as the adapters of LoRA, which
-    are layers too and keep their own initial weights.
+    are layers too and are left as they are.
 
     Args:
         slot: What stands in the slot.
@@ -58,3 +58,17 @@ def reset_layer(slot: nn.Module, kind: type[nn.Module]) -> None:
     """Draws the layer that was built in a slot anew by its own rule, or what took its place; see :func:`layer_in`."""
     layer = layer_in(slot, kind)
     reset_parameters(slot if layer is None else layer)
+
+
+def reset_xavier(slot: nn.Module, kind: type[nn.Linear] | type[nn.Conv2d]) -> None:
+    """Draws the layer that was built in a slot anew: Xavier-uniform weight, zero bias; see :func:`layer_in`.
+
+    What took its place is drawn by its own rule.
+    """
+    layer = layer_in(slot, kind)
+    if layer is None:
+        reset_parameters(slot)
+        return
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from moekit.checks import check_fits_layer, check_mask, check_positive, check_same_device, check_same_dtype
 from moekit.fusion.attention import AttentionFunction, sdpa_attention, weighted_attention
 from moekit.fusion.checks import check_tokens
-from moekit.fusion.projections import ProjectedTokens, TokenProjections, reset_projection
-from moekit.init import reset_parameters
+from moekit.fusion.projections import ProjectedTokens, TokenProjections
+from moekit.init import reset_parameters, reset_xavier
 from moekit.settings import SettingsModule
 
 
@@ -140,7 +140,7 @@ class BidirectionalCrossAttention(SettingsModule):
                 reset_parameters(projections)
         for output in (self.left_output, self.right_output):
             if output is not None:
-                reset_projection(output)
+                reset_xavier(output, nn.Linear)
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moekit.checks import check_choice, check_positive
 from moekit.fusion.checks import check_maps
-from moekit.init import layer_in, reset_parameters
+from moekit.init import layer_in, reset_parameters, reset_xavier
 from moekit.settings import SettingsModule
 
 LogitsAt = Literal["own", "aligned"]
@@ -136,13 +136,13 @@ class CrossScaleAttention(SettingsModule):
     def reset_parameters(self) -> None:
         """Draws the projections and heads anew; the last layer of every head becomes zero."""
         for projection, head in zip(self.projections, self.heads, strict=True):
-            _reset_convolution(projection)
+            reset_xavier(projection, nn.Conv2d)
             layers = layer_in(head, nn.Sequential)
             if layers is None:
                 reset_parameters(head)
                 continue
             for layer in layers:
-                _reset_convolution(layer)
+                reset_xavier(layer, nn.Conv2d)
             last = layer_in(layers[-1], nn.Conv2d)
             if last is not None:
                 nn.init.zeros_(last.weight)
@@ -184,17 +184,6 @@ class CrossScaleAttention(SettingsModule):
             f"channels={self.channels}, dim={self.dim}, align_to={self.align_to}, "
             f"logits_at={self.logits_at!r}, hidden_dim={self.hidden_dim}"
         )
-
-
-def _reset_convolution(slot: nn.Module) -> None:
-    """Draws the convolution of a slot anew: Xavier-uniform weight, zero bias; what took its place by its own rule."""
-    convolution = layer_in(slot, nn.Conv2d)
-    if convolution is None:
-        reset_parameters(slot)
-        return
-    nn.init.xavier_uniform_(convolution.weight)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
 
 
 def fuse_scales(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moekit.init import layer_in, reset_parameters
+from moekit.init import reset_xavier
 
 
 class ProjectedTokens(NamedTuple):
@@ -55,7 +55,7 @@ class TokenProjections(nn.Module):
     def reset_parameters(self) -> None:
         """Draws the projections anew: Xavier-uniform weights, zero biases."""
         for projection in (self.query, self.key, self.value):
-            reset_projection(projection)
+            reset_xavier(projection, nn.Linear)
 
     def forward(self, tokens: Float[Tensor, "B S W"]) -> ProjectedTokens:
         """Projects the tokens and splits the result into heads."""
@@ -72,15 +72,3 @@ class TokenProjections(nn.Module):
     def extra_repr(self) -> str:
         """Shows the number of heads."""
         return f"num_heads={self.num_heads}"
-
-
-def reset_projection(projection: nn.Module) -> None:
-    """Draws the linear map of a slot anew: Xavier-uniform weight, zero bias; what took its place by its own rule."""
-    linear = layer_in(projection, nn.Linear)
-    if linear is None:
-        reset_parameters(projection)
-        return
-    nn.init.xavier_uniform_(linear.weight)
-    # torch's stubs declare a bias in every layer.
-    if linear.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-        nn.init.zeros_(linear.bias)
