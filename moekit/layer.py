@@ -246,6 +246,9 @@ class SparseMoE(SettingsModule):
             router_input: As in :meth:`forward`.
             mask: As in :meth:`forward`.
 
+        Returns:
+            The decisions of the router, one row per token.
+
         Raises:
             ValueError: If a shape, dtype or device does not fit.
         """
@@ -258,7 +261,10 @@ class SparseMoE(SettingsModule):
 
         Args:
             routing: One row per token.
-            mask: ``(T,)``, True for real tokens.
+            mask: ``(T,)``, True for real tokens; all by default.
+
+        Returns:
+            The plan, for :meth:`forward` or the experts.
 
         Raises:
             ValueError: If ``routing`` is for another number of experts, or is expert choice while the layer has a

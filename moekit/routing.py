@@ -30,7 +30,7 @@ class FusedSums(NamedTuple):
     made_with: tuple[Tensor | None, ...]
 
     def of(self, routing: "Routing", mask: Tensor | None) -> bool:
-        """Returns whether these are the sums of ``routing`` under ``mask``."""
+        """Returns whether these are the sums of ``routing`` under ``mask``: the same tensors, not equal ones."""
         return self.mask is mask and all(mine is its for mine, its in zip(self.made_with, routing[:5], strict=True))
 
 

@@ -40,6 +40,12 @@ class Experts(SettingsModule, ABC):
             x: Tokens ``(T, ...)``, or a sequence of such tensors where ``takes_pyramid``.
             plan: Which rows belong to which expert.
             gates: Weights, whose flat index is the slot.
+
+        Returns:
+            One output per token, ``(T, ...)``.
+
+        Raises:
+            ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other or the experts.
         """
 
 

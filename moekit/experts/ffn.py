@@ -115,6 +115,14 @@ class FFNExperts(Experts):
     ) -> Float[Tensor, "T D2"]:
         """Computes the gate-weighted sum of every token's experts.
 
+        Args:
+            x: Tokens ``(T, D)``.
+            plan: Which rows belong to which expert.
+            gates: Weights, whose flat index is the slot.
+
+        Returns:
+            One output per token, ``(T, out_dim)``; zero for a token without an expert.
+
         Raises:
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
