@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that fails under an unread version is skipped, with what failed as the reason."""
+    """Skips a test that fails under an unread version, with what failed as the reason."""
     report = yield
     return _as_report(report, item.path)
 
@@ -33,7 +33,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """So is a file that cannot be imported: the tool uses parts of Triton that may move."""
+    """Does the same to a file that cannot be imported: the tool uses parts of Triton that may move."""
     report = yield
     return _as_report(report, collector.path)
 

@@ -1,6 +1,6 @@
 """The gate: every kernel compiles for every target, without spills, within memory, with its matrix instructions.
 
-Nothing here needs a GPU. All code is compiled once, by one process pool, whichever worker of pytest comes first.
+Nothing here needs a GPU. All code is compiled once, by one process pool, which the first of pytest's workers starts.
 """
 
 import ast
@@ -21,12 +21,12 @@ from moekit_kernels.configs import KINDS, GemmConfig, committed
 
 ROOT = Path(__file__).parents[2]
 
-# Whoever compiles holds up the other workers, and a machine may have one slow core.
+# The worker that compiles holds up the others, and a machine may have one slow core.
 pytestmark = pytest.mark.timeout(1800)
 
 
 def kernels_in_the_tree() -> list[str]:
-    """Names of all ``@triton.jit`` functions that are started, by convention those called ``*_kernel``."""
+    """Returns the names of all ``@triton.jit`` functions that are started, by convention those called ``*_kernel``."""
     functions = [
         node
         for path in (ROOT / "kernels" / "moekit_kernels").rglob("*.py")
@@ -47,7 +47,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.is_file():
             command = [sys.executable, "-m", "benchmarks", "compiled", "--out", str(path)]
-            # What is there already may hold another version of Triton, so it stays, and comes first.
+            # The present path may hold another version of Triton, so it stays, and comes first.
             paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "kernels")]
             done = subprocess.run(
                 command,

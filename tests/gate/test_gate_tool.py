@@ -45,21 +45,21 @@ def wrong_kernel(x, SIZE: tl.constexpr):
 def product(
     m: int, n: int, k: int, num_warps: int = 4, num_stages: int = 3, dtype: torch.dtype = torch.bfloat16
 ) -> Launch:
-    """The launch of a product of tiles ``(m, k)`` and ``(k, n)``."""
+    """Returns the launch of a product of tiles ``(m, k)`` and ``(k, n)``."""
     tile = torch.empty(256, 256, dtype=dtype, device="meta")
     arguments = {"a": tile, "b": tile, "c": tile, "K": 1024, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
     return Launch(product_kernel, (1,), arguments, num_warps, num_stages)
 
 
 def arguments(**changed: Any) -> Launch:
-    """The launch of :func:`arguments_kernel`."""
+    """Returns the launch of :func:`arguments_kernel`."""
     values: dict[str, Any] = {"x": torch.empty(64, device="meta"), "missing": None, "one": 1, "small": 7, "wide": 2**40}
     values |= {"even": 48, "share": 0.5, "flag": True, "SIZE": 16} | changed
     return Launch(arguments_kernel, (1,), values, 4, 2)
 
 
 def laws(launch: Launch, target: Target) -> list[str]:
-    """What is wrong with a launch."""
+    """Returns the laws that the code of a launch breaks."""
     return list(broken_laws(report(launch, target), target))
 
 
@@ -89,7 +89,7 @@ def test_launches_of_equal_code_are_compiled_once() -> None:
     assert not any(broken_by(entry) for entry in entries)
 
 
-def test_views_that_are_not_aligned_are_no_aligned_pointers() -> None:
+def test_views_that_are_not_aligned_get_no_aligned_pointers() -> None:
     x: Tensor = torch.empty(65, device="meta")[1:]
     assert (0,) not in specialize(arguments(x=x), SM_90).attributes
 

@@ -14,7 +14,7 @@ def test_the_named_activations_are_those_with_a_formula():
     assert {name for name, activation in ACTIVATIONS.items() if activation.gated} == set(GATED)
 
 
-def test_each_says_what_it_is_made_of():
+def test_each_names_its_scalar_function_and_layout():
     for name, activation in ACTIVATIONS.items():
         assert activation.name == name
         assert activation.interleaved == name.endswith("_interleaved")
@@ -38,8 +38,8 @@ def test_backward_is_the_derivative_of_the_formula(name, dtype):
     grad = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, pre, grad)
     with poisoned_empty():
-        found = ACTIVATIONS[name].backward(grad, pre.detach())
-    assert_close(found, expected)
+        actual = ACTIVATIONS[name].backward(grad, pre.detach())
+    assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -62,6 +62,6 @@ def test_sums_are_taken_in_the_wider_dtype():
         (lambda: combine(ROWS, PLAN, GATES.double(), impl="triton"), 'impl="triton" takes gates .* got torch.float64'),
     ],
 )
-def test_what_does_not_fit_is_named(call, message):
+def test_arguments_that_do_not_fit_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -9,7 +9,7 @@ import torch
 from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, is_aligned, load, override
 from moekit_kernels.targets import INTERPRETER, SM_80, SM_90, TARGETS
 
-MINE = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [128, 64, 32, 4, 8, 2, 2]]]}}}
+OWN = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [128, 64, 32, 4, 8, 2, 2]]]}}}
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
@@ -35,7 +35,7 @@ def test_the_table_has_no_other_names():
 
 
 def test_rows_per_expert_choose():
-    with override(MINE):
+    with override(OWN):
         assert gemm_config("forward", SM_90, torch.float16, 99) == GemmConfig(64, 128, 64, 8, 4, 3, 1)
         assert gemm_config("forward", SM_90, torch.float16, 100) == GemmConfig(128, 64, 32, 4, 8, 2, 2)
 
@@ -47,7 +47,7 @@ def test_what_an_override_lacks_comes_from_the_committed_table():
         ]
 
     before = others()
-    with override(MINE):
+    with override(OWN):
         after = others()
         assert gemm_config("forward", SM_90, torch.bfloat16, 0).block_m == 64
     assert after == before
@@ -64,8 +64,8 @@ def test_rows_are_aligned_where_they_are_multiples_of_16_bytes(dtype, widths, al
 
 
 def test_a_table_is_read_from_a_file(tmp_path):
-    (tmp_path / "mine.json").write_text(json.dumps(MINE))
-    assert load(tmp_path / "mine.json") == MINE
+    (tmp_path / "own.json").write_text(json.dumps(OWN))
+    assert load(tmp_path / "own.json") == OWN
 
 
 def test_an_unknown_target_is_named():

@@ -180,7 +180,7 @@ def test_kernels_refuse_before_they_start():
         jvp(lambda gates: combine(x, plan, gates, impl="triton"), (gates,), (gates,))
 
 
-def test_a_plan_has_no_derivative_and_no_objection():
+def test_a_plan_computes_in_forward_mode_and_adds_no_derivative():
     gates, ids = torch.rand(4, 1), torch.tensor([[0], [0], [1], [0]])
 
     def weighted(gates):

@@ -16,8 +16,8 @@ OFFSETS = {  # of 11 rows
     "all used": [0, 3, 4, 9, 11],
     "empty experts": [0, 0, 6, 6, 11],
     "first takes all": [0, 11, 11, 11, 11],
-    "dead rows": [0, 2, 2, 5, 8],
-    "all dead": [0, 0, 0, 0, 0],
+    "unassigned rows": [0, 2, 2, 5, 8],
+    "all unassigned": [0, 0, 0, 0, 0],
 }
 offsets_cases = pytest.mark.parametrize("offsets", [torch.tensor(v) for v in OFFSETS.values()], ids=OFFSETS)
 
@@ -53,15 +53,15 @@ def test_operation_is_the_reference_in_output_and_gradients(case, dim, features,
     rows = case.plan
     tensors = _operands(len(rows.token_of_row), case.num_experts, dim, features, dtype, bias)
     grad = torch.randn(len(rows.token_of_row), features, dtype=dtype)
-    found = []
+    results = []
     for function in (grouped_gemm, grouped_gemm_reference):
         x, weight, b = _leaves(*tensors)
         out = function(x, weight, rows.offsets, b)
         out.backward(grad)
-        found.append((out, x.grad, weight.grad, None if b is None else b.grad))
-    for mine, theirs in zip(*found, strict=True):
-        if mine is not None:
-            assert_close(mine, theirs)
+        results.append((out, x.grad, weight.grad, None if b is None else b.grad))
+    for a, b in zip(*results, strict=True):
+        if a is not None:
+            assert_close(a, b)
 
 
 @offsets_cases
@@ -72,7 +72,7 @@ def test_gradients_of_both_orders_are_right(function, offsets):
     assert gradgradcheck(lambda x, w, b: function(x, w, offsets, b), inputs)
 
 
-@pytest.mark.parametrize("name", ["dead rows", "empty experts"])
+@pytest.mark.parametrize("name", ["unassigned rows", "empty experts"])
 def test_weight_gradient_operation_is_differentiable(name):
     offsets = torch.tensor(OFFSETS[name])
     grad, x = torch.randn(11, 3, dtype=torch.float64), torch.randn(11, 5, dtype=torch.float64)
@@ -88,7 +88,7 @@ def test_opcheck(bias, strided):
     x, weight, b = _operands(bias=bias)
     if strided:
         x, weight = torch.randn(5, 11).double().T, weight.mT.contiguous().mT
-    offsets = torch.tensor(OFFSETS["dead rows"])
+    offsets = torch.tensor(OFFSETS["unassigned rows"])
     torch.library.opcheck(OPS.grouped_gemm.default, (*_leaves(x, weight), offsets, *_leaves(b), "torch"))
     grad = torch.randn(3, 11).double().T if strided else torch.randn(11, 3).double()
     torch.library.opcheck(OPS.grouped_gemm_weight_grad.default, (*_leaves(grad, x), offsets, bias, "torch"))
@@ -107,26 +107,26 @@ def test_grouped_mm_is_the_loop(offsets, dtype, dim, features, bias):
         out = backends.grouped_mm_linear(x, weight, offsets, b)
         grads = backends.grouped_mm_weight_grad(grad, x, offsets, True)
     assert_close(out, backends.loop_linear(x, weight, offsets, b))
-    for mine, theirs in zip(grads, backends.loop_weight_grad(grad, x, offsets, True), strict=True):
-        assert_close(mine, theirs)
+    for a, b in zip(grads, backends.loop_weight_grad(grad, x, offsets, True), strict=True):
+        assert_close(a, b)
     assert not out[offsets[-1] :].any()
     assert not any(g[offsets.diff() == 0].any() for g in grads)
 
 
 def test_grouped_mm_takes_transposed_weights_and_expanded_gradients():
     x, weight, _ = _operands(dim=16, features=8, dtype=torch.float32)
-    offsets = torch.tensor(OFFSETS["dead rows"])
+    offsets = torch.tensor(OFFSETS["unassigned rows"])
     grad = torch.ones(()).expand(11, 8)
     assert_close(
         backends.grouped_mm_linear(grad, weight.mT, offsets, None),
         backends.loop_linear(grad, weight.mT, offsets, None),
     )
-    for mine, theirs in zip(
+    for a, b in zip(
         backends.grouped_mm_weight_grad(grad, x, offsets, True),
         backends.loop_weight_grad(grad, x, offsets, True),
         strict=True,
     ):
-        assert_close(mine, theirs)
+        assert_close(a, b)
 
 
 def test_grouped_mm_of_no_rows_is_the_loop():
@@ -134,11 +134,11 @@ def test_grouped_mm_of_no_rows_is_the_loop():
     offsets = torch.zeros(5, dtype=torch.int64)
     assert backends.grouped_mm_linear(x, weight, offsets, b).shape == (0, 3)
     grads = backends.grouped_mm_weight_grad(torch.zeros(0, 3), x, offsets, True)
-    for mine, theirs in zip(grads, backends.loop_weight_grad(torch.zeros(0, 3), x, offsets, True), strict=True):
-        torch.testing.assert_close(mine, theirs)
+    for a, b in zip(grads, backends.loop_weight_grad(torch.zeros(0, 3), x, offsets, True), strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def test_which_rows_go_to_grouped_mm():
+def test_grouped_mm_takes_the_rows_that_it_supports():
     assert backends.backend_of("torch", torch.zeros(1)).linear is backends.loop_linear
     assert backends.backend_of("torch", torch.zeros(1, device="meta")).linear is backends.grouped_mm_linear
     wide = torch.zeros(1, device="meta", dtype=torch.float64)
@@ -146,8 +146,8 @@ def test_which_rows_go_to_grouped_mm():
 
 
 @pytest.mark.parametrize("function", [backends.loop_weight_grad, backends.grouped_mm_weight_grad])
-def test_no_gradient_of_a_bias_that_is_not_there(function):
-    x, grad, offsets = torch.randn(11, 5), torch.randn(11, 3), torch.tensor(OFFSETS["dead rows"])
+def test_without_a_bias_there_is_no_bias_gradient(function):
+    x, grad, offsets = torch.randn(11, 5), torch.randn(11, 3), torch.tensor(OFFSETS["unassigned rows"])
     of_weight, of_bias = function(grad, x, offsets, False)
     assert torch.equal(of_weight, function(grad, x, offsets, True)[0])
     assert of_bias.shape == (0, 3)
@@ -164,7 +164,7 @@ def test_no_gradient_of_a_bias_that_is_not_there(function):
         ({"impl": "triton"}, r'impl="triton" takes operands of bfloat16, float16 and float32, got torch.float64'),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_arguments_that_do_not_fit_are_named(change, message):
     x, weight, bias = _operands()
     with pytest.raises(ValueError, match=message):
         grouped_gemm(**{"x": x, "weight": weight, "offsets": torch.tensor(OFFSETS["all used"]), "bias": bias} | change)
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_named(change, message):
     [(backends.loop_linear, backends.loop_weight_grad), (backends.grouped_mm_linear, backends.grouped_mm_weight_grad)],
     ids=["loop", "grouped_mm"],
 )
-def test_what_dead_rows_hold_reaches_nothing(offsets, function, weight_gradient):
+def test_what_unassigned_rows_hold_reaches_nothing(offsets, function, weight_gradient):
     x, weight, b = _operands(dtype=torch.float32)
     grad = torch.randn(11, 3)
     clean_out, clean_grads = function(x, weight, offsets, b), weight_gradient(grad, x, offsets, True)
@@ -187,11 +187,11 @@ def test_what_dead_rows_hold_reaches_nothing(offsets, function, weight_gradient)
 
 
 @pytest.mark.parametrize("function", [grouped_gemm, grouped_gemm_reference])
-def test_dead_rows_and_empty_experts_have_zero_gradients(function):
+def test_unassigned_rows_and_empty_experts_have_zero_gradients(function):
     x, weight, b = _operands()
     x[8:] = torch.nan
     x, weight, b = _leaves(x, weight, b)
-    function(x, weight, torch.tensor(OFFSETS["dead rows"]), b).sum().backward()
+    function(x, weight, torch.tensor(OFFSETS["unassigned rows"]), b).sum().backward()
     assert not x.grad[8:].any()
     assert not weight.grad[1].any()
     assert not b.grad[1].any()
@@ -211,7 +211,7 @@ def test_no_uninitialised_memory_shows(offsets, bias):
 
 def test_strided_operands_give_the_same_numbers():
     x, weight, b = _operands()
-    offsets = torch.tensor(OFFSETS["dead rows"])
+    offsets = torch.tensor(OFFSETS["unassigned rows"])
     expected = grouped_gemm(x, weight, offsets, b)
     strided_x = torch.stack([x, x + 1], dim=-1)[..., 0]
     strided = grouped_gemm(strided_x, weight.mT.contiguous().mT, offsets, b.T.contiguous().T)

@@ -90,7 +90,7 @@ def test_modules_check_sizes_when_they_are_built():
         check_sizes("loop", SIZED, num_experts=1, top_k=1)
 
 
-def test_the_rule_is_known_to_the_compiler():
+def test_the_rule_compiles_without_a_break():
     def function(x, device):
         return x + 1 if resolve_impl("auto", TWO, device, ("x", torch.bfloat16)) == "triton" else x
 

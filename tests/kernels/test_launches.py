@@ -62,7 +62,7 @@ def test_as_few_launches_as_documented():
     assert len(_launches(SM_90, bias=True)[1]) == 9
 
 
-def test_a_handful_of_rows_takes_three_launches_and_no_schedule():
+def test_few_rows_take_three_launches_and_no_schedule():
     forward, _ = _launches(SM_90, tokens=32, dim=1024, hidden=4096)
     assert _names(forward) == ["few_rows_fwd_kernel", "few_rows_fwd_kernel", "combine_fwd_kernel"]
     up, down, combine = forward
@@ -99,7 +99,7 @@ def test_rows_that_no_descriptor_can_read_come_by_pointers():
         assert not any(launch.arguments["W_TMA"] or launch.arguments.get("X_TMA") for launch in _gemms(launches))
 
 
-def test_a_stride_of_zero_is_no_descriptors():
+def test_a_stride_of_zero_takes_no_descriptor():
     assert use_descriptor(SM_90, _empty(64, 64))
     assert not use_descriptor(SM_90, _empty(1, 64).expand(64, 64))
     assert not use_descriptor(SM_90, _empty(64, 65)[:, :64])
@@ -109,7 +109,7 @@ def test_programs_are_as_many_as_run_at_once_and_no_more_than_tiles():
     (_, up, _, _), _ = _launches(SM_90, tokens=65536)
     assert up.grid == (SM_90.processors,)
     (_, up, _, _), _ = _launches(SM_90, tokens=520, experts=1, dim=128, hidden=128, top_k=1)
-    tiles = -(-520 // up.arguments["BLOCK_M"]) + 1  # one more where no row may have an expert
+    tiles = -(-520 // up.arguments["BLOCK_M"]) + 1  # one more, for the unassigned rows that there may be
     assert up.grid == (tiles * -(-128 // up.arguments["BLOCK_N"]),)
 
 
@@ -118,7 +118,7 @@ def test_float32_is_multiplied_as_torchs_switch_says(precision):
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = precision
-        found = {
+        precisions = {
             launch.arguments["PRECISION"]
             for launches in _launches(SM_90, dtype=torch.float32)
             for launch in launches
@@ -126,7 +126,7 @@ def test_float32_is_multiplied_as_torchs_switch_says(precision):
         }
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    assert found == {precision}
+    assert precisions == {precision}
 
 
 def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
@@ -138,25 +138,25 @@ def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
     )
     out, pre, kept = _empty(4096, 64), _empty(8192, 128), _empty(0, 64)
     with record(SM_90) as frozen:
-        found = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, False)
+        gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, False)
     assert "grouped_gemm_bwd_dw_kernel" not in _names(frozen)
-    assert found.up_proj is None
-    assert found.x is not None
+    assert gradients.up_proj is None
+    assert gradients.x is not None
     with record(SM_90) as weights:
-        found = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", False, True)
+        gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", False, True)
     assert "combine_fwd_kernel" not in _names(weights)
-    assert found.x is found.gates is None
+    assert gradients.x is gradients.gates is None
 
 
 @pytest.mark.parametrize(("recompute", "launches"), [("activation", 7), ("all", 8)])
-def test_the_dial_costs_one_product(recompute, launches):
+def test_recomputing_costs_one_product(recompute, launches):
     tensors = (
         _empty(4096, 64),
         _empty(4096, 2, dtype=torch.float32),
         RowOrder(_index(8192), _index(8192), _index(9), _index(4096, 2)),
         ExpertWeights(_empty(8, 128, 64), _empty(8, 64, 64)),
     )
-    with record(SM_90) as found:
+    with record(SM_90) as backward:
         pre = _empty(8192 if recompute == "activation" else 0, 128)
         moe_ffn.backward(_empty(4096, 64), *tensors, pre, _empty(0, 64), "swiglu", True, True)
-    assert len(found) == launches
+    assert len(backward) == launches

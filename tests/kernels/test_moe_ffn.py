@@ -43,29 +43,29 @@ def _run_with_gradients(function, case, dtype, **options):
 @few
 @given(ffn_cases())
 def test_reference_is_the_loop_over_tokens_in_output_and_gradients(case):
-    found = _run_with_gradients(moe_ffn_reference, case, torch.float64)
+    actual = _run_with_gradients(moe_ffn_reference, case, torch.float64)
     leaves = case.leaves()
     weights = [leaves.get(name) for name in NAMES[2:]]
     expert = stacked_expert(*weights, case.activation)
     out = naive_experts(
         leaves["x"], leaves["gates"], case.routed.expert_ids, case.routed.kept, expert, case.down_proj.shape[1]
     )
-    assert_close(found["out"], out)
+    assert_close(actual["out"], out)
     if out.requires_grad:
         generator = torch.Generator().manual_seed(case.routed.seed + 1)
         out.backward(torch.randn(out.shape, generator=generator, dtype=torch.float64))
     for name, leaf in leaves.items():
-        assert_close(found[name], torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        assert_close(actual[name], torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
 
 
 @few
 @given(ffn_cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from(RECOMPUTE))
 def test_operation_is_the_reference_in_output_and_gradients(case, dtype, recompute):
-    found = _run_with_gradients(moe_ffn, case, dtype, recompute=recompute)
+    actual = _run_with_gradients(moe_ffn, case, dtype, recompute=recompute)
     expected = _run_with_gradients(moe_ffn_reference, case, dtype)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert_close(found[name], value)
+        assert_close(actual[name], value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -74,13 +74,13 @@ def test_half_precision_is_the_float64_reference_of_the_rounded_operands(activat
     case = _case(activation)
     rounded = case._replace(**{name: getattr(case, name).to(dtype).double() for name in NAMES})
     exact = _run_with_gradients(moe_ffn_reference, rounded, torch.float64)
-    found = _run_with_gradients(moe_ffn, rounded, dtype)
-    assert found["out"].dtype == dtype
-    assert found["gates"].dtype == torch.float32
+    actual = _run_with_gradients(moe_ffn, rounded, dtype)
+    assert actual["out"].dtype == dtype
+    assert actual["gates"].dtype == torch.float32
     for name, value in exact.items():
         # Gradients pass twice as many roundings as outputs.
         tolerance = TOLERANCE[dtype] * (1 if name == "out" else 2)
-        torch.testing.assert_close(found[name].double(), value, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual[name].double(), value, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
@@ -103,7 +103,7 @@ def test_second_order_of_the_reference():
     assert gradgradcheck(lambda *t: _run(moe_ffn_reference, case, dict(zip(leaves, t, strict=True))), inputs)
 
 
-def test_second_order_of_the_operation_says_what_to_do():
+def test_a_second_order_of_the_operation_is_refused_and_names_the_remedy():
     case = _case()
     leaves = case.leaves()
     (grad,) = torch.autograd.grad(_run(moe_ffn, case, leaves).square().sum(), leaves["x"], create_graph=True)
@@ -132,12 +132,12 @@ def test_opcheck_of_a_forward_that_computes_everything_again():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("strided", [True, False])
 @pytest.mark.parametrize("keep", [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_opcheck_backward(bias, strided, keep, wanted):
+@pytest.mark.parametrize("requested", [(True, True), (True, False), (False, True)])
+def test_opcheck_backward(bias, strided, keep, requested):
     _, arguments = _arguments(bias, strided)
     out, *kept = OPS.moe_ffn(*arguments, "swiglu", *keep, "torch")
     grad = torch.ones((), dtype=out.dtype).expand(out.shape) if strided else torch.randn_like(out)
-    torch.library.opcheck(OPS.moe_ffn_backward.default, (grad, *arguments, *kept, "swiglu", *wanted, "torch"))
+    torch.library.opcheck(OPS.moe_ffn_backward.default, (grad, *arguments, *kept, "swiglu", *requested, "torch"))
 
 
 def _arguments(bias, strided):
@@ -160,7 +160,7 @@ def test_strided_operands_and_expanded_gradients_give_the_same_numbers(activatio
     case = _case(activation)
     leaves, plain = {n: t.detach().requires_grad_() for n, t in _strided(case).items()}, case.leaves()
     out, expected = _run(moe_ffn, case, leaves), _run(moe_ffn_reference, case, plain)
-    out.sum().backward()  # hands back a gradient of stride zero
+    out.sum().backward()  # its gradient has a stride of zero
     expected.sum().backward()
     assert_close(out, expected)
     for name, leaf in leaves.items():
@@ -172,15 +172,15 @@ def test_strided_operands_and_expanded_gradients_give_the_same_numbers(activatio
 @given(ffn_cases(), st.sampled_from(RECOMPUTE))
 def test_no_uninitialised_memory_shows(case, recompute):
     with poisoned_empty():
-        found = _run_with_gradients(moe_ffn, case, torch.float32, recompute=recompute)
+        actual = _run_with_gradients(moe_ffn, case, torch.float32, recompute=recompute)
     for name, value in _run_with_gradients(moe_ffn_reference, case, torch.float32).items():
-        assert_close(found[name], value)
+        assert_close(actual[name], value)
 
 
 @pytest.mark.parametrize("function", [moe_ffn, moe_ffn_reference])
-def test_dead_rows_and_empty_experts(function):
+def test_unassigned_rows_and_empty_experts(function):
     case = _case()
-    case.x[3] = torch.nan  # the token whose slots are all dead
+    case.x[3] = torch.nan  # the token whose slots are all unassigned
     leaves = case.leaves()
     out = _run(function, case, leaves)
     out.sum().backward()
@@ -193,7 +193,7 @@ def test_dead_rows_and_empty_experts(function):
 
 
 @pytest.mark.parametrize("function", [moe_ffn, moe_ffn_reference])
-def test_a_nan_gate_of_a_dead_row_shows_in_its_own_token_only(function):
+def test_a_nan_gate_of_an_unassigned_row_shows_in_its_own_token_only(function):
     case = _case()
     clean = _run(function, case, case.leaves())
     case.gates[3, 0] = torch.nan
@@ -204,35 +204,35 @@ def test_a_nan_gate_of_a_dead_row_shows_in_its_own_token_only(function):
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
-@pytest.mark.parametrize("wanted", [*([name] for name in NAMES), ["x", "gates"], ["gates", "up_bias"]], ids="+".join)
-def test_gradients_only_of_what_asks_for_them(wanted, recompute):
+@pytest.mark.parametrize("requested", [*([name] for name in NAMES), ["x", "gates"], ["gates", "up_bias"]], ids="+".join)
+def test_gradients_only_of_what_requires_them(requested, recompute):
     case = _case()
     leaves, every = case.leaves(), case.leaves()
     for name, leaf in leaves.items():
-        leaf.requires_grad_(name in wanted)
+        leaf.requires_grad_(name in requested)
     _run(moe_ffn, case, leaves, recompute=recompute).square().sum().backward()
     _run(moe_ffn, case, every).square().sum().backward()
     for name, leaf in leaves.items():
-        if name in wanted:
+        if name in requested:
             assert_close(leaf.grad, every[name].grad)
         else:
             assert leaf.grad is None
 
 
 class Calls(TorchDispatchMode):
-    """Writes down the operations that are called, and their arguments."""
+    """Records the operations that are called, and their arguments."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.recorded = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append((func._overloadpacket, args))
+        self.recorded.append((func._overloadpacket, args))
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(
-    ("keep", "wanted", "products"),
+    ("keep", "requested", "products"),
     [
         ((True, False), (True, True), 4),
         ((True, True), (True, True), 4),
@@ -242,20 +242,20 @@ class Calls(TorchDispatchMode):
         ((False, False), (False, True), 4),
     ],
 )
-def test_what_is_not_wanted_costs_no_products(keep, wanted, products):
+def test_gradients_that_are_not_requested_cost_no_products(keep, requested, products):
     case = _case(bias=False)
     weights = ExpertWeights(*(getattr(case, name) for name in NAMES[2:]))
     arguments = (case.x, case.gates, case.routed.plan.order, weights)
     out, *kept = loop.forward(*arguments, "swiglu", *keep)
     with Calls() as calls:
-        found = loop.backward(torch.ones_like(out), *arguments, *kept, "swiglu", *wanted)
-    count = sum(name in (torch.ops.aten.mm, torch.ops.aten.addmm) for name, _ in calls.seen)
+        actual = loop.backward(torch.ones_like(out), *arguments, *kept, "swiglu", *requested)
+    count = sum(name in (torch.ops.aten.mm, torch.ops.aten.addmm) for name, _ in calls.recorded)
     assert count == 3 * products  # three of the four experts have rows
-    assert [g is not None for g in found] == [wanted[0]] * 2 + [wanted[1]] * 2 + [False] * 2
+    assert [g is not None for g in actual] == [requested[0]] * 2 + [requested[1]] * 2 + [False] * 2
 
 
 @pytest.mark.parametrize(
-    ("frozen", "wanted"),
+    ("frozen", "requested"),
     [
         ((), (True, True)),
         (("up_proj", "down_proj", "up_bias", "down_bias"), (True, False)),
@@ -263,7 +263,7 @@ def test_what_is_not_wanted_costs_no_products(keep, wanted, products):
         (("x", "up_proj"), (True, True)),
     ],
 )
-def test_frozen_experts_are_asked_for_no_gradients(frozen, wanted):
+def test_no_gradients_of_frozen_experts_are_requested(frozen, requested):
     case = _case()
     leaves = case.leaves()
     for name in frozen:
@@ -271,23 +271,23 @@ def test_frozen_experts_are_asked_for_no_gradients(frozen, wanted):
     out = _run(moe_ffn, case, leaves)
     with Calls() as calls:
         out.sum().backward()
-    (arguments,) = [arguments for name, arguments in calls.seen if name is OPS.moe_ffn_backward]
-    assert arguments[-3:-1] == wanted
+    (arguments,) = [arguments for name, arguments in calls.recorded if name is OPS.moe_ffn_backward]
+    assert arguments[-3:-1] == requested
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("activation", ["gelu", "swiglu_interleaved"])
-def test_the_dial_says_what_is_kept_to_the_byte(activation, recompute):
+def test_recompute_keeps_what_it_documents_to_the_byte(activation, recompute):
     case = _case(activation)
     leaves, plan = case.leaves(torch.float32), case.routed.plan
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         moe_ffn(leaves["x"], leaves["gates"], plan, _weights(leaves), activation, recompute=recompute)
-    given = {t.untyped_storage().data_ptr() for t in (*leaves.values(), *plan.order)}
+    inputs = {t.untyped_storage().data_ptr() for t in (*leaves.values(), *plan.order)}
     made = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept if t.numel()}
     rows, columns, hidden = IDS.numel(), leaves["up_proj"].shape[1], leaves["down_proj"].shape[2]
     expected = {"activation": [rows * columns * 4], "none": [rows * columns * 4, rows * hidden * 4], "all": []}
-    assert [size for pointer, size in made.items() if pointer not in given] == expected[recompute]
+    assert [size for pointer, size in made.items() if pointer not in inputs] == expected[recompute]
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
@@ -306,9 +306,9 @@ def test_interleaved_experts_are_the_concatenated_ones_in_another_order():
     other = case._replace(
         up_proj=case.up_proj[:, order], up_bias=case.up_bias[:, order], activation="swiglu_interleaved"
     )
-    found, expected = (_run_with_gradients(moe_ffn, c, torch.float64) for c in (other, case))
+    actual, expected = (_run_with_gradients(moe_ffn, c, torch.float64) for c in (other, case))
     for name, value in expected.items():
-        assert_close(found[name], value[:, order] if name.startswith("up_") else value)
+        assert_close(actual[name], value[:, order] if name.startswith("up_") else value)
 
 
 def test_without_gradients_nothing_is_kept():
@@ -317,12 +317,12 @@ def test_without_gradients_nothing_is_kept():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         with torch.no_grad():
-            quiet = _run(moe_ffn, case, leaves)
+            without_gradients = _run(moe_ffn, case, leaves)
         assert not kept
-        loud = _run(moe_ffn, case, leaves)
+        with_gradients = _run(moe_ffn, case, leaves)
     assert kept
-    assert not quiet.requires_grad
-    assert torch.equal(quiet, loud)
+    assert not without_gradients.requires_grad
+    assert torch.equal(without_gradients, with_gradients)
 
 
 def test_the_same_input_gives_the_same_bits_twice():
@@ -337,11 +337,11 @@ def test_autocast_gives_the_autocast_dtype(function, dtype):
     case = _case()
     exact = _run_with_gradients(moe_ffn_reference, case, torch.float32)
     with torch.autocast("cpu", dtype=dtype):
-        found = _run_with_gradients(function, case, torch.float32)
-    assert found["out"].dtype == dtype
+        actual = _run_with_gradients(function, case, torch.float32)
+    assert actual["out"].dtype == dtype
     for name, value in exact.items():
         tolerance = TOLERANCE[dtype] * (1 if name == "out" else 2)
-        torch.testing.assert_close(found[name].float(), value, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual[name].float(), value, rtol=tolerance, atol=tolerance)
 
 
 def test_compiled_without_a_break_for_any_number_of_tokens():
@@ -359,14 +359,14 @@ def test_compiled_without_a_break_for_any_number_of_tokens():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # one call for each
-def test_vmap_is_a_call_for_each():
+def test_vmap_makes_one_call_for_each_sample():
     case = _case()
     leaves, x = case.leaves(), torch.randn(3, *case.x.shape, dtype=torch.float64)
     out = torch.func.vmap(lambda x: _run(moe_ffn, case, leaves | {"x": x}))(x)
     expected = torch.stack([_run(moe_ffn, case, leaves | {"x": one}) for one in x])
     assert_close(out, expected)
-    for found, grad in zip(*(torch.autograd.grad(o.sum(), leaves["up_proj"]) for o in (out, expected)), strict=True):
-        assert_close(found, grad)
+    for a, b in zip(*(torch.autograd.grad(o.sum(), leaves["up_proj"]) for o in (out, expected)), strict=True):
+        assert_close(a, b)
 
 
 def test_every_activation_has_a_formula():

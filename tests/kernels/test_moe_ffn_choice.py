@@ -122,9 +122,9 @@ def test_triton_is_a_module_with_the_functions_of_the_loop(monkeypatch):
         return loop
 
     monkeypatch.setattr(op, "_kernel", chosen)
-    found, expected = _arguments(), _arguments()
-    _call(found, impl="auto").sum().backward()
+    actual, expected = _arguments(), _arguments()
+    _call(actual, impl="auto").sum().backward()
     _call(expected, impl="torch").sum().backward()
     assert calls == ["auto", "auto", "torch", "torch"]
     for name in ("x", "gates", "up_proj", "down_proj", "up_bias", "down_bias"):
-        assert_close(found[name].grad, expected[name].grad)
+        assert_close(actual[name].grad, expected[name].grad)

@@ -24,7 +24,7 @@ def _queue(case, policy, gates):
 @given(routed(), st.sampled_from([None, 0, 1, 3]), st.sampled_from(["position", "gate"]))
 def test_reference_is_a_loop_over_the_queue(case, capacity, policy):
     gates = torch.rand(case.expert_ids.shape, generator=torch.Generator().manual_seed(case.seed)).mul(4).round()
-    found = plan_dispatch_reference(
+    actual = plan_dispatch_reference(
         case.expert_ids, case.num_experts, kept=case.kept, capacity=capacity, gates=gates, drop_policy=policy
     )
     order = [place for place in _queue(case, policy, gates) if case.kept[place]]
@@ -33,22 +33,22 @@ def test_reference_is_a_loop_over_the_queue(case, capacity, policy):
     rows = naive_plan(case.expert_ids, case.num_experts, kept)
     routed_slots = case.expert_ids[case.kept].bincount(minlength=case.num_experts)
     slots = torch.arange(case.expert_ids.numel())
-    assert found.slot_of_row.tolist() == rows.slot_of_row.tolist()
-    assert found.token_of_row.tolist() == rows.token_of_row.tolist()
-    assert found.offsets.tolist() == rows.offsets.tolist()
-    assert found.row_of_slot.shape == case.expert_ids.shape
-    assert found.row_of_slot.flatten()[found.slot_of_row].equal(slots)
-    assert found.tokens_per_expert.equal(routed_slots)
-    assert found.dropped_per_expert.equal(routed_slots - found.offsets.diff())
+    assert actual.slot_of_row.tolist() == rows.slot_of_row.tolist()
+    assert actual.token_of_row.tolist() == rows.token_of_row.tolist()
+    assert actual.offsets.tolist() == rows.offsets.tolist()
+    assert actual.row_of_slot.shape == case.expert_ids.shape
+    assert actual.row_of_slot.flatten()[actual.slot_of_row].equal(slots)
+    assert actual.tokens_per_expert.equal(routed_slots)
+    assert actual.dropped_per_expert.equal(routed_slots - actual.offsets.diff())
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
 def test_any_integers(dtype):
     ids = torch.randint(100, (40, 2))
     options = {"kept": torch.rand(40, 1) > 0.2, "capacity": 1}
-    found = plan_dispatch_reference(ids.to(dtype), 300, **options)
+    actual = plan_dispatch_reference(ids.to(dtype), 300, **options)
     expected = plan_dispatch_reference(ids, 300, **options)
-    assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(found[:6], expected[:6], strict=True))
+    assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(actual[:6], expected[:6], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_any_integers(dtype):
         ({"impl": "triton"}, "impl=\"triton\" needs tensors on a GPU, got device 'cpu'"),
     ],
 )
-def test_what_does_not_fit_is_named(options, message):
+def test_arguments_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         plan_dispatch(**{"expert_ids": IDS, "num_experts": 3, **options})
 
@@ -97,7 +97,7 @@ def _left_out(ids):
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, under vmap
 @pytest.mark.parametrize("way", ["compiled", "vmap"])
-def test_elsewhere_they_are_left_out(way):
+def test_elsewhere_slots_of_ids_out_of_range_are_left_out(way):
     if way == "compiled":
         torch._dynamo.reset()
         offsets, slots, counts = torch.compile(_left_out, fullgraph=True, backend="aot_eager")(WRONG)

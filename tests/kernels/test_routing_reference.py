@@ -1,4 +1,4 @@
-"""Routing written out in PyTorch, held to loops over tokens; what ``route`` refuses and how it picks its way."""
+"""Routing written out in PyTorch, held to loops over tokens; what ``route`` refuses and which form it takes."""
 
 import math
 
@@ -41,7 +41,7 @@ def choice(row: Tensor, top_k: int, scoring: str, bias: Tensor | None, groups: t
 
 
 def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, groups, mask) -> dict[str, Tensor]:
-    """All fields, token by token."""
+    """Returns all fields, computed token by token."""
     num_experts = logits.shape[1]
     rows: dict[str, list] = {"gates": [], "ids": [], "probs": [], "valid": []}
     zero = logits.sum() * 0 if logits.isfinite().all() else logits.new_zeros(())
@@ -68,8 +68,8 @@ def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, 
             sums["gate_sum"][e] = sums["gate_sum"][e] + gates[k]
             sums["tokens_per_expert"][e] = sums["tokens_per_expert"][e] + 1
         scalars["logsumexp_sq_sum"] = scalars["logsumexp_sq_sum"] + row.exp().sum().log().square()
-    found = {name: torch.stack(values) for name, values in (rows | sums).items()} | scalars
-    return found | {"tokens_per_expert": found["tokens_per_expert"].detach().long()}
+    fields = {name: torch.stack(values) for name, values in (rows | sums).items()} | scalars
+    return fields | {"tokens_per_expert": fields["tokens_per_expert"].detach().long()}
 
 
 @few
@@ -93,10 +93,10 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
         logits[0, -1] = math.nan
     bias = torch.randn(num_experts, generator=generator, dtype=torch.float64) if biased else None
     mask = torch.rand(tokens, generator=generator) > 0.3 if masked else None
-    mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    leaf, expected_leaf = (logits.clone().requires_grad_() for _ in range(2))
     num_groups, topk_groups = groups or (None, None)
-    found = route_reference(
-        mine,
+    actual = route_reference(
+        leaf,
         top_k,
         scoring=way[0],
         renormalize=way[1],
@@ -106,10 +106,10 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
         topk_groups=topk_groups,
         mask=mask,
     )
-    expected = naive_route(theirs, top_k, *way, 2.5, bias, groups, mask)
+    expected = naive_route(expected_leaf, top_k, *way, 2.5, bias, groups, mask)
     total = [torch.zeros((), dtype=torch.float64)] * 2
-    values = found._asdict() | found.sums._asdict()
-    finite_rows = torch.where(mine.isfinite().all(1, keepdim=True), mine, 0)
+    values = actual._asdict() | actual.sums._asdict()
+    finite_rows = torch.where(leaf.isfinite().all(1, keepdim=True), leaf, 0)
     assert torch.equal(values.pop("logits"), finite_rows)
     del values["sums"]
     for name, field in values.items():
@@ -123,8 +123,8 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
     for value in total:
         if value.requires_grad:
             value.backward()
-    expected_gradient = torch.zeros_like(logits) if theirs.grad is None else theirs.grad
-    assert_close(mine.grad, expected_gradient.nan_to_num())
+    expected_gradient = torch.zeros_like(logits) if expected_leaf.grad is None else expected_leaf.grad
+    assert_close(leaf.grad, expected_gradient.nan_to_num())
 
 
 def test_no_tokens_give_zero_sums() -> None:
@@ -163,8 +163,8 @@ def test_scores_that_rounding_makes_equal_are_ranked_by_their_logits(scoring: st
 def test_half_precision_logits_are_computed_in_float32() -> None:
     logits = torch.randn(6, 5, dtype=torch.bfloat16)
     half, single = (route_reference(x, 2) for x in (logits, logits.float()))
-    for mine, theirs in zip((*half[:6], *half.sums), (*single[:6], *single.sums), strict=True):
-        assert torch.equal(mine, theirs)
+    for a, b in zip((*half[:6], *half.sums), (*single[:6], *single.sums), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_gradients_of_every_order() -> None:

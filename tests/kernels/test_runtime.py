@@ -1,4 +1,4 @@
-"""Launches are started, or written down for a target that need not be there."""
+"""Launches are started, or recorded for a target that need not be present."""
 
 import contextvars
 
@@ -11,8 +11,8 @@ from moekit_kernels.runtime import current_target, launch, record
 from moekit_kernels.targets import GFX942, SM_90, target_of
 
 
-class Started:
-    """Stands for a kernel: remembers how it was started."""
+class FakeKernel:
+    """Records how it was started."""
 
     def __init__(self):
         self.calls = []
@@ -22,16 +22,16 @@ class Started:
 
 
 def test_recorded_launches_do_not_run():
-    kernel = Started()
+    kernel = FakeKernel()
     x = torch.empty(3, device="meta")
     with record(SM_90) as launches:
         launch(kernel, (4, 2), {"x": x, "n": 3}, num_warps=8, num_stages=3)
         assert current_target(x.device) is SM_90
-    (found,) = launches
-    assert found.kernel is kernel
-    assert (found.grid, found.num_warps, found.num_stages) == ((4, 2), 8, 3)
-    assert found.arguments["x"] is x
-    assert found.arguments["n"] == 3
+    (recorded,) = launches
+    assert recorded.kernel is kernel
+    assert (recorded.grid, recorded.num_warps, recorded.num_stages) == ((4, 2), 8, 3)
+    assert recorded.arguments["x"] is x
+    assert recorded.arguments["n"] == 3
     assert not kernel.calls
 
 
@@ -39,12 +39,12 @@ def test_recordings_nest_and_end():
     with record(SM_90) as outer:
         with record(GFX942) as inner:
             assert current_target(torch.device("cpu")) is GFX942
-        launch(Started(), (1,), {})
+        launch(FakeKernel(), (1,), {})
     assert (len(outer), len(inner)) == (1, 0)
 
 
 def test_an_empty_grid_starts_nothing():
-    kernel = Started()
+    kernel = FakeKernel()
     launch(kernel, (3, 0), {"x": torch.ones(1)})
     assert not kernel.calls
 
@@ -53,24 +53,24 @@ def test_a_launch_passes_arguments_and_leaves_the_allocator_of_others_alone():
     triton = pytest.importorskip("triton")
     from triton.runtime import _allocation
 
-    def mine(size, alignment, stream):
-        raise AssertionError("not asked")
+    def allocator(size, alignment, stream):
+        raise AssertionError("this allocator must not be called")
 
     def scenario():
-        triton.set_allocator(mine)
-        kernel = Started()
+        triton.set_allocator(allocator)
+        kernel = FakeKernel()
         launch(kernel, (5,), {"x": torch.ones(1), "BLOCK": 16}, num_warps=2, num_stages=4)
         ((grid, arguments),) = kernel.calls
         assert grid == (5,)
         assert (arguments["BLOCK"], arguments["num_warps"], arguments["num_stages"]) == (16, 2, 4)
         assert arguments["enable_fp_fusion"]
-        assert _allocation._allocator.get() is mine
+        assert _allocation._allocator.get() is allocator
 
     contextvars.copy_context().run(scenario)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_off_a_gpu_the_error_says_what_to_do(device, monkeypatch):
+def test_without_a_gpu_the_error_names_the_remedy(device, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match=rf'needs tensors on a GPU, got device {device!r}: use impl="auto"'):
         target_of(torch.device(device))

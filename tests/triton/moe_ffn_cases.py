@@ -19,24 +19,24 @@ KEPT = torch.tensor([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1], [1, 0], [1, 1]], dt
 
 
 def small_case(activation: str = "swiglu", bias: bool = True) -> FFNCase:
-    """Seven tokens, four experts, odd widths; dead slots, and a token without any other."""
+    """Returns seven tokens, four experts, odd widths; unassigned slots, and a token without any other."""
     return ffn_case(Routed(IDS, KEPT, 4, 0), 20, 12, 17, activation, bias)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> FFNCase:
-    """Of every activation; widths below, at and above a tile of the interpreter."""
+    """Draws cases of every activation; widths below, at and above a tile of the interpreter."""
     widths = st.sampled_from([1, 5, 16, 33])
     activation = draw(st.sampled_from(sorted(ACTIVATIONS)))
     return ffn_case(draw(routed(19)), draw(widths), draw(widths), draw(widths), activation, draw(st.booleans()))
 
 
 def some_gradient(out: Tensor) -> Tensor:
-    """Normal numbers that every dtype holds without rounding, the same for every output of one shape."""
+    """Returns normal numbers that every dtype holds without rounding, the same for every output of one shape."""
     return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
 
 
-class Given(NamedTuple):
+class Operands(NamedTuple):
     """The tensors of a case in one dtype on one device.
 
     Attributes:
@@ -49,13 +49,13 @@ class Given(NamedTuple):
     plan: DispatchPlan
     activation: str
 
-    def exactly(self, function: Callable[[Tensor], Tensor] = Tensor.clone) -> "Given":
-        """The same numbers in float64, as fresh leaves; or a function of them."""
+    def exactly(self, function: Callable[[Tensor], Tensor] = Tensor.clone) -> "Operands":
+        """Returns the same numbers in float64, as fresh leaves; or a function of them."""
         leaves = {name: function(t.detach().double()).requires_grad_() for name, t in self.leaves.items()}
         return self._replace(leaves=leaves)
 
     def run(self, function: Callable[..., Tensor] = moe_ffn, **options) -> Tensor:
-        """The output; of the Triton kernels unless told otherwise."""
+        """Returns the output; of the Triton kernels unless ``function`` or ``impl`` is another."""
         options = {"impl": "triton"} | options if function is moe_ffn else options
         return function(self.leaves["x"], self.leaves["gates"], self.plan, self.weights, self.activation, **options)
 
@@ -67,30 +67,30 @@ class Given(NamedTuple):
     def run_with_gradients(
         self, function: Callable[..., Tensor] = moe_ffn, grad: Callable[[Tensor], Tensor] = some_gradient, **options
     ) -> dict[str, Tensor]:
-        """Output and the gradients of all leaves, given that of the output."""
+        """Returns the output and the gradients of all leaves for ``grad(output)``."""
         out = self.run(function, **options)
-        found = torch.autograd.grad(out, tuple(self.leaves.values()), grad(out))
-        return {"out": out.detach()} | dict(zip(self.leaves, found, strict=True))
+        gradients = torch.autograd.grad(out, tuple(self.leaves.values()), grad(out))
+        return {"out": out.detach()} | dict(zip(self.leaves, gradients, strict=True))
 
 
-def given_to(case: FFNCase, dtype: torch.dtype, device: torch.device) -> Given:
-    """The tensors of a case."""
+def operands_of(case: FFNCase, dtype: torch.dtype, device: torch.device) -> Operands:
+    """Returns the tensors of a case."""
     leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(dtype).items()}
     plan = case.routed.plan
     tensors = {name: t.to(device) for name, t in plan._asdict().items() if isinstance(t, Tensor)}
-    return Given(leaves, plan._replace(**tensors), case.activation)
+    return Operands(leaves, plan._replace(**tensors), case.activation)
 
 
-def check(given: Given, grad: Callable[[Tensor], Tensor] = some_gradient, **options) -> None:
+def check(operands: Operands, grad: Callable[[Tensor], Tensor] = some_gradient, **options) -> None:
     """Holds the Triton kernels to the float64 reference of the same operands, in output and all gradients."""
-    dtype = given.leaves["x"].dtype
-    found = given.run_with_gradients(grad=grad, **options)
-    assert found["out"].dtype == dtype
-    assert all(found[name].dtype == leaf.dtype for name, leaf in given.leaves.items())
-    expected = given.exactly().run_with_gradients(moe_ffn_reference, grad)
+    dtype = operands.leaves["x"].dtype
+    actual = operands.run_with_gradients(grad=grad, **options)
+    assert actual["out"].dtype == dtype
+    assert all(actual[name].dtype == leaf.dtype for name, leaf in operands.leaves.items())
+    expected = operands.exactly().run_with_gradients(moe_ffn_reference, grad)
     # Without signs nothing cancels: that is how large the terms are.
-    terms = given.exactly(Tensor.abs).run_with_gradients(moe_ffn_reference, lambda out: grad(out).abs())
+    terms = operands.exactly(Tensor.abs).run_with_gradients(moe_ffn_reference, lambda out: grad(out).abs())
     for name, value in expected.items():
         few = 0 < value.numel() < 64
         least = terms[name].nan_to_num().norm().item() / value.numel() ** 0.5 if few else 0.0
-        assert_near(found[name], value, dtype, name, least)
+        assert_near(actual[name], value, dtype, name, least)

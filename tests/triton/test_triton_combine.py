@@ -33,14 +33,14 @@ def _compare(plan, rows, gates, dtype, view=lambda g: g):
     """Outputs and all gradients, against the reference in float64 on the same operands."""
     exact_rows, exact_gates = (t.detach().double().requires_grad_() for t in (rows, gates))
     with poisoned_empty():
-        found = combine(rows, plan, view(gates), impl="triton")
+        actual = combine(rows, plan, view(gates), impl="triton")
         expected = combine_reference(exact_rows, plan, view(exact_gates))
-        assert found.dtype == rows.dtype
-        assert_near(found, expected, dtype, "out")
+        assert actual.dtype == rows.dtype
+        assert_near(actual, expected, dtype, "out")
         grad = torch.randn(expected.shape, dtype=torch.float64).to(DEVICE).to(dtype)
-        found_grads = torch.autograd.grad(found, (rows, gates), grad)
+        actual_grads = torch.autograd.grad(actual, (rows, gates), grad)
         expected_grads = torch.autograd.grad(expected, (exact_rows, exact_gates), grad.double())
-    for name, a, b in zip(("d_rows", "d_gates"), found_grads, expected_grads, strict=True):
+    for name, a, b in zip(("d_rows", "d_gates"), actual_grads, expected_grads, strict=True):
         assert_near(a, b, dtype, name)
 
 
@@ -90,7 +90,7 @@ def test_narrow_gates_and_strides():
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_only_the_gradients_that_are_wanted(which):
+def test_only_the_gradients_that_are_required(which):
     leaves = _leaves(3, torch.float32, 6, (5,), (3, 2))
     leaves[1 - which].requires_grad_(False)
     plan = plan_by_slot(_permutation(3, 6).view(3, 2))
@@ -102,7 +102,7 @@ def test_only_the_gradients_that_are_wanted(which):
 
 
 @pytest.mark.parametrize("by_token", [False, True])
-def test_parts_are_added_up_and_dead_rows_are_not_read(by_token):
+def test_parts_are_added_up_and_unassigned_rows_are_not_read(by_token):
     parts = torch.randn(3, 8, 5, device=DEVICE)
     offsets = torch.tensor([0, 2, 6], device=DEVICE)
     whole = torch.where(torch.arange(8, device=DEVICE)[:, None] < 6, parts.double().sum(0), 0)
@@ -114,12 +114,12 @@ def test_parts_are_added_up_and_dead_rows_are_not_read(by_token):
         starts = torch.arange(0, 9, 2, device=DEVICE)
         token_rows = TokenRows(row_of_slot.sort(1).values.flatten(), starts, plan.slot_of_row)
     exact = combine_reference(whole, plan, gates.double())
-    found = launches.forward(parts, gates, token_rows, offsets, 4, torch.float16)
-    assert found.dtype == torch.float16
-    assert_near(found, exact, torch.float16)
+    actual = launches.forward(parts, gates, token_rows, offsets, 4, torch.float16)
+    assert actual.dtype == torch.float16
+    assert_near(actual, exact, torch.float16)
 
 
-def test_a_gate_that_is_nan_shows_even_on_a_dead_row():
+def test_a_gate_that_is_nan_shows_even_on_an_unassigned_row():
     offsets = torch.tensor([0, 1], device=DEVICE)
     gates = torch.tensor([[1.0, float("nan")], [1.0, 2.0]], device=DEVICE)
     rows, token_rows = torch.ones(4, 3, device=DEVICE), TokenRows(torch.tensor([[0, 1], [2, 3]], device=DEVICE))
@@ -140,7 +140,7 @@ def test_twice_the_same_and_a_retained_graph():
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("by_token", [False, True])
-def test_operation_checks(by_token):
+def test_opcheck(by_token):
     rows, gates = _leaves(6, torch.float32, 6, (5,), (3, 2))
     row = _permutation(6, 6)
     if by_token:
@@ -175,9 +175,9 @@ def test_compiles_once_for_all_sizes():
     for num_tokens in (3, 7, 20):
         rows, gates = _leaves(8, torch.float32, num_tokens * 2, (5,), (num_tokens, 2))
         plan = plan_by_slot(_permutation(8, num_tokens * 2).view(num_tokens, 2))
-        found = compiled(rows, plan, gates)
-        assert torch.equal(found, combine(rows, plan, gates, impl="triton"))
-        found.sum().backward()
+        actual = compiled(rows, plan, gates)
+        assert torch.equal(actual, combine(rows, plan, gates, impl="triton"))
+        actual.sum().backward()
         assert rows.grad is not None
     assert len(frames) == 1
 
@@ -201,8 +201,8 @@ def test_rows_further_apart_than_two_to_the_31():
         )
         for r in (rows, values)
     )
-    for mine, theirs in zip(far, near, strict=True):
-        assert_near(mine, theirs, torch.float16)
+    for a, b in zip(far, near, strict=True):
+        assert_near(a, b, torch.float16)
 
 
 @pytest.mark.parametrize("choice", ["token", "expert"])

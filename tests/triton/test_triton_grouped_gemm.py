@@ -76,11 +76,11 @@ def _run(tensors, offsets, grad, function=grouped_gemm, dtype=None, **options):
 
 def _compare(tensors, offsets, grad, dtype):
     with poisoned_empty():
-        found = _run(tensors, offsets, grad, impl="triton")
+        actual = _run(tensors, offsets, grad, impl="triton")
     expected = _run(tensors, offsets, grad, grouped_gemm_reference, torch.float64)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert_near(found[name], value, dtype, name)
+        assert_near(actual[name], value, dtype, name)
 
 
 @settings(max_examples=12)
@@ -121,7 +121,7 @@ def test_other_tiles_give_the_same(device, loads, block):
         _compare(*_case(device, features=40), torch.float32)
 
 
-def test_any_strides_are_right(device):
+def test_any_strides_give_the_same_bits(device):
     tensors, offsets, grad = _case(device)
     wide = torch.zeros(*tensors["weight"].shape, 2, device=device)
     wide[..., 0] = tensors["weight"]
@@ -132,17 +132,17 @@ def test_any_strides_are_right(device):
     assert 1 not in strided["weight"].stride()
     assert every_other.stride() == (2,)
     plain = _run(tensors, offsets, grad, impl="triton")
-    found = _run(strided, every_other, grad, impl="triton")
-    assert all(torch.equal(found[name], value) for name, value in plain.items())
+    actual = _run(strided, every_other, grad, impl="triton")
+    assert all(torch.equal(actual[name], value) for name, value in plain.items())
 
 
 def test_experts_without_rows_have_exact_zero_gradients(device):
     tensors, offsets, grad = _case(device, experts=7, skew="holes")
-    found = _run(tensors, offsets, grad, impl="triton")
+    actual = _run(tensors, offsets, grad, impl="triton")
     empty = offsets.diff() == 0
     assert empty.any()
-    assert not found["weight"][empty].any()
-    assert not found["bias"][empty].any()
+    assert not actual["weight"][empty].any()
+    assert not actual["bias"][empty].any()
 
 
 def test_what_unassigned_rows_hold_reaches_nothing(device):
@@ -151,22 +151,22 @@ def test_what_unassigned_rows_hold_reaches_nothing(device):
     assert end < len(grad)
     tensors["x"][end:] = torch.nan
     grad[end:] = torch.nan
-    found = _run(tensors, offsets, grad, impl="triton")
-    assert not found["out"][end:].any()
-    assert not found["x"][end:].any()
-    assert all(value.isfinite().all() for value in found.values())
+    actual = _run(tensors, offsets, grad, impl="triton")
+    assert not actual["out"][end:].any()
+    assert not actual["x"][end:].any()
+    assert all(value.isfinite().all() for value in actual.values())
 
 
 def test_one_experts_weights_of_nan_reach_its_own_rows_only(device, loads):
     tensors, offsets, _ = _case(device, dim=20, n_major=True)
     clean = grouped_gemm(**tensors, offsets=offsets, impl="triton")
     tensors["weight"][1] = torch.nan
-    found = grouped_gemm(**tensors, offsets=offsets, impl="triton")
-    mine = torch.zeros(len(found), dtype=torch.bool, device=device)
-    mine[offsets[1] : offsets[2]] = True
-    assert mine.any()
-    assert found[mine].isnan().all()
-    assert torch.equal(found[~mine], clean[~mine])
+    actual = grouped_gemm(**tensors, offsets=offsets, impl="triton")
+    own_rows = torch.zeros(len(actual), dtype=torch.bool, device=device)
+    own_rows[offsets[1] : offsets[2]] = True
+    assert own_rows.any()
+    assert actual[own_rows].isnan().all()
+    assert torch.equal(actual[~own_rows], clean[~own_rows])
 
 
 def test_the_same_bits_twice_and_from_a_retained_graph(device):
@@ -192,9 +192,9 @@ def test_second_order(device):
         out = function(offsets=offsets, **leaves, **options)
         first = torch.autograd.grad(out, inputs, grad.to(out.dtype) * out, create_graph=True)
         results.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
-    for name, mine, theirs in zip(tensors, *results, strict=True):
+    for name, a, b in zip(tensors, *results, strict=True):
         # Products of products: three times as many roundings as in a first-order gradient.
-        assert_near(mine / 3, theirs / 3, torch.float16, name)
+        assert_near(a / 3, b / 3, torch.float16, name)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
@@ -213,21 +213,21 @@ def test_compiled_without_a_break_for_any_number_of_rows(device):
     compiled = torch.compile(grouped_gemm, backend=counter, fullgraph=True, dynamic=True)
     for rows in (18, 10, 12):
         tensors, offsets, grad = _case(device, rows=rows, seed=rows)
-        found = _run(tensors, offsets, grad, compiled, impl="triton")
+        actual = _run(tensors, offsets, grad, compiled, impl="triton")
         expected = _run(tensors, offsets, grad, impl="triton")
-        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert all(torch.equal(actual[name], value) for name, value in expected.items())
     assert counter.frame_count == 1
 
 
 def test_autocast(device):
     tensors, offsets, grad = _case(device)
     with torch.autocast(device.type, dtype=torch.float16):
-        found = _run(tensors, offsets, grad, impl="triton")
-    assert found["out"].dtype == torch.float16
-    assert found["weight"].dtype == torch.float32
+        actual = _run(tensors, offsets, grad, impl="triton")
+    assert actual["out"].dtype == torch.float16
+    assert actual["weight"].dtype == torch.float32
     for name, value in _run(tensors, offsets, grad, grouped_gemm_reference, torch.float64).items():
-        # The operands are rounded too, which the tolerance of float16 does not foresee.
-        assert_near(found[name], value, torch.bfloat16, name)
+        # The operands are rounded too, which the tolerance of float16 does not include.
+        assert_near(actual[name], value, torch.bfloat16, name)
 
 
 def test_experts_beyond_two_to_the_31(device):
@@ -246,7 +246,7 @@ def test_experts_beyond_two_to_the_31(device):
     assert_near(out, grouped_gemm(x, small, offsets, impl="triton"), torch.float16)
 
 
-def test_float64_is_refused_where_it_was_asked_for_by_name(device):
+def test_float64_is_refused_by_name_and_computed_by_auto(device):
     tensors, offsets, _ = _case(device)
     wide = {name: t.double() for name, t in tensors.items()}
     with pytest.raises(ValueError, match=r'impl="triton" takes operands of bfloat16, float16 and float32.*float64'):

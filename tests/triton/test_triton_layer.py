@@ -31,11 +31,12 @@ LAYERS = {
         _experts(impl, activation="swiglu_interleaved"),
     ),
     "capacity": lambda impl: SparseMoE(
-        TopKRouter(DIM, EXPERTS, 2, impl=impl, scoring="topk_softmax"), _experts(impl, recompute=_dial(impl, "all")),
+        TopKRouter(DIM, EXPERTS, 2, impl=impl, scoring="topk_softmax"),
+        _experts(impl, recompute=_for_fused(impl, "all")),
         capacity_factor=0.6,
     ),
     "expert choice": lambda impl: SparseMoE(
-        ExpertChoiceRouter(DIM, EXPERTS), _experts(impl, recompute=_dial(impl, "none"))
+        ExpertChoiceRouter(DIM, EXPERTS), _experts(impl, recompute=_for_fused(impl, "none"))
     ),
 }  # fmt: skip
 layers = pytest.mark.parametrize("name", LAYERS)
@@ -45,7 +46,8 @@ two_layers = pytest.mark.parametrize(  # in the short run; the others with the s
 )
 
 
-def _dial(impl, recompute):
+def _for_fused(impl, recompute):
+    """What only the fused kernels take; the default for the reference."""
     return recompute if impl == "triton" else "activation"
 
 
@@ -78,22 +80,22 @@ def _results(layer, x, function=None, **arguments):
     stats = out.stats
     sums = stats.prob_sum.square().sum() + stats.gate_sum.square().sum() + stats.entropy_sum + stats.logsumexp_sq_sum
     (out.output.float().square().sum() + sums).backward()
-    found = {"output": out.output.detach(), "x": x.grad}
-    found |= {name: value.detach() for name, value in stats._asdict().items()}
-    return found | {name: parameter.grad for name, parameter in layer.named_parameters()}
+    results = {"output": out.output.detach(), "x": x.grad}
+    results |= {name: value.detach() for name, value in stats._asdict().items()}
+    return results | {name: parameter.grad for name, parameter in layer.named_parameters()}
 
 
-def _near(found, expected, dtype=torch.float32):
-    assert found.keys() == expected.keys()
+def _near(actual, expected, dtype=torch.float32):
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
         if value.is_floating_point():
-            assert_near(found[name], value, dtype, name, least=1e-1)
+            assert_near(actual[name], value, dtype, name, least=1e-1)
         else:
-            assert torch.equal(found[name], value), name
+            assert torch.equal(actual[name], value), name
 
 
-def _equal(found, expected):
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+def _equal(actual, expected):
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 @layers
@@ -105,15 +107,15 @@ def test_the_layer_is_its_twin_on_the_reference(device, name, masked):
     _near(_results(layer, x, **mask), _results(twin, x, **mask))
 
 
-def test_a_token_that_is_not_finite_harms_no_other(device):
+def test_a_token_that_is_not_finite_changes_no_other(device):
     layer, twin = _pair("plain", device)
     x = _x(device, 9)
     x[4, 0] = torch.inf
-    found, expected = layer(x), twin(x)
-    assert found.output[4].isnan().all()
-    assert_near(found.output, expected.output, torch.float32)
-    assert found.stats.nonfinite_tokens == 1
-    assert torch.equal(found.stats.tokens_per_expert, expected.stats.tokens_per_expert)
+    actual, expected = layer(x), twin(x)
+    assert actual.output[4].isnan().all()
+    assert_near(actual.output, expected.output, torch.float32)
+    assert actual.stats.nonfinite_tokens == 1
+    assert torch.equal(actual.stats.tokens_per_expert, expected.stats.tokens_per_expert)
 
 
 @layers
@@ -175,7 +177,7 @@ def test_an_exported_program_survives_saving(device):
 
 
 @two_layers
-def test_activation_checkpointing_changes_no_figure(device, name):
+def test_activation_checkpointing_changes_no_bit(device, name):
     layer, _ = _pair(name, device)
     x = _x(device)
     _equal(_results(layer, x, lambda x: checkpoint(layer, x, use_reentrant=False)), _results(layer, x))
@@ -214,11 +216,11 @@ def test_autocast(device, dtype):
         with torch.autocast(device.type, dtype=dtype):
             return layer(x)
 
-    found = _results(layer, x, run)
+    actual = _results(layer, x, run)
     for name, value in exact.items():
         if value.is_floating_point():
             # Weights and tokens are rounded too; single elements cancel, so the whole is compared.
-            assert (found[name].double() - value.double()).norm() <= 4e-2 * value.double().norm().clamp(min=1), name
+            assert (actual[name].double() - value.double()).norm() <= 4e-2 * value.double().norm().clamp(min=1), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -248,12 +250,12 @@ def test_vmap_takes_one_sample_after_the_other(device, name):
     layer, _ = _pair(name, device)
     x = _x(device, 3, 5)
     with torch.no_grad():
-        found = torch.vmap(lambda x: layer(x).output)(x)
+        actual = torch.vmap(lambda x: layer(x).output)(x)
         expected = torch.stack([layer(sample).output for sample in x])
-    assert_near(found, expected, torch.float32)
+    assert_near(actual, expected, torch.float32)
 
 
-def test_vmap_of_gradients_says_that_it_cannot(device):
+def test_vmap_of_gradients_is_refused(device):
     layer, _ = _pair("plain", device)
     with pytest.raises(RuntimeError, match=r"functorch|vmap|autograd\.Function|setup_context"):
         torch.func.grad(lambda x: layer(x).output.sum())(_x(device, 5))
@@ -264,9 +266,9 @@ def test_frozen_experts_get_no_gradient_and_the_others_theirs(device):
     for module in (layer, twin):
         module.experts.requires_grad_(False)
     x = _x(device)
-    found, expected = _results(layer, x), _results(twin, x)
+    actual, expected = _results(layer, x), _results(twin, x)
     for name in ("x", "router.gate.layers.0.weight"):
-        assert_near(found[name], expected[name], torch.float32, name)
+        assert_near(actual[name], expected[name], torch.float32, name)
     assert all(parameter.grad is None for parameter in layer.experts.parameters())
 
 

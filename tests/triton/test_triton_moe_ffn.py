@@ -12,7 +12,7 @@ from moekit_kernels.moe_ffn.checks import RECOMPUTE
 from moekit_kernels.plan import plan_expert_choice
 from tests.oracles import poisoned_empty
 from tests.strategies import Routed, ffn_case
-from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, given_to, small_case
+from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, operands_of, small_case
 from tests.triton.tolerances import assert_near
 
 # Interpreted, one example takes about a second.
@@ -32,7 +32,7 @@ def test_output_and_all_gradients_are_the_reference(path, device):
     @fewer
     @given(cases(), st.sampled_from(RECOMPUTE), st.booleans())
     def law(case, recompute, with_row):
-        tensors = given_to(case, torch.float32, device)
+        tensors = operands_of(case, torch.float32, device)
         check(
             tensors if with_row else tensors._replace(plan=tensors.plan._replace(row_of_slot=None)), recompute=recompute
         )
@@ -43,31 +43,31 @@ def test_output_and_all_gradients_are_the_reference(path, device):
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_activation_in_half_precision(activation, dtype, path, device):
-    check(given_to(small_case(activation), dtype, device))
+    check(operands_of(small_case(activation), dtype, device))
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
-def test_every_dial(recompute, path, device):
-    check(given_to(small_case("geglu"), torch.float16, device), recompute=recompute)
+def test_every_recompute(recompute, path, device):
+    check(operands_of(small_case("geglu"), torch.float16, device), recompute=recompute)
 
 
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 1, 1), (70, 1, 1), (3, 128, 3), (24, 13, 2)])
 def test_numbers_of_tokens_and_experts(tokens, experts, top_k, device):
     ids = torch.rand(tokens, experts).argsort(-1)[:, :top_k]
     routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), experts, 0)
-    check(given_to(ffn_case(routed, 18, 10, 7, "swiglu", True), torch.float32, device))
+    check(operands_of(ffn_case(routed, 18, 10, 7, "swiglu", True), torch.float32, device))
 
 
 def test_a_hidden_layer_so_wide_that_its_sum_is_split(device):
     ids = torch.tensor([[0, 1], [1, 0]])
     routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), 2, 0)
-    check(given_to(ffn_case(routed, 5, 520, 3, "silu", True), torch.float32, device))
+    check(operands_of(ffn_case(routed, 5, 520, 3, "silu", True), torch.float32, device))
 
 
 def test_all_tokens_to_one_of_many_experts(path, device):
     ids = torch.full((19, 1), 3)
     routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), 7, 0)
-    check(given_to(ffn_case(routed, 12, 20, 9, "swiglu_interleaved", True), torch.float32, device))
+    check(operands_of(ffn_case(routed, 12, 20, 9, "swiglu_interleaved", True), torch.float32, device))
 
 
 def test_expert_choice(path, device):
@@ -76,7 +76,7 @@ def test_expert_choice(path, device):
     kept = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
     case = small_case()
     case = case._replace(x=case.x[:6], gates=torch.randn(4, 3, dtype=torch.float64))  # nobody chose token 5
-    tensors = given_to(small_case(), torch.float32, device)
+    tensors = operands_of(small_case(), torch.float32, device)
     plan = plan_expert_choice(choice.to(device), 6, kept=kept.to(device))
     leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(torch.float32).items()}
     tensors = tensors._replace(leaves=leaves, plan=plan)
@@ -92,31 +92,31 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_strided_operands_and_expanded_gradients(layout, path, device):
-    tensors = given_to(small_case("geglu_interleaved"), torch.float16, device)
+    tensors = operands_of(small_case("geglu_interleaved"), torch.float16, device)
     leaves = {name: LAYOUTS[layout](t.detach()).requires_grad_() for name, t in tensors.leaves.items()}
     assert not any(t.is_contiguous() for t in leaves.values())
     check(tensors._replace(leaves=leaves), grad=lambda out: torch.ones((), dtype=out.dtype).to(out).expand_as(out))
 
 
-def test_dead_rows_and_experts_without_rows(path, device):
+def test_unassigned_rows_and_experts_without_rows(path, device):
     case = small_case()
-    case.x[3] = torch.nan  # the token whose slots are all dead
-    tensors = given_to(case, torch.float32, device)
-    found = tensors.run_with_gradients()
-    assert not found["out"][3].any()
-    assert all(value.isfinite().all() for value in found.values())
-    assert not found["x"][3].any()
-    assert not found["gates"][~KEPT.to(device)].any()
+    case.x[3] = torch.nan  # the token whose slots are all unassigned
+    tensors = operands_of(case, torch.float32, device)
+    actual = tensors.run_with_gradients()
+    assert not actual["out"][3].any()
+    assert all(value.isfinite().all() for value in actual.values())
+    assert not actual["x"][3].any()
+    assert not actual["gates"][~KEPT.to(device)].any()
     for name in ("up_proj", "down_proj", "up_bias", "down_bias"):
-        assert not found[name][1].any()
-        assert all(found[name][expert].any() for expert in (0, 2, 3))
+        assert not actual[name][1].any()
+        assert all(actual[name][expert].any() for expert in (0, 2, 3))
 
 
-def test_a_nan_gate_of_a_dead_row_shows_in_its_own_token_only(path, device):
+def test_a_nan_gate_of_an_unassigned_row_shows_in_its_own_token_only(path, device):
     case = small_case()
-    clean = given_to(case, torch.float32, device).run()
+    clean = operands_of(case, torch.float32, device).run()
     case.gates[3, 0] = torch.nan
-    tensors = given_to(case, torch.float32, device)
+    tensors = operands_of(case, torch.float32, device)
     out = tensors.run()
     others = torch.arange(len(IDS), device=device) != 3
     assert out[3].isnan().all()
@@ -126,28 +126,28 @@ def test_a_nan_gate_of_a_dead_row_shows_in_its_own_token_only(path, device):
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 def test_no_uninitialised_memory_shows_and_the_bits_are_the_same_twice(recompute, path, device):
-    tensors = given_to(small_case(), torch.float16, device)
+    tensors = operands_of(small_case(), torch.float16, device)
     first = tensors.run_with_gradients(recompute=recompute)
     with poisoned_empty():
         second = tensors.run_with_gradients(recompute=recompute)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("wanted", [["x"], ["gates"], ["up_proj", "down_bias"]], ids="+".join)
-def test_gradients_only_of_what_asks_for_them(wanted, device):
-    tensors = given_to(small_case(), torch.float32, device)
+@pytest.mark.parametrize("requested", [["x"], ["gates"], ["up_proj", "down_bias"]], ids="+".join)
+def test_gradients_only_of_what_requires_them(requested, device):
+    tensors = operands_of(small_case(), torch.float32, device)
     every = tensors.run_with_gradients()
     for name, leaf in tensors.leaves.items():
-        leaf.requires_grad_(name in wanted)
+        leaf.requires_grad_(name in requested)
     grad = torch.randn(every["out"].shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(every["out"])
     tensors.run().backward(grad)
     for name, leaf in tensors.leaves.items():
-        assert torch.equal(leaf.grad, every[name]) if name in wanted else leaf.grad is None
+        assert torch.equal(leaf.grad, every[name]) if name in requested else leaf.grad is None
 
 
 def test_offsets_beyond_32_bits(path, device):
     """Rows of tokens, and matrices of experts, that lie more than 2^31 elements apart."""
-    tensors = given_to(small_case("silu", bias=False), torch.float16, device)
+    tensors = operands_of(small_case("silu", bias=False), torch.float16, device)
     expected = tensors.run_with_gradients()
     apart = 2**30
     leaves = dict(tensors.leaves)
@@ -160,6 +160,6 @@ def test_offsets_beyond_32_bits(path, device):
             pytest.skip(f"cannot map the memory: {error}")
         leaves[name] = memory.as_strided(value.shape, strides).copy_(value).requires_grad_()
         assert (count - 1) * distance > 2**31 - 1
-    found = tensors._replace(leaves=leaves).run_with_gradients()
+    actual = tensors._replace(leaves=leaves).run_with_gradients()
     for name, value in expected.items():  # another stride is another specialisation, which may round in another order
-        assert_near(found[name], value, torch.float16, name)
+        assert_near(actual[name], value, torch.float16, name)

@@ -9,14 +9,14 @@ from torch.utils.checkpoint import checkpoint
 from moekit import FFNExperts, plan_dispatch
 from moekit_kernels.moe_ffn import moe_ffn
 from tests.strategies import Routed, ffn_case
-from tests.triton.moe_ffn_cases import IDS, KEPT, LEAVES, given_to, small_case
+from tests.triton.moe_ffn_cases import IDS, KEPT, LEAVES, operands_of, small_case
 from tests.triton.tolerances import assert_near
 
 OPS = torch.ops.moekit
 
 
 class Layer(nn.Module):
-    """Plan and experts, for tokens of given experts and gates."""
+    """Plan and experts, for tokens whose experts and gates are arguments."""
 
     def __init__(self, device: torch.device, **options) -> None:
         super().__init__()
@@ -41,31 +41,31 @@ def _gradients(function, layer, inputs):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
 @pytest.mark.parametrize("keep", [(True, False), (False, True)])
 def test_opcheck(keep, device):
-    # Without dead rows: what is kept of them is whatever the memory held.
+    # Without unassigned rows: what is kept of them is whatever the memory held.
     case = ffn_case(Routed(IDS, torch.ones_like(KEPT), 4, 0), 20, 12, 17, "swiglu", keep[0])
-    tensors = given_to(case, torch.float32, device)
+    tensors = operands_of(case, torch.float32, device)
     values = [tensors.leaves.get(name) for name in LEAVES]
     arguments = (*values[:2], *tensors.plan.order, *values[2:])
     torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "swiglu", *keep, "triton"))
     plain = [None if t is None else t.detach() for t in arguments]
     out, *kept = OPS.moe_ffn(*plain, "swiglu", *keep, "triton")
-    wanted = (True, keep[1])
+    requested = (True, keep[1])
     torch.library.opcheck(
-        OPS.moe_ffn_backward.default, (torch.randn_like(out), *plain, *kept, "swiglu", *wanted, "triton")
+        OPS.moe_ffn_backward.default, (torch.randn_like(out), *plain, *kept, "swiglu", *requested, "triton")
     )
 
 
 @pytest.mark.parametrize("recompute", ["activation", "all"])
 def test_a_retained_graph_gives_the_same_bits_again(recompute, device):
-    tensors = given_to(small_case(), torch.float32, device)
+    tensors = operands_of(small_case(), torch.float32, device)
     loss = tensors.run(recompute=recompute).square().sum()
     leaves = tuple(tensors.leaves.values())
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(loss, leaves), strict=True))
 
 
-def test_second_order_says_what_to_do(device):
-    tensors = given_to(small_case(), torch.float32, device)
+def test_a_second_order_is_refused_and_names_the_remedy(device):
+    tensors = operands_of(small_case(), torch.float32, device)
     (grad,) = torch.autograd.grad(tensors.run().square().sum(), tensors.leaves["x"], create_graph=True)
     with pytest.raises(RuntimeError, match=r'first-order gradients only.*impl="reference"'):
         grad.sum().backward()
@@ -73,18 +73,18 @@ def test_second_order_says_what_to_do(device):
 
 def test_float64_is_refused(device):
     with pytest.raises(ValueError, match=r'impl="triton" takes tokens and weights of bfloat16, .* got torch.float64'):
-        given_to(small_case(), torch.float64, device).run()
+        operands_of(small_case(), torch.float64, device).run()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype, device):
-    tensors = given_to(small_case(), torch.float32, device)
+    tensors = operands_of(small_case(), torch.float32, device)
     exact = tensors.run_with_gradients()
     with torch.autocast(device.type, dtype=dtype):
-        found = tensors.run_with_gradients()
-    assert found["out"].dtype == dtype
+        actual = tensors.run_with_gradients()
+    assert actual["out"].dtype == dtype
     for name, value in exact.items():
-        assert_near(found[name] / 2, value / 2, torch.bfloat16, name)  # operands are rounded too
+        assert_near(actual[name] / 2, value / 2, torch.bfloat16, name)  # operands are rounded too
 
 
 def test_compiled_without_a_break_for_any_number_of_tokens(device):
@@ -92,12 +92,12 @@ def test_compiled_without_a_break_for_any_number_of_tokens(device):
     compiled = torch.compile(moe_ffn, backend=counter, fullgraph=True, dynamic=True)
     for tokens in (7, 5, 6):
         case = ffn_case(Routed(IDS[:tokens], KEPT[:tokens], 4, tokens), 20, 12, 17, "geglu", True)
-        tensors = given_to(case, torch.float32, device)
+        tensors = operands_of(case, torch.float32, device)
         values = [tensors.leaves[name] for name in LEAVES]
         out = compiled(*values[:2], tensors.plan, tensors.weights, "geglu", impl="triton")
-        found = torch.autograd.grad(out.square().sum(), values)
+        actual = torch.autograd.grad(out.square().sum(), values)
         expected = torch.autograd.grad(tensors.run().square().sum(), values)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
     assert counter.frame_count == 1
 
 
@@ -111,7 +111,7 @@ def test_export_for_any_number_of_tokens(device):
         assert torch.equal(program.module()(*inputs), layer(*inputs))
 
 
-def test_checkpointing_changes_no_figure(device):
+def test_checkpointing_changes_no_bit(device):
     layer, inputs = Layer(device, recompute="all"), _inputs(device)
     plain = _gradients(layer, layer, inputs)
     again = _gradients(lambda *t: checkpoint(layer, *t, use_reentrant=False), layer, inputs)
@@ -126,8 +126,8 @@ def test_functional_call(device):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # one call for each
-def test_vmap_is_a_call_for_each(device):
-    tensors = given_to(small_case(), torch.float32, device)
+def test_vmap_makes_one_call_for_each_sample(device):
+    tensors = operands_of(small_case(), torch.float32, device)
     x = torch.randn(2, *tensors.leaves["x"].shape, device=device)
 
     def run(x):

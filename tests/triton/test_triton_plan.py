@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 quick = settings(max_examples=14, deadline=None, derandomize=True, database=None)
 
 
-def _case(num_tokens, top_k, num_experts, skew, seed, dead=None):
+def _case(num_tokens, top_k, num_experts, skew, seed, left_out=None):
     generator = torch.Generator().manual_seed(seed)
     if skew == "one":
         ids = torch.full((num_tokens, top_k), num_experts // 2)
@@ -22,8 +22,8 @@ def _case(num_tokens, top_k, num_experts, skew, seed, dead=None):
     else:
         ids = torch.randint(num_experts, (num_tokens, top_k), generator=generator)
     kept = None
-    if dead is not None:
-        kept = torch.rand(num_tokens, top_k if dead == "slots" else 1, generator=generator) > 0.3
+    if left_out is not None:
+        kept = torch.rand(num_tokens, top_k if left_out == "slots" else 1, generator=generator) > 0.3
         kept = kept.to(DEVICE)
     gates = (torch.rand(num_tokens, top_k, generator=generator) * 4).round()  # with ties
     gates[torch.rand(num_tokens, top_k, generator=generator) < 0.1] = float("nan")
@@ -34,10 +34,10 @@ def _case(num_tokens, top_k, num_experts, skew, seed, dead=None):
 
 def _same(ids, num_experts, **options):
     with poisoned_empty():
-        found = plan_dispatch(ids, num_experts, impl="triton", **options)
+        actual = plan_dispatch(ids, num_experts, impl="triton", **options)
     expected = plan_dispatch_reference(ids, num_experts, **options)
-    assert found.num_tokens == expected.num_tokens
-    for name, a, b in zip(expected._fields[:6], found[:6], expected[:6], strict=True):
+    assert actual.num_tokens == expected.num_tokens
+    for name, a, b in zip(expected._fields[:6], actual[:6], expected[:6], strict=True):
         assert a.dtype == torch.int64, name
         assert torch.equal(a, b), name
 
@@ -68,8 +68,8 @@ def test_same_bits_as_the_sort(few, monkeypatch):
 
     @quick
     @_cases
-    def check(num_tokens, top_k, num_experts, skew, dead, capacity, policy, dtype, seed):
-        ids, kept, gates = _case(num_tokens, top_k, num_experts, skew, seed, dead)
+    def check(num_tokens, top_k, num_experts, skew, left_out, capacity, policy, dtype, seed):
+        ids, kept, gates = _case(num_tokens, top_k, num_experts, skew, seed, left_out)
         if capacity == "tensor":
             capacity = torch.tensor(3, device=DEVICE)
         gates = gates.to(dtype)
@@ -119,7 +119,7 @@ def test_both_ways_are_taken_by_size():
     _same(ids, 2)
 
 
-def test_twice_the_same(slots):
+def test_the_same_plan_twice(slots):
     ids, kept, gates = _case(300, 2, 5, "zipf", 5, "slots")
     once, again = (
         plan_dispatch(ids, 5, kept=kept, capacity=40, gates=gates, drop_policy="gate", impl="triton") for _ in range(2)
@@ -128,7 +128,7 @@ def test_twice_the_same(slots):
 
 
 @pytest.mark.parametrize("capacity", [None, 2, "tensor"])
-def test_operation_checks(capacity):
+def test_opcheck(capacity):
     ids, kept, gates = _case(9, 2, 3, "even", 6, "tokens")
     limit_at = torch.tensor(2, device=DEVICE) if capacity == "tensor" else None
     limit = capacity if isinstance(capacity, int) else None
@@ -149,8 +149,8 @@ def test_compiles_once_for_all_sizes():
     compiled = torch.compile(plan, fullgraph=True, dynamic=True, backend=backend)
     for num_tokens in (3, 7, 20):
         ids, _, _ = _case(num_tokens, 2, 5, "even", num_tokens)
-        for found, expected in zip(compiled(ids)[:6], plan(ids)[:6], strict=True):
-            assert torch.equal(found, expected)
+        for actual, expected in zip(compiled(ids)[:6], plan(ids)[:6], strict=True):
+            assert torch.equal(actual, expected)
     assert len(frames) == 1
 
 
@@ -162,7 +162,7 @@ def test_compiles_once_for_all_sizes():
         ({"capacity": torch.tensor(1.0)}, r"capacity must be an integer .* got torch.float32"),
     ],
 )
-def test_what_does_not_fit_is_named(options, message):
+def test_arguments_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         plan_dispatch(torch.zeros(2, 2, dtype=torch.int64, device=DEVICE), 2, impl="triton", **options)
 

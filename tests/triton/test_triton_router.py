@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from moekit import FFNExperts, MoEOutput, Routing, SparseMoE, TopKRouter, router_stats
+from moekit import FFNExperts, MoEOutput, SparseMoE, TopKRouter, router_stats
 from moekit import routing as routing_module
 
 DIM, EXPERTS = 8, 6
@@ -53,23 +53,23 @@ def results(layer: nn.Module, x: Tensor, function=None, **options) -> list[Tenso
     return [out.output.detach(), *(s.detach() for s in out.stats), x.grad, *(p.grad for p in layer.parameters())]
 
 
-def assert_same(found: list | tuple, expected: list | tuple) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=2e-5, atol=2e-5, equal_nan=True)
+def assert_same(actual: list | tuple, expected: list | tuple) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5, equal_nan=True)
 
 
 @pytest.fixture
-def recomputed(monkeypatch) -> list[Routing]:
-    """The routings whose sums were not used."""
-    seen: list[Routing] = []
+def recomputed(monkeypatch) -> list[tuple[object, ...]]:
+    """The arguments of every routing whose sums were computed again."""
+    calls: list[tuple[object, ...]] = []
     original = routing_module.routing_sums
 
     def recorded(*arguments, **options):
-        seen.append(arguments)
+        calls.append(arguments)
         return original(*arguments, **options)
 
     monkeypatch.setattr(routing_module, "routing_sums", recorded)
-    return seen
+    return calls
 
 
 @routers
@@ -77,9 +77,9 @@ def recomputed(monkeypatch) -> list[Routing]:
 def test_a_layer_gives_what_the_reference_gives(device, recomputed, name: str, masked: bool) -> None:
     x = make_input(device, 3, 5)
     options = {"mask": torch.arange(15, device=device).view(3, 5) % 4 > 0} if masked else {}
-    found = results(make_layer(device, name), x, **options)
+    actual = results(make_layer(device, name), x, **options)
     assert not recomputed
-    assert_same(found, results(make_layer(device, name, "reference"), x, **options))
+    assert_same(actual, results(make_layer(device, name, "reference"), x, **options))
     assert len(recomputed) == 1
 
 
@@ -87,15 +87,15 @@ def test_a_layer_gives_what_the_reference_gives(device, recomputed, name: str, m
 def test_a_routing_has_the_fields_of_the_reference(device, name: str) -> None:
     x = make_input(device, 7)
     x[2, 1] = torch.nan
-    found = make_router(device, **ROUTERS[name])(x)
+    actual = make_router(device, **ROUTERS[name])(x)
     expected = make_router(device, "reference", **ROUTERS[name])(x)
-    assert_same(found[:5], expected[:5])
-    assert found.logits.isfinite().all()
-    assert found.sums.mask is None
+    assert_same(actual[:5], expected[:5])
+    assert actual.logits.isfinite().all()
+    assert actual.sums.mask is None
     assert expected.sums is None
 
 
-def test_noisy_logits_are_decided_on_and_clean_ones_are_counted(device) -> None:
+def test_noisy_logits_choose_and_clean_logits_are_counted(device) -> None:
     x = make_input(device, 9)
     x[2, 1] = torch.nan
     routings = []
@@ -105,14 +105,14 @@ def test_noisy_logits_are_decided_on_and_clean_ones_are_counted(device) -> None:
         torch.manual_seed(5)
         routings.append(router(x))
     rows = torch.arange(9, device=device) != 2
-    found, expected = routings
-    assert torch.equal(found.expert_ids[rows], expected.expert_ids[rows])
+    actual, expected = routings
+    assert torch.equal(actual.expert_ids[rows], expected.expert_ids[rows])
     assert_same(
-        [found.gates, found.logits, found.probs, found.valid, found.load_probs],
+        [actual.gates, actual.logits, actual.probs, actual.valid, actual.load_probs],
         [expected.gates, expected.logits, expected.probs, expected.valid, expected.load_probs],
     )
-    assert found.sums is None
-    found.gates[rows].square().sum().backward()
+    assert actual.sums is None
+    actual.gates[rows].square().sum().backward()
     assert router.eval()(x[rows]).load_probs is None
 
 
@@ -135,9 +135,9 @@ def test_sums_are_used_only_with_the_tensors_and_the_mask_that_they_were_made_wi
 
 def test_one_decision_per_sample_is_counted_once_per_token(device, recomputed) -> None:
     x, context = make_input(device, 3, 5), make_input(device, 3)
-    found = results(make_layer(device, "softmax"), x, router_input=context)
+    actual = results(make_layer(device, "softmax"), x, router_input=context)
     assert len(recomputed) == 1
-    assert_same(found, results(make_layer(device, "softmax", "reference"), x, router_input=context))
+    assert_same(actual, results(make_layer(device, "softmax", "reference"), x, router_input=context))
 
 
 def test_a_routing_is_replayed(device) -> None:
@@ -197,10 +197,10 @@ def test_vmap_routes_each_batch_with_gradients(device) -> None:
     alone = [both(part) for part in x]
     assert_same([gates, prob_sum], [torch.stack(field) for field in zip(*alone, strict=True)])
     gates.square().sum().backward()
-    found = router.gate.layers[0].weight.grad.clone()
+    actual = router.gate.layers[0].weight.grad.clone()
     router.zero_grad()
     sum(both(part)[0].square().sum() for part in x).backward()
-    assert_same([found], [router.gate.layers[0].weight.grad])
+    assert_same([actual], [router.gate.layers[0].weight.grad])
 
 
 def test_gradients_inside_a_function_transform_are_refused(device) -> None:

@@ -102,21 +102,21 @@ def run(case: Case, impl: str) -> tuple[Routed, Tensor]:
 
 def check(case: Case) -> None:
     """Holds the kernels to the reference in float64, ids to the reference in float32."""
-    found, gradient = run(case, "triton")
+    actual, gradient = run(case, "triton")
     exact, exact_gradient = run(case._replace(logits=case.logits.double()), "reference")
     single = route_reference(case.logits, case.top_k, **case.options)
-    assert torch.equal(found.ids, single.ids)
-    assert torch.equal(found.valid, single.valid)
-    assert torch.equal(found.tokens_per_expert, single.tokens_per_expert)
+    assert torch.equal(actual.ids, single.ids)
+    assert torch.equal(actual.valid, single.valid)
+    assert torch.equal(actual.tokens_per_expert, single.tokens_per_expert)
     assert gradient.dtype == case.logits.dtype
     if torch.equal(single.ids, exact.ids):  # else scores that float32 rounds to a tie
         for name in FLOATS:
-            assert field(found, name).dtype == torch.float32
-            mine, theirs = field(found, name), field(exact, name)
-            if mine.ndim == 0:  # of order T, and may be a difference of such
-                torch.testing.assert_close(mine.double(), theirs, rtol=2e-6, atol=2e-7 * len(found.valid))
+            assert field(actual, name).dtype == torch.float32
+            a, b = field(actual, name), field(exact, name)
+            if a.ndim == 0:  # of order T, and may be a difference of such
+                torch.testing.assert_close(a.double(), b, rtol=2e-6, atol=2e-7 * len(actual.valid))
             else:
-                assert_near(mine, theirs, torch.float32, name)
+                assert_near(a, b, torch.float32, name)
         assert_near(gradient, exact_gradient, case.logits.dtype, "gradient")
 
 
@@ -196,7 +196,7 @@ def test_the_gradient_of_each_output_alone(device, scoring: str, name: str) -> N
     for impl, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         logits = case.logits.detach().to(dtype).requires_grad_()
         value = field(route(logits, 3, impl=impl, **case.options), name)
-        value.sum().backward()  # hands back a gradient of stride zero
+        value.sum().backward()  # its gradient has a stride of zero
         gradients.append(logits.grad)
     torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=2e-6)
 
@@ -206,7 +206,7 @@ def test_the_same_input_gives_the_same_bits_twice_and_no_uninitialised_memory_sh
     first, first_gradient = run(case, "triton")
     with poisoned_empty():
         second, second_gradient = run(case, "triton")
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(flat(first), flat(second), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(flat(first), flat(second), strict=True))
     assert torch.equal(first_gradient, second_gradient)
 
 
@@ -220,13 +220,13 @@ def test_offsets_beyond_32_bits(device) -> None:
     near = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).to(far)
     far.copy_(near)
     # Another stride is another specialisation of the kernel: compiled code may round in another order.
-    (found, gradient), (expected, expected_gradient) = (run(Case(x, 2, {}), "triton") for x in (far, near))
+    (actual, gradient), (expected, expected_gradient) = (run(Case(x, 2, {}), "triton") for x in (far, near))
     for name in (*Routed._fields[:-1], *RoutingSums._fields):
-        mine, theirs = field(found, name), field(expected, name)
+        a, b = field(actual, name), field(expected, name)
         if name in FLOATS:
-            assert_near(mine, theirs, torch.float32, name)
+            assert_near(a, b, torch.float32, name)
         else:
-            assert torch.equal(mine, theirs), name
+            assert torch.equal(a, b), name
     assert_near(gradient, expected_gradient, torch.float16, "logits")
 
 
@@ -238,7 +238,7 @@ def test_a_retained_graph_gives_the_same_gradient_again(device) -> None:
     assert torch.equal(first, second)
 
 
-def test_second_order_says_what_to_do(device) -> None:
+def test_a_second_order_is_refused_and_names_the_remedy(device) -> None:
     logits = a_case().logits.to(device).requires_grad_()
     gates = route(logits, 3, impl="triton").gates
     (gradient,) = torch.autograd.grad(gates.square().sum(), logits, create_graph=True)
@@ -283,7 +283,7 @@ def test_compiled_without_a_break_for_any_number_of_tokens(device) -> None:
         grads = incoming(routed)
         torch.autograd.backward([field(routed, name) for name in FLOATS], grads)
         expected, gradient = run(case, "triton")
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(flat(routed), flat(expected), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(flat(routed), flat(expected), strict=True))
         assert torch.equal(logits.grad, gradient)
         compilations.add(counter.frame_count)
     assert len(compilations) == 1  # none after the first call

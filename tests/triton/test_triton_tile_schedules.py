@@ -18,22 +18,22 @@ def _offsets(counts):
     return offsets
 
 
-def _tiles(offsets, num_rows, height, dead):
-    bounds = [*offsets, num_rows] if dead else offsets
+def _tiles(offsets, num_rows, height, with_unassigned):
+    bounds = [*offsets, num_rows] if with_unassigned else offsets
     return [[e, first] for e in range(len(bounds) - 1) for first in range(bounds[e], bounds[e + 1], height)]
 
 
-def _check(counts, dead_rows, heights, dead, device, dtype=torch.int64):
+def _check(counts, unassigned_rows, heights, with_unassigned, device, dtype=torch.int64):
     offsets = _offsets(counts)
-    num_rows = offsets[-1] + dead_rows
+    num_rows = offsets[-1] + unassigned_rows
     with poisoned_empty():
-        found = tile_schedules(torch.tensor(offsets, dtype=dtype, device=device), num_rows, heights, dead)
-    assert len(found) == len(heights)
-    for schedule, height in zip(found, heights, strict=True):
-        tiles = _tiles(offsets, num_rows, height, dead)
+        actual = tile_schedules(torch.tensor(offsets, dtype=dtype, device=device), num_rows, heights, with_unassigned)
+    assert len(actual) == len(heights)
+    for schedule, height in zip(actual, heights, strict=True):
+        tiles = _tiles(offsets, num_rows, height, with_unassigned)
         assert schedule.dtype == torch.int32
         assert schedule.is_contiguous()
-        assert schedule.shape == (1 + max_tiles(num_rows, len(counts), height, dead), 2)
+        assert schedule.shape == (1 + max_tiles(num_rows, len(counts), height, with_unassigned), 2)
         assert schedule[0].tolist() == [len(tiles), height]
         assert schedule[1 : 1 + len(tiles)].tolist() == tiles
         assert schedule[1 + len(tiles) :].tolist() == [[-1, num_rows]] * (len(schedule) - 1 - len(tiles))
@@ -47,13 +47,13 @@ def _check(counts, dead_rows, heights, dead, device, dtype=torch.int64):
     st.sampled_from([(16,), (64, 16), (16, 32, 64, 128)]),
     st.sampled_from([torch.int32, torch.int64]),
 )
-def test_tiles_are_those_of_a_loop_over_experts(counts, dead_rows, dead, heights, dtype):
+def test_tiles_are_those_of_a_loop_over_experts(counts, unassigned_rows, with_unassigned, heights, dtype):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _check(counts, dead_rows, heights, dead, device, dtype)
+    _check(counts, unassigned_rows, heights, with_unassigned, device, dtype)
 
 
 @pytest.mark.parametrize(
-    ("counts", "dead_rows"),
+    ("counts", "unassigned_rows"),
     [
         ([0] * 5, 0),
         ([0] * 5, 33),
@@ -62,9 +62,9 @@ def test_tiles_are_those_of_a_loop_over_experts(counts, dead_rows, dead, heights
         ([0] * 130 + [300] + [0] * 69, 0),  # all to one
     ],
 )
-@pytest.mark.parametrize("dead", [False, True])
-def test_edges(counts, dead_rows, dead, device):
-    _check(counts, dead_rows, (16, 64), dead, device)
+@pytest.mark.parametrize("with_unassigned", [False, True])
+def test_extreme_numbers_of_experts_and_rows(counts, unassigned_rows, with_unassigned, device):
+    _check(counts, unassigned_rows, (16, 64), with_unassigned, device)
 
 
 def test_repeated_and_many_heights(device):
@@ -78,10 +78,10 @@ def test_the_bound_is_reached_and_never_passed():
             for height in (1, 2, 4):
                 most = max(sum(-(-count // height) for count in split) for split in splits)
                 assert most == max_tiles(num_rows, num_experts, height)
-                with_dead = max(
+                most_with_unassigned = max(
                     sum(-(-count // height) for count in split) for split in _splits(num_rows, num_experts + 1)
                 )
-                assert with_dead == max_tiles(num_rows, num_experts, height, True)
+                assert most_with_unassigned == max_tiles(num_rows, num_experts, height, True)
 
 
 def _splits(total, parts):

@@ -1,6 +1,6 @@
-"""How far a kernel may be from the float64 reference of the operands that it was given.
+"""How far a kernel may be from the float64 reference of the same operands.
 
-``||found - expected|| <= RELATIVE * ||expected||`` over each tensor, and no element further off than ``ELEMENT``
+``||actual - expected|| <= RELATIVE * ||expected||`` over each tensor, and no element further off than ``ELEMENT``
 times the largest magnitude of the tensor.
 """
 
@@ -18,16 +18,16 @@ RELATIVE = {
 ELEMENT = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 8e-2 if interpreting() else 4e-2}
 
 
-def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype, name: str = "", least: float = 0.0) -> None:
+def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype, name: str = "", least: float = 0.0) -> None:
     """Compares at the tolerance of operands of ``dtype``; NaN must meet NaN.
 
     ``least`` is the least magnitude, of the tensor and of its largest element, that errors are compared with: for
     tensors of so few elements that their terms may cancel in all of them.
     """
-    assert found.shape == expected.shape, f"{name}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    assert torch.equal(found.isnan(), expected.isnan()), f"{name}: NaN in other places than expected"
-    error = (found - expected).nan_to_num()
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    assert torch.equal(actual.isnan(), expected.isnan()), f"{name}: NaN in other places than expected"
+    error = (actual - expected).nan_to_num()
     scale = expected.nan_to_num()
     relative = (error.norm() / scale.norm().clamp(min=max(least, 1e-30))).item() if expected.numel() else 0.0
     worst = (error.abs().max() / scale.abs().max().clamp(min=max(least, 1e-30))).item() if expected.numel() else 0.0
