@@ -16,6 +16,7 @@ from moekit_kernels.plan import RowOrder
 from moekit_kernels.plan import launches as plan
 from moekit_kernels.plan.schedule import tile_schedules
 from moekit_kernels.routing import launches as routing
+from moekit_kernels.routing.options import RouteOptions
 
 SHAPES = {
     "qwen3": PRESETS["qwen3-30b-a3b"],
@@ -41,14 +42,16 @@ def indices(*size: int) -> Tensor:
 def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: str, grouped: bool, masked: bool) -> None:
     """Launches routing, forward and backward."""
     logits, mask = empty(tokens, experts, dtype=dtype), empty(tokens, dtype=torch.bool) if masked else None
-    bias = empty(experts, dtype=torch.float32) if grouped else None
-    groups = (8, 4) if grouped else (0, 0)
-    factor = 2.5 if grouped else 1.0
-    output = routing.forward(logits, top_k, scoring, True, factor, bias, *groups, mask)
+    options = RouteOptions(top_k, scoring)
+    if grouped:
+        options = options._replace(
+            scaling_factor=2.5, selection_bias=empty(experts, dtype=torch.float32), num_groups=8, topk_groups=4
+        )
+    output = routing.forward(logits, options, mask)
     grads = routing.RouteGradients(*(getattr(output, name) for name in routing.RouteGradients._fields))
     if not masked:
         grads = grads._replace(probs=None, gate_sum=None, entropy_sum=None)
-    routing.backward(grads, logits, output.ids, mask, scoring, True, factor)
+    routing.backward(grads, logits, output.ids, mask, options)
 
 
 def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:

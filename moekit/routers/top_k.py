@@ -15,8 +15,9 @@ from moekit.routers.noise import add_noise, smooth_load
 from moekit.routing import FusedSums, Routing
 from moekit_kernels.impl import Impl, check_sizes
 from moekit_kernels.routing import route
-from moekit_kernels.routing.checks import LIMITS, SCORINGS, Scoring, check_groups
+from moekit_kernels.routing.checks import LIMITS, check_groups
 from moekit_kernels.routing.finite import finite_logits
+from moekit_kernels.routing.options import SCORINGS, Scoring
 
 
 class _Options(TypedDict):

@@ -50,6 +50,23 @@ class _Limit(NamedTuple):
         return torch.finfo(torch.float32 if self.gates is None else self.gates.dtype).max
 
 
+class _Counts(NamedTuple):
+    """The slots of each expert, counted in blocks of ``block`` slots.
+
+    Attributes:
+        block: Slots of a block.
+        before: ``(E + 1, blocks)``, those in earlier blocks.
+        totals: ``(E + 1,)``, those in all blocks.
+    """
+
+    block: int
+    before: Tensor
+    totals: Tensor
+
+    def arguments(self) -> dict[str, Any]:
+        return {"before": self.before, "num_blocks": self.before.shape[1], "BLOCK": self.block, "CHUNK": _CHUNK}
+
+
 def plan_slots(
     expert_ids: Tensor,
     num_experts: int,
@@ -142,19 +159,20 @@ def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
     routed = None
     if caps is not None:
         by_choice = caps.gates is None
-        block, before, routed = _count(slots, by_choice)
+        counts = _count(slots, by_choice)
+        routed = counts.totals
         left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
         if by_choice:
             launch(
                 kernel.plan_drop_late_kernel,
-                (before.shape[1],),
-                {**slots.arguments(), **caps.arguments(), **_blocks(block, before), "left": left},
-                num_warps=block // 64,
+                (counts.before.shape[1],),
+                {**slots.arguments(), **caps.arguments(), **counts.arguments(), "left": left},
+                num_warps=counts.block // 64,
             )
         else:
-            # Into memory of its own, so that every launch may be repeated.
+            # In memory of its own, so that every launch may be repeated.
             everything = plan._replace(**{name: torch.empty_like(t) for name, t in _outputs(plan).items()})
-            _place(slots, everything, None, block, before, routed)
+            _place(slots, everything, None, counts)
             launch(
                 kernel.plan_drop_small_kernel,
                 (-(-slots.ids.numel() // 64),),
@@ -173,15 +191,11 @@ def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
                 },
             )
         slots = slots._replace(ids=left, kept=None)
-    _place(slots, plan, routed, *_count(slots, False))
+    _place(slots, plan, routed, _count(slots, False))
 
 
-def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
-    """Counts each expert's slots in blocks of slots.
-
-    Returns:
-        The slots of a block; ``(E + 1, blocks)``, slots of each expert in earlier blocks; ``(E + 1,)``, in all blocks.
-    """
+def _count(slots: _Slots, by_choice: bool) -> _Counts:
+    """Counts the slots in their order, or with all first choices before all second choices."""
     from moekit_kernels.plan import kernel
 
     block = 256 if slots.num_experts <= 1024 else 512
@@ -207,13 +221,14 @@ def _count(slots: _Slots, by_choice: bool) -> tuple[int, Tensor, Tensor]:
         (slots.num_experts + 1,),
         {"counts": counts, "before": before, "totals": totals, "num_blocks": num_blocks, "BLOCK": 1024},
     )
-    return block, before, totals
+    return _Counts(block, before, totals)
 
 
-def _place(
-    slots: _Slots, plan: DispatchPlan, routed: Tensor | None, block: int, before: Tensor, totals: Tensor
-) -> None:
-    """Computes the offsets from the totals, then puts every slot into its row."""
+def _place(slots: _Slots, plan: DispatchPlan, routed: Tensor | None, counts: _Counts) -> None:
+    """Computes the offsets from the counts, then puts every slot into its row.
+
+    ``routed`` are the totals before slots were dropped, or None.
+    """
     from moekit_kernels.plan import kernel
 
     out = _outputs(plan)
@@ -222,7 +237,7 @@ def _place(
         kernel.plan_offsets_kernel,
         (1,),
         {
-            "totals": totals,
+            "totals": counts.totals,
             "routed": routed,
             **out,
             "NUM_EXPERTS": slots.num_experts,
@@ -231,14 +246,10 @@ def _place(
     )
     launch(
         kernel.plan_place_kernel,
-        (before.shape[1],),
-        {**slots.arguments(), **_blocks(block, before), "offsets": plan.offsets, **placed},
-        num_warps=block // 64,
+        (counts.before.shape[1],),
+        {**slots.arguments(), **counts.arguments(), "offsets": plan.offsets, **placed},
+        num_warps=counts.block // 64,
     )
-
-
-def _blocks(block: int, before: Tensor) -> dict[str, Any]:
-    return {"before": before, "num_blocks": before.shape[1], "BLOCK": block, "CHUNK": _CHUNK}
 
 
 def _outputs(plan: DispatchPlan) -> dict[str, Tensor]:

@@ -1,15 +1,12 @@
 """Checks of the arguments of the routing operation; they read shapes, dtypes and devices only."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from moekit_kernels.impl import Limits
-
-Scoring = Literal["softmax", "topk_softmax", "sigmoid"]
-SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+from moekit_kernels.routing.options import SCORINGS, RouteOptions
 
 LIMITS = Limits(max_experts=4096, max_top_k=64)
 """Of the kernels: a row of logits is held in registers."""
@@ -31,26 +28,19 @@ def check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_grou
         )
 
 
-def check_arguments(
-    logits: Tensor,
-    top_k: int,
-    scoring: str,
-    selection_bias: Tensor | None,
-    num_groups: int | None,
-    topk_groups: int | None,
-    mask: Tensor | None,
-) -> None:
+def check_arguments(logits: Tensor, options: RouteOptions, mask: Tensor | None) -> None:
     """Raises ``ValueError`` unless the arguments of :func:`~moekit_kernels.routing.route` fit each other."""
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(
             f"logits must be a floating tensor of shape (T, E), got {logits.dtype} of shape {tuple(logits.shape)}."
         )
     num_tokens, num_experts = logits.shape
+    top_k, scoring, selection_bias = options.top_k, options.scoring, options.selection_bias
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be between 1 and the {num_experts} experts of the logits, got {top_k}.")
     if scoring not in SCORINGS:
         raise ValueError(f"scoring must be one of {', '.join(map(repr, SCORINGS))}, got {scoring!r}.")
-    check_groups(num_experts, top_k, num_groups, topk_groups)
+    check_groups(num_experts, top_k, options.num_groups, options.topk_groups)
     if selection_bias is not None:
         _check_companion("selection_bias", selection_bias, (num_experts,), logits)
         if not selection_bias.is_floating_point():

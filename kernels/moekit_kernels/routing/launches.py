@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moekit_kernels.routing.options import RouteOptions
 from moekit_kernels.runtime import current_target, launch
 
 # Warps per multiprocessor: enough to hide latency, few enough for the partial sums to stay small.
@@ -83,18 +84,8 @@ def backward_warps(tile: Blocks) -> int:
     return 2 * tile.num_warps if tile.width > 512 else tile.num_warps
 
 
-def forward(
-    logits: Tensor,
-    top_k: int,
-    scoring: str,
-    renormalize: bool,
-    scaling_factor: float,
-    selection_bias: Tensor | None,
-    num_groups: int,
-    topk_groups: int,
-    mask: Tensor | None,
-) -> RouteOutputs:
-    """Routes the ``logits (T, E)``; ``num_groups=0`` stands for none.
+def forward(logits: Tensor, options: RouteOptions, mask: Tensor | None) -> RouteOutputs:
+    """Routes the ``logits (T, E)``; the sums are over the tokens in the ``mask (T,)``, or all.
 
     Raises:
         ValueError: If no kernel runs on the device.
@@ -105,6 +96,7 @@ def forward(
     num_tokens, num_experts = logits.shape
     tile = blocks(num_experts)
     programs = min(-(-num_tokens // tile.rows), _WARPS_PER_PROCESSOR // tile.num_warps * target.processors)
+    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
     out = outputs(logits, top_k)
     partials = {
         "counts": logits.new_empty(programs, num_experts, dtype=torch.int32),
@@ -132,8 +124,8 @@ def forward(
         "KP": 1 << (top_k - 1).bit_length(),
         "SCORING": scoring,
         "RENORMALIZE": renormalize or scoring == "topk_softmax",
-        "GROUPS": num_groups,
-        "TOP_GROUPS": topk_groups,
+        "GROUPS": num_groups or 0,
+        "TOP_GROUPS": topk_groups or 0,
     }
     launch(kernel.route_fwd_kernel, (programs,), arguments, num_warps=tile.num_warps, num_stages=1)
     block_e = min(tile.width, 32)  # with 64, code for sm_100 spills registers under Triton 3.8
@@ -175,9 +167,7 @@ def backward(
     logits: Tensor,
     ids: Tensor,
     mask: Tensor | None,
-    scoring: str,
-    renormalize: bool,
-    scaling_factor: float,
+    options: RouteOptions,
 ) -> Tensor:
     """Returns the gradient of ``logits``, contiguous and of their dtype.
 
@@ -205,13 +195,13 @@ def backward(
         "stride_mask": 0 if mask is None else mask.stride(0),
         "stride_probs_t": 0 if d_probs is None else d_probs.stride(0),
         "stride_probs_e": 0 if d_probs is None else d_probs.stride(1),
-        "scaling_factor": float(scaling_factor),
+        "scaling_factor": float(options.scaling_factor),
         "E": num_experts,
         "EP": tile.width,
         "ROWS": tile.rows,
-        "TOP_K": ids.shape[1],
-        "SCORING": scoring,
-        "RENORMALIZE": renormalize or scoring == "topk_softmax",
+        "TOP_K": options.top_k,
+        "SCORING": options.scoring,
+        "RENORMALIZE": options.renormalize or options.scoring == "topk_softmax",
     }
     grid = (-(-num_tokens // tile.rows),)
     launch(kernel.route_bwd_kernel, grid, arguments, num_warps=backward_warps(tile), num_stages=1)

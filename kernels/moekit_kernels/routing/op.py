@@ -10,9 +10,10 @@ from torch import Tensor
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
-from moekit_kernels.routing.checks import LIMITS, Scoring, check_arguments
+from moekit_kernels.routing.checks import LIMITS, check_arguments
 from moekit_kernels.routing.launches import RouteGradients, RouteOutputs
-from moekit_kernels.routing.reference import Routed, route_reference
+from moekit_kernels.routing.options import RouteOptions, Scoring
+from moekit_kernels.routing.reference import Routed, decide_and_sum
 from moekit_kernels.routing.sums import RoutingSums
 
 # The outputs that have a gradient, by their place.
@@ -27,13 +28,12 @@ def _route(
     renormalize: bool,
     scaling_factor: float,
     selection_bias: Tensor | None,
-    num_groups: int,
-    topk_groups: int,
+    num_groups: int | None,
+    topk_groups: int | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return launches.forward(
-        logits, top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, mask
-    )
+    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    return launches.forward(logits, options, mask)
 
 
 @torch.library.custom_op("moekit::route_backward", mutates_args=())
@@ -52,7 +52,7 @@ def _route_backward(
     scaling_factor: float,
 ) -> Tensor:
     grads = RouteGradients(d_gates, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
-    return launches.backward(grads, logits, ids, mask, scoring, renormalize, scaling_factor)
+    return launches.backward(grads, logits, ids, mask, RouteOptions(ids.shape[1], scoring, renormalize, scaling_factor))
 
 
 @_route.register_fake
@@ -63,8 +63,8 @@ def _(
     renormalize: bool,
     scaling_factor: float,
     selection_bias: Tensor | None,
-    num_groups: int,
-    topk_groups: int,
+    num_groups: int | None,
+    topk_groups: int | None,
     mask: Tensor | None,
 ) -> RouteOutputs:
     return launches.outputs(logits, top_k)
@@ -183,25 +183,14 @@ def route(
         >>> routed.ids.tolist(), routed.tokens_per_expert.tolist()
         ([[1, 2]], [0, 1, 1])
     """
-    if resolve_route(impl, logits, top_k) == "reference":
-        return route_reference(
-            logits,
-            top_k,
-            scoring=scoring,
-            renormalize=renormalize,
-            scaling_factor=scaling_factor,
-            selection_bias=selection_bias,
-            num_groups=num_groups,
-            topk_groups=topk_groups,
-            mask=mask,
-            with_sums=bool(with_sums),
-        )
-    check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
+    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    resolved = resolve_route(impl, logits, top_k)
+    check_arguments(logits, options, mask)
+    if resolved == "reference":
+        return decide_and_sum(logits, options, mask, bool(with_sums))
     refuse_forward_mode("route", logits)
-    groups = (num_groups or 0, topk_groups or 0)
-    gates_TK, ids_TK, probs_TE, valid_T, tokens_per_expert, *sums = _route(
-        logits, top_k, scoring, renormalize, float(scaling_factor), selection_bias, *groups, mask
-    )
+    options = options._replace(scaling_factor=float(scaling_factor))
+    gates_TK, ids_TK, probs_TE, valid_T, tokens_per_expert, *sums = _route(logits, *options, mask)
     finite_TE = torch.where(valid_T.unsqueeze(-1), logits.to(probs_TE.dtype), 0)
     if with_sums is False:
         return Routed(gates_TK, ids_TK, finite_TE, probs_TE, valid_T, None, None)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit_kernels.routing.checks import Scoring, check_arguments
+from moekit_kernels.routing.checks import check_arguments
 from moekit_kernels.routing.finite import finite_logits, mark_invalid
+from moekit_kernels.routing.options import RouteOptions, Scoring
 from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
 from moekit_kernels.routing.sums import RoutingSums, routing_sums
 
@@ -47,19 +48,9 @@ class _Decision(NamedTuple):
     probs: Float[Tensor, "T E"]
 
 
-def _decide(
-    logits_TE: Tensor,
-    valid_T: Tensor,
-    top_k: int,
-    *,
-    scoring: Scoring,
-    renormalize: bool,
-    scaling_factor: float,
-    selection_bias: Tensor | None,
-    num_groups: int | None,
-    topk_groups: int | None,
-) -> _Decision:
-    """Decides from what :func:`finite_logits` returned; :func:`route_reference` documents the other arguments."""
+def _decide(logits_TE: Tensor, valid_T: Tensor, options: RouteOptions) -> _Decision:
+    """Decides from what :func:`finite_logits` returned."""
+    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
     scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else F.softmax(logits_TE, dim=-1)
     plain = selection_bias is None and num_groups is None
     # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
@@ -124,19 +115,15 @@ def route_reference(
     Raises:
         ValueError: If the arguments do not fit each other.
     """
-    check_arguments(logits, top_k, scoring, selection_bias, num_groups, topk_groups, mask)
+    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    check_arguments(logits, options, mask)
+    return decide_and_sum(logits, options, mask, with_sums)
+
+
+def decide_and_sum(logits: Tensor, options: RouteOptions, mask: Tensor | None, with_sums: bool) -> Routed:
+    """Computes :func:`route_reference` from checked arguments."""
     logits_TE, valid_T = finite_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    gates_TK, ids_TK, probs_TE = _decide(
-        logits_TE,
-        valid_T,
-        top_k,
-        scoring=scoring,
-        renormalize=renormalize,
-        scaling_factor=scaling_factor,
-        selection_bias=selection_bias,
-        num_groups=num_groups,
-        topk_groups=topk_groups,
-    )
+    gates_TK, ids_TK, probs_TE = _decide(logits_TE, valid_T, options)
     if not with_sums:
         return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, None, None)
     counted_T = valid_T if mask is None else valid_T & mask

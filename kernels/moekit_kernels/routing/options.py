@@ -1,0 +1,20 @@
+"""How a routing chooses experts and weights them, as one value that travels whole."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Scoring = Literal["softmax", "topk_softmax", "sigmoid"]
+SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+
+
+class RouteOptions(NamedTuple):
+    """Options of a routing; :func:`~moekit_kernels.routing.route_reference` describes them."""
+
+    top_k: int
+    scoring: str = "softmax"
+    renormalize: bool = True
+    scaling_factor: float = 1.0
+    selection_bias: Tensor | None = None
+    num_groups: int | None = None
+    topk_groups: int | None = None
