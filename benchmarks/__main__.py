@@ -39,7 +39,7 @@ COMMANDS = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Any]:
-    """The options of a command line, and the module of its command."""
+    """Returns the options of a command line, and the module of its command."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, memory and compiled code.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

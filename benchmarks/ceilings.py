@@ -44,7 +44,7 @@ def measure(
 
 
 def ceilings_of(records: list[Record], dtype: str) -> Ceilings | None:
-    """The ceilings among records; None unless both were measured."""
+    """Returns the ceilings among records; None unless both were measured."""
     matmul = [r.tflops for r in records if (r.kind, r.name, r.dtype) == ("ceiling", "matmul", dtype) and r.tflops]
     copy = [r.gbps for r in records if (r.kind, r.name) == ("ceiling", "copy") and r.gbps]
     return Ceilings(matmul[-1], copy[-1]) if matmul and copy else None

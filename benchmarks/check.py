@@ -31,7 +31,7 @@ class Expected(NamedTuple):
 
 @torch.no_grad()
 def expected_of(workload: Workload) -> Expected:
-    """Output and gradients by the formulas, one expert at a time; no autograd.
+    """Returns output and gradients by the formulas, one expert at a time; no autograd.
 
     With ``a = W_up x``, ``h = silu(a_gate) a_value``, ``y = W_down h`` and ``g = dOut[token]``:
     ``dgate = <g, y>``, ``dW_down = gate g h^T``, ``dh = gate W_down^T g``, ``dW_up = da x^T``, ``dx = W_up^T da``.
@@ -65,7 +65,7 @@ def expected_of(workload: Workload) -> Expected:
 
 
 def agreement(layer: Layer, workload: Workload, expected: Expected) -> dict[str, float]:
-    """Relative error of the output and of every gradient that the layer gives in the workload's layout."""
+    """Returns the relative error of the output and of every gradient that the layer gives in the workload's layout."""
     x = workload.x.detach().requires_grad_()
     output = layer.forward(x)
     grads = torch.autograd.grad(output, [x, *layer.leaves.values()], workload.grad)
@@ -76,7 +76,7 @@ def agreement(layer: Layer, workload: Workload, expected: Expected) -> dict[str,
 
 @torch.no_grad()
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``||actual - expected|| / ||expected||``, infinite where ``actual`` is not finite.
+    """Returns ``||actual - expected|| / ||expected||``, infinite where ``actual`` is not finite.
 
     Taken over slices of the first dimension, so that stacked weights are never widened all at once.
     """
@@ -92,6 +92,6 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def disagreement(errors: dict[str, float], dtype: torch.dtype) -> float | None:
-    """The worst error if it is above the tolerance of ``dtype``, else None."""
+    """Returns the worst error if it is above the tolerance of ``dtype``, else None."""
     worst = max(errors.values(), default=0.0)
     return worst if worst > TOLERANCE[dtype] else None

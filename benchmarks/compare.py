@@ -47,7 +47,7 @@ def check_same_device(old: Sequence[Record], new: Sequence[Record]) -> None:
 
 
 def compare(old: Sequence[Record], new: Sequence[Record], floor: float = 0.05) -> list[Difference]:
-    """Differences of all cases and stages that were measured in both, in the order of ``new``."""
+    """Returns the differences of all cases and stages that were measured in both, in the order of ``new``."""
     before = {record.key(): record for record in old}
     differences = []
     for record in new:
@@ -66,20 +66,20 @@ def compare(old: Sequence[Record], new: Sequence[Record], floor: float = 0.05) -
 
 
 def spread(record: Record) -> float:
-    """Half the distance of the 20th and 80th percentiles, relative to the median."""
+    """Returns half the distance of the 20th and 80th percentiles, relative to the median."""
     if not record.median_ms or record.p20_ms is None or record.p80_ms is None:
         return 0.0
     return (record.p80_ms - record.p20_ms) / (2 * record.median_ms)
 
 
 def missing(old: Sequence[Record], new: Sequence[Record]) -> list[Record]:
-    """Records that were measured before and are not now."""
+    """Returns the records that were measured before and are not now."""
     measured = {record.key() for record in new if record.median_ms is not None}
     return [r for r in old if r.median_ms is not None and r.kind in ("case", "stage") and r.key() not in measured]
 
 
 def line(difference: Difference) -> str:
-    """A difference as a line."""
+    """Returns a difference as a line."""
     record = difference.new
     what = f"{record.name} {record.direction}, {record.workload()}"
     return f"{difference.verdict:11} x{difference.ratio:.3f} (noise {100 * difference.noise:.0f} %)  {what}"

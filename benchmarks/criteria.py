@@ -24,7 +24,7 @@ STEP = "forward+backward"
 
 
 def judge(records: Sequence[Record], dtype: str = "bf16") -> list[Record]:
-    """One record per criterion: met, missed or unmeasured, with the numbers."""
+    """Returns one record per criterion: met, missed or unmeasured, with the numbers."""
     return [
         _times_as_fast(records, ("grouped_mm",), 1.6, dtype),
         _times_as_fast(records, ("scattermoe", "liger"), 1.5, dtype),

@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, pyramid: Pyramid) -> list[Record]:
-    """All records of the command: the cases, then the verdicts."""
+    """Returns all records of the command: the cases, then the verdicts."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     torch.manual_seed(5)
@@ -118,14 +118,14 @@ def _step(
 
 
 def count_flops(step: Step) -> int:
-    """Operations of a step, two for a multiply-add, by PyTorch's counter (products and convolutions)."""
+    """Returns the operations of a step, two for a multiply-add, by PyTorch's counter (products and convolutions)."""
     with FlopCounterMode(display=False) as counter:
         step.body(step.prepare())
     return counter.get_total_flops()
 
 
 def verdicts(records: Sequence[Record]) -> list[Record]:
-    """Whether six routed experts take at most 1.25 times as long as one, for each direction."""
+    """Returns whether six routed experts take at most 1.25 times as long as one, for each direction."""
     judged: list[Record] = []
     for direction in STEPS:
         times = {record.name: record.median_ms for record in records if record.direction == direction}
@@ -144,7 +144,7 @@ def verdicts(records: Sequence[Record]) -> list[Record]:
 
 
 def table(records: Sequence[Record]) -> str:
-    """The records as a table of the terminal."""
+    """Returns the records as a table of the terminal."""
     lines = [f"{'layer':24}{'direction':18}{'median ms':>11}{'p20':>9}{'p80':>9}{'GFLOPs':>9}{'GFLOP/s':>9}"]
     for record in records:
         if record.kind == "criterion":

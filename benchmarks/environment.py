@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What every record of a run has in common; json values only."""
+    """Returns what every record of a run has in common; json values only."""
     commit, dirty = commit_of(HERE)
     return {
         "device": device_name(device),
@@ -42,7 +42,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a GPU, or of the processor."""
+    """Returns the name of a GPU, or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -67,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> tuple[str, bool]:
-    """The commit that is checked out and whether the measured code differs from it; without git, unknown and True."""
+    """Returns the commit that is checked out, and whether the code differs from it; without git, unknown and True."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
@@ -82,7 +82,7 @@ def commit_of(folder: Path) -> tuple[str, bool]:
 
 
 def command() -> str:
-    """The command line, with the module's name in place of its path."""
+    """Returns the command line, with the module's name in place of its path."""
     script = Path(sys.argv[0])
     module = script.parent.name if script.stem == "__main__" else f"{script.parent.name}.{script.stem}"
     name = f"python -m {module}" if script.suffix == ".py" else script.name

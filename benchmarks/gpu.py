@@ -43,7 +43,7 @@ def run_section(name: str, options: argparse.Namespace, seconds: float) -> None:
 
 
 def section_command(name: str, options: argparse.Namespace, seconds: float) -> list[str]:
-    """The command line of the process that runs one section."""
+    """Returns the command line of the process that runs one section."""
     arguments = ["--out", str(options.out), "--section", name, "--here", "--budget", str(seconds)]
     arguments += ["--rehearsal"] if options.rehearsal else []
     return [sys.executable, "-m", "benchmarks", "gpu", *arguments]
@@ -64,7 +64,7 @@ def start_section(name: str, options: argparse.Namespace, seconds: float) -> Rec
 
 
 def verdict(records: Sequence[Record]) -> list[str]:
-    """The lines of the verdict: red checks, every criterion, and where time goes for what is missed."""
+    """Returns the lines of the verdict: red checks, every criterion, and where time goes for what is missed."""
     red = [r for r in records if r.kind == "check" and r.status == "failed"]
     lines = ["", "== verdict"]
     lines += [f"RED: {r.name}: {r.reason}" for r in red]
@@ -79,7 +79,7 @@ def verdict(records: Sequence[Record]) -> list[str]:
 
 
 def profile(records: Sequence[Record], preset: str) -> list[str]:
-    """Where the time of one workload goes, kernel by kernel."""
+    """Returns where the time of one workload goes, kernel by kernel."""
     stages = [
         r
         for r in records

@@ -58,7 +58,7 @@ class Setting(NamedTuple):
 
     @staticmethod
     def real() -> "Setting":
-        """The GPU at hand.
+        """Returns the setting of the GPU at hand.
 
         Raises:
             SystemExit: If there is none.
@@ -70,18 +70,18 @@ class Setting(NamedTuple):
 
     @staticmethod
     def rehearsal() -> "Setting":
-        """Tiny workloads on CPU."""
+        """Returns the setting of a rehearsal: tiny workloads on CPU."""
         device = torch.device("cpu")
         return Setting(device, True, "fp32", 0.001, environment(device), 1 << 30)
 
     def shape(self, shape: Shape) -> Shape:
-        """The sizes of this setting."""
+        """Returns the sizes that ``shape`` has in this setting."""
         if not self.tiny:
             return shape
         return Shape(min(shape.tokens, 24), 32, 16, min(shape.num_experts, 4), min(shape.top_k, 2))
 
     def draw(self, shape: Shape, skew: Skew = "uniform", dtype: str | None = None) -> Workload:
-        """A workload of this setting."""
+        """Returns a workload of this setting."""
         return draw(self.shape(shape), skew, self.device, DTYPES[dtype or self.dtype])
 
 
@@ -112,7 +112,7 @@ LARGE: dict[str, tuple[Shape, Skew, str]] = {
 
 
 def checks(setting: Setting, left: Left) -> Iterator[Record]:
-    """The layer against formulas in float32, and twice the same bits."""
+    """Yields comparisons of the layer with formulas in float32, and of the bits of two runs."""
     peer = Moekit("triton")
     for name, (shape, skew, dtype) in LARGE.items():
         if left() < 10:
@@ -133,7 +133,7 @@ def checks(setting: Setting, left: Left) -> Iterator[Record]:
 
 
 def too_large(shape: Shape, itemsize: int, memory: int) -> str | None:
-    """Why a comparison does not fit ``memory`` bytes; None if it may.
+    """Returns why a comparison does not fit ``memory`` bytes; None if it may.
 
     At once there are the weights, their gradients of two runs, and the expected gradients in float32.
     """
@@ -144,7 +144,7 @@ def too_large(shape: Shape, itemsize: int, memory: int) -> str | None:
 
 
 def check(name: str, peer: Moekit, workload: Workload) -> Record:
-    """Output and all gradients of one workload."""
+    """Returns the comparison of output and all gradients of one workload."""
     layer = peer.build(workload)
     errors = agreement(layer, workload, expected_of(workload))
     worst = disagreement(errors, workload.x.dtype)
@@ -158,7 +158,7 @@ def check(name: str, peer: Moekit, workload: Workload) -> Record:
 
 
 def criteria_cases(setting: Setting, left: Left) -> Iterator[Record]:
-    """Ceilings, then the workloads of the criteria with what PyTorch alone has."""
+    """Yields ceilings, then the workloads of the criteria with what PyTorch alone has."""
     yield from ceilings.measure(
         setting.device, DTYPES[setting.dtype], setting.dtype, setting.seconds, tiny=setting.tiny
     )
@@ -166,7 +166,7 @@ def criteria_cases(setting: Setting, left: Left) -> Iterator[Record]:
 
 
 def library_cases(setting: Setting, left: Left) -> Iterator[Record]:
-    """The other libraries, on Qwen's workload."""
+    """Yields the cases of the other libraries, on Qwen's workload."""
     yield from cases(setting, left, (QWEN,), LIBRARIES)
 
 
@@ -194,7 +194,7 @@ def cases(
 
 
 def kernels(setting: Setting, left: Left) -> Iterator[Record]:
-    """The time of every kernel on the workloads of the criteria."""
+    """Yields the time of every kernel on the workloads of the criteria."""
     peer = Moekit("triton")
     for preset in (QWEN, RECIPE, MIXTRAL, SONIC):
         workload = setting.draw(PRESETS[preset])
@@ -210,7 +210,7 @@ def kernels(setting: Setting, left: Left) -> Iterator[Record]:
 
 
 def tests(setting: Setting, left: Left) -> Iterator[Record]:
-    """The tests of the kernels, compiled; several processes where pytest-xdist is there."""
+    """Yields the result of the compiled tests of the kernels; several processes where pytest-xdist is there."""
     name = "tests/triton, compiled"
     if setting.tiny:
         yield Record("check", name, status="absent", reason="rehearsal")

@@ -52,7 +52,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def draw(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Inputs:
-    """Regions, words and mask; reports of different lengths."""
+    """Draws regions, words and mask of reports of different lengths."""
     generator = torch.Generator(device).manual_seed(0)
 
     def features(*shape: int) -> Tensor:
@@ -109,7 +109,7 @@ FORMS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor] | None]] 
 
 
 def loss_of(form: str, inputs: Inputs) -> Tensor:
-    """The loss of both directions, in one of the forms."""
+    """Returns the loss of both directions, in one of the forms."""
     scores = FORMS[form][1]
     if scores is None:
         return local_contrastive_loss(*inputs, temperatures=TEMPERATURES).loss
@@ -124,7 +124,7 @@ def gradients(loss: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
 
 
 def check(form: str, device: torch.device) -> Record:
-    """Relative errors of loss and gradients at a small size, in float64, against all texts at once."""
+    """Returns the relative errors of loss and gradients at a small size, in float64, against all texts at once."""
     inputs = draw(Sizes(7, 5, 11, 6), device, torch.float64)
     losses = [loss_of(name, inputs) for name in (form, NAIVE)]
     pairs = zip(*((loss.detach(), *gradients(loss, inputs)) for loss in losses), strict=True)
@@ -134,7 +134,7 @@ def check(form: str, device: torch.device) -> Record:
 
 
 def measure(form: str, options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of one step above the inputs, then times; to be called in a process of its own."""
+    """Returns the peak memory of one step above the inputs, and its times; to be called in a process of its own."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     small = draw(Sizes(2, 2, 2, 2), device, dtype)
     gradients(loss_of(form, small), small)  # libraries load with the first step
@@ -152,7 +152,7 @@ def measure(form: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def run(options: argparse.Namespace) -> list[Record]:
-    """All records of the command: checks, cases, the verdict."""
+    """Returns all records of the command: checks, cases, the verdict."""
     about = environment(torch.device(options.device))
     records = [check(form, torch.device(options.device)) for form in FORMS if form != NAIVE]
     base = Record("case", "", preset=str(sizes_of(options)), dtype=options.dtype, direction="forward+backward")
@@ -181,7 +181,7 @@ def _in_a_process(case: Record, options: argparse.Namespace) -> Record:
 
 
 def verdict(records: list[Record]) -> Record:
-    """Whether our peak is at most a quarter of that of all texts at once."""
+    """Returns whether our peak is at most a quarter of that of all texts at once."""
     peak = {record.name: record.peak_step_bytes for record in records if record.kind == "case"}
     name = f"local contrastive loss: peak memory at most {MOST} of all texts at once"
     preset = next(record.preset for record in records if record.kind == "case")
@@ -196,7 +196,7 @@ def verdict(records: list[Record]) -> Record:
 
 
 def sizes_of(options: argparse.Namespace) -> Sizes:
-    """The sizes among the options."""
+    """Returns the sizes among the options."""
     return Sizes(*(getattr(options, name) for name in Sizes._fields))
 
 
@@ -212,7 +212,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def line(record: Record) -> str:
-    """A record as a line of the terminal."""
+    """Returns a record as a line of the terminal."""
     if record.kind == "check":
         errors = ", ".join(f"{name} {error:.1e}" for name, error in record.errors.items())
         return f"{record.name}: {record.status} ({errors})"

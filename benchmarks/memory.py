@@ -55,7 +55,7 @@ def saved_for_backward(forward: Callable[[], Tensor], inputs: Iterable[Tensor], 
 
 
 def peaks(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], device: torch.device) -> Peaks:
-    """The allocator's peaks over one step on a GPU."""
+    """Returns the allocator's peaks over one step on a GPU."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -71,7 +71,7 @@ def peaks(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], d
 
 
 def resident_peak(step: Callable[[], object]) -> int:
-    """Bytes by which ``step`` raises the resident memory of this process at its peak (Linux).
+    """Returns the bytes by which ``step`` raises the resident memory of this process at its peak (Linux).
 
     Right only where the step needs more than the process ever held at once: call it once, in a new process.
     """

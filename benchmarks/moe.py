@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> list[Record]:
-    """All records of the command."""
+    """Returns all records of the command."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     shapes = named_shapes(options.preset)
     if options.tokens is not None:
@@ -77,7 +77,7 @@ def _show(progress: "tqdm[Any]", name: str) -> None:
 
 
 def line(record: Record) -> str:
-    """A record as a line of the terminal."""
+    """Returns a record as a line of the terminal."""
     what = f"{record.kind:8} {record.name:28} {record.direction:17} {record.workload()}"
     if record.median_ms is None:
         return f"{what}: {record.status}: {record.reason}"

@@ -14,28 +14,28 @@ class OptionError(ValueError):
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """``--device``: the GPU where there is one."""
+    """Adds ``--device``: the GPU where there is one."""
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def add_dtype(
     parser: argparse.ArgumentParser, default: str | None = None, choices: Sequence[str] = tuple(DTYPES)
 ) -> None:
-    """``--dtype``: bf16 on a GPU and fp32 elsewhere, unless there is another default."""
+    """Adds ``--dtype``: bf16 on a GPU and fp32 elsewhere, unless there is another default."""
     on_gpu = torch.cuda.is_available()
     parser.add_argument("--dtype", default=default or ("bf16" if on_gpu else "fp32"), choices=list(choices))
 
 
 def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
-    """``--seconds``: how long one measurement is repeated."""
+    """Adds ``--seconds``: how long one measurement is repeated."""
     parser.add_argument("--seconds", type=float, default=default, help="about how long each measurement is repeated")
 
 
 def add_budget(parser: argparse.ArgumentParser, default: float) -> None:
-    """``--budget``: how long the command may take."""
+    """Adds ``--budget``: how long the command may take."""
     parser.add_argument("--budget", type=float, default=default, help="seconds for the whole command")
 
 
 def add_out(parser: argparse.ArgumentParser, what: str, required: bool = False) -> None:
-    """``--out``: where the result goes."""
+    """Adds ``--out``: where the result goes."""
     parser.add_argument("--out", type=Path, required=required, help=what)

@@ -42,7 +42,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
-    """Bars of speed relative to the dense network of as many operations, one panel a workload; None without any."""
+    """Draws the speed relative to a dense network of as many operations, one panel a workload; None without any."""
     measured = [r for r in records if r.kind == "case" and r.of_dense is not None]
     direction = next((d for d in reversed(DIRECTIONS) if any(r.direction == d for r in measured)), None)
     panels: dict[str, list[Record]] = {}
@@ -68,7 +68,7 @@ def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
 
 
 def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
-    """Rate against operations per byte at least moved, under the ceilings of the run; None without ceilings."""
+    """Draws the rate against the operations per byte, under the ceilings of the run; None without ceilings."""
     ours = [r for r in records if r.kind == "case" and r.tflops and r.gbps and r.name.startswith("moekit")]
     others = [r for r in records if r.kind == "case" and r.tflops and r.gbps and not r.name.startswith("moekit")]
     dtype = next((name for name in DTYPES if any(r.dtype == name for r in ours)), "")

@@ -82,19 +82,19 @@ class Record:
     peak_step_bytes: int | None = None
 
     def key(self) -> tuple[object, ...]:
-        """What is the same in two runs of one case."""
+        """Returns what is the same in two runs of one case."""
         return (self.kind, self.name, self.preset, self.shape, self.skew, self.dtype, self.direction)
 
     def workload(self) -> str:
-        """The workload in words."""
+        """Returns the workload in words."""
         return f"{self.preset} ({Shape(*self.shape)}), {self.skew}, {self.dtype}" if self.shape else self.preset
 
     def because(self, status: Status, reason: str) -> "Record":
-        """The record of what was not measured."""
+        """Returns the record of what was not measured."""
         return dataclasses.replace(self, status=status, reason=reason)
 
     def timed(self, timing: Timing, flops: int | None = None, least_bytes: int | None = None) -> "Record":
-        """The record with times, and rates if operations and bytes are given."""
+        """Returns the record with times, and rates if operations and bytes are given."""
         seconds = timing.median_ms / 1e3
         return dataclasses.replace(
             self,
@@ -105,7 +105,7 @@ class Record:
 
 
 def to_line(record: Record) -> str:
-    """The record as json, without what is empty."""
+    """Returns the record as json, without what is empty."""
     values = {
         name: value for name, value in dataclasses.asdict(record).items() if value not in (None, "", (), {}, False)
     }
@@ -113,7 +113,7 @@ def to_line(record: Record) -> str:
 
 
 def from_line(line: str) -> Record:
-    """The record of a line.
+    """Returns the record of a line.
 
     Raises:
         ValueError: If the line is no record.
@@ -127,7 +127,7 @@ def from_line(line: str) -> Record:
 
 
 def read(path: Path) -> list[Record]:
-    """All records of a file.
+    """Returns all records of a file.
 
     Raises:
         ValueError: If a line is no record.

@@ -19,7 +19,7 @@ def start(one: runtime.Launch) -> None:
 
 
 def replay(launches: Sequence[runtime.Launch], first_start: Callable[[runtime.Launch], object] = start) -> Step:
-    """A step that starts ``launches`` in order, after their tensors have been restored, which is not timed.
+    """Returns a step that starts ``launches`` in order, after their tensors have been restored, which is not timed.
 
     The launches are started once here. What they changed is kept as it was before; all else is freed.
 
@@ -45,7 +45,7 @@ def replay(launches: Sequence[runtime.Launch], first_start: Callable[[runtime.La
 
 
 def tensors_of(launches: Sequence[runtime.Launch]) -> list[Tensor]:
-    """The tensors among the arguments, each view of memory once."""
+    """Returns the tensors among the arguments, each view of memory once."""
     views: dict[tuple[object, ...], Tensor] = {}
     for one in launches:
         for value in one.arguments.values():

@@ -34,7 +34,7 @@ def write_tables(folder: Path) -> None:
 
 
 def file_section(path: Path) -> str:
-    """Everything about one file of records; draws its pictures beside it."""
+    """Draws the pictures of one file of records beside it and returns its section of the page."""
     records = read(path)
     lines = [f"### {path.stem}", "", about(records), ""]
     pictures = [draw_bars(records, path.with_suffix(".svg")), draw_roofline(records, path.with_suffix(".roofline.svg"))]
@@ -52,7 +52,7 @@ def file_section(path: Path) -> str:
 
 
 def about(records: Sequence[Record]) -> str:
-    """Device, versions, commit, ceilings and command, once."""
+    """Returns a line on device, versions, commit, ceilings and command."""
     environment = records[0].environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
     dirty = " with changes" if environment.get("dirty") else ""
@@ -70,7 +70,7 @@ def about(records: Sequence[Record]) -> str:
 
 
 def groups(records: Iterable[Record]) -> list[list[Record]]:
-    """Measured records by workload and direction, in order of appearance."""
+    """Returns measured records by workload and direction, in order of appearance."""
     by_workload: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         if record.median_ms is not None:
@@ -104,7 +104,7 @@ def case_table(rows: Sequence[Record]) -> list[str]:
 
 
 def stage_table(rows: Sequence[Record]) -> list[str]:
-    """Our parts on one workload."""
+    """Returns the table of our parts on one workload."""
     lines = [
         f"**Parts of moekit alone**, {rows[0].workload()}",
         "",
@@ -132,7 +132,7 @@ def absent_list(cases: Sequence[Record]) -> list[str]:
 
 
 def criteria_table(records: Sequence[Record]) -> list[str]:
-    """The verdicts, where a run gave some."""
+    """Returns the table of the verdicts; empty where a run gave none."""
     rows = [record for record in records if record.kind == "criterion"]
     if not rows:
         return []
@@ -152,29 +152,29 @@ def check_table(rows: Sequence[Record]) -> list[str]:
 
 
 def wrong(record: Record) -> str:
-    """The remark on a peer whose result is wrong, or was not compared."""
+    """Returns the remark on a peer whose result is wrong, or was not compared."""
     if record.disagrees is not None:
         return f"**disagrees by {record.disagrees:.1e}**"
     return "a function of its own" if record.role == "whole layer" else ""
 
 
 def milliseconds(record: Record) -> str:
-    """Median, 20th and 80th percentile as three cells."""
+    """Returns the median, 20th and 80th percentile as three cells."""
     return f"{record.median_ms:.4g} | {record.p20_ms:.4g} | {record.p80_ms:.4g}"
 
 
 def rate(tflops: float | None) -> str:
-    """Operations a second in a readable unit."""
+    """Returns a rate of operations a second in a readable unit."""
     if tflops is None:
         return ""
     return f"{tflops:.3g} TFLOP/s" if tflops >= 1 else f"{1e3 * tflops:.3g} GFLOP/s"
 
 
 def size(count: int | None) -> str:
-    """Bytes in MiB."""
+    """Returns a number of bytes in MiB."""
     return "" if count is None else f"{count / 2**20:.4g} MiB"
 
 
 def number(ratio: float | None) -> str:
-    """A ratio, or nothing."""
+    """Returns a ratio with two digits; empty for None."""
     return "" if ratio is None else f"{ratio:.2f}"

@@ -94,7 +94,7 @@ def run_peer(
 
 
 def memory_of(layer: Layer, workload: Workload) -> dict[str, int]:
-    """Bytes kept for backward, and on a GPU the allocator's peaks."""
+    """Returns the bytes kept for backward, and on a GPU the allocator's peaks."""
     x = workload.x.detach().requires_grad_()
     leaves = [x, *layer.leaves.values()]
     inputs = [x, workload.gates, workload.ids, *(t for name, t in layer.leaves.items() if name == "gates")]
@@ -147,7 +147,7 @@ def _step(layer: Layer, workload: Workload, direction: Direction, x: Tensor) -> 
 
 
 def with_ratios(records: Sequence[Record], ceilings: Sequence[Record]) -> list[Record]:
-    """The records with their speed relative to the dense network and to the ceilings of the same run."""
+    """Returns the records with their speed relative to the dense network and to the ceilings of the same run."""
     from benchmarks.ceilings import ceilings_of
 
     dense: dict[tuple[object, ...], float] = {}

@@ -28,16 +28,16 @@ class Shape(NamedTuple):
         return self.tokens * self.top_k
 
     def flops(self, direction: Direction) -> int:
-        """Floating-point operations of the experts' products: ``6 T D F K`` forward, twice that backward."""
+        """Returns the operations of the experts' products: ``6 T D F K`` forward, twice that backward."""
         forward = 6 * self.slots * self.dim * self.hidden_dim
         return {"forward": forward, "backward": 2 * forward, "forward+backward": 3 * forward}[direction]
 
     def weight_bytes(self, experts: int, itemsize: int) -> int:
-        """Bytes of the weights of ``experts`` experts."""
+        """Returns the bytes of the weights of ``experts`` experts."""
         return 3 * experts * self.dim * self.hidden_dim * itemsize
 
     def least_bytes(self, direction: Direction, touched: int, itemsize: int, training: bool = True) -> int:
-        """Bytes that must cross the memory bus at least, if every cache were unbounded within one kernel.
+        """Returns the bytes that must cross the memory bus at least, if every cache were unbounded within one kernel.
 
         Forward reads the tokens and the weights of the ``touched`` experts once and writes the output, and
         when ``training`` the pre-activations. Backward reads the gradient of the output, the tokens, the
@@ -53,7 +53,7 @@ class Shape(NamedTuple):
         return backward if direction == "backward" else forward + pre + backward
 
     def kept_floor(self, itemsize: int) -> int:
-        """The least that a layer keeps for backward: its input and the pre-activations, ``2TD + 4TKF`` in bf16."""
+        """Returns the least that is kept for backward: input and pre-activations, ``2TD + 4TKF`` bytes in bf16."""
         return itemsize * (self.tokens * self.dim + 2 * self.slots * self.hidden_dim)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def named_shapes(names: list[str]) -> dict[str, Shape]:
-    """The presets of ``names``, in which names of groups stand for their members.
+    """Returns the presets of ``names``, in which names of groups stand for their members.
 
     Raises:
         ValueError: If a name is neither a preset nor a group.

@@ -48,7 +48,7 @@ def run_stages(preset: str, workload: Workload, dtype: str, seconds: float) -> l
 
 
 def function_stages(workload: Workload) -> Iterator[Stage]:
-    """Routing, plan, gather, both products, activation and combine through the public functions."""
+    """Yields the stages routing, plan, gather, both products, activation and combine through the public functions."""
     shape, x = workload.shape, workload.x
     torch.manual_seed(5)
     router = TopKRouter(shape.dim, shape.num_experts, shape.top_k, device=x.device, dtype=x.dtype)
@@ -72,7 +72,7 @@ def function_stages(workload: Workload) -> Iterator[Stage]:
 
 
 def _both(name: str, function: Callable[..., Tensor], *values: Tensor, flops: int | None = None) -> Iterator[Stage]:
-    """A differentiable part, forward and backward."""
+    """Yields a differentiable part, forward and backward."""
     inputs = [tensor.detach().clone().requires_grad_() for tensor in values]
 
     def forward(_: object) -> Tensor:
@@ -104,7 +104,7 @@ def run_kernel_stages(base: Record, workload: Workload, seconds: float) -> list[
 
 
 def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
-    """The passes of ``impl="triton"`` by direction, each below autograd, so that its launches can be recorded."""
+    """Returns the passes of ``impl="triton"`` by direction, below autograd, so that launches can be recorded."""
     from moekit_kernels.moe_ffn import launches as moe_ffn
     from moekit_kernels.moe_ffn.operands import ExpertWeights
     from moekit_kernels.routing import route
@@ -124,7 +124,7 @@ def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
 
 
 def kernel_stages(direction: str, call: Callable[[], object], device: torch.device) -> Iterator[Stage]:
-    """The launches of ``call``, in order, each to be timed before the next one is taken.
+    """Yields the launches of ``call``, in order, each to be timed before the next one is taken.
 
     A launch is started when those before it have run, and its step restores what it changes.
     """
@@ -139,7 +139,7 @@ def kernel_stages(direction: str, call: Callable[[], object], device: torch.devi
 
 
 def product_flops(arguments: Mapping[str, Any]) -> int | None:
-    """Operations of a GEMM kernel, from the sizes among its arguments; None for any other kernel."""
+    """Returns the operations of a GEMM kernel, from the sizes among its arguments; None for any other kernel."""
     if {"num_rows", "weight_columns", "K"} <= arguments.keys():
         return 2 * arguments["num_rows"] * arguments["weight_columns"] * arguments["K"]
     if {"dout_ptr", "num_rows", "num_columns", "K"} <= arguments.keys():

@@ -34,7 +34,7 @@ class Trial(NamedTuple):
 
 
 def candidates(kind: str, least_rows: int) -> list[GemmConfig]:
-    """All tiles to consider for ``kind`` at ``least_rows`` rows per expert and more.
+    """Returns all tiles to consider for ``kind`` at ``least_rows`` rows per expert and more.
 
     Raises:
         ValueError: If ``kind`` is unknown.
@@ -52,7 +52,7 @@ def candidates(kind: str, least_rows: int) -> list[GemmConfig]:
 
 
 def impossible(config: GemmConfig, kind: str, itemsize: int, target: Target) -> str | None:
-    """Why ``config`` cannot work on ``target``, by arithmetic alone; None if it may.
+    """Returns why ``config`` cannot work on ``target``, by arithmetic alone; None if it may.
 
     The stages of both operands must fit the shared memory, for as many programs as a processor is to hold; and
     the accumulators must leave a thread registers for anything else.
@@ -70,7 +70,7 @@ def impossible(config: GemmConfig, kind: str, itemsize: int, target: Target) -> 
 
 
 def distance(one: GemmConfig, other: GemmConfig) -> float:
-    """How many doublings lie between two tiles."""
+    """Returns how many doublings lie between two tiles."""
     return sum(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
 
 
@@ -107,7 +107,7 @@ def search(
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The fastest; the committed one, which comes first, unless another is faster by more than noise.
+    """Returns the fastest trial if it beats the committed one, which comes first, by more than noise; else that one.
 
     Raises:
         ValueError: If nothing was tried.
@@ -120,7 +120,7 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 
 def with_entry(table: Mapping[str, Any], target: str, kind: str, dtype: str, least: int, config: GemmConfig) -> Any:
-    """A copy of a table of configurations in which one entry is another; made if it was not there."""
+    """Returns a copy of a table of configurations in which one entry is another; made if it was not there."""
     changed = {name: {k: dict(v) for k, v in kinds.items()} for name, kinds in table.items()}
     entries = dict(map(tuple, changed.setdefault(target, {}).setdefault(kind, {}).get(dtype, [])))
     entries[least] = list(config)
@@ -129,7 +129,7 @@ def with_entry(table: Mapping[str, Any], target: str, kind: str, dtype: str, lea
 
 
 def as_json(table: Mapping[str, Any]) -> str:
-    """A table as ``configs.json`` is written: one line per class of dtypes."""
+    """Returns a table as ``configs.json`` is written: one line per class of dtypes."""
     import json
 
     targets = []

@@ -38,7 +38,7 @@ class Timing(NamedTuple):
 
 
 def summary(times_ms: Sequence[float], graph: bool = False) -> Timing:
-    """Median and quantiles of times.
+    """Returns the median and quantiles of times.
 
     Raises:
         ValueError: If there are none.
@@ -143,7 +143,7 @@ def _times_on_gpu(steps: Sequence[Step], device: torch.device, repeats: int) -> 
 
 
 def l2_flush(device: torch.device) -> Callable[[], object]:
-    """A function that writes four times the L2 cache."""
+    """Returns a function that writes four times the L2 cache."""
     size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
     return torch.empty(max(size, 1 << 26) // 4, dtype=torch.int32, device=device).zero_
 

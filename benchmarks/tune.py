@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def in_class(shape: Shape, leasts: Sequence[int], least: int, few_rows: bool) -> bool:
-    """Whether a workload falls into the class of ``least`` rows an expert, of all that begin at ``leasts``."""
+    """Returns whether a workload falls into the class of ``least`` rows an expert, of all that begin at ``leasts``."""
     from moekit_kernels.moe_ffn import launches_few_rows
 
     rows = shape.slots // shape.num_experts
@@ -69,7 +69,7 @@ def in_class(shape: Shape, leasts: Sequence[int], least: int, few_rows: bool) ->
 def measure_on_gpu(
     kind: str, workloads: Sequence[Workload], target: targets.Target, dtype: str, allow_spills: bool
 ) -> Callable[[GemmConfig], list[float]]:
-    """A function that times the passes of ``kind`` with a configuration, in milliseconds per workload."""
+    """Returns a function that times the passes of ``kind`` with a configuration, in milliseconds per workload."""
     every = [kernel_calls(workload) for workload in workloads]
     passes = [[calls[name] for name in PASSES[kind]] for calls in every]
     device = workloads[0].x.device
@@ -110,7 +110,7 @@ def reject_bad_code(one: runtime.Launch, config: GemmConfig, allow_spills: bool)
 
 
 def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """The table, and what each search ended with, a line for each kind and class."""
+    """Returns the table, and what each search ended with, a line for each kind and class."""
     device = torch.device("cuda")
     target = targets.target_of(device)
     itemsize = DTYPES[options.dtype].itemsize
@@ -137,7 +137,7 @@ def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def summary(kind: str, least: int, trials: Sequence[Trial], winner: Trial, possible: int) -> str:
-    """How one search ended, as a line."""
+    """Returns how one search ended, as a line."""
     rejected = sum(trial.score is None for trial in trials)
     change = "the committed one stays" if winner == trials[0] else f"{winner.score:.3f} of the committed one's time"
     return (

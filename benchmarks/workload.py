@@ -41,7 +41,7 @@ class Workload(NamedTuple):
 
 
 def popularity(num_experts: int, skew: Skew, generator: torch.Generator) -> Tensor:
-    """``(E,)`` probabilities: all equal, or by Zipf's law, ``p ~ 1 / rank``, with ranks dealt at random."""
+    """Returns probabilities ``(E,)``: all equal, or by Zipf's law, ``p ~ 1 / rank``, with ranks dealt at random."""
     if skew == "uniform":
         return torch.full((num_experts,), 1 / num_experts)
     weight = 1 / (torch.randperm(num_experts, generator=generator) + 1.0)
@@ -49,7 +49,7 @@ def popularity(num_experts: int, skew: Skew, generator: torch.Generator) -> Tens
 
 
 def draw_ids(shape: Shape, skew: Skew, seed: int = 0) -> Tensor:
-    """``(T, K)`` distinct experts per token, drawn without replacement by their popularity.
+    """Draws ``(T, K)`` distinct experts per token, without replacement by their popularity.
 
     By the Gumbel trick: the K largest of ``log p + Gumbel noise`` are such a draw.
 

@@ -36,7 +36,7 @@ PEERS: tuple[Peer, ...] = (
 
 
 def peers_named(names: list[str] | None) -> list[Peer]:
-    """The peers of ``names``, or all.
+    """Returns the peers of ``names``, or all.
 
     Raises:
         ValueError: If a name is no peer's.

@@ -51,20 +51,20 @@ class Peer(ABC):
 
     @abstractmethod
     def absent(self, workload: Workload) -> str | None:
-        """Why it cannot run ``workload`` here; None if it can."""
+        """Returns why it cannot run ``workload`` here; None if it can."""
 
     @abstractmethod
     def build(self, workload: Workload) -> Layer:
-        """The layer with the workload's weights and routing, as far as its role has them."""
+        """Returns the layer with the workload's weights and routing, as far as its role has them."""
 
 
 def leaf(tensor: Tensor) -> Tensor:
-    """A leaf that shares the values of ``tensor`` and gets a gradient."""
+    """Returns a leaf that shares the values of ``tensor`` and gets a gradient."""
     return tensor.detach().requires_grad_()
 
 
 def not_importable(module: str, package: str) -> str | None:
-    """Why ``module`` cannot be imported; None if it can."""
+    """Returns why ``module`` cannot be imported; None if it can."""
     try:
         with warnings.catch_warnings():  # of other libraries, while they are loaded
             warnings.simplefilter("ignore")
@@ -79,16 +79,16 @@ def not_importable(module: str, package: str) -> str | None:
 
 
 def needs_gpu(workload: Workload, package: str) -> str | None:
-    """A reason on every device but a GPU."""
+    """Returns a reason on every device but a GPU."""
     return None if workload.x.is_cuda else f"{package} runs on a GPU only"
 
 
 def needs_16_bit(workload: Workload, package: str) -> str | None:
-    """A reason for every dtype but bfloat16 and float16."""
+    """Returns a reason for every dtype but bfloat16 and float16."""
     return None if workload.x.itemsize == 2 else f"{package} takes 16-bit tensors only"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut to a readable length."""
+    """Returns the first line of an error's message, cut to a readable length."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]

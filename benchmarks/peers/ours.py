@@ -13,7 +13,7 @@ from moekit import FFNExperts, SparseMoE, plan_dispatch
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter runs the kernels: for a rehearsal on CPU, whose times mean nothing."""
+    """Returns whether Triton's interpreter runs the kernels: for a rehearsal on CPU, whose times mean nothing."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

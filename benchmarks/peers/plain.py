@@ -11,7 +11,7 @@ from benchmarks.workload import Workload
 
 
 def swiglu(pre: Tensor) -> Tensor:
-    """``silu(gate) * value`` of columns that are gates, then values."""
+    """Returns ``silu(gate) * value`` of columns that are gates, then values."""
     gate, value = pre.chunk(2, dim=-1)
     return F.silu(gate) * value
 

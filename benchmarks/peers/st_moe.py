@@ -63,6 +63,6 @@ class StMoE(Peer):
 
 
 def _sequence(workload: Workload) -> int:
-    """Four sequences where the tokens can be split so."""
+    """Returns the length of a sequence: a quarter of the tokens where they can be divided so, else all."""
     tokens = workload.shape.tokens
     return tokens // 4 if tokens % 4 == 0 else tokens

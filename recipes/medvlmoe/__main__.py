@@ -12,7 +12,7 @@ from recipes.shared.cli import parse_preset, run_stage
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
     "evaluate": "Evaluate a trained run: metrics.json, predictions.csv, examples.npz.",
-    "predict": "Diagnose images of your own with a trained run.",
+    "predict": "Predict the findings of images of your own with a trained run.",
     "report": "Draw report.html from an evaluated run.",
 }
 
@@ -69,7 +69,7 @@ def _predict(arguments: list[str]) -> None:
         out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("predictions.csv"),
         checkpoint: Literal["best", "last"] = "best",
     ) -> None:
-        """Diagnose images with a trained run.
+        """Predict the findings of images with a trained run.
 
         Args:
             run: Folder of the run.

@@ -169,6 +169,20 @@ def test_options_named_in_the_text_exist() -> None:
         assert named <= known | {"--help"}, f"{page} names options that do not exist: {sorted(named - known)}"
 
 
+_INLINE = re.compile(r"`((?:make|python -m (?:benchmarks|recipes\.\w+)) [^`]+)`")
+_STAGES = {"recipes.medvlmoe": ("train", "evaluate", "predict", "report"), "recipes.medmoe": (*MEDMOE, "report")}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_commands_named_in_the_text_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    # A word in capitals stands for any command.
+    commands = {"make": targets, "benchmarks": {*benchmarks_cli.COMMANDS, "COMMAND"}, **_STAGES}
+    named = [shlex.split(text) for text in _INLINE.findall(page.read_text())]
+    chosen = [words[:2] if words[0] == "make" else words[2:4] for words in named]
+    assert [(program, command) for program, command in chosen if command not in commands[program]] == []
+
+
 def _help_texts() -> str:
     output = io.StringIO()
     for stage in ("train", "evaluate", "predict", "report"):
