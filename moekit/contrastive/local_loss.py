@@ -72,7 +72,7 @@ def local_contrastive_loss(
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, or a number is out of range.
-        RuntimeError: When its gradients are differentiated again.
+        RuntimeError: When derivatives are taken as :func:`local_scores` refuses them.
 
     Reference:
         GLoRIA, equations 4 to 8, https://openaccess.thecvf.com/content/ICCV2021/html/Huang_GLoRIA_ICCV_2021_paper.html,

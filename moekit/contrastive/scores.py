@@ -54,7 +54,8 @@ def local_scores(
 
     Raises:
         ValueError: If a shape, dtype or device does not fit or a number is out of range.
-        RuntimeError: When gradients are differentiated again, which this backward does not offer.
+        RuntimeError: When gradients are differentiated again, or derivatives are taken in forward mode or by
+            ``torch.func``: there is a reverse mode of first order only.
 
     Reference:
         GLoRIA, equations 4 to 7, https://openaccess.thecvf.com/content/ICCV2021/html/Huang_GLoRIA_ICCV_2021_paper.html

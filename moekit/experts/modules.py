@@ -85,7 +85,7 @@ class ModuleExperts(Experts):
 
         Raises:
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other, two experts give outputs of different
-                shapes, or experts were added or removed after construction.
+                shapes, one gives another than ``out_shape``, or experts were added or removed after construction.
         """
         if len(self.experts) != self.num_experts:
             raise ValueError(
@@ -106,7 +106,7 @@ class ModuleExperts(Experts):
         for expert, (start, end) in zip(self.experts, pairwise(bounds), strict=True):
             if end > start:
                 parts.append(expert(rows[start:end]))
-                _check_output(parts, end - start)
+                self._check_output(parts[-1], parts[0], end - start)
         default = rows.shape[1:] if self.out_shape is None else self.out_shape
         out_shape = parts[0].shape[1:] if parts else default
         dtype = parts[0].dtype if parts else rows.dtype
@@ -120,10 +120,18 @@ class ModuleExperts(Experts):
             start, end = plan.offsets[number], plan.offsets[number + 1]
             own = (index >= start) & (index < end)
             y = expert(_own_or_similar(rows, index, own, start, end))
+            self._check_output(y, y if out is None else out, rows.shape[0])
             y = torch.where(own.view(-1, *(1,) * (y.ndim - 1)), y, 0)
             out = y if out is None else out + y
         assert out is not None
         return out
+
+    def _check_output(self, output: Tensor, first: Tensor, rows: int) -> None:
+        out_shape = tuple(first.shape[1:]) if self.out_shape is None else self.out_shape
+        if output.shape[0] != rows or tuple(output.shape[1:]) != out_shape:
+            raise ValueError(
+                f"all experts must give outputs of one shape: expected {(rows, *out_shape)}, got {tuple(output.shape)}."
+            )
 
 
 def _own_or_similar(rows: Tensor, index: Tensor, own: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -135,12 +143,3 @@ def _own_or_similar(rows: Tensor, index: Tensor, own: Tensor, start: Tensor, end
     size = math.prod(rows.shape[1:])
     ramp = 1 + torch.arange(size, device=rows.device).to(rows.dtype) / size
     return torch.where((start < end).view((1,) * rows.ndim), copies, ramp.view(rows.shape[1:]))
-
-
-def _check_output(parts: list[Tensor], rows: int) -> None:
-    new, first = parts[-1], parts[0]
-    if new.shape[0] != rows or new.shape[1:] != first.shape[1:]:
-        raise ValueError(
-            f"all experts must give outputs of one shape: expected ({rows}, {', '.join(map(str, first.shape[1:]))}), "
-            f"got {tuple(new.shape)}."
-        )

@@ -166,7 +166,8 @@ class BidirectionalCrossAttention(SettingsModule):
             Outputs of both directions, and their weights or None.
 
         Raises:
-            ValueError: If shapes, dtypes or devices of the tokens or masks do not fit.
+            ValueError: If shapes, dtypes or devices of the tokens or masks do not fit, or ``attention`` returns no
+                tensor.
         """
         self._check_inputs(left, right, left_mask, right_mask)
         left, right = _zero_where_masked(left, left_mask), _zero_where_masked(right, right_mask)
@@ -201,7 +202,13 @@ class BidirectionalCrossAttention(SettingsModule):
         if need_weights or query.shape[2] == 0 or key.shape[2] == 0:
             attended = weighted_attention(query, key, value, mask=mask, dropout_p=dropout, scale=scale)
             return attended.output, attended.weights if need_weights else None
-        return self.attention(query, key, value, mask=mask, dropout_p=dropout, scale=scale), None
+        output = self.attention(query, key, value, mask=mask, dropout_p=dropout, scale=scale)
+        if not isinstance(output, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ValueError(
+                f"attention must return the attended values, a tensor, got a {type(output).__name__}: weights come "
+                "with need_weights=True."
+            )
+        return output, None
 
     def _check_inputs(self, left: Tensor, right: Tensor, left_mask: Tensor | None, right_mask: Tensor | None) -> None:
         check_tokens("left", left, self.left_dim)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moekit.checks import check_choice, check_counts, check_top_k
+from moekit.checks import check_choice, check_counts, check_floating, check_top_k
 from moekit.init import reset_parameters
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
@@ -175,6 +175,7 @@ class TopKRouter(Router):
                 logits, or ``impl="triton"`` cannot take them.
         """
         if self.training and self.jitter > 0:
+            check_floating("router_input (x unless given) under jitter", x)
             # In bfloat16 the bounds would be rounded and the noise would not average to 1.
             jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)

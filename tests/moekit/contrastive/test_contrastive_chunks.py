@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from moekit import local_contrastive_loss, word_alignment_loss
 from moekit.contrastive import _chunked_scores, attention_maps, local_scores
@@ -179,6 +180,15 @@ def test_differentiating_twice_is_refused() -> None:
     (gradient,) = torch.autograd.grad(local_scores(regions, words, mask)[:, 0].sum(), regions, create_graph=True)
     with pytest.raises(RuntimeError, match="local_scores has no second derivatives"):
         gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_forward_mode_is_refused_and_gives_no_zeros() -> None:
+    regions, words, mask = draw()
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
+        local_scores(forward_ad.make_dual(regions, torch.ones_like(regions)), words, mask)
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.jvp(lambda x: local_scores(x, words, mask), (regions,), (torch.ones_like(regions),))
 
 
 def test_layouts_do_not_matter() -> None:

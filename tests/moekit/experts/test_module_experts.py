@@ -131,6 +131,18 @@ def test_errors():
         ModuleExperts([nn.Identity(), nn.Identity(), Pooling()])(x, plan, gates)
 
 
+def test_outputs_of_another_shape_than_was_announced_are_refused():
+    experts, plan = ModuleExperts([nn.Linear(4, 3), nn.Linear(4, 3)], out_shape=(4,)), plan_dispatch(IDS // 2, 2)
+    with pytest.raises(ValueError, match=r"outputs of one shape: expected \(3, 4\), got \(3, 3\)"):
+        experts(torch.randn(3, 4), plan, torch.ones(3, 2))
+
+
+def test_exported_experts_of_different_outputs_are_not_broadcast():
+    moe = SparseMoE(TopKRouter(4, 2, 1), ModuleExperts([nn.Linear(4, 4), nn.Linear(4, 1)]))
+    with pytest.raises(ValueError, match=r"outputs of one shape: expected \(3, 4\), got \(3, 1\)"):
+        torch.export.export(moe, (torch.randn(3, 4),), strict=False)
+
+
 class Pooling(nn.Module):
     """Returns one row for any number of rows, which experts must not."""
 

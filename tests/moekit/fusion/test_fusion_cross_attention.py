@@ -259,6 +259,15 @@ def test_an_attention_function_never_gets_an_empty_sequence(m: int, n: int) -> N
     assert out.left.count_nonzero() == out.right.count_nonzero() == 0
 
 
+def test_an_attention_function_that_returns_weights_too_is_refused() -> None:
+    layer = make_layer(attention=weighted_attention)
+    left, right, *_ = make_inputs(0, 3, 4)
+    with pytest.raises(
+        ValueError, match="attention must return the attended values, a tensor, got a WeightedAttention"
+    ):
+        layer(left, right)
+
+
 def test_tied_projections_share_their_parameters() -> None:
     tied = make_layer(right_dim=LEFT_DIM, tie_projections=True)
     apart = make_layer(right_dim=LEFT_DIM)

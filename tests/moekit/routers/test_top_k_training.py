@@ -63,6 +63,14 @@ def test_jitter_multiplies_the_input_by_uniform_noise_in_training_only(dtype: to
     assert gate.seen.eq(1).all()
 
 
+def test_jitter_of_ids_is_refused() -> None:
+    """Ids times noise would be other ids."""
+    router = TopKRouter(4, 4, 1, jitter=0.1, gate=nn.Embedding(9, 4))
+    with pytest.raises(ValueError, match=r"under jitter must be of a floating dtype, got torch\.int64"):
+        router(torch.arange(9))
+    assert router.eval()(torch.arange(9)).expert_ids.shape == (9, 1)
+
+
 def test_noise_changes_choices_in_training_only() -> None:
     router, x = make_router(noisy=True), make_input()
     first, second = router(x), router(x)
