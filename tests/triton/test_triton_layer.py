@@ -255,9 +255,9 @@ def test_vmap_takes_one_sample_after_the_other(device, name):
     assert_near(actual, expected, torch.float32)
 
 
-def test_vmap_of_gradients_is_refused(device):
+def test_gradients_inside_a_function_transform_are_refused(device):
     layer, _ = _pair("plain", device)
-    with pytest.raises(RuntimeError, match=r"functorch|vmap|autograd\.Function|setup_context"):
+    with pytest.raises(RuntimeError, match=r"autograd\.Function with functorch transforms"):
         torch.func.grad(lambda x: layer(x).output.sum())(_x(device, 5))
 
 

@@ -14,5 +14,5 @@ def check_operands(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | No
     if x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype):
         raise ValueError(
             f"x, weight and bias must have one dtype, got {x.dtype}, {weight.dtype}"
-            f"{'' if bias is None else f', {bias.dtype}'}."
+            f"{'' if bias is None else f', {bias.dtype}'}. Convert with .to(), or run under torch.autocast."
         )

@@ -23,7 +23,7 @@ def plan_dispatch_reference(
 ) -> DispatchPlan:
     """Sorts slots by expert, stably; :func:`moekit_kernels.plan.plan_dispatch` documents the arguments.
 
-    ``in_range`` promises that all ids are in range, so that none is looked for to leave out.
+    ``in_range`` promises that all ids are in range, which saves comparing them.
     """
     num_tokens, top_k = expert_ids.shape
     ids_TK = expert_ids
