@@ -1,56 +1,46 @@
 """moekit itself."""
 
-import inspect
-import os
-from typing import Any
-
 import torch
 from torch import nn
 
 from benchmarks.peers.base import Layer, Peer, leaf
 from benchmarks.workload import Workload
 from moekit import FFNExperts, SparseMoE, plan_dispatch
-
-
-def interpreting() -> bool:
-    """Returns whether Triton's interpreter runs the kernels: for a rehearsal on CPU, whose times mean nothing."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+from moekit_kernels.availability import interpreting, triton_is_installed
+from moekit_kernels.impl import Impl
+from moekit_kernels.moe_ffn import Recompute
 
 
 class Moekit(Peer):
     """``FFNExperts`` with a plan made from the workload's ids, both timed."""
 
-    def __init__(self, impl: str, recompute: str | None = None) -> None:
-        self.impl = impl
-        self.recompute = recompute
+    def __init__(self, impl: Impl, recompute: Recompute | None = None) -> None:
+        self.impl: Impl = impl
+        self.recompute: Recompute = recompute or "activation"
         self.name = f"moekit-{impl}" + (f"-keep-{_KEEPS[recompute]}" if recompute else "")
         self.remark = f"plan_dispatch and FFNExperts, impl={impl}" + (f", recompute={recompute}" if recompute else "")
         self.graphs = impl == "triton"
 
     def absent(self, workload: Workload) -> str | None:
-        if self.recompute and "recompute" not in inspect.signature(FFNExperts).parameters:
-            return "this version of FFNExperts has no recompute"
         if self.impl == "torch":
             return None
-        try:
-            FFNExperts(8, 8, 2, impl=self.impl)  # pyright: ignore[reportArgumentType]
-        except ValueError as error:
-            return f"this version of FFNExperts has no impl={self.impl!r}: {error}"
+        if not triton_is_installed():
+            return "triton is not installed"
+        # Interpreted on CPU, in a rehearsal, kernels run too; their times mean nothing.
         if not workload.x.is_cuda and not interpreting():
             return "Triton kernels are timed on a GPU only"
         return "Triton kernels do not take float64" if workload.x.dtype == torch.float64 else None
 
     def build(self, workload: Workload) -> Layer:
         shape = workload.shape
-        options: dict[str, Any] = {"recompute": self.recompute} if self.recompute else {}
         experts = FFNExperts(
             shape.dim,
             shape.hidden_dim,
             shape.num_experts,
-            impl=self.impl,  # pyright: ignore[reportArgumentType]
+            impl=self.impl,
+            recompute=self.recompute,
             device="meta",
             dtype=workload.x.dtype,
-            **options,
         )
         experts.up_proj, experts.down_proj = nn.Parameter(workload.up), nn.Parameter(workload.down)
         gates = leaf(workload.gates)
@@ -58,7 +48,7 @@ class Moekit(Peer):
         return Layer(lambda x: experts(x, plan_dispatch(workload.ids, shape.num_experts), gates), leaves)
 
 
-_KEEPS = {"none": "hidden", "all": "input"}
+_KEEPS: dict[Recompute, str] = {"none": "hidden", "all": "input"}
 
 
 class MoekitLayer(Peer):
