@@ -92,7 +92,7 @@ class HashRouter(Router):
         Raises:
             ValueError: If ``x`` is not integer or not one-dimensional.
         """
-        if x.ndim != 1 or x.is_floating_point() or x.dtype == torch.bool:
+        if x.ndim != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
             raise ValueError(
                 f"router_input must hold integer token ids, one per token, got {x.dtype} of shape {tuple(x.shape)}. "
                 "Pass them as moe(x, router_input=token_ids)."
@@ -109,7 +109,11 @@ class HashRouter(Router):
 
 
 def _checked(frequencies: Tensor) -> Tensor:
-    """Returns the frequencies, on the host; NaN would compare with no load."""
+    """Returns the frequencies, which are on the host.
+
+    Raises:
+        ValueError: If one is negative or not finite: NaN would compare with no load.
+    """
     if not bool((frequencies >= 0).all()) or not bool(frequencies.isfinite().all()):
         raise ValueError(
             f"frequencies must be finite and at least 0, got values from {frequencies.min().item()} to "

@@ -119,7 +119,15 @@ def test_bad_arguments_are_refused() -> None:
             HashRouter(4, 2, frequencies=torch.tensor([1.0, value]))
 
 
-@pytest.mark.parametrize("x", [torch.zeros(3), torch.zeros(3, dtype=torch.bool), torch.zeros(3, 1, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(3),
+        torch.zeros(3, dtype=torch.bool),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3, 1, dtype=torch.int64),
+    ],
+)
 def test_inputs_that_are_no_ids_are_refused(x: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"router_input must hold integer token ids, one per token, got torch\.\w+ of"):
         HashRouter(4, 10)(x)
