@@ -58,11 +58,11 @@ def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
     """Launches the plan of top-k routing: without a capacity, or with one by choice and one by gates."""
     ids = indices(shape.tokens, shape.top_k)
     if not capped:
-        plan.plan_slots(ids, shape.num_experts, None, None, None, None)
+        plan.plan_slots(ids, shape.num_experts)
         return
     kept, gates = empty(shape.tokens, 1, dtype=torch.bool), empty(*ids.shape, dtype=dtype)
-    plan.plan_slots(ids, shape.num_experts, None, shape.slots // shape.num_experts, None, None)
-    plan.plan_slots(ids, shape.num_experts, kept, None, indices(1), gates)
+    plan.plan_slots(ids, shape.num_experts, limit=plan.Limit(shape.slots // shape.num_experts))
+    plan.plan_slots(ids, shape.num_experts, kept, plan.Limit(tensor=indices(1), gates=gates))
 
 
 def schedule(dtype: torch.dtype, shape: Shape) -> None:

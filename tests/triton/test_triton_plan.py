@@ -108,7 +108,7 @@ def test_any_integers_of_any_strides(dtype, slots):
 
 def test_ids_out_of_range_write_nothing_outside(slots):
     ids = torch.tensor([[0, 99], [-7, 2]], device=DEVICE)
-    plan = launches.plan_slots(ids, 3, None, 1, None, None)
+    plan = launches.plan_slots(ids, 3, limit=launches.Limit(1))
     assert all(map(torch.equal, plan[:6], plan_dispatch_reference(ids, 3, capacity=1)[:6]))
     assert plan.slot_of_row.sort().values.tolist() == [0, 1, 2, 3]
     assert plan.offsets.tolist() == [0, 1, 1, 2]
@@ -170,4 +170,4 @@ def test_arguments_that_do_not_fit_are_named(options, message):
 def test_too_many_slots_are_named():
     ids = torch.zeros(1, 1, dtype=torch.int8, device=DEVICE).expand(2**30, 2)
     with pytest.raises(ValueError, match=r"expert_ids must have fewer than 2\*\*31 elements, got 2147483648"):
-        launches.plan_slots(ids, 2, None, None, None, None)
+        launches.plan_slots(ids, 2)

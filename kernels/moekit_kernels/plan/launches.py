@@ -35,15 +35,21 @@ class _Slots(NamedTuple):
         }
 
 
-class _Limit(NamedTuple):
-    """Capacity, known on the host or on the device, and the gates by which slots are dropped, or None."""
+class Limit(NamedTuple):
+    """Most rows of one expert, and which slots keep their place.
 
-    host: int
-    device: Tensor | None
-    gates: Tensor | None
+    Attributes:
+        number: Known on the host; None for no limit, or with ``tensor``.
+        tensor: The same as a tensor without dimensions, on the device.
+        gates: ``(T, K)``: the larger gate keeps its place; by position where None.
+    """
+
+    number: int | None = None
+    tensor: Tensor | None = None
+    gates: Tensor | None = None
 
     def arguments(self) -> dict[str, Any]:
-        return {"limit": self.host, "limit_at": self.device}
+        return {"limit": 0 if self.number is None else self.number, "limit_at": self.tensor}
 
     @property
     def largest(self) -> float:
@@ -68,12 +74,7 @@ class _Counts(NamedTuple):
 
 
 def plan_slots(
-    expert_ids: Tensor,
-    num_experts: int,
-    kept: Tensor | None,
-    limit: int | None,
-    limit_at: Tensor | None,
-    gates: Tensor | None,
+    expert_ids: Tensor, num_experts: int, kept: Tensor | None = None, limit: Limit | None = None
 ) -> DispatchPlan:
     """Sorts slots by expert, stably, on the device alone.
 
@@ -81,9 +82,7 @@ def plan_slots(
         expert_ids: ``(T, K)``, of an integer dtype.
         num_experts: ``E``.
         kept: ``(T, K)`` or ``(T, 1)``, bool, or None.
-        limit: Most rows of one expert, known on the host; None for no limit, or with ``limit_at``.
-        limit_at: The same as one number on the device.
-        gates: ``(T, K)``: the larger gate keeps its place; by position where None.
+        limit: Most rows of one expert; none by default.
 
     Returns:
         The plan.
@@ -96,16 +95,21 @@ def plan_slots(
     if num_slots >= 2**31:
         raise ValueError(f"expert_ids must have fewer than 2**31 elements, got {num_slots}: plan in several calls.")
     slots = _Slots(expert_ids.contiguous(), None if kept is None else kept.contiguous(), num_experts, top_k)
-    if limit_at is not None and limit_at.device.type == "cpu":
-        limit, limit_at = int(limit_at), None
-    capped = limit_at is not None or (limit is not None and limit < num_slots)
-    caps = _Limit(0 if limit is None else limit, limit_at, None if gates is None else gates.contiguous())
     plan = outputs(expert_ids, num_experts)
-    if num_slots <= FEW_SLOTS:
-        _few(slots, caps if capped else None, plan)
-    else:
-        _many(slots, caps if capped else None, plan)
+    sort = _few if num_slots <= FEW_SLOTS else _many
+    sort(slots, _effective(limit, num_slots), plan)
     return plan
+
+
+def _effective(limit: Limit | None, num_slots: int) -> Limit | None:
+    """Returns the limit as the kernels read it; None if it drops no slot."""
+    if limit is None:
+        return None
+    if limit.tensor is not None and limit.tensor.device.type == "cpu":
+        limit = limit._replace(number=int(limit.tensor), tensor=None)
+    if limit.tensor is None and (limit.number is None or limit.number >= num_slots):
+        return None
+    return limit if limit.gates is None else limit._replace(gates=limit.gates.contiguous())
 
 
 def outputs(expert_ids: Tensor, num_experts: int) -> DispatchPlan:
@@ -127,22 +131,22 @@ def outputs(expert_ids: Tensor, num_experts: int) -> DispatchPlan:
     )
 
 
-def _few(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
+def _few(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
     from moekit_kernels.plan import kernel_few_rows
 
     row_blocks = -(-slots.ids.numel() // _FEW["BLOCK"])
     left = None
-    if caps is not None:
+    if limit is not None:
         left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
         launch(
             kernel_few_rows.plan_few_drop_kernel,
             (row_blocks,),
             {
                 **slots.arguments(),
-                **caps.arguments(),
-                "gates": caps.gates,
+                **limit.arguments(),
+                "gates": limit.gates,
                 "left": left,
-                "LARGEST": caps.largest,
+                "LARGEST": limit.largest,
                 **_FEW,
             },
         )
@@ -153,12 +157,12 @@ def _few(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
     )
 
 
-def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
+def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
     from moekit_kernels.plan import kernel
 
     routed = None
-    if caps is not None:
-        by_choice = caps.gates is None
+    if limit is not None:
+        by_choice = limit.gates is None
         counts = _count(slots, by_choice)
         routed = counts.totals
         left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
@@ -166,7 +170,7 @@ def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
             launch(
                 kernel.plan_drop_late_kernel,
                 (counts.before.shape[1],),
-                {**slots.arguments(), **caps.arguments(), **counts.arguments(), "left": left},
+                {**slots.arguments(), **limit.arguments(), **counts.arguments(), "left": left},
                 num_warps=counts.block // 64,
             )
         else:
@@ -178,14 +182,14 @@ def _many(slots: _Slots, caps: _Limit | None, plan: DispatchPlan) -> None:
                 (-(-slots.ids.numel() // 64),),
                 {
                     "ids": slots.ids,
-                    "gates": caps.gates,
+                    "gates": limit.gates,
                     "slot_of_row": everything.slot_of_row,
                     "offsets": everything.offsets,
-                    **caps.arguments(),
+                    **limit.arguments(),
                     "left": left,
                     "num_slots": slots.ids.numel(),
                     "NUM_EXPERTS": slots.num_experts,
-                    "LARGEST": caps.largest,
+                    "LARGEST": limit.largest,
                     "BLOCK": 64,
                     "CHUNK": 32,
                 },

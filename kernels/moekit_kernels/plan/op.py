@@ -26,7 +26,7 @@ def _plan_dispatch(
     limit_at: Tensor | None,
     gates: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    plan = launches.plan_slots(expert_ids, num_experts, kept, limit, limit_at, gates)
+    plan = launches.plan_slots(expert_ids, num_experts, kept, launches.Limit(limit, limit_at, gates))
     return cast(_Tensors, plan[:6])
 
 
