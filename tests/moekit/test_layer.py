@@ -353,7 +353,7 @@ def test_a_plan_can_be_used_again(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(again.stats, expected.stats, strict=True))
 
 
-def test_a_replayed_expert_choice_obeys_the_mask_of_the_call():
+def test_a_replayed_expert_choice_is_under_the_mask_of_the_call():
     moe = SparseMoE(ExpertChoiceRouter(DIM, EXPERTS), FFNExperts(DIM, 6, EXPERTS))
     x, mask = torch.randn(12, DIM), torch.arange(12) < 7
     routing = moe.route(x)

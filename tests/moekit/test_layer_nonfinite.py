@@ -1,4 +1,4 @@
-"""A token that is not finite spoils its own output and nothing else."""
+"""A token that is not finite changes its own output alone."""
 
 import pytest
 import torch
@@ -41,17 +41,17 @@ layers = pytest.mark.parametrize("name", LAYERS)
 
 def _inputs(value):
     x = torch.randn(TOKENS, DIM, dtype=torch.float64)
-    dirty = x.clone()
-    dirty[BAD, 1] = value
-    return x, dirty
+    broken = x.clone()
+    broken[BAD, 1] = value
+    return x, broken
 
 
 @layers
 @bad_values
 def test_other_tokens_are_as_if_it_were_not_there(name, value):
     moe = LAYERS[name]()
-    x, dirty = _inputs(value)
-    output, stats = moe(dirty)
+    x, broken = _inputs(value)
+    output, stats = moe(broken)
     absent, absent_stats = moe(x, mask=OTHERS)
     assert output[BAD].isnan().all()
     assert torch.equal(output[OTHERS], absent[OTHERS])
@@ -65,8 +65,8 @@ def test_other_tokens_are_as_if_it_were_not_there(name, value):
 @bad_values
 def test_other_tokens_are_those_of_a_clean_run(name, value):
     moe = LAYERS[name]()
-    x, dirty = _inputs(value)
-    beside, clean = moe(dirty).output[OTHERS], moe(x).output[OTHERS]
+    x, broken = _inputs(value)
+    beside, clean = moe(broken).output[OTHERS], moe(x).output[OTHERS]
     if name == "reference":  # whose products have the same shape in both runs
         assert torch.equal(beside, clean)
     # Elsewhere an expert's GEMM has a row less, which may round its other rows differently.
@@ -89,10 +89,10 @@ def test_ids_are_in_range_and_gates_are_nan(name, value):
 @layers
 def test_gradients_of_the_experts_stay_finite(name):
     moe = LAYERS[name]()
-    dirty = _inputs(torch.nan)[1].requires_grad_()
-    moe(dirty).output[OTHERS].square().sum().backward()
+    broken = _inputs(torch.nan)[1].requires_grad_()
+    moe(broken).output[OTHERS].square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in moe.experts.parameters())
-    assert dirty.grad[OTHERS].isfinite().all()
+    assert broken.grad[OTHERS].isfinite().all()
 
 
 @layers
@@ -110,9 +110,9 @@ def test_all_tokens_bad(name):
 def test_expert_choice_never_takes_it(impl, value):
     experts = _modules() if impl == "modules" else _ffn(impl)
     moe = SparseMoE(ExpertChoiceRouter(DIM, EXPERTS, capacity_factor=EXPERTS, dtype=torch.float64), experts)
-    x, dirty = _inputs(value)
-    routing = moe.route(dirty)
-    output, stats = moe(dirty)
+    x, broken = _inputs(value)
+    routing = moe.route(broken)
+    output, stats = moe(broken)
     absent = moe(x, mask=OTHERS).output
     assert not (routing.kept & (routing.token_ids == BAD)).any()
     assert routing.kept.sum() == EXPERTS * (TOKENS - 1)
@@ -125,9 +125,9 @@ def test_expert_choice_never_takes_it(impl, value):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_soft_moe_mixes_the_others_as_if_it_were_masked(normalize, value):
     moe = SoftMoE(DIM, _ffn(), slots_per_expert=2, normalize=normalize, dtype=torch.float64)
-    x, dirty = (t.view(2, TOKENS // 2, DIM) for t in _inputs(value))
+    x, broken = (t.view(2, TOKENS // 2, DIM) for t in _inputs(value))
     others = OTHERS.view(2, -1)
-    output, stats = moe(dirty)
+    output, stats = moe(broken)
     absent = moe(x, mask=others).output
     assert output[~others].isnan().all()
     assert torch.equal(output[others], absent[others])

@@ -144,26 +144,26 @@ def test_the_same_input_gives_the_same_plan(case, policy):
 @given(
     st.integers(1, 4), st.integers(0, 3), st.integers(1, 5), st.sampled_from([None, 0.0, 0.5]), st.integers(0, 2**31)
 )
-def test_expert_choice_gives_each_expert_the_tokens_it_took(experts, capacity, tokens, dead, seed):
+def test_expert_choice_gives_each_expert_the_tokens_it_took(experts, capacity, tokens, drop_rate, seed):
     torch.manual_seed(seed)
     capacity = min(capacity, tokens)
     token_ids = torch.rand(experts, tokens).argsort(-1)[:, :capacity]
-    kept = None if dead is None else torch.rand(experts, capacity) >= dead
+    kept = None if drop_rate is None else torch.rand(experts, capacity) >= drop_rate
     x = torch.randn(tokens, 2, dtype=torch.float64)
     gates = torch.randn(experts, capacity, dtype=torch.float64)
     plan = plan_expert_choice(token_ids, tokens, kept=kept)
-    live = torch.ones(experts, capacity, dtype=torch.bool) if kept is None else kept
+    taken = torch.ones(experts, capacity, dtype=torch.bool) if kept is None else kept
     rows, expected = dispatch(x, plan).clone(), torch.zeros(tokens, 2, dtype=torch.float64)
     rows[plan.offsets[-1] :] = 0
     for e in range(experts):
         mine = slice(int(plan.offsets[e]), int(plan.offsets[e + 1]))
-        assert plan.token_of_row[mine].tolist() == token_ids[e][live[e]].tolist()
+        assert plan.token_of_row[mine].tolist() == token_ids[e][taken[e]].tolist()
         rows[mine] *= e + 1
         for c in range(capacity):
-            if live[e, c]:
+            if taken[e, c]:
                 expected[token_ids[e, c]] += gates[e, c] * (e + 1) * x[token_ids[e, c]]
     assert plan.row_of_slot is None
-    assert plan.tokens_per_expert.equal(live.sum(1))
+    assert plan.tokens_per_expert.equal(taken.sum(1))
     assert not plan.dropped_per_expert.any()
     assert plan.slot_of_row.sort().values.equal(torch.arange(experts * capacity))
     assert_close(combine(rows, plan, gates), expected)

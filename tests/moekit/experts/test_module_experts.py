@@ -83,13 +83,13 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda x, g: experts(x, plan, g), (x, gates))
 
 
-def test_no_tokens_and_no_live_rows():
+def test_no_tokens_and_no_kept_rows():
     experts = ModuleExperts([nn.Linear(4, 4), nn.Identity()])
     none = experts(torch.zeros(0, 4), plan_dispatch(torch.zeros(0, 1, dtype=torch.int64), 2), torch.zeros(0, 1))
     assert none.shape == (0, 4)
-    ids, dead = torch.tensor([[0], [1]]), torch.zeros(2, 1, dtype=torch.bool)
+    ids, none_kept = torch.tensor([[0], [1]]), torch.zeros(2, 1, dtype=torch.bool)
     x = torch.full((2, 4), torch.nan)
-    assert not experts(x, plan_dispatch(ids, 2, kept=dead), torch.ones(2, 1)).any()
+    assert not experts(x, plan_dispatch(ids, 2, kept=none_kept), torch.ones(2, 1)).any()
 
 
 def test_expert_choice_plans():
@@ -150,7 +150,7 @@ class Pooling(nn.Module):
         return x.mean(0, keepdim=True)
 
 
-def test_the_shape_of_the_output_is_known_without_any_live_row():
+def test_the_shape_of_the_output_is_known_without_any_kept_row():
     experts = ModuleExperts([nn.Linear(8, 3), nn.Linear(8, 3)], out_shape=(3,))
     moe = SparseMoE(TopKRouter(8, 2, 1), experts)
     x = torch.randn(4, 8)
@@ -201,9 +201,9 @@ def test_compiled_experts_without_any_row_have_zero_gradients():
     torch._dynamo.reset()
     experts = ModuleExperts([Normalising("norm"), Normalising("deviation")])
     compiled = torch.compile(experts, fullgraph=True, backend="aot_eager")
-    dead = torch.zeros(3, 1, dtype=torch.bool)
+    none_kept = torch.zeros(3, 1, dtype=torch.bool)
     out = compiled(
-        torch.full((3, 4), torch.nan), plan_dispatch(torch.tensor([[0], [1], [0]]), 2, kept=dead), torch.ones(3, 1)
+        torch.full((3, 4), torch.nan), plan_dispatch(torch.tensor([[0], [1], [0]]), 2, kept=none_kept), torch.ones(3, 1)
     )
     out.sum().backward()
     assert not out.any()

@@ -1,4 +1,4 @@
-"""Bidirectional cross-attention against a loop over samples, heads and queries, and the laws it obeys."""
+"""Bidirectional cross-attention against a loop over samples, heads and queries, and its laws."""
 
 import math
 

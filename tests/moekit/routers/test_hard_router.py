@@ -53,7 +53,7 @@ def test_the_router_gets_the_gradient_of_the_chosen_probability(gradient: str) -
     assert weight.grad.abs().sum() > 0
 
 
-def test_without_gradient_the_gates_teach_nothing_but_the_logits_can_be_supervised() -> None:
+def test_without_gradient_the_gates_train_nothing_but_the_logits_can_be_supervised() -> None:
     router, x = make_router("none"), make_input()
     assert not router(x).gates.requires_grad
     target = torch.arange(TOKENS) % EXPERTS
