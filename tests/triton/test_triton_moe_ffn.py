@@ -75,7 +75,7 @@ def test_expert_choice(path, device):
     choice = torch.tensor([[0, 1, 2], [4, 0, 2], [2, 0, 1], [0, 3, 4]])
     kept = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)
     case = small_case()
-    case = case._replace(x=case.x[:6], gates=torch.randn(4, 3, dtype=torch.float64))  # nobody chose token 5
+    case = case._replace(x=case.x[:6], gates=torch.randn(4, 3, dtype=torch.float64))  # no expert chose token 5
     tensors = operands_of(small_case(), torch.float32, device)
     plan = plan_expert_choice(choice.to(device), 6, kept=kept.to(device))
     leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(torch.float32).items()}
