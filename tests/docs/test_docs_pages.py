@@ -26,21 +26,20 @@ def documented() -> set[str]:
     return {name for page in pages for name in re.findall(r"^::: ([\w.]+)", page.read_text(), re.MULTILINE)}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        moekit,
-        moekit.contrastive,
-        moekit.fusion,
-        moekit.interop,
-        moekit_kernels.combine,
-        moekit_kernels.grouped_gemm,
-        moekit_kernels.moe_ffn,
-        moekit_kernels.plan,
-        moekit_kernels.routing,
-    ],
-    ids=lambda module: module.__name__,
-)
+PACKAGES = [
+    moekit,
+    moekit.contrastive,
+    moekit.fusion,
+    moekit.interop,
+    moekit_kernels.combine,
+    moekit_kernels.grouped_gemm,
+    moekit_kernels.moe_ffn,
+    moekit_kernels.plan,
+    moekit_kernels.routing,
+]
+
+
+@pytest.mark.parametrize("module", PACKAGES, ids=lambda module: module.__name__)
 def test_every_public_name_has_a_place_on_an_api_page(module: Any) -> None:
     # A name of moekit.fusion may be documented as one of moekit's.
     places = (module.__name__, "moekit")
@@ -50,6 +49,13 @@ def test_every_public_name_has_a_place_on_an_api_page(module: Any) -> None:
         if not name.startswith("__") and not any(f"{place}.{name}" in documented() for place in places)
     ]
     assert not missing, f"no page in docs/api has '::: {module.__name__}.NAME' for {missing}"
+
+
+@pytest.mark.parametrize("module", PACKAGES, ids=lambda module: module.__name__)
+def test_no_module_has_the_name_of_a_public_name_beside_it(module: Any) -> None:
+    # An API page would show the module in place of the function.
+    beside = {path.stem for path in Path(module.__file__).parent.iterdir()}
+    assert beside & set(module.__all__) == set()
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -9,8 +9,8 @@ from moekit_kernels.combine import combine
 from moekit_kernels.grouped_gemm import grouped_gemm
 from moekit_kernels.impl import Impl
 from moekit_kernels.moe_ffn.operands import ExpertWeights
-from moekit_kernels.plan.dispatch import dispatch
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
+from moekit_kernels.plan.token_rows import dispatch
 
 
 def moe_ffn_parts(
