@@ -1,4 +1,4 @@
-"""Reads the docstrings for the API pages: links for Sphinx roles, code blocks for examples."""
+"""Reads the docstrings for the API pages: links for Sphinx roles, code blocks for examples, shapes as strings."""
 
 import re
 from typing import Any
@@ -7,6 +7,7 @@ import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|data|mod|attr):`(~?)([\w.]+)`")
 _EXAMPLE = re.compile(r"^Example:$", re.MULTILINE)
+_SHAPED = ("Float", "Int", "Bool", "Shaped")
 
 
 class Docstrings(griffe.Extension):
@@ -17,6 +18,24 @@ class Docstrings(griffe.Extension):
         if obj.docstring is not None:
             text = _ROLE.sub(_link, obj.docstring.value)
             obj.docstring.value = _EXAMPLE.sub("Examples:", text)
+        if isinstance(obj, griffe.Function):
+            for annotation in (obj.returns, *(parameter.annotation for parameter in obj.parameters)):
+                _quote_shapes(annotation)
+        elif isinstance(obj, griffe.Attribute):
+            _quote_shapes(obj.annotation)
+
+
+def _quote_shapes(annotation: griffe.Expr | str | None) -> None:
+    """Makes the shapes of jaxtyping strings again: griffe reads ``"T *D"`` as a product and ``"N"`` as a name."""
+    if not isinstance(annotation, griffe.Expr):
+        return
+    for part in annotation.iterate(flat=False):
+        if part is not annotation:  # a name holds itself
+            _quote_shapes(part)
+    if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) in _SHAPED:
+        elements = getattr(annotation.slice, "elements", None)
+        if elements is not None and (isinstance(elements[1], griffe.Expr) or elements[1] == "..."):
+            elements[1] = repr(str(elements[1]).replace(" * ", " *").replace(" + ", "+"))
 
 
 def _link(match: re.Match[str]) -> str:

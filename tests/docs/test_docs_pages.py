@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 import pytest
 from markdown.extensions.toc import slugify
 
@@ -62,6 +63,19 @@ def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
         assert re.search(rf"[ :-] {page.relative_to(ROOT / 'docs').as_posix()}$", nav, re.MULTILINE), page.name
+
+
+def test_api_pages_show_shapes_as_they_are_written(tmp_path: Path) -> None:
+    shapes = ['Float[Tensor, "T *D"]', 'Int[Tensor, "N"] | None', 'Int[Tensor, "E+1"]', 'Shaped[Tensor, "..."]']
+    arguments = ", ".join(f"x{i}: {shape}" for i, shape in enumerate(shapes))
+    (tmp_path / "shaped.py").write_text(
+        f'def function({arguments}) -> list[Bool[Tensor, "T"]]:\n    """Has shapes."""\n'
+    )
+    extensions = griffe.load_extensions(str(ROOT / "docs" / "docstrings.py"))
+    function = griffe.load("shaped", search_paths=[tmp_path], extensions=extensions)["function"]
+    shown = [str(parameter.annotation).replace("'", '"') for parameter in function.parameters]
+    assert shown == shapes
+    assert str(function.returns) == "list[Bool[Tensor, 'T']]"
 
 
 @pytest.mark.parametrize("folder", ["moekit", "kernels/moekit_kernels"])
