@@ -62,8 +62,9 @@ def check_same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> N
 
 def check_same_dtype(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raises ``ValueError`` unless the dtypes agree, or autocast will make them agree."""
-    autocast = torch.float64 not in (x.dtype, other.dtype) and autocast_is_on(x.device.type)
-    if x.dtype != other.dtype and not autocast:
+    if x.dtype == other.dtype:
+        return
+    if torch.float64 in (x.dtype, other.dtype) or not autocast_is_on(x.device.type):
         raise ValueError(
             f"{name} must have the dtype of {other_name}, {other.dtype}, got {x.dtype}. "
             "Convert one with .to(), or run under torch.autocast."

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from moekit_kernels.autocast import autocast
+from moekit_kernels.autocast import autocast, autocast_is_on
 from moekit_kernels.flops import moe_ffn_backward_flops, moe_ffn_flops, register_flops
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Limits, resolve_impl
@@ -229,9 +229,10 @@ def moe_ffn(
     """
     impl = plan.impl if impl is None else impl
     check_names(activation, recompute)
-    up_proj, down_proj, up_bias, down_bias = weights
-    weights = ExpertWeights(autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
-    x = autocast(x)
+    if autocast_is_on(x.device.type):
+        up_proj, down_proj, up_bias, down_bias = weights
+        weights = ExpertWeights(autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
+        x = autocast(x)
     check_dtypes(x, weights)
     check_shapes(x, gates, plan, weights, activation)
     resolved = _resolve(impl, x, gates, activation)

@@ -72,5 +72,5 @@ def routing_sums(
         prob_sum=probs_TE.sum(0),
         gate_sum=probs.new_zeros(probs.shape[-1]).index_add(0, ids.flatten(), gates_AB.flatten().to(probs.dtype)),
         logsumexp_sq_sum=logsumexp_sq_sum,
-        entropy_sum=entropy(probs_TE).sum(),
+        entropy_sum=entropy(probs_TE.flatten()),
     )
