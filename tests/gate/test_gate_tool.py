@@ -111,10 +111,11 @@ def test_tiles_for_decoding_may_use_the_smaller_instruction() -> None:
     assert laws(product(16, 64, 64), SM_90) == []
 
 
-@pytest.mark.parametrize("target", [SM_80, GFX942], ids=lambda target: target.name)
-def test_spilling_is_read_from_the_code(target: Target) -> None:
-    # One warp holds the whole sum of 256 x 256: four times as many registers as a thread of AMD's can have at most.
-    code = report(product(256, 256, 16, num_warps=1, num_stages=1), target)
+@pytest.mark.parametrize(("target", "side"), [(SM_80, 128), (GFX942, 256)], ids=["sm_80", "gfx942"])
+def test_spilling_is_read_from_the_code(target: Target, side: int) -> None:
+    # One warp holds the whole sum, twice as many registers as a thread can have at most. A larger tile spills as well,
+    # but LLVM of Triton 3.6 takes many minutes over 256 x 256 on sm_80.
+    code = report(product(side, side, 16, num_warps=1, num_stages=1), target)
     assert code.spills > 0
     assert code.stack > 0
     assert any(law.startswith("spills: ") for law in broken_laws(code, target))
