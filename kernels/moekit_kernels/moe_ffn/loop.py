@@ -139,7 +139,7 @@ class _InputGradients:
         self.x.index_add_(0, tokens, rows.to(self.x.dtype))
 
     def finished(self) -> tuple[Tensor, Tensor]:
-        gates = self.gates.new_zeros(self.gates.numel()).index_put((self.slot_of_row,), self.by_row)
+        gates = self.gates.new_zeros(self.gates.numel()).index_put_((self.slot_of_row,), self.by_row)
         return self.x.to(self.dtype), gates.view(self.gates.shape)
 
 
@@ -154,7 +154,8 @@ class _WeightGradients:
         self.down_bias = None if down_bias is None else down_bias.new_zeros(down_bias.shape)
 
     def clear(self, expert: int) -> None:
-        self.up[expert], self.down[expert] = 0, 0
+        self.up[expert].zero_()
+        self.down[expert].zero_()
 
     def of_down(self, expert: int, g: Tensor, a: Tensor) -> None:
         torch.mm(g.mT, a, out=self.down[expert])
