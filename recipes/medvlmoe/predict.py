@@ -39,7 +39,7 @@ def main(
         checkpoint: ``"best"`` or ``"last"``.
 
     Warns:
-        UserWarning: If some texts lack the section that the run reads; their images are diagnosed without a text.
+        UserWarning: If some texts lack the section that the run reads; their findings are predicted without a text.
 
     Returns:
         One row per image: ``image``, one ``prob:CLASS`` each, and, with experts, ``experts``, ``gates``.
@@ -85,6 +85,6 @@ def _warn_of_lost_texts(texts: Sequence[str | None], read: Sequence[str | None],
     if lost:
         warnings.warn(
             f"{lost} of {sum(text is not None for text in texts)} texts have headers but no section {section!r}, which "
-            "is what the run reads: their images are diagnosed without a text",
+            "is what the run reads: their findings are predicted without a text",
             stacklevel=3,
         )
