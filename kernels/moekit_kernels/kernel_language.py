@@ -18,6 +18,20 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def arrives_last(counter, num_programs):
+    """Whether all ``num_programs`` programs that share ``counter`` have come here; only the last one gets True.
+
+    What the others stored before is visible to it, through loads with ``cache_modifier=".cg"``. The counter, which
+    starts at zero (:mod:`moekit_kernels.arrivals`), is zero again afterwards.
+    """
+    tl.debug_barrier()  # the stores of all threads come before the one that counts
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_programs - 1
+    if last:
+        tl.atomic_xchg(counter, 0)
+    return last
+
+
+@triton.jit
 def sigmoid(x):
     """``1 / (1 + exp(-x))``, exact in both tails."""
     return 1.0 / (1.0 + tl.exp(-x))

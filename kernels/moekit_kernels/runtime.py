@@ -53,6 +53,11 @@ def record(target: Target) -> Generator[list[Launch]]:
         _recording.reset(token)
 
 
+def is_recording() -> bool:
+    """Returns whether launches are collected, not run."""
+    return _recording.get() is not None
+
+
 def current_target(device: torch.device) -> Target:
     """Returns the target that launches on ``device`` are for.
 
