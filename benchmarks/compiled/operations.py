@@ -67,7 +67,7 @@ def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
 
 def schedule(dtype: torch.dtype, shape: Shape) -> None:
     """Launches tile schedules."""
-    tile_schedules(indices(shape.num_experts + 1), shape.slots, (16, 64, 128), with_unassigned=True)
+    tile_schedules(indices(shape.num_experts + 1), shape.slots, (16, 64, 128))
 
 
 def combine_tokens(dtype: torch.dtype, shape: Shape, choice: bool) -> None:
@@ -100,8 +100,8 @@ def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
     offsets = indices(shape.num_experts + 1)
     for rows, operand, added in ((x, weight, bias), (dy, weight.mT, None)):
         config = grouped_gemm.forward_config(rows, operand, shape.slots, None)
-        (tiles,) = tile_schedules(offsets, shape.slots, (config.block_m,), with_unassigned=True)
-        grouped_gemm.forward(rows, operand, offsets, tiles, config, shape.slots, bias=added)
+        (tiles,) = tile_schedules(offsets, shape.slots, (config.block_m,))
+        grouped_gemm.forward(rows, operand, offsets, tiles, config, shape.slots, bias=added, all_rows=True)
     grouped_gemm.weight_grad(dy, x, offsets, shape.slots)
     if biased:
         grouped_gemm.bias_grad(dy, offsets)

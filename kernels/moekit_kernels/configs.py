@@ -104,6 +104,17 @@ def load(path: str | Path) -> Table:
 
 
 @functools.cache
+def tile_heights(target: Target) -> tuple[int, ...]:
+    """Returns every ``block_m`` of the committed table by which kernels of ``target`` cut the rows of experts.
+
+    A plan holds a schedule of tiles for each of them. Another table (:func:`override`) does not change it: heights
+    that only that one has get a schedule when they are needed.
+    """
+    kinds = (committed()[target.name][kind] for kind in ("forward", "glu", "activation"))
+    return tuple(sorted({config[0] for kind in kinds for entries in kind.values() for _, config in entries}))
+
+
+@functools.cache
 def committed() -> Table:
     """Returns the table of the package."""
     return load(Path(__file__).with_suffix(".json"))

@@ -69,7 +69,7 @@ class _OnImport(importlib.abc.MetaPathFinder):
 
 def moe_ffn_flops(
     x: Shape, gates: Shape, token_of_row: Shape, slot_of_row: Shape, offsets: Shape, row_of_slot: Shape | None,
-    up_proj: Shape, down_proj: Shape, *others: Any, **ignored: Any,
+    tiles: Shape | None, up_proj: Shape, down_proj: Shape, *others: Any, **ignored: Any,
 ) -> int:  # fmt: skip
     """Returns ``2·N·D·F1 + 2·N·D·F``: ``6·N·D·F`` where gated."""
     return _products(token_of_row[0], up_proj) + _products(token_of_row[0], down_proj)
@@ -77,8 +77,9 @@ def moe_ffn_flops(
 
 def moe_ffn_backward_flops(
     grad: Shape, x: Shape, gates: Shape, token_of_row: Shape, slot_of_row: Shape, offsets: Shape,
-    row_of_slot: Shape | None, up_proj: Shape, down_proj: Shape, up_bias: Shape | None, down_bias: Shape | None,
-    pre: Shape, hidden: Shape, activation: str, input_grad: bool, weight_grad: bool, *others: Any, **ignored: Any,
+    row_of_slot: Shape | None, tiles: Shape | None, up_proj: Shape, down_proj: Shape, up_bias: Shape | None,
+    down_bias: Shape | None, pre: Shape, hidden: Shape, activation: str, input_grad: bool, weight_grad: bool,
+    *others: Any, **ignored: Any,
 ) -> int:  # fmt: skip
     """Counts the gradients of hidden rows, of tokens, of both weights, and the first product if it was not kept."""
     num_rows = token_of_row[0]

@@ -5,6 +5,7 @@ import torch
 
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.availability import interpreting, triton_is_installed
+from moekit_kernels.configs import tile_heights
 from moekit_kernels.runtime import record
 from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100
 
@@ -15,6 +16,7 @@ from moekit_kernels.grouped_gemm.launches import use_descriptor
 from moekit_kernels.moe_ffn import ExpertWeights, launches_few_rows
 from moekit_kernels.moe_ffn import launches as moe_ffn
 from moekit_kernels.plan import RowOrder
+from moekit_kernels.plan.schedule import schedule_bounds
 
 NVIDIA = [SM_80, SM_90, SM_100]
 
@@ -27,15 +29,20 @@ def _index(*shape):
     return _empty(*shape, dtype=torch.int64)
 
 
+def _order(target, tokens, top_k, experts):
+    num_rows = tokens * top_k
+    tiles = _empty(schedule_bounds(num_rows, experts, tile_heights(target))[-1], 2, dtype=torch.int32)
+    return RowOrder(_index(num_rows), _index(num_rows), _index(experts + 1), _index(tokens, top_k), tiles)
+
+
 def _launches(target, tokens=4096, dim=256, hidden=512, experts=8, top_k=2, activation="swiglu", **options):
     """The launches of forward and of backward."""
     dtype, bias = options.get("dtype", torch.bfloat16), options.get("bias", False)
     wide = hidden * (2 if ACTIVATIONS[activation].gated else 1)
-    num_rows = tokens * top_k
     tensors = (
         _empty(tokens, dim, dtype=dtype),
         _empty(tokens, top_k, dtype=torch.float32),
-        RowOrder(_index(num_rows), _index(num_rows), _index(experts + 1), _index(tokens, top_k)),
+        _order(target, tokens, top_k, experts),
         ExpertWeights(
             _empty(experts, wide, dim, dtype=dtype),
             _empty(experts, dim, hidden, dtype=dtype),
@@ -57,7 +64,7 @@ def _names(launches):
 def test_as_few_launches_as_documented():
     forward, backward = _launches(SM_90)
     gemm = "grouped_gemm_fwd_kernel"
-    assert _names(forward) == ["tile_schedule_kernel", gemm, gemm, "combine_fwd_kernel"]
+    assert _names(forward) == [gemm, gemm, "combine_fwd_kernel"]
     assert len(backward) == 7
     assert len(_launches(SM_90, bias=True)[1]) == 9
 
@@ -106,10 +113,10 @@ def test_a_stride_of_zero_takes_no_descriptor():
 
 
 def test_programs_are_as_many_as_run_at_once_and_no_more_than_tiles():
-    (_, up, _, _), _ = _launches(SM_90, tokens=65536)
+    (up, _, _), _ = _launches(SM_90, tokens=65536)
     assert up.grid == (SM_90.processors,)
-    (_, up, _, _), _ = _launches(SM_90, tokens=520, experts=1, dim=128, hidden=128, top_k=1)
-    tiles = -(-520 // up.arguments["BLOCK_M"]) + 1  # one more, for the unassigned rows that there may be
+    (up, _, _), _ = _launches(SM_90, tokens=520, experts=1, dim=128, hidden=128, top_k=1)
+    tiles = -(-520 // up.arguments["BLOCK_M"])
     assert up.grid == (tiles * -(-128 // up.arguments["BLOCK_N"]),)
 
 
@@ -133,7 +140,7 @@ def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
     tensors = (
         _empty(4096, 64),
         _empty(4096, 2, dtype=torch.float32),
-        RowOrder(_index(8192), _index(8192), _index(9), _index(4096, 2)),
+        _order(SM_90, 4096, 2, 8),
         ExpertWeights(_empty(8, 128, 64), _empty(8, 64, 64)),
     )
     out, pre, kept = _empty(4096, 64), _empty(8192, 128), _empty(0, 64)
@@ -153,7 +160,7 @@ def test_recomputing_costs_one_product(recompute, launches):
     tensors = (
         _empty(4096, 64),
         _empty(4096, 2, dtype=torch.float32),
-        RowOrder(_index(8192), _index(8192), _index(9), _index(4096, 2)),
+        _order(SM_90, 4096, 2, 8),
         ExpertWeights(_empty(8, 128, 64), _empty(8, 64, 64)),
     )
     with record(SM_90) as backward:

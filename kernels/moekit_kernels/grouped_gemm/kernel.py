@@ -56,12 +56,13 @@ def grouped_gemm_fwd_kernel(
     num_rows, num_inputs, num_experts, num_columns, weight_columns, K,
     stride_xm, stride_we, stride_wn, stride_wk, stride_be, stride_om, stride_pm,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
-    K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ALL_ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """``out[r] = act(w[e(r)] x[gather[r]] + bias[e(r)])``; without ``gather_ptr`` row ``r`` of ``x``.
 
-    ``PAIR`` reads two columns for one, a gate and its value; ``pre_ptr`` takes the pre-activations.
+    ``PAIR`` reads two columns for one, a gate and its value; ``pre_ptr`` takes the pre-activations. ``ALL_ROWS``
+    writes zeros to unassigned rows, which else stay as they are.
     """
     w, x = w_ptr, x_ptr
     if W_TMA:
@@ -72,10 +73,10 @@ def grouped_gemm_fwd_kernel(
     if X_TMA:
         x = tl.make_tensor_descriptor(x_ptr, [num_inputs, K], [stride_xm, 1], [BLOCK_M, BLOCK_K])
     num_n = tl.cdiv(num_columns, BLOCK_N)
-    num_tiles = tl.load(tiles_ptr) * num_n
+    num_tiles = tl.load(tiles_ptr + ALL_ROWS) * num_n
     for index in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         expert, first_row, rows, end, block_n = row_tile(
-            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_M, GROUP_M
+            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, ALL_ROWS, BLOCK_M, GROUP_M
         )
         inside = rows < end
         places = tl.where(inside, rows, first_row)

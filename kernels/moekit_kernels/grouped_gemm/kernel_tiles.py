@@ -76,13 +76,16 @@ def load_rows(
 
 
 @triton.jit
-def row_tile(index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
+def row_tile(
+    index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, ALL_ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):  # fmt: skip
     """The tile ``index`` in the order that keeps operands in L2: ``GROUP_M`` rows of tiles, column by column.
 
-    Returns ``(expert, first row, rows of the tile, end of the expert's rows, block of columns)``. Tiles of
-    "expert" ``num_experts`` cover the unassigned rows.
+    Returns ``(expert, first row, rows of the tile, end of the expert's rows, block of columns)``. With
+    ``ALL_ROWS`` the tiles of "expert" ``num_experts``, the last ones, cover the unassigned rows.
     """
-    num_m = tl.load(tiles_ptr)
+    num_m = tl.load(tiles_ptr + ALL_ROWS)
     width = GROUP_M * num_n
     top = index // width * GROUP_M
     height = tl.minimum(num_m - top, GROUP_M)

@@ -136,6 +136,7 @@ def forward(
     activation: str | None = None,
     gather: Tensor | None = None,
     keep_pre: bool = False,
+    all_rows: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Computes ``out[r] = act(weight[e(r)] x[gather[r]] + bias[e(r)])``.
 
@@ -143,13 +144,14 @@ def forward(
         x: ``(T or N, D)``.
         weight: ``(E, F1, D)``.
         offsets: ``(E + 1,)``.
-        tiles: Schedule for ``config.block_m``; rows that no tile covers are left unwritten.
+        tiles: Schedule for ``config.block_m``.
         config: From :func:`forward_config`.
         num_rows: Rows of the plan.
         bias: ``(E, F1)``.
         activation: A name of :data:`~moekit_kernels.activations.ACTIVATIONS`.
         gather: ``(N,)``, row of ``x`` for each row.
         keep_pre: Whether to keep the pre-activations.
+        all_rows: Whether unassigned rows are written, zeros; they are left unwritten by default.
 
     Returns:
         The output ``(N, F)``, and the pre-activations ``(N, F1)``, or ``(0, F1)``.
@@ -161,7 +163,7 @@ def forward(
     out_NF = x.new_empty(num_rows, columns)
     pre_NF1 = x.new_empty(num_rows if keep_pre else 0, weight_columns)
     loads = WeightLoads.of(weight, target, epilogue, config)
-    most = max_tiles(num_rows, num_experts, config.block_m, with_unassigned=True)
+    most = max_tiles(num_rows, num_experts, config.block_m, with_unassigned=all_rows)
     arguments = {
         **weight_arguments(weight, epilogue, loads, config),
         "x_ptr": x,
@@ -180,6 +182,7 @@ def forward(
         "stride_om": columns,
         "stride_pm": weight_columns,
         "X_TMA": gather is None and use_descriptor(target, x),
+        "ALL_ROWS": all_rows,
         "GROUP_M": config.group_m,
     }
     grid = persistent_grid(target, config, most * -(-columns // config.block_n))
@@ -270,8 +273,8 @@ def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> T
     """Computes ``(N, D), (E, F, D) -> (N, F)`` by one kernel; zeros in unassigned rows."""
     num_rows, offsets = x.shape[0], offsets.contiguous()
     config = forward_config(x, weight, num_rows, None)
-    (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,), with_unassigned=True)
-    return forward(x, weight, offsets, tiles, config, num_rows, bias=bias)[0]
+    (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,))
+    return forward(x, weight, offsets, tiles, config, num_rows, bias=bias, all_rows=True)[0]
 
 
 def linear_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:

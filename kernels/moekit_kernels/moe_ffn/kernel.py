@@ -71,7 +71,7 @@ def moe_ffn_bwd_act_kernel(
     num_tiles = tl.load(tiles_ptr) * num_n
     for index in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
         expert, first_row, rows, end, block_n = row_tile(
-            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, BLOCK_M, GROUP_M
+            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, False, BLOCK_M, GROUP_M
         )
         inside = rows < end
         places = tl.where(inside, rows, first_row)
@@ -108,7 +108,7 @@ def moe_ffn_bwd_gates_kernel(
     """``dgates[slot[r]] = sum of the parts of r + <dout[token[r]], bias[e(r)]>``, added in a fixed order."""
     index = tl.program_id(0)
     if index < tl.load(tiles_ptr):
-        expert, _, rows, end, _ = row_tile(index, tiles_ptr, offsets_ptr, num_rows, 1, num_experts, BLOCK_M, 1)
+        expert, _, rows, end, _ = row_tile(index, tiles_ptr, offsets_ptr, num_rows, 1, num_experts, False, BLOCK_M, 1)
         inside = rows < end
         acc = tl.zeros((BLOCK_M,), tl.float32)
         for part in range(0, num_parts):

@@ -10,7 +10,7 @@ from moekit_kernels.grouped_gemm import launches as gemm
 from moekit_kernels.moe_ffn import kernel, launches_few_rows
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
-from moekit_kernels.plan.schedule import max_tiles, tile_schedules
+from moekit_kernels.plan.schedule import max_tiles, tile_schedules, tiles_of, with_tiles
 from moekit_kernels.runtime import current_target, launch
 
 _GATE_ROWS = 32  # of one program of the gates' gradient
@@ -27,8 +27,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``(out (T, D2), pre-activations (N or 0, F1), hidden (N or 0, F))``.
 
-    Three launches for few rows (:func:`launches_few_rows.serves`), else four: the schedule of tiles, the up
-    product with the activation in its epilogue, the down product, and the weighted sum over each token's rows.
+    Three launches for few rows (:func:`launches_few_rows.serves`), for others too, after the schedule of
+    tiles where the plan has none: the up product with the activation in its epilogue, the down product, and the
+    weighted sum over each token's rows.
 
     Raises:
         ValueError: If no kernel runs on the device.
@@ -42,7 +43,8 @@ def forward(
     else:
         up = gemm.forward_config(x, up_proj, num_rows, activation)
         down = gemm.forward_config(x, down_proj, num_rows, None)
-        up_tiles, down_tiles = tile_schedules(offsets, num_rows, (up.block_m, down.block_m))
+        order = with_tiles(order)
+        up_tiles, down_tiles = (tiles_of(order, num_rows, config.block_m) for config in (up, down))
         hidden_NF, pre_NF1 = gemm.forward(
             x, up_proj, offsets, up_tiles, up, num_rows,
             bias=up_bias, activation=activation, gather=token, keep_pre=keep_pre,
@@ -76,7 +78,8 @@ def backward(
     aligned = is_aligned(x.dtype, *down_proj.shape[1:])
     act = gemm_config("activation", current_target(x.device), x.dtype, num_rows // num_experts, aligned)
     plain = gemm.forward_config(x, up_proj, num_rows, None)
-    act_tiles, plain_tiles, gate_tiles = tile_schedules(offsets, num_rows, (act.block_m, plain.block_m, _GATE_ROWS))
+    order = with_tiles(order)
+    act_tiles, plain_tiles = (tiles_of(order, num_rows, config.block_m) for config in (act, plain))
     if pre.shape[0] < num_rows:
         pre, _ = gemm.forward(x, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=token)
     gates_N = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
@@ -86,6 +89,7 @@ def backward(
     )
     grad_x_TD = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     if input_grad:
+        (gate_tiles,) = tile_schedules(offsets, num_rows, (_GATE_ROWS,))
         grad_gates = _gates_grad(partial_SN, gates, grad, down_bias, order, gate_tiles)
         rows_ND, _ = gemm.forward(dpre_NF1, up_proj.mT, offsets, plain_tiles, plain, num_rows)
         grad_x_TD = combine.forward(rows_ND, None, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype)

@@ -30,7 +30,7 @@ Recompute = Literal["activation", "none", "all"]
 
 # The arguments that get a gradient, by their place in the schema: x and gates, then weights and biases.
 _INPUT_PLACES = (0, 1)
-_WEIGHT_PLACES = (6, 7, 8, 9)
+_WEIGHT_PLACES = (7, 8, 9, 10)
 
 # "meta" computes shapes only, and is treated like a CPU.
 _LOOP_DEVICES = ("cpu", "meta")
@@ -58,6 +58,7 @@ def _moe_ffn(
     slot_of_row: Tensor,
     offsets: Tensor,
     row_of_slot: Tensor | None,
+    tiles: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -67,7 +68,7 @@ def _moe_ffn(
     keep_hidden: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot)
+    order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot, tiles)
     weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
     return _kernel(impl, x, gates, activation).forward(x, gates, order, weights, activation, keep_pre, keep_hidden)
 
@@ -81,6 +82,7 @@ def _moe_ffn_backward(
     slot_of_row: Tensor,
     offsets: Tensor,
     row_of_slot: Tensor | None,
+    tiles: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -92,7 +94,7 @@ def _moe_ffn_backward(
     weight_grad: bool,
     impl: str,
 ) -> list[Tensor]:
-    order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot)
+    order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot, tiles)
     weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
     backward = _kernel(impl, x, gates, activation).backward
     gradients = backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
@@ -107,6 +109,7 @@ def _(
     slot_of_row: Tensor,
     offsets: Tensor,
     row_of_slot: Tensor | None,
+    tiles: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -130,6 +133,7 @@ def _(
     slot_of_row: Tensor,
     offsets: Tensor,
     row_of_slot: Tensor | None,
+    tiles: Tensor | None,
     up_proj: Tensor,
     down_proj: Tensor,
     up_bias: Tensor | None,
@@ -264,6 +268,6 @@ def _fused(
     refuse_forward_mode("moe_ffn", *differentiable)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     kept = (keep and recompute != "all", keep and recompute == "none")
-    order = (token_of_row, slot_of_row, offsets, plan.row_of_slot)
+    order = (token_of_row, slot_of_row, offsets, plan.row_of_slot, plan.tiles)
     out, _, _ = _moe_ffn(x, gates, *order, *weights, activation, *kept, impl)
     return out

@@ -22,16 +22,18 @@ class RowOrder(NamedTuple):
         slot_of_row: ``(N,)``.
         offsets: ``(E + 1,)``.
         row_of_slot: ``(T, K)`` or None.
+        tiles: int32, or None.
     """
 
     token_of_row: Int[Tensor, "N"]
     slot_of_row: Int[Tensor, "N"]
     offsets: Int[Tensor, "E+1"]
     row_of_slot: Int[Tensor, "T K"] | None
+    tiles: Int[Tensor, "tiles 2"] | None = None
 
 
 class DispatchPlan(NamedTuple):
-    """Slots in the order of their experts; all tensors are int64.
+    """Slots in the order of their experts; all tensors but ``tiles`` are int64.
 
     Attributes:
         token_of_row: ``(N,)``, the token of each row.
@@ -45,6 +47,9 @@ class DispatchPlan(NamedTuple):
         num_tokens: ``T``.
         impl: The implementation requested for the plan. Experts and combine take the same, unless they have a choice of
             their own.
+        tiles: Rows cut into tiles, as :func:`moekit_kernels.plan.schedule.tiles_of` reads them: int32, written by the
+            Triton kernels of the plan, for those of the experts. None for every other plan. They belong to ``offsets``:
+            who replaces these replaces ``tiles`` by None.
     """
 
     token_of_row: Int[Tensor, "N"]
@@ -55,6 +60,7 @@ class DispatchPlan(NamedTuple):
     dropped_per_expert: Int[Tensor, "E"]
     num_tokens: int
     impl: Impl = "auto"
+    tiles: Int[Tensor, "tiles 2"] | None = None
 
     @property
     def num_experts(self) -> int:
@@ -64,4 +70,4 @@ class DispatchPlan(NamedTuple):
     @property
     def order(self) -> RowOrder:
         """The index tensors alone."""
-        return RowOrder(*self[:4])
+        return RowOrder(*self[:4], self.tiles)

@@ -18,7 +18,6 @@ def tile_schedule_kernel(
     begin_3,
     end,
     NUM_EXPERTS: tl.constexpr,
-    NUM_GROUPS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
@@ -26,7 +25,7 @@ def tile_schedule_kernel(
 
     The tile ``t`` belongs to the expert ``e`` for which exactly ``e`` experts end, in tiles, at or before ``t``:
     a comparison of ``t`` with every end, which is balanced however the rows are spread. The group
-    ``NUM_EXPERTS`` is that of the rows without an expert, where ``NUM_GROUPS`` counts it.
+    ``NUM_EXPERTS``, the last, is that of the rows without an expert.
     """
     which = tl.program_id(1)
     block_m = tl.where(which == 0, block_m_0, tl.where(which == 1, block_m_1, block_m_2))
@@ -41,9 +40,10 @@ def tile_schedule_kernel(
     expert = tl.zeros((BLOCK_T,), tl.int32)
     first_tile = tl.zeros((BLOCK_T,), tl.int32)
     num_tiles = 0
-    for chunk in range(0, NUM_GROUPS, BLOCK_E):
+    of_experts = 0
+    for chunk in range(0, NUM_EXPERTS + 1, BLOCK_E):
         group = chunk + tl.arange(0, BLOCK_E)
-        inside = group < NUM_GROUPS
+        inside = group <= NUM_EXPERTS
         low = tl.load(offsets + group, mask=inside, other=0).to(tl.int32)
         high = tl.load(offsets + group + 1, mask=group < NUM_EXPERTS, other=0).to(tl.int32)
         high = tl.where(group == NUM_EXPERTS, num_rows, high)
@@ -53,6 +53,7 @@ def tile_schedule_kernel(
         expert += tl.sum(before.to(tl.int32), 1)
         first_tile = tl.maximum(first_tile, tl.max(tl.where(before, last[None, :], 0), 1))
         num_tiles += tl.sum(tiles, 0)
+        of_experts += tl.sum(tl.where(group < NUM_EXPERTS, tiles, 0), 0)
 
     live = tile < num_tiles
     first_row = tl.load(offsets + expert, mask=live, other=0).to(tl.int32) + (tile - first_tile) * block_m
@@ -61,8 +62,8 @@ def tile_schedule_kernel(
     tl.store(out, tl.where(live, expert, -1), mask=written)
     tl.store(out + 1, tl.where(live, first_row, num_rows), mask=written)
     if tl.program_id(0) == 0:
-        tl.store(schedules + 2 * begin, num_tiles)
-        tl.store(schedules + 2 * begin + 1, block_m)
+        tl.store(schedules + 2 * begin, of_experts)
+        tl.store(schedules + 2 * begin + 1, num_tiles)
 
 
 @triton.jit

@@ -1,9 +1,14 @@
 """The rows that each program of a grouped GEMM computes: one list of tiles for each tile height."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-from moekit_kernels.runtime import launch
+from moekit_kernels.configs import tile_heights
+from moekit_kernels.plan.dispatch_plan import RowOrder
+from moekit_kernels.runtime import current_target, launch
 
 _PER_LAUNCH = 4
 _ALIGNMENT = 16  # pairs, so that every schedule begins at a multiple of 128 bytes
@@ -22,64 +27,105 @@ def max_tiles(num_rows: int, num_experts: int, block_m: int, with_unassigned: bo
     return groups + (num_rows - groups) // block_m
 
 
-def tile_schedules(
-    offsets: Tensor, num_rows: int, block_ms: tuple[int, ...], with_unassigned: bool = False
-) -> list[Tensor]:
+def schedule_bounds(num_rows: int, num_experts: int, heights: Sequence[int]) -> list[int]:
+    """Returns where the schedule of each height begins in one tensor that holds all of them, and where the last ends.
+
+    There is room for the tiles of every expert and of the unassigned rows. No comparison is made, so that the number of
+    rows may be symbolic.
+    """
+    bounds = [0]
+    for height in heights:
+        room = 1 + (num_experts + 1) + num_rows // height
+        bounds.append(bounds[-1] + -(-room // _ALIGNMENT) * _ALIGNMENT)
+    return bounds
+
+
+def with_tiles(order: RowOrder) -> RowOrder:
+    """Returns ``order`` with the schedules of every height in ``tiles``: by one launch, where the plan has none."""
+    if order.tiles is not None:
+        return order
+    heights = tile_heights(current_target(order.offsets.device))
+    return order._replace(tiles=_schedules(order.offsets, order.token_of_row.shape[0], heights))
+
+
+def tiles_of(order: RowOrder, num_rows: int, height: int) -> Tensor:
+    """Returns the schedule of one height: a part of ``order.tiles``, or by a launch what is missing there.
+
+    Args:
+        order: Of a plan.
+        num_rows: ``N``, below ``2**31``.
+        height: Of the tiles, in rows.
+
+    Returns:
+        As :func:`tile_schedules` has it.
+
+    Raises:
+        ValueError: If ``num_rows`` does not fit int32.
+    """
+    heights = tile_heights(current_target(order.offsets.device))
+    if order.tiles is not None and height in heights:
+        bounds = schedule_bounds(num_rows, order.offsets.shape[0] - 1, heights)
+        if order.tiles.shape[0] == bounds[-1]:  # else it was made for another target
+            index = heights.index(height)
+            return order.tiles[bounds[index] : bounds[index + 1]]
+    return tile_schedules(order.offsets, num_rows, (height,))[0]
+
+
+def tile_schedules(offsets: Tensor, num_rows: int, heights: Sequence[int]) -> list[Tensor]:
     """Cuts the rows of every expert into tiles, for several tile heights at once, on the device.
 
     Args:
         offsets: ``(E + 1,)``, int32 or int64, contiguous: expert ``e`` owns the rows ``offsets[e] : offsets[e + 1]``.
         num_rows: ``N``, below ``2**31``.
-        block_ms: Tile heights; up to four different ones take one launch.
-        with_unassigned: Whether the rows ``offsets[E] : N``, which have no expert, are cut into tiles too.
+        heights: Of the tiles; up to four different ones take one launch.
 
     Returns:
-        For each height an int32 ``(1 + max_tiles, 2)``. Row 0 holds ``(number of tiles, height)``; row ``1 + i`` holds
-        ``(expert, first row)`` of tile ``i``, by expert and then by row, the expert ``E`` standing for none.
-        No tile straddles two experts. Rows after the last tile hold ``(-1, N)``.
+        For each height int32 pairs. Row 0 holds ``(tiles of the experts, all tiles)``; row ``1 + i`` holds
+        ``(expert, first row)`` of tile ``i``, by expert and then by row. The rows ``offsets[E] : N``, which have no
+        expert, are cut into the last tiles, and ``E`` stands for their expert. No tile straddles two experts. Rows
+        after the last tile hold ``(-1, N)``.
 
     Raises:
         ValueError: If ``num_rows`` does not fit int32.
     """
+    num_experts = offsets.shape[0] - 1
+    schedules: dict[int, Tensor] = {}
+    distinct = list(dict.fromkeys(heights))
+    for i in range(0, len(distinct), _PER_LAUNCH):
+        group = distinct[i : i + _PER_LAUNCH]
+        tiles = _schedules(offsets, num_rows, group)
+        bounds = pairwise(schedule_bounds(num_rows, num_experts, group))
+        schedules.update({height: tiles[begin:end] for height, (begin, end) in zip(group, bounds, strict=True)})
+    return [schedules[height] for height in heights]
+
+
+def _schedules(offsets: Tensor, num_rows: int, heights: Sequence[int]) -> Tensor:
+    """Returns the schedules of up to four heights in one tensor, cut at :func:`schedule_bounds`."""
+    from moekit_kernels.plan import kernel
+
     if num_rows >= 2**31:
         raise ValueError(f"num_rows must be below 2**31, got {num_rows}: give the tokens in several calls.")
     num_experts = offsets.shape[0] - 1
-    schedules: dict[int, Tensor] = {}
-    heights = list(dict.fromkeys(block_ms))
-    for i in range(0, len(heights), _PER_LAUNCH):
-        group = heights[i : i + _PER_LAUNCH]
-        schedules.update(zip(group, _launch(offsets, num_rows, num_experts, group, with_unassigned), strict=True))
-    return [schedules[height] for height in block_ms]
-
-
-def _launch(
-    offsets: Tensor, num_rows: int, num_experts: int, heights: list[int], with_unassigned: bool
-) -> list[Tensor]:
-    from moekit_kernels.plan import kernel
-
-    sizes = [1 + max_tiles(num_rows, num_experts, height, with_unassigned) for height in heights]
-    begins = [0]
-    for size in sizes:
-        begins.append(begins[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
-    schedules = torch.empty(begins[-1], 2, dtype=torch.int32, device=offsets.device)
-    heights_4 = heights + [_ALIGNMENT] * (_PER_LAUNCH - len(heights))
-    begins_5 = begins + begins[-1:] * (_PER_LAUNCH + 1 - len(begins))
+    bounds = schedule_bounds(num_rows, num_experts, heights)
+    schedules = torch.empty(bounds[-1], 2, dtype=torch.int32, device=offsets.device)
+    heights_4 = [*heights, *[_ALIGNMENT] * (_PER_LAUNCH - len(heights))]
+    bounds_5 = bounds + bounds[-1:] * (_PER_LAUNCH + 1 - len(bounds))
+    longest = max(end - begin for begin, end in pairwise(bounds))
     launch(
         kernel.tile_schedule_kernel,
-        (-(-max(sizes) // _BLOCK_T), len(heights)),
+        (-(-longest // _BLOCK_T), len(heights)),
         {
             "offsets": offsets,
             "schedules": schedules,
             "num_rows": num_rows,
             **{f"block_m_{i}": height for i, height in enumerate(heights_4)},
-            "begin_1": begins_5[1],
-            "begin_2": begins_5[2],
-            "begin_3": begins_5[3],
-            "end": begins_5[4],
+            "begin_1": bounds_5[1],
+            "begin_2": bounds_5[2],
+            "begin_3": bounds_5[3],
+            "end": bounds_5[4],
             "NUM_EXPERTS": num_experts,
-            "NUM_GROUPS": num_experts + with_unassigned,
             "BLOCK_T": _BLOCK_T,
             "BLOCK_E": min(_BLOCK_E, 1 << num_experts.bit_length()),
         },
     )
-    return [schedules[begin : begin + size] for begin, size in zip(begins, sizes, strict=False)]
+    return schedules
