@@ -3,13 +3,13 @@
 import math
 from typing import Any, NoReturn
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from moekit_kernels.combine import launches
 from moekit_kernels.combine.reference import combine_reference
 from moekit_kernels.combine.token_rows import TokenRows, token_rows
+from moekit_kernels.eager import operation
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan.checks import check_gates
@@ -18,7 +18,7 @@ from moekit_kernels.plan.dispatch_plan import DispatchPlan
 LIMITS = Limits()
 
 
-@torch.library.custom_op("moekit::combine", mutates_args=())
+@operation("moekit::combine")
 def _combine(
     rows: Tensor,
     gates: Tensor,
@@ -30,7 +30,7 @@ def _combine(
     return launches.forward(rows, gates, TokenRows(row_of_place, starts, slot_of_row), None, num_tokens)
 
 
-@torch.library.custom_op("moekit::combine_backward", mutates_args=())
+@operation("moekit::combine_backward")
 def _combine_backward(
     grad: Tensor,
     rows: Tensor,

@@ -8,11 +8,11 @@ Letters: N rows, E experts, D and F widths of input and output.
 
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast
+from moekit_kernels.eager import operation
 from moekit_kernels.flops import grouped_gemm_flops, grouped_gemm_weight_grad_flops, register_flops
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.grouped_gemm.backends import backend_of
@@ -23,12 +23,12 @@ from moekit_kernels.impl import Impl, Limits, resolve_impl
 LIMITS = Limits(has_torch=True)
 
 
-@torch.library.custom_op("moekit::grouped_gemm", mutates_args=())
+@operation("moekit::grouped_gemm")
 def _grouped_gemm(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None, impl: str) -> Tensor:
     return backend_of(_resolve(impl, x), x).linear(x, weight, offsets, bias)
 
 
-@torch.library.custom_op("moekit::grouped_gemm_weight_grad", mutates_args=())
+@operation("moekit::grouped_gemm_weight_grad")
 def _weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool, impl: str) -> tuple[Tensor, Tensor]:
     return backend_of(_resolve(impl, x), x).weight_grad(grad, x, offsets, with_bias)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from moekit_kernels.autocast import autocast, autocast_is_on
+from moekit_kernels.eager import operation
 from moekit_kernels.flops import moe_ffn_backward_flops, moe_ffn_flops, register_flops
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Limits, resolve_impl
@@ -50,7 +51,7 @@ def _kernel(impl: str, x: Tensor, gates: Tensor, activation: str) -> ModuleType:
     return launches
 
 
-@torch.library.custom_op("moekit::moe_ffn", mutates_args=())
+@operation("moekit::moe_ffn")
 def _moe_ffn(
     x: Tensor,
     gates: Tensor,
@@ -73,7 +74,7 @@ def _moe_ffn(
     return _kernel(impl, x, gates, activation).forward(x, gates, order, weights, activation, keep_pre, keep_hidden)
 
 
-@torch.library.custom_op("moekit::moe_ffn_backward", mutates_args=())
+@operation("moekit::moe_ffn_backward")
 def _moe_ffn_backward(
     grad: Tensor,
     x: Tensor,

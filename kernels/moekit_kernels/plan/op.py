@@ -2,10 +2,10 @@
 
 from typing import cast
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moekit_kernels.eager import operation
 from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan import launches
 from moekit_kernels.plan.checks import check_arguments, check_companions, check_range
@@ -17,7 +17,7 @@ LIMITS = Limits()
 _Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("moekit::plan_dispatch", mutates_args=())
+@operation("moekit::plan_dispatch")
 def _plan_dispatch(
     expert_ids: Tensor,
     num_experts: int,
