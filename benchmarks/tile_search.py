@@ -44,7 +44,7 @@ def candidates(kind: str, least_rows: int) -> list[GemmConfig]:
     if kind == "few_rows":
         sizes = itertools.product((16, 32), (16, 32, 64, 128), (64, 128, 256), (1,), (2, 4, 8), (2, 3, 4, 5), (1, 2, 4))
     elif kind == "weight_grad":
-        sizes = itertools.product((64, 128, 256), (64, 128, 256), (32, 64, 128), (4, 8), (4, 8), (3, 4, 5), (1, 2))
+        sizes = itertools.product((64, 128, 256), (64, 128, 256), (32, 64, 128), (4, 8), (4, 8), (3, 4, 5), (0, 1, 2))
     else:
         heights = (16, 32, 64) if least_rows < 24 else (64, 128) if least_rows < 96 else (64, 128, 256)
         sizes = itertools.product(heights, (64, 128, 256), (32, 64, 128), (4, 8), (4, 8), (2, 3, 4, 5), (1, 2))
@@ -60,7 +60,7 @@ def impossible(config: GemmConfig, kind: str, itemsize: int, target: Target) -> 
     columns = config.block_n * (2 if kind == "glu" else 1)
     stage = (config.block_m + columns) * config.block_k * itemsize
     # The compiler may keep one stage in registers or have consumed it when the last is loaded: a lower bound.
-    shared = max(config.num_stages - 1, 1) * stage * config.per_processor
+    shared = max(config.num_stages - 1, 1) * stage * max(config.per_processor, 1)
     if shared > target.shared_memory:
         return f"needs {shared} bytes of shared memory, {target.name} has {target.shared_memory}"
     accumulators = config.block_m * columns // (config.num_warps * target.warp_size)
@@ -70,8 +70,8 @@ def impossible(config: GemmConfig, kind: str, itemsize: int, target: Target) -> 
 
 
 def distance(one: GemmConfig, other: GemmConfig) -> float:
-    """Returns how many doublings lie between two tiles."""
-    return sum(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
+    """Returns how many doublings lie between two tiles; a program for each tile lies one below one a processor."""
+    return sum(abs(math.log2(max(a, 0.5) / max(b, 0.5))) for a, b in zip(one, other, strict=True))
 
 
 def search(

@@ -39,7 +39,7 @@ class GemmConfig(NamedTuple):
         group_m: Rows of tiles that are computed together, for the L2 cache.
         num_warps: Warps.
         num_stages: Steps that are loaded ahead.
-        per_processor: Programs that a persistent kernel starts on each multiprocessor.
+        per_processor: Programs that a persistent kernel starts on each multiprocessor; 0 for one program for each tile.
     """
 
     block_m: int

@@ -34,9 +34,9 @@ class Backend(NamedTuple):
 def backend_of(impl: str, x: Tensor) -> Backend:
     """Returns the backend of a resolved ``impl`` for rows like ``x``: without Triton, a loop on CPU and in float64."""
     if impl == "triton":
-        from moekit_kernels.grouped_gemm import launches
+        from moekit_kernels.grouped_gemm import launches, launches_weight_grads
 
-        return Backend(launches.linear, launches.linear_weight_grad)
+        return Backend(launches.linear, launches_weight_grads.linear_weight_grad)
     if x.device.type != "cpu" and x.dtype in _GROUPED_MM_DTYPES:
         return Backend(grouped_mm_linear, grouped_mm_weight_grad)
     return Backend(loop_linear, loop_weight_grad)

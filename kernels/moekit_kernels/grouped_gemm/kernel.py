@@ -1,4 +1,4 @@
-"""Grouped GEMM kernels: forward with bias and activation, and the gradients of weights and biases.
+"""The grouped GEMM kernel: forward with bias and activation.
 
 Persistent: a fixed number of programs walks over the tiles, whose number only the device knows. In GEMM terms
 M are rows of a plan, N columns of the output, K the depth.
@@ -9,7 +9,7 @@ import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_row, store_pair_tile
 from moekit_kernels.grouped_gemm.kernel_tiles import halves, pair_product, product, row_tile, weight_descriptor
-from moekit_kernels.kernel_language import act, dot
+from moekit_kernels.kernel_language import act
 
 
 @triton.jit
@@ -111,73 +111,3 @@ def grouped_gemm_fwd_kernel(
             right, right_value, bias, pre, out, inside, column + BLOCK_N // 2, known, num_columns, stride_om,
             stride_pm, ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["num_experts"])
-def grouped_gemm_bwd_dw_kernel(
-    dy_ptr, x_ptr, dw_ptr, dy_gather_ptr, x_gather_ptr, offsets_ptr,
-    num_experts, M, N, stride_dy, stride_x, stride_de, stride_dm,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``; zeros without rows.
-
-    The depth of this product is the rows of an expert: all full steps without masks, then the rest.
-    """
-    num_m, num_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    per_expert = num_m * num_n
-    for index in range(tl.program_id(0), num_experts * per_expert, tl.num_programs(0)):
-        expert, place = index // per_expert, index % per_expert
-        width = GROUP_M * num_n
-        top = place // width * GROUP_M
-        height = tl.minimum(num_m - top, GROUP_M)
-        m = (top + place % width % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-        n = place % width // height * BLOCK_N + tl.arange(0, BLOCK_N)
-        start = tl.load(offsets_ptr + expert).to(tl.int32)
-        end = tl.load(offsets_ptr + expert + 1).to(tl.int32)
-        full = start + (end - start) // BLOCK_K * BLOCK_K
-        steps = tl.arange(0, BLOCK_K)
-        in_m, in_n = (m < M)[:, None], (n < N)[None, :]
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for row in range(start, full, BLOCK_K):
-            rows = row + steps
-            dy_rows = rows if dy_gather_ptr is None else tl.load(dy_gather_ptr + rows)
-            x_rows = rows if x_gather_ptr is None else tl.load(x_gather_ptr + rows)
-            dy = tl.load(dy_ptr + dy_rows.to(tl.int64)[None, :] * stride_dy + m[:, None], mask=in_m, other=0.0)
-            x = tl.load(x_ptr + x_rows.to(tl.int64)[:, None] * stride_x + n[None, :], mask=in_n, other=0.0)
-            acc = dot(dy, x, acc, PRECISION)
-        if full < end:
-            rows = full + steps
-            inside = rows < end
-            dy_rows = rows if dy_gather_ptr is None else tl.load(dy_gather_ptr + rows, mask=inside, other=0)
-            x_rows = rows if x_gather_ptr is None else tl.load(x_gather_ptr + rows, mask=inside, other=0)
-            dy_places = dy_ptr + dy_rows.to(tl.int64)[None, :] * stride_dy + m[:, None]
-            x_places = x_ptr + x_rows.to(tl.int64)[:, None] * stride_x + n[None, :]
-            dy = tl.load(dy_places, mask=in_m & inside[None, :], other=0.0)
-            x = tl.load(x_places, mask=in_n & inside[:, None], other=0.0)
-            acc = dot(dy, x, acc, PRECISION)
-        out = dw_ptr + tl.cast(expert, tl.int64) * stride_de + m.to(tl.int64)[:, None] * stride_dm + n[None, :]
-        tl.store(out, acc, mask=(m < M)[:, None] & (n < N)[None, :])
-
-
-@triton.jit
-def grouped_gemm_bwd_db_kernel(
-    dy_ptr, db_ptr, gates_ptr, slot_ptr, gather_ptr, offsets_ptr, N, stride_dy, stride_be,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """``db[e] = sum over the rows r of e: gates[slot[r]] * dy[gather[r]]``; one program per expert and columns."""
-    expert = tl.program_id(1)
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    start, end = tl.load(offsets_ptr + expert), tl.load(offsets_ptr + expert + 1)
-    acc = tl.zeros((BLOCK_N,), tl.float32)
-    for row in range(start, end, BLOCK_R):
-        rows = row + tl.arange(0, BLOCK_R)
-        inside = rows < end
-        sources = rows if gather_ptr is None else tl.load(gather_ptr + rows, mask=inside, other=0)
-        places = dy_ptr + sources.to(tl.int64)[:, None] * stride_dy + n[None, :]
-        dy = tl.load(places, mask=inside[:, None] & (n < N)[None, :], other=0.0).to(tl.float32)
-        if gates_ptr is not None:
-            slots = rows if slot_ptr is None else tl.load(slot_ptr + rows, mask=inside, other=0)
-            dy *= tl.load(gates_ptr + slots, mask=inside, other=0.0).to(tl.float32)[:, None]
-        acc += tl.sum(dy, 0)
-    tl.store(db_ptr + tl.cast(expert, tl.int64) * stride_be + n, acc, mask=n < N)

@@ -1,4 +1,4 @@
-"""Starts the grouped GEMM kernels: which tiles, which loads, how many programs.
+"""Starts the grouped GEMM kernel: which tiles, which loads, how many programs.
 
 Names end with the letters of their layout: T tokens, N rows of a plan, E experts, D width of the operand, F columns of
 the output, F1 columns of the weights (F, or 2F for a gated activation). Arguments of the kernels name sizes as BLAS
@@ -90,8 +90,11 @@ class WeightLoads(NamedTuple):
 
 
 def persistent_grid(target: Target, config: GemmConfig, tiles: int) -> tuple[int]:
-    """Returns a grid of as many programs as run at once, but of no more than there can be tiles."""
-    return (min(tiles, target.processors * config.per_processor),)
+    """Returns a grid of as many programs as run at once, but of no more than there can be tiles.
+
+    With ``per_processor`` 0 there is one for each tile.
+    """
+    return (min(tiles, target.processors * config.per_processor) if config.per_processor else tiles,)
 
 
 def weight_arguments(weight: Tensor, epilogue: Epilogue, loads: WeightLoads, config: GemmConfig) -> dict[str, Any]:
@@ -190,95 +193,9 @@ def forward(
     return out_NF, pre_NF1
 
 
-def weight_grad(
-    dy: Tensor,
-    x: Tensor,
-    offsets: Tensor,
-    num_rows: int,
-    *,
-    dy_gather: Tensor | None = None,
-    x_gather: Tensor | None = None,
-) -> Tensor:
-    """Computes ``dw (E, F, D)``: ``dw[e] = sum over the rows r of e: outer(dy[dy_gather[r]], x[x_gather[r]])``.
-
-    Exact zeros for experts without rows; unassigned rows are not read.
-    """
-    target = current_target(x.device)
-    dy, x = rows_layout(dy), rows_layout(x)
-    num_experts = offsets.shape[0] - 1
-    height, width = dy.shape[1], x.shape[1]
-    aligned = is_aligned(x.dtype, height, width)
-    config = gemm_config("weight_grad", target, x.dtype, num_rows // num_experts, aligned)
-    # A load that waits for an index takes two stages of the pipeline where another takes one.
-    gathers = dy_gather is not None or x_gather is not None
-    num_stages = config.num_stages if gathers else (config.num_stages + 1) // 2
-    dw_EFD = x.new_empty(num_experts, height, width)
-    arguments = {
-        "dy_ptr": dy,
-        "x_ptr": x,
-        "dw_ptr": dw_EFD,
-        "dy_gather_ptr": dy_gather,
-        "x_gather_ptr": x_gather,
-        "offsets_ptr": offsets,
-        "num_experts": num_experts,
-        "M": height,
-        "N": width,
-        "stride_dy": dy.stride(0),
-        "stride_x": x.stride(0),
-        "stride_de": height * width,
-        "stride_dm": width,
-        "PRECISION": float32_precision(),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "GROUP_M": config.group_m,
-    }
-    tiles = num_experts * -(-height // config.block_m) * -(-width // config.block_n)
-    grid = persistent_grid(target, config, tiles)
-    launch(kernel.grouped_gemm_bwd_dw_kernel, grid, arguments, num_warps=config.num_warps, num_stages=num_stages)
-    return dw_EFD
-
-
-def bias_grad(
-    dy: Tensor,
-    offsets: Tensor,
-    *,
-    gather: Tensor | None = None,
-    gates: Tensor | None = None,
-    slot_of_row: Tensor | None = None,
-) -> Tensor:
-    """Computes ``db (E, F)``: ``db[e] = sum over the rows r of e: gates[slot_of_row[r]] * dy[gather[r]]``."""
-    dy = rows_layout(dy)
-    num_experts, width = offsets.shape[0] - 1, dy.shape[1]
-    db_EF = dy.new_empty(num_experts, width)
-    block_n = 128
-    arguments = {
-        "dy_ptr": dy,
-        "db_ptr": db_EF,
-        "gates_ptr": gates,
-        "slot_ptr": slot_of_row,
-        "gather_ptr": gather,
-        "offsets_ptr": offsets,
-        "N": width,
-        "stride_dy": dy.stride(0),
-        "stride_be": width,
-        "BLOCK_R": 64,
-        "BLOCK_N": block_n,
-    }
-    launch(kernel.grouped_gemm_bwd_db_kernel, (-(-width // block_n), num_experts), arguments, num_warps=8)
-    return db_EF
-
-
 def linear(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
     """Computes ``(N, D), (E, F, D) -> (N, F)`` by one kernel; zeros in unassigned rows."""
     num_rows, offsets = x.shape[0], offsets.contiguous()
     config = forward_config(x, weight, num_rows, None)
     (tiles,) = tile_schedules(offsets, num_rows, (config.block_m,))
     return forward(x, weight, offsets, tiles, config, num_rows, bias=bias, all_rows=True)[0]
-
-
-def linear_weight_grad(grad: Tensor, x: Tensor, offsets: Tensor, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """Computes the gradients of weight ``(E, F, D)`` and bias ``(E, F)``, or ``(0, F)``, of :func:`linear`."""
-    offsets = offsets.contiguous()
-    db_EF = bias_grad(grad, offsets) if with_bias else grad.new_empty(0, grad.shape[1])
-    return weight_grad(grad, x, offsets, x.shape[0]), db_EF

@@ -60,6 +60,8 @@ def moe_ffn_bwd_act_kernel(
 ):  # fmt: skip
     """With ``dA' = dout[token[r]] W_down[e(r)]``: ``<dA', A>`` of these columns, ``gate * A`` and ``dPre``.
 
+    Without ``token_ptr`` the rows of ``dout`` have the order of the plan.
+
     ``num_columns`` is F, the depth is the width of the output. ``hidden_ptr`` is A where it was kept.
     """
     w = w_ptr
@@ -75,7 +77,8 @@ def moe_ffn_bwd_act_kernel(
         )
         inside = rows < end
         places = tl.where(inside, rows, first_row)
-        row_offsets = tl.load(token_ptr + places).to(tl.int64) * stride_dm
+        sources = places if token_ptr is None else tl.load(token_ptr + places)
+        row_offsets = sources.to(tl.int64) * stride_dm
         column = block_n * BLOCK_N
         grad = product(
             dout_ptr, w, first_row, row_offsets, expert, column, K, tl.cdiv(K, BLOCK_K), stride_we, stride_wn,

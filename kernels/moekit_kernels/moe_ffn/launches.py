@@ -7,9 +7,12 @@ from moekit_kernels.combine import launches as combine
 from moekit_kernels.combine.token_rows import token_rows
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import launches as gemm
+from moekit_kernels.grouped_gemm.launches_weight_grads import Operands, bias_grad, weight_grads
 from moekit_kernels.moe_ffn import kernel, launches_few_rows
+from moekit_kernels.moe_ffn.gathers import Gathers, gathers
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
+from moekit_kernels.plan.launches_rows import rows_of_tokens
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules, tiles_of, with_tiles
 from moekit_kernels.runtime import current_target, launch
 
@@ -45,10 +48,12 @@ def forward(
         down = gemm.forward_config(x, down_proj, num_rows, None)
         order = with_tiles(order)
         up_tiles, down_tiles = (tiles_of(order, num_rows, config.block_m) for config in (up, down))
+        rows, gather = _tokens_for(x, order, _gathers(x, order, weights).up)
         hidden_NF, pre_NF1 = gemm.forward(
-            x, up_proj, offsets, up_tiles, up, num_rows,
-            bias=up_bias, activation=activation, gather=token, keep_pre=keep_pre,
+            rows, up_proj, offsets, up_tiles, up, num_rows,
+            bias=up_bias, activation=activation, gather=gather, keep_pre=keep_pre,
         )  # fmt: skip
+        del rows
         y_ND2, _ = gemm.forward(hidden_NF, down_proj, offsets, down_tiles, down, num_rows, bias=down_bias)
     gates_N = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
     out_TD2 = combine.forward(y_ND2, gates_N, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype)
@@ -69,7 +74,9 @@ def backward(
 ) -> Gradients:
     """Returns the gradients of :func:`forward`: of ``x`` and ``gates``, and of the weights, only where asked for.
 
-    What was not kept (``pre`` or ``hidden`` of no rows) is computed again. Unassigned rows get no gradient.
+    What was not kept (``pre`` or ``hidden`` of no rows) is computed again. Unassigned rows get no gradient. Rows that
+    are gathered into memory are freed as soon as they were read, and for that the gradients of the weights are then
+    computed one by one: the gradient of the output serves the first two products, tokens the last.
     """
     up_proj, down_proj, up_bias, down_bias = weights
     token, slot, offsets = order.token_of_row, order.slot_of_row, order.offsets
@@ -80,26 +87,59 @@ def backward(
     plain = gemm.forward_config(x, up_proj, num_rows, None)
     order = with_tiles(order)
     act_tiles, plain_tiles = (tiles_of(order, num_rows, config.block_m) for config in (act, plain))
+    gathered = _gathers(x, order, weights, weight_grad)
     if pre.shape[0] < num_rows:
-        pre, _ = gemm.forward(x, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=token)
+        rows, gather = _tokens_for(x, order, gathered.up)
+        pre, _ = gemm.forward(rows, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=gather)
+        del rows
     gates_N = gates.reshape(-1).contiguous()  # flattening alone may leave a stride
     kept = hidden if hidden.shape[0] == num_rows else None
+    grad_rows, grad_gather = _tokens_for(grad, order, gathered.grad)
     dpre_NF1, weighted_NF, partial_SN = _through_activation(
-        grad, down_proj, pre, kept, gates_N, order, act_tiles, act, activation
+        grad_rows, down_proj, pre, kept, gates_N, order, act_tiles, act, activation, gathered.grad
     )
     grad_x_TD = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
+    products: list[Operands] = []
+    if weight_grad:
+        products.append(Operands(grad_rows, weighted_NF, dy_gather=grad_gather))
+    del grad_rows, weighted_NF
+    if gathered.grad or gathered.tokens:
+        (grad_down,) = weight_grads(products, offsets, num_rows) if products else (None,)
+        products.clear()
     if input_grad:
         (gate_tiles,) = tile_schedules(offsets, num_rows, (_GATE_ROWS,))
         grad_gates = _gates_grad(partial_SN, gates, grad, down_bias, order, gate_tiles)
         rows_ND, _ = gemm.forward(dpre_NF1, up_proj.mT, offsets, plain_tiles, plain, num_rows)
         grad_x_TD = combine.forward(rows_ND, None, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype)
     if weight_grad:
-        grad_down = gemm.weight_grad(grad, weighted_NF, offsets, num_rows, dy_gather=token)
-        grad_up = gemm.weight_grad(dpre_NF1, x, offsets, num_rows, x_gather=token)
-        grad_up_bias = None if up_bias is None else gemm.bias_grad(dpre_NF1, offsets)
+        rows, gather = _tokens_for(x, order, gathered.tokens)
+        products.append(Operands(dpre_NF1, rows, x_gather=gather))
+        *earlier, grad_up = weight_grads(products, offsets, num_rows)
+        grad_down = earlier[0] if earlier else grad_down
+        grad_up_bias = None if up_bias is None else bias_grad(dpre_NF1, offsets)
         if down_bias is not None:
-            grad_down_bias = gemm.bias_grad(grad, offsets, gather=token, gates=gates_N, slot_of_row=slot)
+            grad_down_bias = bias_grad(grad, offsets, gather=token, gates=gates_N, slot_of_row=slot)
     return Gradients(grad_x_TD, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
+
+
+def _gathers(x: Tensor, order: RowOrder, weights: ExpertWeights, weight_grad: bool = False) -> Gathers:
+    """Returns which rows are gathered into memory."""
+    _, up_columns, dim = weights.up_proj.shape
+    _, out_dim, hidden = weights.down_proj.shape
+    return gathers(
+        current_target(x.device),
+        x.dtype,
+        x.shape[0],
+        order.token_of_row.shape[0],
+        (dim, up_columns, hidden, out_dim),
+        read_once=order.row_of_slot is not None,
+        weight_grad=weight_grad,
+    )
+
+
+def _tokens_for(x: Tensor, order: RowOrder, gathered: bool) -> tuple[Tensor, Tensor | None]:
+    """Returns the rows that a product reads, and which of them each row of the plan is; None for their own order."""
+    return (rows_of_tokens(x, order), None) if gathered else (x, order.token_of_row)
 
 
 def _through_activation(
@@ -112,6 +152,7 @@ def _through_activation(
     tiles: Tensor,
     config: GemmConfig,
     activation: str,
+    gathered: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``dPre (N, F1)``, ``gate * A (N, F)`` and the parts ``(S, N)`` of ``<dA', A>``, one for each block of columns."""
     target, epilogue = current_target(pre.device), gemm.epilogue_of(activation)
@@ -131,7 +172,7 @@ def _through_activation(
         "dpre_ptr": dpre,
         "weighted_ptr": weighted,
         "partial_ptr": partial,
-        "token_ptr": order.token_of_row,
+        "token_ptr": None if gathered else order.token_of_row,
         "slot_ptr": order.slot_of_row,
         "offsets_ptr": order.offsets,
         "tiles_ptr": tiles,
