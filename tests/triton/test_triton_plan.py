@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moekit_kernels.plan import launches, plan_dispatch, plan_dispatch_reference
+from moekit_kernels import configs, targets
+from moekit_kernels.plan import launches, plan_dispatch, plan_dispatch_reference, schedule
 from tests.oracles import poisoned_empty
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,6 +41,17 @@ def _same(ids, num_experts, **options):
     for name, a, b in zip(expected._fields[:6], actual[:6], expected[:6], strict=True):
         assert a.dtype == torch.int64, name
         assert torch.equal(a, b), name
+    _check_tiles(actual)
+
+
+def _check_tiles(plan):
+    """The plan's schedules are those that a launch of their own gives, entry for entry."""
+    num_rows, bare = plan.slot_of_row.shape[0], plan.order._replace(tiles=None)
+    heights = configs.tile_heights(targets.target_of(DEVICE))
+    assert torch.equal(plan.tiles, schedule.with_tiles(bare).tiles)
+    for height in heights:
+        (expected,) = schedule.tile_schedules(plan.offsets, num_rows, (height,))
+        assert torch.equal(schedule.tiles_of(plan.order, num_rows, height), expected)
 
 
 @pytest.fixture(params=["few", "many"])
@@ -119,12 +131,22 @@ def test_both_ways_are_taken_by_size():
     _same(ids, 2)
 
 
+@pytest.mark.parametrize("heights", [(16, 32), (16, 32, 64, 128)])
+@pytest.mark.parametrize("skew", ["even", "one"])
+def test_schedules_of_several_heights(heights, skew, slots, monkeypatch):
+    monkeypatch.setattr(configs, "tile_heights", lambda target: heights)
+    monkeypatch.setattr(launches, "tile_heights", lambda target: heights)
+    monkeypatch.setattr(schedule, "tile_heights", lambda target: heights)
+    ids, kept, _ = _case(130, 2, 33, skew, 7, "slots")
+    _same(ids, 33, kept=kept)
+
+
 def test_the_same_plan_twice(slots):
     ids, kept, gates = _case(300, 2, 5, "zipf", 5, "slots")
     once, again = (
         plan_dispatch(ids, 5, kept=kept, capacity=40, gates=gates, drop_policy="gate", impl="triton") for _ in range(2)
     )
-    assert all(torch.equal(a, b) for a, b in zip(once[:6], again[:6], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((*once.order, *once[:6]), (*again.order, *again[:6]), strict=True))
 
 
 @pytest.mark.parametrize("capacity", [None, 2, "tensor"])
@@ -151,6 +173,7 @@ def test_compiles_once_for_all_sizes():
         ids, _, _ = _case(num_tokens, 2, 5, "even", num_tokens)
         for actual, expected in zip(compiled(ids)[:6], plan(ids)[:6], strict=True):
             assert torch.equal(actual, expected)
+        assert torch.equal(compiled(ids).tiles, plan(ids).tiles)
     assert len(frames) == 1
 
 

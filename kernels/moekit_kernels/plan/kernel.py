@@ -1,69 +1,10 @@
-"""The kernels of the plan: tile schedules, counting sort of slots. Triton only."""
+"""The kernels of the plan of many slots: a counting sort. Triton only."""
 
 import triton
 import triton.language as tl
 
-
-@triton.jit(do_not_specialize=["num_rows"])
-def tile_schedule_kernel(
-    offsets,
-    schedules,
-    num_rows,
-    block_m_0,
-    block_m_1,
-    block_m_2,
-    block_m_3,
-    begin_1,
-    begin_2,
-    begin_3,
-    end,
-    NUM_EXPERTS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
-    """Program ``(i, s)`` writes the tiles ``i * BLOCK_T`` and on of the schedule ``s``.
-
-    The tile ``t`` belongs to the expert ``e`` for which exactly ``e`` experts end, in tiles, at or before ``t``:
-    a comparison of ``t`` with every end, which is balanced however the rows are spread. The group
-    ``NUM_EXPERTS``, the last, is that of the rows without an expert.
-    """
-    which = tl.program_id(1)
-    block_m = tl.where(which == 0, block_m_0, tl.where(which == 1, block_m_1, block_m_2))
-    block_m = tl.where(which == 3, block_m_3, block_m)
-    begin = tl.where(which == 0, 0, tl.where(which == 1, begin_1, begin_2))
-    begin = tl.where(which == 3, begin_3, begin)
-    stop = tl.where(which == 0, begin_1, tl.where(which == 1, begin_2, begin_3))
-    stop = tl.where(which == 3, end, stop)
-    room = stop - begin - 1
-
-    tile = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    expert = tl.zeros((BLOCK_T,), tl.int32)
-    first_tile = tl.zeros((BLOCK_T,), tl.int32)
-    num_tiles = 0
-    of_experts = 0
-    for chunk in range(0, NUM_EXPERTS + 1, BLOCK_E):
-        group = chunk + tl.arange(0, BLOCK_E)
-        inside = group <= NUM_EXPERTS
-        low = tl.load(offsets + group, mask=inside, other=0).to(tl.int32)
-        high = tl.load(offsets + group + 1, mask=group < NUM_EXPERTS, other=0).to(tl.int32)
-        high = tl.where(group == NUM_EXPERTS, num_rows, high)
-        tiles = tl.where(inside, (high - low + block_m - 1) // block_m, 0)
-        last = num_tiles + tl.cumsum(tiles, 0)
-        before = (last[None, :] <= tile[:, None]) & inside[None, :]
-        expert += tl.sum(before.to(tl.int32), 1)
-        first_tile = tl.maximum(first_tile, tl.max(tl.where(before, last[None, :], 0), 1))
-        num_tiles += tl.sum(tiles, 0)
-        of_experts += tl.sum(tl.where(group < NUM_EXPERTS, tiles, 0), 0)
-
-    live = tile < num_tiles
-    first_row = tl.load(offsets + expert, mask=live, other=0).to(tl.int32) + (tile - first_tile) * block_m
-    out = schedules + 2 * (begin + 1 + tile)
-    written = tile < room
-    tl.store(out, tl.where(live, expert, -1), mask=written)
-    tl.store(out + 1, tl.where(live, first_row, num_rows), mask=written)
-    if tl.program_id(0) == 0:
-        tl.store(schedules + 2 * begin, of_experts)
-        tl.store(schedules + 2 * begin + 1, num_tiles)
+from moekit_kernels.kernel_language import arrives_last
+from moekit_kernels.plan.kernel_tiles import write_entries
 
 
 @triton.jit
@@ -115,9 +56,45 @@ def plan_count_kernel(
     tl.store(counts + expert * num_blocks + block, count, mask=(lane < BINS - 1) & (expert <= NUM_EXPERTS))
 
 
+@triton.jit
+def _write_offsets(
+    totals, routed, offsets, tokens_per_expert, dropped_per_expert, NUM_EXPERTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """``offsets`` by a running sum of ``totals``; ``routed`` are the totals before slots were dropped, or None."""
+    begin = tl.zeros((), tl.int32)
+    for first in range(0, NUM_EXPERTS + 1, BLOCK):
+        expert = first + tl.arange(0, BLOCK)
+        inside = expert < NUM_EXPERTS
+        total = tl.load(totals + expert, mask=inside, other=0, cache_modifier=".cg")
+        before = begin + tl.cumsum(total, 0) - total
+        tl.store(offsets + expert, before.to(tl.int64), mask=expert <= NUM_EXPERTS)
+        num_routed = total
+        if routed is not None:
+            num_routed = tl.load(routed + expert, mask=inside, other=0)
+        tl.store(tokens_per_expert + expert, num_routed.to(tl.int64), mask=inside)
+        tl.store(dropped_per_expert + expert, (num_routed - total).to(tl.int64), mask=inside)
+        begin += tl.sum(total, 0)
+
+
 @triton.jit(do_not_specialize=["num_blocks"])
-def plan_scan_kernel(counts, before, totals, num_blocks, BLOCK: tl.constexpr):
-    """``before[e, b]``: slots of expert ``e`` in the blocks before ``b``; ``totals[e]``: those in all blocks."""
+def plan_scan_kernel(
+    counts,
+    before,
+    totals,
+    routed,
+    offsets,
+    tokens_per_expert,
+    dropped_per_expert,
+    arrivals,
+    num_blocks,
+    NUM_EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """``before[e, b]``: slots of expert ``e`` in the blocks before ``b``; ``totals[e]``: those in all blocks.
+
+    The last of the programs, one for each expert, computes the offsets from the totals.
+    """
     expert = tl.program_id(0).to(tl.int64)
     total = tl.zeros((), tl.int32)
     first = 0
@@ -129,26 +106,8 @@ def plan_scan_kernel(counts, before, totals, num_blocks, BLOCK: tl.constexpr):
         total += tl.sum(count, 0)
         first += BLOCK
     tl.store(totals + expert, total)
-
-
-@triton.jit
-def plan_offsets_kernel(
-    totals, routed, offsets, tokens_per_expert, dropped_per_expert, NUM_EXPERTS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """``offsets`` by a running sum of ``totals``; ``routed`` are the totals before slots were dropped, or None."""
-    begin = tl.zeros((), tl.int32)
-    for first in range(0, NUM_EXPERTS + 1, BLOCK):
-        expert = first + tl.arange(0, BLOCK)
-        inside = expert < NUM_EXPERTS
-        total = tl.load(totals + expert, mask=inside, other=0)
-        before = begin + tl.cumsum(total, 0) - total
-        tl.store(offsets + expert, before.to(tl.int64), mask=expert <= NUM_EXPERTS)
-        num_routed = total
-        if routed is not None:
-            num_routed = tl.load(routed + expert, mask=inside, other=0)
-        tl.store(tokens_per_expert + expert, num_routed.to(tl.int64), mask=inside)
-        tl.store(dropped_per_expert + expert, (num_routed - total).to(tl.int64), mask=inside)
-        begin += tl.sum(total, 0)
+    if arrives_last(arrivals, NUM_EXPERTS + 1):
+        _write_offsets(totals, routed, offsets, tokens_per_expert, dropped_per_expert, NUM_EXPERTS, BLOCK_E)
 
 
 @triton.jit
@@ -177,25 +136,41 @@ def plan_place_kernel(
     token_of_row,
     slot_of_row,
     row_of_slot,
+    tiles,
     num_slots,
     num_blocks,
     NUM_EXPERTS: tl.constexpr,
     TOP_K: tl.constexpr,
     KEPT_K: tl.constexpr,
+    HEIGHT_0: tl.constexpr,
+    HEIGHT_1: tl.constexpr,
+    HEIGHT_2: tl.constexpr,
+    HEIGHT_3: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
 ):
-    """Puts each slot into its row: where its expert begins, plus earlier blocks, plus earlier slots of the block."""
+    """Puts each slot into its row: where its expert begins, plus earlier blocks, plus earlier slots of the block.
+
+    The programs after those of the blocks write the schedules of tiles.
+    """
     block = tl.program_id(0)
-    slot = block * BLOCK + tl.arange(0, BLOCK)
-    inside = slot < num_slots
-    key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
-    rank = _rank(ids, kept, key, slot, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, False, BLOCK, CHUNK)
-    here = tl.load(offsets + key, mask=inside, other=0) + rank
-    here += tl.load(before + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
-    tl.store(row_of_slot + slot, here, mask=inside)
-    tl.store(slot_of_row + here, slot.to(tl.int64), mask=inside)
-    tl.store(token_of_row + here, (slot // TOP_K).to(tl.int64), mask=inside)
+    if block < num_blocks:
+        slot = block * BLOCK + tl.arange(0, BLOCK)
+        inside = slot < num_slots
+        key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
+        rank = _rank(ids, kept, key, slot, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, False, BLOCK, CHUNK)
+        here = tl.load(offsets + key, mask=inside, other=0) + rank
+        here += tl.load(before + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+        tl.store(row_of_slot + slot, here, mask=inside)
+        tl.store(slot_of_row + here, slot.to(tl.int64), mask=inside)
+        tl.store(token_of_row + here, (slot // TOP_K).to(tl.int64), mask=inside)
+    elif tiles is not None:
+        write_entries(
+            offsets, tiles, (block - num_blocks) * BLOCK_T, num_slots, NUM_EXPERTS, HEIGHT_0, HEIGHT_1, HEIGHT_2,
+            HEIGHT_3, BLOCK_T, BLOCK_E,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_slots", "num_blocks", "limit"])

@@ -5,15 +5,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from moekit_kernels.arrivals import arrival_counters
+from moekit_kernels.configs import tile_heights
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
+from moekit_kernels.plan.schedule import BLOCK_T, height_arguments, schedule_arguments, schedule_bounds
 from moekit_kernels.runtime import current_target, launch
 
 FEW_SLOTS = 8192
-"""Up to so many slots each is compared with all others, which is one launch where counting takes four."""
+"""Up to so many slots each is compared with all others, which is one launch where counting takes three."""
 
 _FEW = {"BLOCK": 32, "CHUNK": 64}
 _CHUNK = 16
 _MOST_BINS = 4096
+_PLACES = ("token_of_row", "slot_of_row", "row_of_slot")
 
 
 class _Slots(NamedTuple):
@@ -90,14 +94,14 @@ def plan_slots(
     Raises:
         ValueError: If there are ``2**31`` slots or more, or no kernel runs on their device.
     """
-    current_target(expert_ids.device)
+    heights = tile_heights(current_target(expert_ids.device))
     num_slots, top_k = expert_ids.numel(), expert_ids.shape[1]
     if num_slots >= 2**31:
         raise ValueError(f"expert_ids must have fewer than 2**31 elements, got {num_slots}: plan in several calls.")
     slots = _Slots(expert_ids.contiguous(), None if kept is None else kept.contiguous(), num_experts, top_k)
-    plan = outputs(expert_ids, num_experts)
+    plan = outputs(expert_ids, num_experts, heights)
     sort = _few if num_slots <= FEW_SLOTS else _many
-    sort(slots, _effective(limit, num_slots), plan)
+    sort(slots, _effective(limit, num_slots), plan, heights)
     return plan
 
 
@@ -112,8 +116,8 @@ def _effective(limit: Limit | None, num_slots: int) -> Limit | None:
     return limit if limit.gates is None else limit._replace(gates=limit.gates.contiguous())
 
 
-def outputs(expert_ids: Tensor, num_experts: int) -> DispatchPlan:
-    """Returns an uninitialised plan, for the kernels to write."""
+def outputs(expert_ids: Tensor, num_experts: int, heights: tuple[int, ...]) -> DispatchPlan:
+    """Returns an uninitialised plan, for the kernels to write, with room for the schedules of ``heights``."""
     num_tokens, top_k = expert_ids.shape
 
     def empty(*shape: int) -> Tensor:
@@ -128,10 +132,13 @@ def outputs(expert_ids: Tensor, num_experts: int) -> DispatchPlan:
         tokens_per_expert=empty(num_experts),
         dropped_per_expert=empty(num_experts),
         num_tokens=num_tokens,
+        tiles=torch.empty(
+            schedule_bounds(num_slots, num_experts, heights)[-1], 2, dtype=torch.int32, device=expert_ids.device
+        ),
     )
 
 
-def _few(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
+def _few(slots: _Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple[int, ...]) -> None:
     from moekit_kernels.plan import kernel_few_rows
 
     row_blocks = -(-slots.ids.numel() // _FEW["BLOCK"])
@@ -153,17 +160,28 @@ def _few(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
     launch(
         kernel_few_rows.plan_few_kernel,
         (row_blocks - (-(slots.num_experts + 1) // _FEW["BLOCK"]),),
-        {**slots.arguments(), "left": left, **_outputs(plan), "row_blocks": row_blocks, **_FEW},
+        {
+            **slots.arguments(),
+            "left": left,
+            **_outputs(plan),
+            "arrivals": arrival_counters(slots.ids.device, 1),
+            **height_arguments(heights),
+            **_FEW,
+            "BLOCK_E": _block_of_experts(slots.num_experts),
+        },
     )
 
 
-def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
+def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple[int, ...]) -> None:
     from moekit_kernels.plan import kernel
 
     routed = None
     if limit is not None:
         by_choice = limit.gates is None
-        counts = _count(slots, by_choice)
+        # In memory of its own, so that every launch may be repeated.
+        names = ("offsets", "tokens_per_expert", "dropped_per_expert", *(() if by_choice else _PLACES))
+        before = plan._replace(**{name: torch.empty_like(getattr(plan, name)) for name in names}, tiles=None)
+        counts = _count(slots, by_choice, before, None)
         routed = counts.totals
         left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
         if by_choice:
@@ -174,17 +192,15 @@ def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
                 num_warps=counts.block // 64,
             )
         else:
-            # In memory of its own, so that every launch may be repeated.
-            everything = plan._replace(**{name: torch.empty_like(t) for name, t in _outputs(plan).items()})
-            _place(slots, everything, None, counts)
+            _place(slots, before, counts, ())
             launch(
                 kernel.plan_drop_small_kernel,
                 (-(-slots.ids.numel() // 64),),
                 {
                     "ids": slots.ids,
                     "gates": limit.gates,
-                    "slot_of_row": everything.slot_of_row,
-                    "offsets": everything.offsets,
+                    "slot_of_row": before.slot_of_row,
+                    "offsets": before.offsets,
                     **limit.arguments(),
                     "left": left,
                     "num_slots": slots.ids.numel(),
@@ -195,11 +211,14 @@ def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan) -> None:
                 },
             )
         slots = slots._replace(ids=left, kept=None)
-    _place(slots, plan, routed, _count(slots, False))
+    _place(slots, plan, _count(slots, False, plan, routed), heights)
 
 
-def _count(slots: _Slots, by_choice: bool) -> _Counts:
-    """Counts the slots in their order, or with all first choices before all second choices."""
+def _count(slots: _Slots, by_choice: bool, plan: DispatchPlan, routed: Tensor | None) -> _Counts:
+    """Counts the slots in their order, or with all first choices before all second choices; computes the offsets.
+
+    ``routed`` are the totals before slots were dropped, or None.
+    """
     from moekit_kernels.plan import kernel
 
     block = 256 if slots.num_experts <= 1024 else 512
@@ -223,37 +242,46 @@ def _count(slots: _Slots, by_choice: bool) -> _Counts:
     launch(
         kernel.plan_scan_kernel,
         (slots.num_experts + 1,),
-        {"counts": counts, "before": before, "totals": totals, "num_blocks": num_blocks, "BLOCK": 1024},
+        {
+            "counts": counts,
+            "before": before,
+            "totals": totals,
+            "routed": routed,
+            "offsets": plan.offsets,
+            "tokens_per_expert": plan.tokens_per_expert,
+            "dropped_per_expert": plan.dropped_per_expert,
+            "arrivals": arrival_counters(slots.ids.device, 1),
+            "num_blocks": num_blocks,
+            "NUM_EXPERTS": slots.num_experts,
+            "BLOCK": 1024,
+            "BLOCK_E": _block_of_experts(slots.num_experts),
+        },
     )
     return _Counts(block, before, totals)
 
 
-def _place(slots: _Slots, plan: DispatchPlan, routed: Tensor | None, counts: _Counts) -> None:
-    """Computes the offsets from the counts, then puts every slot into its row.
-
-    ``routed`` are the totals before slots were dropped, or None.
-    """
+def _place(slots: _Slots, plan: DispatchPlan, counts: _Counts, heights: tuple[int, ...]) -> None:
+    """Puts every slot into its row, and cuts the rows into tiles of ``heights``."""
     from moekit_kernels.plan import kernel
 
-    out = _outputs(plan)
-    placed = {name: out.pop(name) for name in ("token_of_row", "slot_of_row", "row_of_slot")}
-    launch(
-        kernel.plan_offsets_kernel,
-        (1,),
-        {
-            "totals": counts.totals,
-            "routed": routed,
-            **out,
-            "NUM_EXPERTS": slots.num_experts,
-            "BLOCK": min(1 << slots.num_experts.bit_length(), 1024),
-        },
-    )
+    num_blocks, tiles = counts.before.shape[1], plan.tiles
     launch(
         kernel.plan_place_kernel,
-        (counts.before.shape[1],),
-        {**slots.arguments(), **counts.arguments(), "offsets": plan.offsets, **placed},
+        (num_blocks + (0 if tiles is None else tiles.shape[0] // BLOCK_T),),
+        {
+            **slots.arguments(),
+            **counts.arguments(),
+            **schedule_arguments(slots.num_experts, heights),
+            **{name: getattr(plan, name) for name in ("offsets", *_PLACES)},
+            "tiles": tiles,
+        },
         num_warps=counts.block // 64,
     )
+
+
+def _block_of_experts(num_experts: int) -> int:
+    """Returns how many experts one program looks at together."""
+    return min(1 << num_experts.bit_length(), 1024)
 
 
 def _outputs(plan: DispatchPlan) -> dict[str, Tensor]:

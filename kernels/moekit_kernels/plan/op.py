@@ -5,16 +5,18 @@ from typing import cast
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moekit_kernels.configs import tile_heights
 from moekit_kernels.eager import operation
 from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan import launches
 from moekit_kernels.plan.checks import check_arguments, check_companions, check_range
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
 from moekit_kernels.plan.reference import plan_dispatch_reference
+from moekit_kernels.runtime import current_target
 
 LIMITS = Limits()
 
-_Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_Tensors = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @operation("moekit::plan_dispatch")
@@ -25,9 +27,9 @@ def _plan_dispatch(
     limit: int | None,
     limit_at: Tensor | None,
     gates: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     plan = launches.plan_slots(expert_ids, num_experts, kept, launches.Limit(limit, limit_at, gates))
-    return cast(_Tensors, plan[:6])
+    return cast(_Tensors, (*plan[:6], plan.tiles))
 
 
 @_plan_dispatch.register_fake
@@ -39,7 +41,12 @@ def _(
     limit_at: Tensor | None,
     gates: Tensor | None,
 ) -> _Tensors:
-    return cast(_Tensors, launches.outputs(expert_ids, num_experts)[:6])
+    try:
+        heights = tile_heights(current_target(expert_ids.device))
+    except (ValueError, RuntimeError, AssertionError):
+        heights = ()  # no kernel runs here, as on meta tensors: the plan that one will make elsewhere has schedules
+    plan = launches.outputs(expert_ids, num_experts, heights)
+    return cast(_Tensors, (*plan[:6], plan.tiles))
 
 
 def plan_dispatch(
@@ -96,4 +103,4 @@ def plan_dispatch(
     limit, limit_at = (None, capacity) if isinstance(capacity, Tensor) else (capacity, None)
     by_gate = None if gates is None or capacity is None or drop_policy == "position" else gates.detach()
     tensors = cast(_Tensors, _plan_dispatch(expert_ids, num_experts, kept, limit, limit_at, by_gate))
-    return DispatchPlan(*tensors, expert_ids.shape[0], impl)
+    return DispatchPlan(*tensors[:6], expert_ids.shape[0], impl, tensors[6])

@@ -10,9 +10,13 @@ from moekit_kernels.configs import tile_heights
 from moekit_kernels.plan.dispatch_plan import RowOrder
 from moekit_kernels.runtime import current_target, launch
 
+ALIGNMENT = 32
+"""Every schedule begins at a multiple of so many pairs: at one of 256 bytes."""
+
+BLOCK_T = ALIGNMENT
+"""Entries of one program, which are of one schedule."""
+
 _PER_LAUNCH = 4
-_ALIGNMENT = 16  # pairs, so that every schedule begins at a multiple of 128 bytes
-_BLOCK_T = 32
 _BLOCK_E = 64
 
 
@@ -36,16 +40,16 @@ def schedule_bounds(num_rows: int, num_experts: int, heights: Sequence[int]) -> 
     bounds = [0]
     for height in heights:
         room = 1 + (num_experts + 1) + num_rows // height
-        bounds.append(bounds[-1] + -(-room // _ALIGNMENT) * _ALIGNMENT)
+        bounds.append(bounds[-1] + -(-room // ALIGNMENT) * ALIGNMENT)
     return bounds
 
 
 def with_tiles(order: RowOrder) -> RowOrder:
     """Returns ``order`` with the schedules of every height in ``tiles``: by one launch, where the plan has none."""
-    if order.tiles is not None:
+    num_rows, heights = order.token_of_row.shape[0], tile_heights(current_target(order.offsets.device))
+    if _schedules_in(order, num_rows, heights) is not None:
         return order
-    heights = tile_heights(current_target(order.offsets.device))
-    return order._replace(tiles=_schedules(order.offsets, order.token_of_row.shape[0], heights))
+    return order._replace(tiles=_schedules(order.offsets, num_rows, heights))
 
 
 def tiles_of(order: RowOrder, num_rows: int, height: int) -> Tensor:
@@ -63,11 +67,11 @@ def tiles_of(order: RowOrder, num_rows: int, height: int) -> Tensor:
         ValueError: If ``num_rows`` does not fit int32.
     """
     heights = tile_heights(current_target(order.offsets.device))
-    if order.tiles is not None and height in heights:
+    tiles = _schedules_in(order, num_rows, heights) if height in heights else None
+    if tiles is not None:
         bounds = schedule_bounds(num_rows, order.offsets.shape[0] - 1, heights)
-        if order.tiles.shape[0] == bounds[-1]:  # else it was made for another target
-            index = heights.index(height)
-            return order.tiles[bounds[index] : bounds[index + 1]]
+        index = heights.index(height)
+        return tiles[bounds[index] : bounds[index + 1]]
     return tile_schedules(order.offsets, num_rows, (height,))[0]
 
 
@@ -99,33 +103,42 @@ def tile_schedules(offsets: Tensor, num_rows: int, heights: Sequence[int]) -> li
     return [schedules[height] for height in heights]
 
 
+def schedule_arguments(num_experts: int, heights: Sequence[int]) -> dict[str, int]:
+    """Returns the arguments by which kernels write the schedules of up to four heights, many programs side by side."""
+    block_e = min(_BLOCK_E, 1 << num_experts.bit_length())
+    return {**height_arguments(heights), "BLOCK_T": BLOCK_T, "BLOCK_E": block_e}
+
+
+def height_arguments(heights: Sequence[int]) -> dict[str, int]:
+    """Returns up to four heights as compile-time arguments, 0 for none."""
+    padded = (*heights, *[0] * (_PER_LAUNCH - len(heights)))
+    return {f"HEIGHT_{i}": height for i, height in enumerate(padded)}
+
+
+def _schedules_in(order: RowOrder, num_rows: int, heights: Sequence[int]) -> Tensor | None:
+    """Returns ``order.tiles``, or None if there are none, or if they were made for another target."""
+    size = schedule_bounds(num_rows, order.offsets.shape[0] - 1, heights)[-1]
+    return order.tiles if order.tiles is not None and order.tiles.shape[0] == size else None
+
+
 def _schedules(offsets: Tensor, num_rows: int, heights: Sequence[int]) -> Tensor:
     """Returns the schedules of up to four heights in one tensor, cut at :func:`schedule_bounds`."""
-    from moekit_kernels.plan import kernel
-
     if num_rows >= 2**31:
         raise ValueError(f"num_rows must be below 2**31, got {num_rows}: give the tokens in several calls.")
+    from moekit_kernels.plan import kernel_tiles
+
     num_experts = offsets.shape[0] - 1
-    bounds = schedule_bounds(num_rows, num_experts, heights)
-    schedules = torch.empty(bounds[-1], 2, dtype=torch.int32, device=offsets.device)
-    heights_4 = [*heights, *[_ALIGNMENT] * (_PER_LAUNCH - len(heights))]
-    bounds_5 = bounds + bounds[-1:] * (_PER_LAUNCH + 1 - len(bounds))
-    longest = max(end - begin for begin, end in pairwise(bounds))
+    size = schedule_bounds(num_rows, num_experts, heights)[-1]
+    tiles = torch.empty(size, 2, dtype=torch.int32, device=offsets.device)
     launch(
-        kernel.tile_schedule_kernel,
-        (-(-longest // _BLOCK_T), len(heights)),
+        kernel_tiles.tile_schedule_kernel,
+        (size // BLOCK_T,),
         {
             "offsets": offsets,
-            "schedules": schedules,
+            "tiles": tiles,
             "num_rows": num_rows,
-            **{f"block_m_{i}": height for i, height in enumerate(heights_4)},
-            "begin_1": bounds_5[1],
-            "begin_2": bounds_5[2],
-            "begin_3": bounds_5[3],
-            "end": bounds_5[4],
             "NUM_EXPERTS": num_experts,
-            "BLOCK_T": _BLOCK_T,
-            "BLOCK_E": min(_BLOCK_E, 1 << num_experts.bit_length()),
+            **schedule_arguments(num_experts, heights),
         },
     )
-    return schedules
+    return tiles
