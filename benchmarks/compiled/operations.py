@@ -90,6 +90,10 @@ def combine_parts(dtype: torch.dtype, shape: Shape) -> None:
     parts = empty(4, shape.slots, shape.dim, dtype=torch.float32)
     gates = empty(shape.tokens, shape.top_k, dtype=dtype)
     combine.forward(parts, gates, token_rows, None, shape.tokens, dtype)
+    dots = empty(4, shape.slots, dtype=torch.float32)
+    combine.input_gradients(
+        parts, token_rows, offsets, shape.tokens, dtype, dots, gates, slot_of_row=indices(shape.slots)
+    )
 
 
 def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:

@@ -119,6 +119,42 @@ def test_parts_are_added_up_and_unassigned_rows_are_not_read(by_token):
     assert_near(actual, exact, torch.float16)
 
 
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize(("num_tokens", "top_k", "num_parts", "split"), [(4, 2, 1, 0), (90, 3, 35, 2), (0, 2, 3, 0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_tokens_and_gates_in_one_launch(by_token, num_tokens, top_k, num_parts, split, dtype):
+    num_rows = num_tokens * top_k
+    live = num_rows * 3 // 4
+    rows = torch.randn(*((split,) if split else ()), num_rows, 37, device=DEVICE, dtype=dtype)
+    partial = torch.randn(num_parts, num_rows, device=DEVICE)
+    assigned = torch.arange(num_rows, device=DEVICE) < live
+    whole = torch.where(assigned[:, None], rows.double().sum(0) if split else rows.double(), 0)
+    rows[..., live:, :] = float("nan")  # as uninitialised memory may be
+    partial[:, live:] = float("nan")
+    row_of_slot = _permutation(4, num_rows).view(num_tokens, top_k)
+    plan = plan_by_slot(row_of_slot)
+    gates = torch.zeros(num_tokens, top_k, device=DEVICE, dtype=dtype)
+    token_rows = TokenRows(row_of_slot)
+    if by_token:
+        starts = torch.arange(0, num_rows + 1, top_k, device=DEVICE)
+        token_rows = TokenRows(row_of_slot.sort(1).values.flatten(), starts, plan.slot_of_row)
+    arguments = (
+        token_rows, torch.tensor([0, 1, live], device=DEVICE), num_tokens, torch.float32, partial, gates,
+        plan.slot_of_row,
+    )  # fmt: skip
+    with poisoned_empty():
+        grad_x, grad_gates = launches.input_gradients(rows, *arguments)
+        again = launches.input_gradients(rows, *arguments)
+    assert grad_x.dtype == torch.float32
+    assert grad_gates.dtype == dtype
+    assert_near(grad_x, combine_reference(whole, plan, torch.ones_like(gates).double()), torch.float32)
+    of_rows = torch.where(assigned, partial.double().nan_to_num().sum(0), 0)
+    assert_near(grad_gates, of_rows[row_of_slot], dtype)
+    assert not grad_gates[~assigned[row_of_slot]].any()
+    assert torch.equal(grad_x, again.x)
+    assert torch.equal(grad_gates, again.gates)
+
+
 def test_a_gate_that_is_nan_shows_even_on_an_unassigned_row():
     offsets = torch.tensor([0, 1], device=DEVICE)
     gates = torch.tensor([[1.0, float("nan")], [1.0, 2.0]], device=DEVICE)

@@ -48,29 +48,13 @@ def _add_slot(
     return acc + value
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_rows", "last"])
-def combine_fwd_kernel(
-    rows,
-    row,
-    starts,
-    gates,
-    slot,
-    live,
-    out,
-    num_tokens,
-    num_rows,
-    width,
-    last,
-    stride_s,
-    stride_n,
-    TOP_K: tl.constexpr,
-    SPLITS: tl.constexpr,
-    UNROLL: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """``out[t] = sum over k of gate * row``: one tile of tokens and columns, slots in their order."""
-    token = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+@triton.jit
+def add_rows(
+    tile, rows, row, starts, gates, slot, live, out, num_tokens, num_rows, width, last, stride_s, stride_n,
+    TOP_K: tl.constexpr, SPLITS: tl.constexpr, UNROLL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``out[t] = sum over k of gate * row`` of one tile of tokens and of one strip of columns, slots in their order."""
+    token = tile.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = token < num_tokens
     num_live = num_rows
@@ -93,6 +77,94 @@ def combine_fwd_kernel(
             k += 1
     mask = inside[:, None] & (column < width)[None, :]
     tl.store(out + token[:, None] * width + column[None, :], acc.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_rows", "last"])
+def combine_fwd_kernel(
+    rows,
+    row,
+    starts,
+    gates,
+    slot,
+    live,
+    out,
+    num_tokens,
+    num_rows,
+    width,
+    last,
+    stride_s,
+    stride_n,
+    TOP_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """``out[t] = sum over k of gate * row``: one tile of tokens and columns, slots in their order."""
+    add_rows(
+        tl.program_id(0), rows, row, starts, gates, slot, live, out, num_tokens, num_rows, width, last, stride_s,
+        stride_n, TOP_K, SPLITS, UNROLL, BLOCK_T, BLOCK_D,
+    )  # fmt: skip
+
+
+@triton.jit
+def add_parts(
+    block, partial, slot_of_row, d_gates, num_rows, num_live, num_parts, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr
+):
+    """``d_gates[slot_of_row[r]] = sum of the parts of r``, in a fixed order; zero from the row ``num_live`` on."""
+    r = block.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = r < num_rows
+    lane = tl.arange(0, BLOCK_P).to(tl.int64)
+    acc = tl.zeros((BLOCK_R,), tl.float32)
+    first = 0
+    while first < num_parts:
+        read = (first + lane < num_parts)[:, None] & (r < num_live)[None, :]
+        acc += tl.sum(tl.load(partial + (first + lane)[:, None] * num_rows + r[None, :], mask=read, other=0.0), 0)
+        first += BLOCK_P
+    place = tl.load(slot_of_row + r, mask=inside, other=0)
+    tl.store(d_gates + place, acc.to(d_gates.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_rows", "last", "gate_blocks"])
+def combine_inputs_kernel(
+    rows,
+    row,
+    starts,
+    live,
+    out,
+    partial,
+    slot_of_row,
+    d_gates,
+    num_tokens,
+    num_rows,
+    width,
+    last,
+    num_parts,
+    gate_blocks,
+    stride_s,
+    stride_n,
+    TOP_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    UNROLL: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """The gradients of tokens, sums over their rows, and of gates, sums over the parts of each row.
+
+    The first ``gate_blocks`` programs have a block of rows each, the others a tile of tokens.
+    """
+    block = tl.program_id(0)
+    if block < gate_blocks:
+        if tl.program_id(1) == 0:
+            num_live = tl.load(live + last)
+            add_parts(block, partial, slot_of_row, d_gates, num_rows, num_live, num_parts, BLOCK_P, BLOCK_R)
+    else:
+        add_rows(
+            block - gate_blocks, rows, row, starts, None, None, live, out, num_tokens, num_rows, width, last, stride_s,
+            stride_n, TOP_K, SPLITS, UNROLL, BLOCK_T, BLOCK_D,
+        )  # fmt: skip
 
 
 @triton.jit

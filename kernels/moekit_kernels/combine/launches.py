@@ -3,7 +3,7 @@
 Letters: T tokens, K experts per token, N rows, D width, E experts, S parts of a product whose depth was split.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.runtime import current_target, launch
 
 _UNROLLED = 16  # the most slots of a token whose loads are all put in flight together
+_GATE_ROWS = 128  # of one program of the gates' gradient
 _BACKWARD_COLUMNS = 4096  # of a gradient that one program keeps in registers
 
 
@@ -47,6 +48,77 @@ def forward(
         ValueError: If no kernel runs on the device of ``rows``.
     """
     current_target(rows.device)
+    from moekit_kernels.combine import kernel
+
+    out_TD, grid, arguments = _sum_of_rows(rows, token_rows, offsets, num_tokens, dtype)
+    launch(kernel.combine_fwd_kernel, grid, {**arguments, **_index_operands(token_rows, gates)})
+    return out_TD
+
+
+class InputGradients(NamedTuple):
+    """Gradients of the tokens ``(T, D)``, and of the gates, in their shape."""
+
+    x: Tensor
+    gates: Tensor
+
+
+def input_gradients(
+    rows: Tensor,
+    token_rows: TokenRows,
+    offsets: Tensor,
+    num_tokens: int,
+    dtype: torch.dtype,
+    partial: Tensor,
+    gates: Tensor,
+    slot_of_row: Tensor,
+) -> InputGradients:
+    """Computes the gradients of tokens and gates from those of rows, by one launch.
+
+    ``grad_x[t]`` is the sum over the rows of ``t``, as :func:`forward` has it without gates. The gradient of the gate
+    of row ``r`` is the sum of ``partial[:, r]``.
+
+    Args:
+        rows: Gradients of the rows, ``(N, D)``, or parts ``(S, N, D)``.
+        token_rows: The rows of each token.
+        offsets: ``(E + 1,)``: rows from ``offsets[E]`` on are not read and count as zeros.
+        num_tokens: ``T``.
+        dtype: Of the gradient of the tokens.
+        partial: ``(P, N)``, float32.
+        gates: The gates, of which shape and dtype are read.
+        slot_of_row: ``(N,)``.
+
+    Returns:
+        Both; zero for the gates of unassigned rows.
+    """
+    from moekit_kernels.combine import kernel
+
+    grad_x_TD, (tiles, strips), arguments = _sum_of_rows(rows, token_rows, offsets, num_tokens, dtype)
+    grad_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
+    num_parts, num_rows = partial.shape
+    gate_blocks = -(-num_rows // _GATE_ROWS)
+    launch(
+        kernel.combine_inputs_kernel,
+        (gate_blocks + tiles, strips),
+        {
+            **arguments,
+            "row": token_rows.row_of_place.contiguous(),
+            "starts": token_rows.starts,
+            "partial": partial,
+            "slot_of_row": slot_of_row,
+            "d_gates": grad_gates,
+            "num_parts": num_parts,
+            "gate_blocks": gate_blocks,
+            "BLOCK_P": min(_power_of_2(num_parts), 16),
+            "BLOCK_R": _GATE_ROWS,
+        },
+    )
+    return InputGradients(grad_x_TD, grad_gates)
+
+
+def _sum_of_rows(
+    rows: Tensor, token_rows: TokenRows, offsets: Tensor | None, num_tokens: int, dtype: torch.dtype | None
+) -> tuple[Tensor, tuple[int, int], dict[str, Any]]:
+    """Returns the uninitialised sum, the grid of its tiles, and what both kernels that compute it take."""
     rows = _unit_stride(rows)
     width = rows.shape[-1]
     out_TD = torch.empty(num_tokens, width, dtype=rows.dtype if dtype is None else dtype, device=rows.device)
@@ -55,30 +127,23 @@ def forward(
     vector = 128 * 16 // rows.element_size()
     block_d = min(_power_of_2(width), vector)
     block_t = max(1, vector // block_d)
-    from moekit_kernels.combine import kernel
-
-    launch(
-        kernel.combine_fwd_kernel,
-        (-(-num_tokens // block_t), -(-width // block_d)),
-        {
-            "rows": rows,
-            **_index_operands(token_rows, gates),
-            "live": offsets,
-            "out": out_TD,
-            "num_tokens": num_tokens,
-            "num_rows": rows.shape[-2],
-            "width": width,
-            "last": 0 if offsets is None else offsets.shape[0] - 1,
-            "stride_s": rows.stride(0) if rows.ndim == 3 else 0,
-            "stride_n": rows.stride(-2),
-            "TOP_K": top_k,
-            "SPLITS": rows.shape[0] if rows.ndim == 3 else 1,
-            "UNROLL": by_slot and top_k <= _UNROLLED,
-            "BLOCK_T": block_t,
-            "BLOCK_D": block_d,
-        },
-    )
-    return out_TD
+    arguments = {
+        "rows": rows,
+        "live": offsets,
+        "out": out_TD,
+        "num_tokens": num_tokens,
+        "num_rows": rows.shape[-2],
+        "width": width,
+        "last": 0 if offsets is None else offsets.shape[0] - 1,
+        "stride_s": rows.stride(0) if rows.ndim == 3 else 0,
+        "stride_n": rows.stride(-2),
+        "TOP_K": top_k,
+        "SPLITS": rows.shape[0] if rows.ndim == 3 else 1,
+        "UNROLL": by_slot and top_k <= _UNROLLED,
+        "BLOCK_T": block_t,
+        "BLOCK_D": block_d,
+    }
+    return out_TD, (-(-num_tokens // block_t), -(-width // block_d)), arguments
 
 
 def backward(

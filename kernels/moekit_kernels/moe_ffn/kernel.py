@@ -1,4 +1,4 @@
-"""Backward kernels that only the whole expert FFN needs: through the activation, and the gates' gradient.
+"""Backward kernels that only the whole expert FFN needs: through the activation, and gates through a bias.
 
 The gradient of a gate is ``<dA', A>`` with ``dA' = dOut W_down`` before weighting (SonicMoE,
 https://arxiv.org/abs/2512.14080), so neither the experts' output nor the activation is kept from forward.
@@ -103,26 +103,28 @@ def moe_ffn_bwd_act_kernel(
         tl.store(partial_ptr + block_n.to(tl.int64) * num_rows + rows, per_row, mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_experts"])
-def moe_ffn_bwd_gates_kernel(
-    partial_ptr, dgates_ptr, dout_ptr, bias_ptr, slot_ptr, token_ptr, tiles_ptr, offsets_ptr,
-    num_rows, num_parts, num_experts, D, stride_dm, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit(do_not_specialize=["num_rows"])
+def moe_ffn_bwd_bias_dot_kernel(
+    part_ptr, dout_ptr, bias_ptr, token_ptr, offsets_ptr, num_rows, D, stride_dm, NUM_EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """``dgates[slot[r]] = sum of the parts of r + <dout[token[r]], bias[e(r)]>``, added in a fixed order."""
-    index = tl.program_id(0)
-    if index < tl.load(tiles_ptr):
-        expert, _, rows, end, _ = row_tile(index, tiles_ptr, offsets_ptr, num_rows, 1, num_experts, False, BLOCK_M, 1)
-        inside = rows < end
-        acc = tl.zeros((BLOCK_M,), tl.float32)
-        for part in range(0, num_parts):
-            acc += tl.load(partial_ptr + tl.cast(part, tl.int64) * num_rows + rows, mask=inside, other=0.0)
-        if bias_ptr is not None:
-            sources = tl.load(token_ptr + rows, mask=inside, other=0).to(tl.int64) * stride_dm
-            bias = bias_ptr + tl.cast(expert, tl.int64) * D
-            for d in range(0, D, BLOCK_D):
-                columns = d + tl.arange(0, BLOCK_D)
-                known = columns < D
-                places = dout_ptr + sources[:, None] + columns[None, :]
-                dout = tl.load(places, mask=inside[:, None] & known[None, :], other=0.0).to(tl.float32)
-                acc += tl.sum(dout * tl.load(bias + columns, mask=known, other=0.0).to(tl.float32)[None, :], 1)
-        tl.store(dgates_ptr + tl.load(slot_ptr + rows, mask=inside, other=0), acc, mask=inside)
+    """``part[r] = <dout[token[r]], bias[e(r)]>``: what a bias of the output adds to the gradient of a row's gate.
+
+    The expert of a row is the number of experts that end at or before it.
+    """
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    expert = tl.zeros((BLOCK_M,), tl.int32)
+    for first in range(0, NUM_EXPERTS, BLOCK_E):
+        others = first + tl.arange(0, BLOCK_E)
+        ends = tl.load(offsets_ptr + 1 + others, mask=others < NUM_EXPERTS, other=num_rows).to(tl.int32)
+        expert += tl.sum(((ends[None, :] <= rows[:, None]) & (others < NUM_EXPERTS)[None, :]).to(tl.int32), 1)
+    inside = expert < NUM_EXPERTS
+    sources = tl.load(token_ptr + rows, mask=inside, other=0).to(tl.int64) * stride_dm
+    bias = bias_ptr + expert.to(tl.int64) * D
+    acc = tl.zeros((BLOCK_M,), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        columns = d + tl.arange(0, BLOCK_D)
+        mask = inside[:, None] & (columns < D)[None, :]
+        dout = tl.load(dout_ptr + sources[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+        acc += tl.sum(dout * tl.load(bias[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32), 1)
+    tl.store(part_ptr + rows, acc, mask=inside)

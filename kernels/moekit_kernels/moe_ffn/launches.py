@@ -13,10 +13,10 @@ from moekit_kernels.moe_ffn.gathers import Gathers, gathers
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
 from moekit_kernels.plan.launches_rows import rows_of_tokens
-from moekit_kernels.plan.schedule import max_tiles, tile_schedules, tiles_of, with_tiles
+from moekit_kernels.plan.schedule import max_tiles, tiles_of, with_tiles
 from moekit_kernels.runtime import current_target, launch
 
-_GATE_ROWS = 32  # of one program of the gates' gradient
+_BIAS_ROWS = 32  # of one program that multiplies them by the bias of their expert
 
 
 def forward(
@@ -96,7 +96,17 @@ def backward(
     kept = hidden if hidden.shape[0] == num_rows else None
     grad_rows, grad_gather = _tokens_for(grad, order, gathered.grad)
     dpre_NF1, weighted_NF, partial_SN = _through_activation(
-        grad_rows, down_proj, pre, kept, gates_N, order, act_tiles, act, activation, gathered.grad
+        grad_rows,
+        down_proj,
+        pre,
+        kept,
+        gates_N,
+        order,
+        act_tiles,
+        act,
+        activation,
+        gathered.grad,
+        input_grad and down_bias is not None,
     )
     grad_x_TD = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     products: list[Operands] = []
@@ -107,10 +117,12 @@ def backward(
         (grad_down,) = weight_grads(products, offsets, num_rows) if products else (None,)
         products.clear()
     if input_grad:
-        (gate_tiles,) = tile_schedules(offsets, num_rows, (_GATE_ROWS,))
-        grad_gates = _gates_grad(partial_SN, gates, grad, down_bias, order, gate_tiles)
+        if down_bias is not None:
+            _bias_dot(partial_SN[-1], grad, down_bias, order)
         rows_ND, _ = gemm.forward(dpre_NF1, up_proj.mT, offsets, plain_tiles, plain, num_rows)
-        grad_x_TD = combine.forward(rows_ND, None, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype)
+        grad_x_TD, grad_gates = combine.input_gradients(
+            rows_ND, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype, partial_SN, gates, slot
+        )
     if weight_grad:
         rows, gather = _tokens_for(x, order, gathered.tokens)
         products.append(Operands(dpre_NF1, rows, x_gather=gather))
@@ -153,8 +165,12 @@ def _through_activation(
     config: GemmConfig,
     activation: str,
     gathered: bool,
+    one_more: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``dPre (N, F1)``, ``gate * A (N, F)`` and the parts ``(S, N)`` of ``<dA', A>``, one for each block of columns."""
+    """``dPre (N, F1)``, ``gate * A (N, F)`` and the parts ``(S, N)`` of ``<dA', A>``, one for each block of columns.
+
+    With ``one_more`` there is room for another part after them.
+    """
     target, epilogue = current_target(pre.device), gemm.epilogue_of(activation)
     weight = gemm.weight_layout(down_proj.mT)
     num_experts, columns, _ = weight.shape
@@ -162,7 +178,7 @@ def _through_activation(
     loads = gemm.WeightLoads.of(weight, target, gemm.epilogue_of(None), config)  # these weights are not pairs
     strips = -(-columns // config.block_n)
     dpre, weighted = torch.empty_like(pre), pre.new_empty(num_rows, columns)
-    partial = torch.empty(strips, num_rows, dtype=torch.float32, device=pre.device)
+    partial = torch.empty(strips + one_more, num_rows, dtype=torch.float32, device=pre.device)
     arguments = {
         "dout_ptr": grad,
         **gemm.weight_arguments(weight, epilogue, loads, config),
@@ -187,34 +203,21 @@ def _through_activation(
     return dpre, weighted, partial
 
 
-def _gates_grad(
-    partial: Tensor,
-    gates: Tensor,
-    grad: Tensor,
-    down_bias: Tensor | None,
-    order: RowOrder,
-    tiles: Tensor,
-) -> Tensor:
-    """Of the shape of ``gates``; zero for the slots of unassigned rows."""
-    strips, num_rows = partial.shape
-    num_experts = order.offsets.shape[0] - 1
-    grad_gates = torch.zeros(gates.shape, dtype=gates.dtype, device=gates.device)
+def _bias_dot(part: Tensor, grad: Tensor, down_bias: Tensor, order: RowOrder) -> None:
+    """Writes ``part (N,)``: the products of each row's gradient of the output and the bias of its expert."""
+    num_rows, num_experts = part.shape[0], down_bias.shape[0]
     arguments = {
-        "partial_ptr": partial,
-        "dgates_ptr": grad_gates,
+        "part_ptr": part,
         "dout_ptr": grad,
-        "bias_ptr": None if down_bias is None else down_bias.contiguous(),
-        "slot_ptr": order.slot_of_row,
+        "bias_ptr": down_bias.contiguous(),
         "token_ptr": order.token_of_row,
-        "tiles_ptr": tiles,
         "offsets_ptr": order.offsets,
         "num_rows": num_rows,
-        "num_parts": strips,
-        "num_experts": num_experts,
         "D": grad.shape[1],
         "stride_dm": grad.stride(0),
-        "BLOCK_M": _GATE_ROWS,
+        "NUM_EXPERTS": num_experts,
+        "BLOCK_M": _BIAS_ROWS,
         "BLOCK_D": 64,
+        "BLOCK_E": min(1 << (num_experts - 1).bit_length(), 64),
     }
-    launch(kernel.moe_ffn_bwd_gates_kernel, (max_tiles(num_rows, num_experts, _GATE_ROWS),), arguments)
-    return grad_gates
+    launch(kernel.moe_ffn_bwd_bias_dot_kernel, (-(-num_rows // _BIAS_ROWS),), arguments)
