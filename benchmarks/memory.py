@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Saved(NamedTuple):
@@ -68,6 +71,37 @@ def peaks(forward: Callable[[], Tensor], backward: Callable[[Tensor], object], d
     step = torch.cuda.max_memory_allocated(device)
     del gradients, output
     return Peaks(forward_peak - before, kept - before, step - before)
+
+
+class Transients(TorchDispatchMode):
+    """Counts the bytes that tensors made inside it hold at once, on any device, "meta" too.
+
+    Attributes:
+        peak: The most bytes at one time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Leaves out tensors that exist already, so that views of them count nothing."""
+        self._add(tensors, counted=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and counts what it made."""
+        output = func(*args, **(kwargs or {}))
+        self._add((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), counted=True)
+        return output
+
+    def _add(self, tensors: Iterable[Tensor], counted: bool) -> None:
+        self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}
+        for tensor in tensors:
+            storage = StorageWeakRef(tensor.untyped_storage())
+            nbytes = tensor.untyped_storage().nbytes() if counted else 0
+            self._alive.setdefault(storage.cdata, (storage, nbytes))
+        self.peak = max(self.peak, sum(nbytes for _, nbytes in self._alive.values()))
 
 
 def resident_peak(step: Callable[[], object]) -> int:

@@ -112,7 +112,7 @@ def backward(
     products: list[Operands] = []
     if weight_grad:
         products.append(Operands(grad_rows, weighted_NF, dy_gather=grad_gather))
-    del grad_rows, weighted_NF
+    del pre, grad_rows, weighted_NF
     if gathered.grad or gathered.tokens:
         (grad_down,) = weight_grads(products, offsets, num_rows) if products else (None,)
         products.clear()
@@ -123,6 +123,8 @@ def backward(
         grad_x_TD, grad_gates = combine.input_gradients(
             rows_ND, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype, partial_SN, gates, slot
         )
+        del rows_ND
+    del partial_SN
     if weight_grad:
         rows, gather = _tokens_for(x, order, gathered.tokens)
         products.append(Operands(dpre_NF1, rows, x_gather=gather))

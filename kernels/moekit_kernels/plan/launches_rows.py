@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from moekit_kernels.configs import is_aligned
 from moekit_kernels.plan.dispatch_plan import RowOrder
 from moekit_kernels.runtime import current_target, launch
 
 _UNROLLED = 16  # the most rows of a token whose indices are all loaded before the first store
-_BYTES = 8192  # of a program: four loads of 16 bytes for each of its 128 threads
+_BYTES = 8192  # of a program: four loads of 16 bytes for each of its 128 threads; a quarter where loads are narrower
 _WIDEST = 2048  # bytes of a row that one program copies, one load of 16 bytes for each thread
 
 
@@ -39,7 +40,8 @@ def rows_of_tokens(x: Tensor, order: RowOrder) -> Tensor:
     if 0 in (num_rows, width):
         return rows_ND
     block_d = min(triton.next_power_of_2(width), _WIDEST // x.element_size())
-    block_rows = max(1, _BYTES // x.element_size() // block_d)
+    aligned = is_aligned(x.dtype, width, x.stride(0))
+    block_rows = max(1, _BYTES // (1 if aligned else 4) // x.element_size() // block_d)
     arguments = {
         "x_ptr": x,
         "rows_ptr": rows_ND,
