@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class Transients(TorchDispatchMode):
         for tensor in tensors:
             storage = StorageWeakRef(tensor.untyped_storage())
             nbytes = tensor.untyped_storage().nbytes() if counted else 0
-            self._alive.setdefault(storage.cdata, (storage, nbytes))
+            self._alive.setdefault(cast(int, storage.cdata), (storage, nbytes))
         self.peak = max(self.peak, sum(nbytes for _, nbytes in self._alive.values()))
 
 

@@ -69,6 +69,25 @@ def test_as_few_launches_as_documented():
     assert len(_launches(SM_90, bias=True)[1]) == 7
 
 
+def test_rows_are_gathered_into_memory_where_the_copy_engine_saves_more():
+    """At Mixtral's widths all rows, at smaller ones those that two products read, or none; no schedule besides."""
+    gemm, copy, weights = "grouped_gemm_fwd_kernel", "copy_to_rows_kernel", "grouped_gemm_bwd_dw_rows_kernel"
+    activation, combine_inputs = "moe_ffn_bwd_act_kernel", "combine_inputs_kernel"
+    forward, backward = _launches(SM_90, tokens=8192, dim=4096, hidden=14336)
+    assert _names(forward) == [copy, gemm, gemm, "combine_fwd_kernel"]
+    assert _names(backward) == [copy, activation, weights, gemm, combine_inputs, copy, weights]
+    for launch in (*forward[1:3], backward[3]):
+        assert launch.arguments["gather_ptr"] is None
+        assert launch.arguments["X_TMA"]
+    assert backward[1].arguments["token_ptr"] is None
+    forward, backward = _launches(SM_90, tokens=32768, dim=2048, hidden=768, experts=128, top_k=8)
+    assert _names(forward) == [gemm, gemm, "combine_fwd_kernel"]
+    assert _names(backward) == [copy, activation, weights, gemm, combine_inputs, copy, weights]
+    forward, backward = _launches(SM_80, tokens=8192, dim=4096, hidden=14336)
+    assert _names(forward) == [gemm, gemm, "combine_fwd_kernel"]
+    assert _names(backward) == [activation, gemm, combine_inputs, "grouped_gemm_bwd_dw_kernel"]
+
+
 def test_few_rows_take_three_launches_and_no_schedule():
     forward, _ = _launches(SM_90, tokens=32, dim=1024, hidden=4096)
     assert _names(forward) == ["few_rows_fwd_kernel", "few_rows_fwd_kernel", "combine_fwd_kernel"]

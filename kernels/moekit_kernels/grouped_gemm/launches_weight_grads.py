@@ -122,8 +122,8 @@ def _launch_descriptors(operands: Operands, grad: Tensor, offsets: Tensor, num_r
         **_tile_arguments(config),
     }
     grid = persistent_grid(current_target(grad.device), config, _tiles(grad, config))
-    kernel = kernel_weight_grads.grouped_gemm_bwd_dw_rows_kernel
-    launch(kernel, grid, arguments, num_warps=config.num_warps, num_stages=num_stages)
+    options = {"num_warps": config.num_warps, "num_stages": num_stages}
+    launch(kernel_weight_grads.grouped_gemm_bwd_dw_rows_kernel, grid, arguments, **options)
 
 
 def _launch_pointers(products: Sequence[Operands], grads: Sequence[Tensor], offsets: Tensor, num_rows: int) -> None:
@@ -138,8 +138,8 @@ def _launch_pointers(products: Sequence[Operands], grads: Sequence[Tensor], offs
         arguments |= _sizes(operands, grad, suffix)
         arguments |= {f"dy{suffix}_gather_ptr": operands.dy_gather, f"x{suffix}_gather_ptr": operands.x_gather}
     grid = persistent_grid(current_target(grads[0].device), config, sum(_tiles(grad, config) for grad in grads))
-    kernel = kernel_weight_grads.grouped_gemm_bwd_dw_kernel
-    launch(kernel, grid, arguments | _tile_arguments(config), num_warps=config.num_warps, num_stages=num_stages)
+    options = {"num_warps": config.num_warps, "num_stages": num_stages}
+    launch(kernel_weight_grads.grouped_gemm_bwd_dw_kernel, grid, arguments | _tile_arguments(config), **options)
 
 
 def bias_grad(
