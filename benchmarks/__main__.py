@@ -32,7 +32,8 @@ COMMANDS = {
     "compare": Command("benchmarks.compare", "compare two files of records; status 1 if anything became slower"),
     "report": Command("benchmarks.report", "write the tables and pictures of benchmarks/README.md from records"),
     "compiled": Command("benchmarks.compiled.command", "compile every kernel without a GPU and read its code"),
-    "gpu": Command("benchmarks.gpu", "on a GPU: checks, timings and verdicts in under 9 minutes"),
+    "curves": Command("benchmarks.curves", "how time and memory grow with tokens, experts, top-k and skew"),
+    "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }
 """Every command by its name."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
+UNKNOWN = "unknown"
+"""Commit of a folder without git."""
 PACKAGES = (
     "torch",
     "triton",
@@ -75,9 +77,9 @@ def commit_of(folder: Path) -> tuple[str, bool]:
 
     try:
         commit = git("rev-parse", "--short", "HEAD")
-        changed = git("status", "--porcelain", "--", ":/moekit", ":/kernels", ":/benchmarks/*.py", ":/benchmarks/peers")
+        changed = git("status", "--porcelain", "--", ":/moekit", ":/kernels", ":(top,glob)benchmarks/**/*.py")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown", True
+        return UNKNOWN, True
     return commit, bool(changed)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from benchmarks.shapes import Shape
 from benchmarks.timing import Timing
 
-Kind = Literal["case", "stage", "ceiling", "check", "criterion"]
+Kind = Literal["case", "stage", "ceiling", "check", "criterion", "curve"]
 Status = Literal["ok", "absent", "failed", "met", "missed", "unmeasured"]
 
 
@@ -20,7 +20,8 @@ class Record:
 
     Attributes:
         kind: A ``case`` is a layer in one direction, a ``stage`` a part of ours, a ``ceiling`` what the device can
-            do, a ``check`` a comparison of numbers, a ``criterion`` a verdict.
+            do, a ``check`` a comparison of numbers, a ``criterion`` a verdict, a ``curve`` one point of how the cost of
+            a layer grows.
         name: Of the peer, stage, ceiling, check or criterion.
         status: Whether it was measured; for a criterion, the verdict.
         environment: Of :func:`benchmarks.environment.environment`.
@@ -31,6 +32,8 @@ class Record:
         direction: forward, backward, or forward+backward.
         role: Of the peer.
         remark: What it is.
+        section: Of ``python -m benchmarks gpu``: what was measured in one process, so that ratios are of one run.
+        source: Where the figures are from, if the benchmarks did not write the record themselves.
         reason: Why it is absent or failed; for a verdict, the numbers.
         median_ms: Milliseconds, with ``p20_ms`` and ``p80_ms`` over ``repeats``.
         graph: Whether a CUDA graph was replayed.
@@ -61,6 +64,8 @@ class Record:
     direction: str = ""
     role: str = ""
     remark: str = ""
+    section: str = ""
+    source: str = ""
     reason: str = ""
     median_ms: float | None = None
     p20_ms: float | None = None
@@ -83,7 +88,7 @@ class Record:
 
     def key(self) -> tuple[object, ...]:
         """Returns what is the same in two runs of one case."""
-        return (self.kind, self.name, self.preset, self.shape, self.skew, self.dtype, self.direction)
+        return (self.kind, self.name, self.preset, self.shape, self.skew, self.dtype, self.direction, self.section)
 
     def workload(self) -> str:
         """Returns the workload in words."""

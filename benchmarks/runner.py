@@ -1,6 +1,8 @@
 """One workload, all peers: compared with the formulas first, then measured."""
 
+import contextlib
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from benchmarks.peers import Layer, Peer
 from benchmarks.peers.base import first_line
 from benchmarks.records import Record
 from benchmarks.shapes import Direction
-from benchmarks.timing import Step, Timing, time_graph, time_steps
+from benchmarks.timing import Step, Timing, captured, time_graph, time_in_turn, time_steps
 from benchmarks.workload import Workload
 
 # Copies of the input that take turns, so that a small one is not in the cache each time.
@@ -31,6 +33,9 @@ class CaseOptions(NamedTuple):
         memory: Whether memory is measured.
         graphs: Whether forward is replayed from a CUDA graph where it can be (few tokens).
         compare: Whether outputs and gradients are compared first.
+        in_turn: Whether the peers take turns, repetition by repetition, so that a change of the clock rate falls on
+            all alike; all of them are in memory at once then.
+        least: Fewest repetitions.
     """
 
     directions: Sequence[Direction]
@@ -38,6 +43,22 @@ class CaseOptions(NamedTuple):
     memory: bool = True
     graphs: bool = False
     compare: bool = True
+    in_turn: bool = False
+    least: int = 5
+
+
+class Built(NamedTuple):
+    """A peer that is ready to be timed.
+
+    Attributes:
+        peer: What it is.
+        layer: Its function and leaves.
+        record: What all its records have in common: errors, memory.
+    """
+
+    peer: Peer
+    layer: Layer
+    record: Record
 
 
 def run_case(
@@ -56,6 +77,7 @@ def run_case(
     absent = {peer.name: peer.absent(workload) for peer in peers}
     comparing = options.compare and any(peer.role == "experts" and not absent[peer.name] for peer in peers)
     expected = expected_of(workload) if comparing else None
+    waiting: list[Built] = []
     for peer in peers:
         report(peer)
         record = dataclasses.replace(base, name=peer.name, role=peer.role, remark=peer.remark)
@@ -64,33 +86,86 @@ def run_case(
             yield record.because("absent", reason)
             continue
         try:
-            yield from run_peer(record, peer, workload, expected, options)
+            built = build(record, peer, workload, expected, options)
+            if options.in_turn:
+                _try(built, workload, options)
+                waiting.append(built)
+            else:
+                yield from run_peer(built, workload, options)
         except Exception as error:  # of another library, or of memory: recorded, and the others go on
-            yield record.because("failed", f"{type(error).__name__}: {first_line(error)}")
+            yield _failed(record, error)
+        _free(workload)
+    del expected
+    if waiting:
+        yield from run_in_turn(waiting, workload, options)
+        waiting.clear()
+        _free(workload)
+
+
+def _failed(record: Record, error: Exception) -> Record:
+    return record.because("failed", f"{type(error).__name__}: {first_line(error)}")
+
+
+def _free(workload: Workload) -> None:
+    if workload.x.is_cuda:
         gc.collect()
-        if workload.x.is_cuda:
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
 
-def run_peer(
-    record: Record, peer: Peer, workload: Workload, expected: Expected | None, options: CaseOptions
-) -> Iterator[Record]:
-    """Compares and measures one peer."""
+def _try(built: Built, workload: Workload, options: CaseOptions) -> None:
+    """Runs every pass once: what raises, raises before the turns begin."""
+    for direction in options.directions:
+        step = _step(built.layer, workload, direction, workload.x.clone())
+        step.body(step.prepare())
+
+
+def build(record: Record, peer: Peer, workload: Workload, expected: Expected | None, options: CaseOptions) -> Built:
+    """Builds one peer, compares it with the formulas and measures its memory."""
     layer = peer.build(workload)
     if expected is not None and peer.role == "experts":
         errors = agreement(layer, workload, expected)
         record = dataclasses.replace(record, errors=errors, disagrees=disagreement(errors, workload.x.dtype))
     if options.memory:
         record = dataclasses.replace(record, **memory_of(layer, workload))
+    return Built(peer, layer, record)
+
+
+def run_peer(built: Built, workload: Workload, options: CaseOptions) -> Iterator[Record]:
+    """Times one peer alone."""
+    for direction in options.directions:
+        timing = time_direction(built.layer, built.peer, workload, direction, options)
+        yield timed(built, workload, direction, timing)
+
+
+def run_in_turn(row: Sequence[Built], workload: Workload, options: CaseOptions) -> Iterator[Record]:
+    """Times several peers, each pass of all of them in turn."""
+    device = workload.x.device
+    for direction in options.directions:
+        steps: dict[str, Step] = {}
+        replayed: set[str] = set()
+        for built in row:
+            name, layer = built.peer.name, built.layer
+            if direction == "forward" and options.graphs and built.peer.graphs and workload.x.is_cuda:
+                with contextlib.suppress(RuntimeError), torch.no_grad():  # it reads something on the host after all
+                    steps[name] = captured(functools.partial(layer.forward, workload.x), device)
+                    replayed.add(name)
+            if name not in steps:
+                steps[name] = _step(layer, workload, direction, workload.x.clone())
+        timings = time_in_turn(steps, device, seconds=options.seconds * len(steps), least=options.least)
+        for built in row:
+            name = built.peer.name
+            yield timed(built, workload, direction, timings[name]._replace(graph=name in replayed))
+
+
+def timed(built: Built, workload: Workload, direction: Direction, timing: Timing) -> Record:
+    """Returns the record of one pass of a peer, with its rates."""
     shape, itemsize = workload.shape, workload.x.itemsize
     read, touched = shape, workload.touched()
-    if peer.role == "ceiling":  # hidden width K F: the weights of K experts
+    if built.peer.role == "ceiling":  # hidden width K F: the weights of K experts
         read, touched = shape._replace(num_experts=shape.top_k), shape.top_k
-    for direction in options.directions:
-        timing = time_direction(layer, peer, workload, direction, options)
-        least = read.least_bytes(direction, touched, itemsize, training=direction != "forward")
-        timed = record.timed(timing, flops=shape.flops(direction), least_bytes=least)
-        yield dataclasses.replace(timed, direction=direction)
+    least = read.least_bytes(direction, touched, itemsize, training=direction != "forward")
+    record = built.record.timed(timing, flops=shape.flops(direction), least_bytes=least)
+    return dataclasses.replace(record, direction=direction)
 
 
 def memory_of(layer: Layer, workload: Workload) -> dict[str, int]:
@@ -123,7 +198,7 @@ def time_direction(layer: Layer, peer: Peer, workload: Workload, direction: Dire
             torch.cuda.synchronize(device)
     copies = max(1, min(_MOST_COPIES, _ROTATED_BYTES // max(1, workload.x.nbytes)))
     steps = [_step(layer, workload, direction, workload.x.clone()) for _ in range(copies)]
-    return time_steps(steps, device, seconds=options.seconds)
+    return time_steps(steps, device, seconds=options.seconds, least=options.least)
 
 
 def _step(layer: Layer, workload: Workload, direction: Direction, x: Tensor) -> Step:
@@ -150,7 +225,7 @@ def with_ratios(records: Sequence[Record], ceilings: Sequence[Record]) -> list[R
     """Returns the records with their speed relative to the dense network and to the ceilings of the same run."""
     from benchmarks.ceilings import ceilings_of
 
-    dense: dict[tuple[object, ...], float] = {}
+    dense: dict[tuple[object, ...], float] = {}  # of one section: ratios are of one process
     for record in records:
         if record.role == "ceiling" and record.median_ms is not None:
             key = record.key()[2:]

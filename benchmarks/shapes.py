@@ -75,6 +75,9 @@ PRESETS: dict[str, Shape] = {
     # One fused vector of two modalities per study: width 2d, as recipes.medvlmoe builds it.
     "medvlmoe-paper": Shape(32, 1024, 4096, 8, 2),
     "medvlmoe-tiny": Shape(32, 256, 256, 8, 2),
+    # Steps that Python may take longer to start than a GPU to run.
+    "step-4096": Shape(4096, 1024, 1024, 16, 2),
+    "step-16384": Shape(16384, 1024, 1024, 16, 2),
     "decode-mixtral-1": Shape(1, 4096, 14336, 8, 2),
     "decode-mixtral-32": Shape(32, 4096, 14336, 8, 2),
     "decode-qwen3-1": Shape(1, 2048, 768, 128, 8),

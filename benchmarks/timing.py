@@ -87,12 +87,12 @@ def time_steps(
 def time_in_turn(
     steps: Mapping[str, Step], device: torch.device, *, seconds: float = 1.0, least: int = 5, most: int = 200
 ) -> dict[str, Timing]:
-    """Times different steps in turn, so that what else the machine does falls on all alike.
+    """Times different steps in turn, so that what else the machine does, or its clock rate, falls on all alike.
 
     Args:
         steps: Steps by name.
         device: Where they run.
-        seconds: About how long to repeat all of them together; one more round before it warms up.
+        seconds: About how long to repeat all of them together; two more rounds before it warm up.
         least: Fewest rounds.
         most: Most rounds.
 
@@ -102,14 +102,59 @@ def time_in_turn(
     if not steps:
         raise ValueError("steps must hold at least one step, got none.")
     run = _times_on_gpu if device.type == "cuda" else _times_on_cpu
-    for step in steps.values():
-        run([step], device, 1)
-    estimate = sum(run([step], device, 1)[0] for step in steps.values()) / 1e3
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(min(most, max(least, int(seconds / max(estimate, 1e-6))))):
-        for name, step in steps.items():
-            times[name] += run([step], device, 1)
-    return {name: summary(row) for name, row in times.items()}
+    row = list(steps.values())
+    run(row, device, len(row))
+    estimate = sum(run(row, device, len(row))) / 1e3
+    rounds = min(most, max(least, int(seconds / max(estimate, 1e-6))))
+    times = run(row, device, rounds * len(row))
+    return {name: summary(times[i :: len(row)]) for i, name in enumerate(steps)}
+
+
+def time_wall(
+    steps: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    seconds: float = 1.0,
+    blocks: int = 12,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Times steps by the clock, as a Python program feels them: in blocks, after each of which the device is awaited.
+
+    Nothing is flushed and nothing waits between the steps of a block, so a GPU runs behind Python as in training.
+    Blocks of different steps take turns.
+
+    Args:
+        steps: What is called, by name.
+        device: Where they run.
+        seconds: About how long to repeat each.
+        blocks: Number of blocks of each; a repetition of the result is a block's mean.
+        clock: Seconds from any start.
+
+    Raises:
+        ValueError: If there is no step.
+    """
+    if not steps:
+        raise ValueError("steps must hold at least one step, got none.")
+
+    def block(step: Callable[[], object], length: int) -> float:
+        _wait(device)
+        start = clock()
+        for _ in range(length):
+            step()
+        _wait(device)
+        return (clock() - start) / length
+
+    lengths = {}
+    for name, step in steps.items():
+        block(step, 1)
+        lengths[name] = max(1, min(500, int(seconds / blocks / max(block(step, 2), 1e-6))))
+    rounds = [{name: block(step, lengths[name]) for name, step in steps.items()} for _ in range(blocks)]
+    return {name: summary([1e3 * times[name] for times in rounds]) for name in steps}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _times_on_cpu(steps: Sequence[Step], device: torch.device, repeats: int) -> list[float]:
@@ -150,6 +195,16 @@ def l2_flush(device: torch.device) -> Callable[[], object]:
 
 def time_graph(body: Callable[[], object], device: torch.device, *, seconds: float = 0.5) -> Timing:
     """Captures ``body`` in a CUDA graph and times its replay, with the L2 cache flushed before each."""
+    step = captured(body, device)
+    return time_steps([step], device, seconds=seconds, least=20, most=500)._replace(graph=True)
+
+
+def captured(body: Callable[[], object], device: torch.device) -> Step:
+    """Returns a step that replays ``body`` from a CUDA graph; what ``body`` returned lives as long as the step.
+
+    Raises:
+        RuntimeError: If ``body`` cannot be captured.
+    """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -160,6 +215,9 @@ def time_graph(body: Callable[[], object], device: torch.device, *, seconds: flo
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = body()
-    timing = time_steps([Step(lambda _: graph.replay())], device, seconds=seconds, least=20, most=500)
-    del kept
-    return timing._replace(graph=True)
+
+    def replay(_: object) -> object:
+        graph.replay()
+        return kept
+
+    return Step(replay)

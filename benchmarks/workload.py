@@ -1,15 +1,15 @@
 """Tokens, weights and a routing, drawn by a seeded generator: the input of every layer under test."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.shapes import Shape
 
-Skew = Literal["uniform", "zipf"]
-SKEWS: tuple[Skew, ...] = ("uniform", "zipf")
+SKEWS = ("uniform", "zipf")
+"""How unevenly experts are chosen; ``"zipf 0.5"`` and the like stand for other exponents than 1."""
 
 
 class Workload(NamedTuple):
@@ -27,7 +27,7 @@ class Workload(NamedTuple):
     """
 
     shape: Shape
-    skew: Skew
+    skew: str
     x: Tensor
     grad: Tensor
     ids: Tensor
@@ -40,15 +40,32 @@ class Workload(NamedTuple):
         return int(self.ids.unique().numel())
 
 
-def popularity(num_experts: int, skew: Skew, generator: torch.Generator) -> Tensor:
-    """Returns probabilities ``(E,)``: all equal, or by Zipf's law, ``p ~ 1 / rank``, with ranks dealt at random."""
-    if skew == "uniform":
+def exponent_of(skew: str) -> float:
+    """Returns the exponent of Zipf's law: 0 of ``"uniform"``, 1 of ``"zipf"``, 0.5 of ``"zipf 0.5"``.
+
+    Raises:
+        ValueError: If ``skew`` is none of these.
+    """
+    known = {"uniform": 0.0, "zipf": 1.0}
+    name, _, number = skew.partition(" ")
+    try:
+        return known[skew] if skew in known else {"zipf": float(number)}[name]
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"skew must be one of {', '.join(SKEWS)}, or 'zipf' and an exponent, as 'zipf 0.5', got {skew!r}."
+        ) from None
+
+
+def popularity(num_experts: int, skew: str, generator: torch.Generator) -> Tensor:
+    """Returns probabilities ``(E,)``: by Zipf's law, ``p ~ 1 / rank ** exponent``, with ranks dealt at random."""
+    exponent = exponent_of(skew)
+    if exponent == 0:
         return torch.full((num_experts,), 1 / num_experts)
-    weight = 1 / (torch.randperm(num_experts, generator=generator) + 1.0)
+    weight = (torch.randperm(num_experts, generator=generator) + 1.0) ** -exponent
     return weight / weight.sum()
 
 
-def draw_ids(shape: Shape, skew: Skew, seed: int = 0) -> Tensor:
+def draw_ids(shape: Shape, skew: str, seed: int = 0) -> Tensor:
     """Draws ``(T, K)`` distinct experts per token, without replacement by their popularity.
 
     By the Gumbel trick: the K largest of ``log p + Gumbel noise`` are such a draw.
@@ -56,15 +73,13 @@ def draw_ids(shape: Shape, skew: Skew, seed: int = 0) -> Tensor:
     Raises:
         ValueError: If ``skew`` is unknown.
     """
-    if skew not in SKEWS:
-        raise ValueError(f"skew must be one of {', '.join(SKEWS)}, got {skew!r}.")
     generator = torch.Generator().manual_seed(seed)
     log_p = popularity(shape.num_experts, skew, generator).log()
     noise = -torch.empty(shape.tokens, shape.num_experts).exponential_(generator=generator).log_()
     return (log_p + noise).topk(shape.top_k, dim=-1).indices
 
 
-def draw(shape: Shape, skew: Skew, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Workload:
+def draw(shape: Shape, skew: str, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Workload:
     """Draws a workload. Routing and gates are the same on every device; gates are positive and sum to 1."""
     ids = draw_ids(shape, skew, seed)
     generator = torch.Generator().manual_seed(seed + 1)

@@ -19,6 +19,8 @@ PEERS: tuple[Peer, ...] = (
     Moekit("triton", recompute="none"),
     Moekit("triton", recompute="all"),
     MoekitLayer(),
+    MoekitLayer("compiled"),
+    MoekitLayer("graphed"),
     ExpertLoop(),
     GroupedMM(),
     Transformers("eager"),

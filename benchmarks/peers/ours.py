@@ -1,5 +1,7 @@
 """moekit itself."""
 
+from typing import Any, Literal
+
 import torch
 from torch import nn
 
@@ -12,13 +14,19 @@ from moekit_kernels.moe_ffn import Recompute
 
 
 class Moekit(Peer):
-    """``FFNExperts`` with a plan made from the workload's ids, both timed."""
+    """``FFNExperts`` with a plan made from the workload's ids, both timed.
 
-    def __init__(self, impl: Impl, recompute: Recompute | None = None) -> None:
+    With ``biases`` both linear layers have one, of zeros, so that the function is the same; it gets its gradient.
+    """
+
+    def __init__(self, impl: Impl, recompute: Recompute | None = None, biases: bool = False) -> None:
         self.impl: Impl = impl
+        self.biases = biases
         self.recompute: Recompute = recompute or "activation"
         self.name = f"moekit-{impl}" + (f"-keep-{_KEEPS[recompute]}" if recompute else "")
         self.remark = f"plan_dispatch and FFNExperts, impl={impl}" + (f", recompute={recompute}" if recompute else "")
+        if biases:
+            self.name, self.remark = f"{self.name}-biases", f"{self.remark}, biases"
         self.graphs = impl == "triton"
 
     def absent(self, workload: Workload) -> str | None:
@@ -39,26 +47,45 @@ class Moekit(Peer):
             shape.num_experts,
             impl=self.impl,
             recompute=self.recompute,
+            bias=self.biases,
             device="meta",
             dtype=workload.x.dtype,
         )
         experts.up_proj, experts.down_proj = nn.Parameter(workload.up), nn.Parameter(workload.down)
         gates = leaf(workload.gates)
         leaves = {"gates": gates, "up": experts.up_proj, "down": experts.down_proj}
-        return Layer(lambda x: experts(x, plan_dispatch(workload.ids, shape.num_experts), gates), leaves)
+        if self.biases:
+            experts.up_bias = nn.Parameter(workload.up.new_zeros(shape.num_experts, 2 * shape.hidden_dim))
+            experts.down_bias = nn.Parameter(workload.down.new_zeros(shape.num_experts, shape.dim))
+            leaves |= {"up_bias": experts.up_bias, "down_bias": experts.down_bias}
+
+        def compared(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: gradients[name] for name in ("gates", "up", "down")}
+
+        return Layer(lambda x: experts(x, plan_dispatch(workload.ids, shape.num_experts), gates), leaves, compared)
 
 
 _KEEPS: dict[Recompute, str] = {"none": "hidden", "all": "input"}
 
 
+Start = Literal["eager", "compiled", "graphed"]
+"""How a layer's kernels are started: one by one from Python, by ``torch.compile``, or from a CUDA graph."""
+
+
 class MoekitLayer(Peer):
     """``SparseMoE`` with its defaults: router, plan, experts and statistics."""
 
-    name = "moekit-layer"
-    remark = "SparseMoE with its router and statistics, impl=auto"
     role = "whole layer"
 
+    def __init__(self, start: Start = "eager") -> None:
+        self.start: Start = start
+        self.name = "moekit-layer" + ("" if start == "eager" else f"-{start}")
+        self.remark = "SparseMoE with its router and statistics, impl=auto" + _STARTS[start]
+        self.graphs = start == "eager"
+
     def absent(self, workload: Workload) -> str | None:
+        if self.start != "eager" and not workload.x.is_cuda:
+            return "started in another way than eagerly it is for GPUs"
         return None
 
     def build(self, workload: Workload) -> Layer:
@@ -75,4 +102,18 @@ class MoekitLayer(Peer):
         with torch.no_grad():
             moe.experts.up_proj.copy_(workload.up)
             moe.experts.down_proj.copy_(workload.down)
-        return Layer(lambda x: moe(x).output, dict(moe.named_parameters()))
+        leaves = dict(moe.named_parameters())
+        run: Any = moe
+        if self.start == "compiled":
+            run = torch.compile(moe)
+        if self.start == "graphed":
+            sample = workload.x.detach().clone().requires_grad_()
+            run = torch.cuda.make_graphed_callables(moe, (sample,))
+        return Layer(lambda x: run(x).output, leaves)
+
+
+_STARTS: dict[Start, str] = {
+    "eager": "",
+    "compiled": ", torch.compile",
+    "graphed": ", torch.cuda.make_graphed_callables",
+}

@@ -49,7 +49,12 @@ def test_the_environment_is_plain_json():
     assert about["threads"] == torch.get_num_threads()
 
 
-MINIMAL = {"compare": ["old.jsonl", "new.jsonl"], "gpu": ["--out", "folder"], "tune": ["--out", "tiles.json"]}
+MINIMAL = {
+    "compare": ["old.jsonl", "new.jsonl"],
+    "curves": ["--out", "curves.jsonl"],
+    "gpu": ["--out", "folder"],
+    "tune": ["--out", "tiles.json"],
+}
 COMMON = {"--device", "--dtype", "--seconds", "--budget", "--out", "--preset", "--dim", "--batch"}
 
 

@@ -98,8 +98,17 @@ def test_skews_have_their_shares():
     expected = 1 / torch.arange(1.0, 9)
     assert (zipf - expected / expected.sum()).abs().max() < 0.02
     assert popularity(5, "zipf", torch.Generator().manual_seed(0)).sum().item() == pytest.approx(1)
-    with pytest.raises(ValueError, match="skew must be one of uniform, zipf, got 'flat'"):
-        draw_ids(shape, "flat")
+    steeper = draw_ids(shape, "zipf 2").flatten().bincount(minlength=8).sort(descending=True).values / shape.tokens
+    expected = 1 / torch.arange(1.0, 9) ** 2
+    assert (steeper - expected / expected.sum()).abs().max() < 0.02
+    assert torch.equal(draw_ids(shape, "zipf 0"), draw_ids(shape, "uniform"))
+
+
+@pytest.mark.parametrize("skew", ["flat", "zipf steep", "uniform 2"])
+def test_an_unknown_skew_is_named(skew):
+    """With what is possible."""
+    with pytest.raises(ValueError, match=rf"skew must be one of uniform, zipf, or 'zipf' and an .*, got '{skew}'"):
+        draw_ids(Shape(4, 1, 1, 8, 1), skew)
 
 
 def test_every_direction_is_named():
