@@ -71,6 +71,11 @@ def is_plain_eager(*arguments: object) -> bool:
     return True
 
 
+def can_read(tensor: Tensor) -> bool:
+    """Returns whether the values of a tensor may be read here: it is on CPU, so nothing waits, in plain eager code."""
+    return tensor.is_cpu and is_plain_eager(tensor)
+
+
 def needs_gradient(*arguments: object) -> bool:
     """Returns whether autograd has to record a call with these plain arguments."""
     if not torch.is_grad_enabled():

@@ -92,7 +92,8 @@ class ExpertChoiceRouter(Router):
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device.
         """
-        logits, valid = finite_logits(router_logits(self.gate, x, self.num_experts))
+        finite = finite_logits(router_logits(self.gate, x, self.num_experts))
+        logits, valid = finite.logits, finite.valid
         eligible = valid if mask is None else valid & mask
         probs = F.softmax(logits, dim=-1)
         capacity = self._capacity(x.shape[0], self.num_experts)
@@ -106,8 +107,7 @@ class ExpertChoiceRouter(Router):
             kept = kept & (places < self._capacity(mask.sum(), self.num_experts))
         gates = torch.where(kept, probs.T.gather(-1, token_ids), 0)
         expert_ids = torch.arange(self.num_experts, device=x.device).unsqueeze(-1).expand_as(token_ids)
-        probs = torch.where(valid.unsqueeze(-1), probs, 0)
-        return Routing(gates, expert_ids, logits, probs, valid, token_ids=token_ids, kept=kept)
+        return Routing(gates, expert_ids, logits, finite.clear(probs), valid, token_ids=token_ids, kept=kept)
 
     def extra_repr(self) -> str:
         """Shows the settings."""

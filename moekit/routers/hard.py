@@ -12,7 +12,7 @@ from moekit.init import reset_parameters
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate, router_logits
 from moekit.routing import Routing
-from moekit_kernels.routing.finite import finite_logits, mark_invalid
+from moekit_kernels.routing.finite import finite_logits
 from moekit_kernels.routing.selection import top_k_ids
 
 Gradient = Literal["scale", "straight_through", "none"]
@@ -95,7 +95,8 @@ class HardRouter(Router):
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device.
         """
-        logits, valid = finite_logits(router_logits(self.gate, x, self.num_experts))
+        finite = finite_logits(router_logits(self.gate, x, self.num_experts))
+        logits, valid = finite.logits, finite.valid
         probs = F.softmax(logits, dim=-1)
         ids = top_k_ids(logits, 1)  # the order of the probabilities, without their rounding
         gates = probs.gather(-1, ids)
@@ -103,7 +104,7 @@ class HardRouter(Router):
             gates = 1 + (gates - gates.detach())
         elif self.gradient == "none":
             gates = torch.ones_like(gates)
-        return Routing(mark_invalid(gates, valid), ids, logits, torch.where(valid.unsqueeze(-1), probs, 0), valid)
+        return Routing(finite.mark(gates), ids, logits, finite.clear(probs), valid)
 
     def extra_repr(self) -> str:
         """Shows the settings."""

@@ -234,7 +234,7 @@ class TopKRouter(Router):
 
     def _route_noisy(self, logits: Tensor, x: Tensor, noise_gate: nn.Module) -> Routing:
         """Decides by noisy logits; the routing keeps the clean ones, of which statistics are made."""
-        logits, valid = finite_logits(logits)
+        logits, valid, _ = finite_logits(logits)
         raw_std = torch.where(valid.unsqueeze(-1), noise_gate(x).to(logits.dtype), 0)
         noise = add_noise(logits, raw_std)
         marked = torch.where(valid.unsqueeze(-1), noise.noisy, torch.nan)

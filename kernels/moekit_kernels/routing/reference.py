@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit_kernels.routing.checks import check_arguments
-from moekit_kernels.routing.finite import finite_logits, mark_invalid
+from moekit_kernels.routing.finite import FiniteLogits, finite_logits
 from moekit_kernels.routing.options import RouteOptions, Scoring
 from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
 from moekit_kernels.routing.sums import RoutingSums, routing_sums
@@ -48,9 +48,10 @@ class _Decision(NamedTuple):
     probs: Float[Tensor, "T E"]
 
 
-def _decide(logits_TE: Tensor, valid_T: Tensor, options: RouteOptions) -> _Decision:
+def _decide(finite: FiniteLogits, options: RouteOptions) -> _Decision:
     """Decides from what :func:`finite_logits` returned."""
     top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
+    logits_TE = finite.logits
     scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else F.softmax(logits_TE, dim=-1)
     plain = selection_bias is None and num_groups is None
     # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
@@ -67,9 +68,9 @@ def _decide(logits_TE: Tensor, valid_T: Tensor, options: RouteOptions) -> _Decis
         gates_TK = F.softmax(logits_TK, dim=-1)  # also the softmax over all, renormalised, but never 0/0
     else:
         gates_TK = scores_TE.gather(-1, ids_TK)
-    gates_TK = mark_invalid(gates_TK if scaling_factor == 1.0 else gates_TK * scaling_factor, valid_T)
+    gates_TK = gates_TK if scaling_factor == 1.0 else gates_TK * scaling_factor
     probs_TE = _normalised_sigmoid(logits_TE) if scoring == "sigmoid" else scores_TE
-    return _Decision(gates_TK, ids_TK, torch.where(valid_T.unsqueeze(-1), probs_TE, 0))
+    return _Decision(finite.mark(gates_TK), ids_TK, finite.clear(probs_TE))
 
 
 def route_reference(
@@ -122,8 +123,11 @@ def route_reference(
 
 def decide_and_sum(logits: Tensor, options: RouteOptions, mask: Tensor | None, with_sums: bool) -> Routed:
     """Computes :func:`route_reference` from checked arguments."""
-    logits_TE, valid_T = finite_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-    gates_TK, ids_TK, probs_TE = _decide(logits_TE, valid_T, options)
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
+    finite = finite_logits(logits)
+    logits_TE, valid_T, _ = finite
+    gates_TK, ids_TK, probs_TE = _decide(finite, options)
     if not with_sums:
         return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, None, None)
     counted_T = valid_T if mask is None else valid_T & mask
