@@ -10,6 +10,7 @@ from moekit.capacity import Capacity
 from moekit.checks import check_mask, check_same_device
 from moekit.plan import DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routing import Routing
+from moekit_kernels.eager import all_true
 from moekit_kernels.impl import Impl
 
 EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to its router: set it there."
@@ -154,7 +155,7 @@ def plan_routing(
     return plan_dispatch(
         routing.expert_ids,
         num_experts,
-        kept=kept.unsqueeze(-1),
+        kept=None if all_true(kept) else kept.unsqueeze(-1),
         capacity=limit,
         gates=routing.gates,
         drop_policy=drop_policy,

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit.plan import DispatchPlan
+from moekit_kernels.eager import all_true
 from moekit_kernels.routing.sums import RoutingSums, entropy, routing_sums
 
 __all__ = ["FusedSums", "RouterStats", "Routing", "RoutingSums", "check_stats", "entropy", "router_stats"]
@@ -135,16 +136,22 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
             f"{plan.num_tokens} tokens and {plan.tokens_per_expert.shape[0]} experts."
         )
     counted = routing.valid if mask is None else routing.valid & mask
+    all_count = all_true(counted)
     if routing.sums is not None and routing.sums.of(routing, mask):
         sums = routing.sums.sums
     else:
-        sums = routing_sums(*routing[:4], counted, masked=mask is not None, by_token=routing.token_ids is None)
+        of_tokens = None if all_count else counted
+        sums = routing_sums(*routing[:4], of_tokens, masked=mask is not None, by_token=routing.token_ids is None)
     if routing.load_probs is None:
         load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
     else:
         load = torch.where(counted.unsqueeze(-1), routing.load_probs, 0).sum(0)
-    routed_tokens = counted.sum()
-    real_tokens = routing.valid.shape[0] if mask is None else mask.sum()
+    if all_count:
+        routed_tokens = torch.full((), num_tokens, device=counted.device)
+        nonfinite_tokens = torch.zeros_like(routed_tokens)
+    else:
+        routed_tokens = counted.sum()
+        nonfinite_tokens = (num_tokens if mask is None else mask.sum()) - routed_tokens
     return RouterStats(
         tokens_per_expert=plan.tokens_per_expert,
         dropped_per_expert=plan.dropped_per_expert,
@@ -154,7 +161,7 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         logsumexp_sq_sum=sums.logsumexp_sq_sum,
         entropy_sum=sums.entropy_sum,
         num_tokens=routed_tokens,
-        nonfinite_tokens=real_tokens - routed_tokens,
+        nonfinite_tokens=nonfinite_tokens,
     )
 
 

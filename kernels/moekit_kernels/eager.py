@@ -76,6 +76,11 @@ def can_read(tensor: Tensor) -> bool:
     return tensor.is_cpu and is_plain_eager(tensor)
 
 
+def all_true(mask: Tensor) -> bool:
+    """Returns whether a boolean tensor is known to be True everywhere; False where it cannot be read."""
+    return can_read(mask) and bool(mask.all())
+
+
 def needs_gradient(*arguments: object) -> bool:
     """Returns whether autograd has to record a call with these plain arguments."""
     if not torch.is_grad_enabled():

@@ -126,14 +126,17 @@ def decide_and_sum(logits: Tensor, options: RouteOptions, mask: Tensor | None, w
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     finite = finite_logits(logits)
-    logits_TE, valid_T, _ = finite
+    logits_TE, valid_T, all_valid = finite
     gates_TK, ids_TK, probs_TE = _decide(finite, options)
     if not with_sums:
         return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, None, None)
     counted_T = valid_T if mask is None else valid_T & mask
     counted_N = counted_T.unsqueeze(-1).expand_as(ids_TK).flatten().long()
     tokens_per_expert = ids_TK.new_zeros(logits.shape[1]).index_add(0, ids_TK.flatten(), counted_N)
-    sums = routing_sums(gates_TK, ids_TK, logits_TE, probs_TE, counted_T, masked=mask is not None)
+    all_count = all_valid and mask is None
+    sums = routing_sums(
+        gates_TK, ids_TK, logits_TE, probs_TE, None if all_count else counted_T, masked=mask is not None
+    )
     return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, tokens_per_expert, sums)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from moekit_kernels.eager import can_read
 from moekit_kernels.transforms import may_be_differentiated
 
 
@@ -32,6 +33,8 @@ def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
     """Computes ``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
     if not may_be_differentiated(probs):
         return cast(Tensor, torch.special.entr(probs)).sum(-1)
+    if can_read(probs) and probs.numel() and probs.detach().amin() > 0:
+        return -(probs * probs.log()).sum(-1)
     positive = probs > 0  # the derivative of entr is infinite at 0
     return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
 
@@ -41,7 +44,7 @@ def routing_sums(
     ids: Int[Tensor, "A B"],
     logits: Float[Tensor, "T E"] | None,
     probs: Float[Tensor, "T E"],
-    counted: Bool[Tensor, "T"],
+    counted: Bool[Tensor, "T"] | None,
     *,
     masked: bool = True,
     by_token: bool = True,
@@ -53,7 +56,7 @@ def routing_sums(
         ids: The expert of each gate.
         logits: Router logits, finite; None for a router without any.
         probs: Probabilities over experts.
-        counted: True for tokens that count.
+        counted: True for tokens that count; None if all do.
         masked: Whether ``counted`` leaves out more than the tokens with non-finite logits, whose probabilities are
             zero.
         by_token: Whether the rows of ``gates`` are tokens.
@@ -61,16 +64,15 @@ def routing_sums(
     Returns:
         The sums, with gradients of every order.
     """
-    counted_T1 = counted.unsqueeze(-1)
-    probs_TE = torch.where(counted_T1, probs, 0) if masked else probs
-    gates_AB = torch.where(counted_T1, gates, 0) if by_token else gates
-    if logits is None:
-        logsumexp_sq_sum = probs.new_zeros(())
-    else:
-        logsumexp_sq_sum = torch.where(counted, logits.logsumexp(-1).square(), 0).sum()
+    probs_TE, gates_AB, lse_T = probs, gates, None if logits is None else logits.logsumexp(-1)
+    if counted is not None:
+        counted_T1 = counted.unsqueeze(-1)
+        probs_TE = torch.where(counted_T1, probs, 0) if masked else probs
+        gates_AB = torch.where(counted_T1, gates, 0) if by_token else gates
+        lse_T = None if lse_T is None else torch.where(counted, lse_T, 0)
     return RoutingSums(
         prob_sum=probs_TE.sum(0),
         gate_sum=probs.new_zeros(probs.shape[-1]).index_add(0, ids.flatten(), gates_AB.flatten().to(probs.dtype)),
-        logsumexp_sq_sum=logsumexp_sq_sum,
+        logsumexp_sq_sum=probs.new_zeros(()) if lse_T is None else lse_T.dot(lse_T),
         entropy_sum=entropy(probs_TE.flatten()),
     )
