@@ -1,17 +1,17 @@
 """Starts Triton kernels, or records their launches.
 
 Every kernel is started by :func:`launch`. Inside :func:`record` nothing runs: the launches are collected,
-so that tools can compile exactly what would run on a GPU, from meta tensors, on a machine without one.
+so that tools can compile exactly what would run on a GPU, from meta tensors, on a machine without one. How little a
+launch costs on the host: :mod:`moekit_kernels.prepared`.
 """
 
-import contextvars
-from collections.abc import Generator, Mapping
+import functools
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from moekit_kernels.targets import Target, target_of
 
@@ -78,23 +78,11 @@ def launch(
     if recording is not None:
         recording.launches.append(Launch(kernel, grid, dict(arguments), num_warps, num_stages))
         return
-    # A copy, because the allocator of descriptors is set for the context, and other kernels have their own.
-    contextvars.copy_context().run(_start, kernel, grid, arguments, num_warps, num_stages)
+    _prepared_start()(kernel, grid, arguments, num_warps, num_stages)
 
 
-def _start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, num_stages: int) -> None:
-    import triton
+@functools.cache
+def _prepared_start() -> Callable[[Any, tuple[int, ...], Mapping[str, Any], int, int], None]:
+    from moekit_kernels.prepared import start  # imports Triton, which may be absent
 
-    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-
-    def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
-        return torch.empty(size, dtype=torch.int8, device=device)
-
-    triton.set_allocator(allocate)
-    # Fusion of products and sums is Triton's default today; it is stated here because that is to change.
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    if device.type == "cpu":
-        kernel[grid](**arguments, **options)
-        return
-    with torch.cuda.device(device):
-        kernel[grid](**arguments, **options)
+    return start

@@ -1,0 +1,170 @@
+"""Starts kernels that Triton has compiled before, doing for each call only what changes from call to call.
+
+Triton's own path (``kernel[grid](...)``) binds arguments, describes each of them and all options as text, and looks
+that up. Here the first launch of its kind takes that path; the compiled kernel that it returns is kept, and later
+launches of the same kind start it directly, as ``compiled[grid](*arguments)`` does.
+
+**Of the same kind** are launches that agree in everything that Triton compiles for: the kernel, the values of
+compile-time constants, warps, stages and other options, the dtype of each tensor and which of their addresses are
+multiples of 16 bytes, which integers are 1, multiples of 16, or wider than 32 bits (only the last where the kernel says
+``do_not_specialize``), which arguments are None, device and driver, and the knobs that Triton reads on every launch
+(``debug``, ``instrumentation_mode``). Hooks of launches (profilers) are called as ever. Triton's check that no global
+of a kernel was assigned anew is not repeated.
+
+**Triton's own path** is taken by everything else: kernels that are no plain ``JITFunction`` (autotuned, interpreted) or
+have hooks before their run, arguments of other types, kernels whose compilation is inspected, and all launches while
+:func:`use_prepared_launches` has switched this off.
+
+**What is kept**: at most :data:`MOST_KEPT` kinds; the oldest leaves first. The compiled kernel is referenced weakly:
+it lives as long as Triton keeps it, and no module is held back that Triton has unloaded. Tensors, streams and graphs
+are not kept. Any number of threads and streams may launch at once: each launch goes to its thread's current stream.
+"""
+
+import contextvars
+import functools
+import threading
+import weakref
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, cast
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from moekit_kernels.launch_kind import Signature
+
+MOST_KEPT = 1024
+"""Most kinds of launches that are kept."""
+
+
+class _Kept(NamedTuple):
+    """A compiled kernel, and whether its launches need scratch memory, for descriptors that it makes."""
+
+    compiled: "weakref.ref[Any]"
+    needs_scratch: bool
+
+
+_jit_function: Any = JITFunction
+_triton_driver: Any = driver
+_runtime: Any = knobs.runtime
+_compilation: Any = knobs.compilation
+_HAS_CASTS = hasattr(_compilation, "fpsan_homomorphic_casts")  # a knob of Triton 3.9
+
+
+class _Switch:
+    is_on = True
+
+
+_kept: dict[Hashable, _Kept] = {}
+_signatures: dict[int, Signature] = {}
+_lock = threading.Lock()
+
+
+def use_prepared_launches(enabled: bool) -> None:
+    """Switches prepared launches on (the default) or off, for the process, and drops what was kept.
+
+    Args:
+        enabled: Whether a launch of a kind that was launched before bypasses Triton's own path.
+    """
+    with _lock:
+        _Switch.is_on = enabled
+        _kept.clear()
+        _signatures.clear()
+
+
+def num_kept() -> int:
+    """Returns how many kinds of launches are kept."""
+    return len(_kept)
+
+
+def start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, num_stages: int) -> None:
+    """Starts ``kernel``; see :func:`moekit_kernels.runtime.launch`."""
+    kind: tuple[Any, ...] | None = None
+    values: tuple[Any, ...] = ()
+    is_inspected = _runtime.add_stages_inspection_hook is not None
+    if _Switch.is_on and type(kernel) is _jit_function and not (is_inspected or kernel.pre_run_hooks):
+        kind, values = (_signatures.get(id(kernel)) or _signature(kernel)).kind(arguments)
+    if kind is None:
+        _start_by_triton(kernel, grid, arguments, num_warps, num_stages)
+        return
+    active = _triton_driver.active
+    casts = _HAS_CASTS and _compilation.fpsan_homomorphic_casts
+    debug = kernel.debug or _runtime.debug
+    key = (kind, num_warps, num_stages, active, debug, _compilation.instrumentation_mode, casts)
+    kept = _kept.get(key)
+    compiled = None if kept is None else kept.compiled()
+    if kept is None or compiled is None:
+        _keep(key, _start_by_triton(kernel, grid, arguments, num_warps, num_stages))
+        return
+    device: int = kind[0]
+    if device >= 0 and active.get_current_device() != device:
+        with torch.cuda.device(device):
+            _start_again(compiled, kept.needs_scratch, grid, values, device, active)
+    else:
+        _start_again(compiled, kept.needs_scratch, grid, values, device, active)
+
+
+def _start_again(
+    compiled: Any, needs_scratch: bool, grid: tuple[int, ...], values: tuple[Any, ...], device: int, active: Any
+) -> None:
+    """Starts a compiled kernel on the current device, as ``JITFunction.run`` and ``compiled[grid]`` do."""
+    stream = active.get_current_stream(max(device, 0))
+    enter_hook, exit_hook = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    # Chains of hooks, empty unless a profiler is there; what stands in their place is a hook.
+    if not (getattr(enter_hook, "calls", True) or getattr(exit_hook, "calls", True)):
+        enter_hook = exit_hook = None
+    metadata = None if enter_hook is None else compiled.launch_metadata(grid, stream, *values)
+    width, height, depth = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+    run, settings = compiled.run, (compiled.function, compiled.packed_metadata, metadata, enter_hook, exit_hook)
+    if needs_scratch:
+        # A copy, because the allocator is set for the context, and other kernels have their own.
+        run = functools.partial(contextvars.copy_context().run, _with_allocator, run, device)
+    run(width, height, depth, stream, *settings, *values)
+
+
+def _with_allocator(run: Any, device: int, *arguments: Any) -> None:
+    triton.set_allocator(_allocator(torch.device("cpu") if device < 0 else torch.device("cuda", device)))
+    run(*arguments)
+
+
+@functools.cache
+def _allocator(device: torch.device) -> Any:
+    return lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)
+
+
+def _start_by_triton(
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, num_stages: int
+) -> Any:
+    """Starts a kernel as Triton documents it, and returns what it compiled."""
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    # Fusion of products and sums is Triton's default today; it is stated here because that is to change.
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+    def run() -> Any:
+        triton.set_allocator(_allocator(device))
+        return kernel[grid](**arguments, **options)
+
+    guard = cast(AbstractContextManager[Any], nullcontext() if device.type == "cpu" else torch.cuda.device(device))
+    with guard:
+        return contextvars.copy_context().run(run)
+
+
+def _signature(kernel: Any) -> Signature:
+    with _lock:
+        if len(_signatures) >= MOST_KEPT:
+            _signatures.clear()
+        return _signatures.setdefault(id(kernel), Signature(kernel))
+
+
+def _keep(key: Hashable, compiled: Any) -> None:
+    if not isinstance(compiled, CompiledKernel):  # compilation was refused by a hook, or runs in the background
+        return
+    with _lock:
+        while len(_kept) >= MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = _Kept(weakref.ref(compiled), cast(Any, compiled).metadata.global_scratch_size > 0)
