@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from benchmarks.compiled.representation import flattened_loops, operand_loads
+
 # What the columns of the table count, by the names of the machine code. The tensor cores of sm_100 are
 # UTCHMMA (16-bit operands) and its siblings; no instruction of SASS has "tcgen05" in its name.
 NVIDIA_INSTRUCTIONS = {
@@ -34,6 +36,9 @@ class Code(NamedTuple):
         tensor_memory: Columns of tensor memory, sm_100 alone.
         instructions: How often each instruction of interest stands in the code.
         dots: Shapes ``(M, N, K)`` of the 16-bit tiles that ``tl.dot`` multiplies.
+        operands: How many loads bring the operands of those products, through ``"descriptors"`` and ``"pointers"``.
+        flattened: Loops that are to be fused with the one inside.
+        loop_faults: What is wrong with those loops, one sentence each.
     """
 
     registers: int
@@ -43,11 +48,15 @@ class Code(NamedTuple):
     tensor_memory: int
     instructions: dict[str, int]
     dots: list[tuple[int, int, int]]
+    operands: dict[str, int]
+    flattened: int
+    loop_faults: list[str]
 
 
-def read_nvidia(usage: str, assembly: str, ttir: str, shared: int, tensor_memory: int) -> Code:
-    """Reads what ``cuobjdump -res-usage`` and ``nvdisasm -c`` print, and Triton's own representation."""
+def read_nvidia(usage: str, assembly: str, ttir: str, ttgir: str, shared: int, tensor_memory: int) -> Code:
+    """Reads what ``cuobjdump -res-usage`` and ``nvdisasm -c`` print, and Triton's own two representations."""
     counts = _count(NVIDIA_INSTRUCTIONS, _opcodes(assembly))
+    flattened, faults = flattened_loops(ttir, ttgir)
     return Code(
         registers=_number(r"REG:(\d+)", usage),
         spills=counts.pop("STL") + counts.pop("LDL"),
@@ -56,12 +65,16 @@ def read_nvidia(usage: str, assembly: str, ttir: str, shared: int, tensor_memory
         tensor_memory=tensor_memory,
         instructions=counts,
         dots=_dots(ttir),
+        operands=operand_loads(ttir),
+        flattened=flattened,
+        loop_faults=faults,
     )
 
 
-def read_amd(assembly: str, ttir: str, shared: int) -> Code:
-    """Reads AMD's assembly and the metadata after it, and Triton's own representation."""
+def read_amd(assembly: str, ttir: str, ttgir: str, shared: int) -> Code:
+    """Reads AMD's assembly and the metadata after it, and Triton's own two representations."""
     counts = _count(AMD_INSTRUCTIONS, [line.strip() for line in assembly.splitlines()])
+    flattened, faults = flattened_loops(ttir, ttgir)
     # Scalar registers spill into lanes of vector registers, not into memory: those are no spills here.
     spilled = _number(r"\.vgpr_spill_count:\s*(\d+)", assembly)
     return Code(
@@ -72,6 +85,9 @@ def read_amd(assembly: str, ttir: str, shared: int) -> Code:
         tensor_memory=0,
         instructions=counts,
         dots=_dots(ttir),
+        operands=operand_loads(ttir),
+        flattened=flattened,
+        loop_faults=faults,
     )
 
 

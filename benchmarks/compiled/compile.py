@@ -35,15 +35,15 @@ def compile_code(specialization: Specialization) -> Code:
         dict(specialization.attributes),
     )
     compiled: Any = triton.compile(source, target=gpu_target(specialization.target), options=specialization.options)
-    metadata, ttir = compiled.metadata, compiled.asm["ttir"]
+    metadata, ttir, ttgir = compiled.metadata, compiled.asm["ttir"], compiled.asm["ttgir"]
     if specialization.target.backend == "hip":
-        return read_amd(compiled.asm["amdgcn"], ttir, metadata.shared)
+        return read_amd(compiled.asm["amdgcn"], ttir, ttgir, metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         usage = _run("cuobjdump", "-res-usage", file.name)
         assembly = _run("nvdisasm", "-c", file.name)
-    return read_nvidia(usage, assembly, ttir, metadata.shared, getattr(metadata, "tmem_size", None) or 0)
+    return read_nvidia(usage, assembly, ttir, ttgir, metadata.shared, getattr(metadata, "tmem_size", None) or 0)
 
 
 def _run(program: str, *arguments: str) -> str:

@@ -54,6 +54,16 @@ class Specialization(NamedTuple):
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.name)
 
+    @property
+    def copies_asynchronously(self) -> bool:
+        """Whether loads through pointers must be asynchronous copies: rows are known to be aligned, and pipelined."""
+        aligned = all(
+            (i,) in self.attributes or (i,) in self.constants
+            for i, parameter in enumerate(self.kernel.params)
+            if parameter.name.startswith("stride_")
+        )
+        return aligned and self.num_stages > 1 and self.target.backend == "cuda"
+
     def declared_constants(self) -> dict[str, Any]:
         """Returns the ``tl.constexpr`` parameters by name, without those that became constants by their value."""
         parameters = self.kernel.params

@@ -88,7 +88,8 @@ def _read(specialization: Specialization) -> Entry:
     exception = exception_for(specialization.name, target.name, triton.__version__, constants)
     if exception is not None and (code.spills or code.stack):
         values["exception"] = exception.citation
-    return values | {"broken": list(broken_laws(code, target, exception))}
+    broken = broken_laws(code, target, exception, asynchronous=specialization.copies_asynchronously)
+    return values | {"broken": list(broken)}
 
 
 def _innermost(error: BaseException) -> str:

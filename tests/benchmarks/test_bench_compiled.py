@@ -1,5 +1,6 @@
 """Reading compiled code and judging it, on text and figures alone: no compiler takes part."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ from benchmarks.__main__ import main
 from benchmarks.compiled.code import Code, read_amd, read_nvidia
 from benchmarks.compiled.exceptions import EXCEPTIONS, SpillException, exception_for
 from benchmarks.compiled.laws import broken_laws
+from benchmarks.compiled.representation import flattened_loops, operand_loads
 from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.targets import GFX942, SM_80, SM_90, SM_100
 
 ROOT = Path(__file__).parents[2]
-GOOD = Code(128, 0, 0, 98304, 0, {"HMMA": 64, "HGMMA": 32, "UTCMMA": 16, "MFMA": 128}, [(128, 128, 64)])
+INSTRUCTIONS = {"HMMA": 64, "HGMMA": 32, "UTCMMA": 16, "MFMA": 128, "UTMALDG": 6, "LDGSTS": 8}
+GOOD = Code(128, 0, 0, 98304, 0, INSTRUCTIONS, [(128, 128, 64)], {"descriptors": 1, "pointers": 1}, 0, [])
 ALLOWED = SpillException("gemm_kernel", "sm_90", "3.6.0", {"BLOCK_M": 128}, 42, 64, "docs/kernels.md")
 NVIDIA_ASSEMBLY = """
         /*0000*/                   LDC R1, c[0x0][0x28] ;
@@ -31,12 +34,34 @@ AMD_ASSEMBLY = """
     .vgpr_count:     256
     .vgpr_spill_count: {spilled}
 """
-TTIR = "%8 = tt.dot %5, %6, %7 : tensor<64x32xbf16> * tensor<32x256xbf16> -> tensor<64x256xf32>"
+DOT = "%8 = tt.dot %5, %6, %7 : tensor<64x32xbf16> * tensor<32x256xbf16> -> tensor<64x256xf32>"
+FLATTENED = """
+    %c0_i32 = arith.constant 0 : i32 loc(#loc1)
+    %count = arith.divsi %k, %c64_i32 : i32 loc(#loc2)
+    %positive = arith.cmpi sgt, %count, %c0_i32 : i32 loc(#loc3)
+    llvm.intr.assume %positive : i1 loc(#loc3)
+    scf.for %index = %0 to %1 step %2  : i32 {
+      %rows = tt.load %pointers, %mask, %zeros : tensor<64x32x!tt.ptr<bf16>> loc(#loc4)
+      %acc = scf.for %step = %c0_i32 to %count step %c1_i32 iter_args(%4 = %cst) -> (tensor<64x256xf32>)  : i32 {
+        %5 = arith.select %inside, %rows, %zeros : tensor<64x32xi1>, tensor<64x32xbf16> loc(#loc4)
+        %b = tt.descriptor_load %w[%column, %step] : !tt.tensordesc<256x32xbf16> -> tensor<256x32xbf16> loc(#loc5)
+        %6 = tt.trans %b {order = array<i32: 1, 0>} : tensor<256x32xbf16> -> tensor<32x256xbf16> loc(#loc6)
+        %8 = tt.dot %5, %6, %4 : tensor<64x32xbf16> * tensor<32x256xbf16> -> tensor<64x256xf32> loc(#loc7)
+        scf.yield %8 : tensor<64x256xf32> loc(#loc7)
+      } loc(#loc8)
+    } {tt.flatten} loc(#loc9)
+"""
+FUSED = """
+    %3:2 = scf.for %5 = %c0_i32 to %2 step %c1_i32 iter_args(%6 = %7, %8 = %9) -> (i32, i32)  : i32 {
+      scf.if %10 {
+      } loc(#loc8)
+    } loc(#loc9)
+"""
 
 
 def test_code_of_nvidia_is_read() -> None:
     usage = "Function k:\n REG:168 STACK:24 SHARED:0 LOCAL:0\n"
-    code = read_nvidia(usage, NVIDIA_ASSEMBLY, TTIR, 4096, 128)
+    code = read_nvidia(usage, NVIDIA_ASSEMBLY, DOT, "", 4096, 128)
     assert code[:5] == (168, 3, 24, 4096, 128)
     assert code.instructions == {"HMMA": 0, "HGMMA": 1, "UTCMMA": 0, "UTMALDG": 0, "LDGSTS": 1}
     assert code.dots == [(64, 256, 32)]
@@ -44,14 +69,14 @@ def test_code_of_nvidia_is_read() -> None:
 
 @pytest.mark.parametrize(("spilled", "spills"), [(0, 1), (7, 7)])
 def test_code_of_amd_is_read(spilled: int, spills: int) -> None:
-    code = read_amd(AMD_ASSEMBLY.format(spilled=spilled), TTIR, 512)
+    code = read_amd(AMD_ASSEMBLY.format(spilled=spilled), DOT, "", 512)
     assert code[:5] == (256, spills, 20, 1024, 0)
     assert code.instructions == {"MFMA": 1}
 
 
 def test_text_in_another_form_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"compiled code must contain .*REG.*, got none: this version of Triton"):
-        read_nvidia("", NVIDIA_ASSEMBLY, TTIR, 0, 0)
+        read_nvidia("", NVIDIA_ASSEMBLY, DOT, "", 0, 0)
 
 
 @pytest.mark.parametrize("target", [SM_80, SM_90, SM_100, GFX942], ids=lambda target: target.name)
@@ -76,10 +101,62 @@ def test_every_law_can_be_broken() -> None:
     assert list(broken_laws(without, SM_90)) == ["multiplies tiles [(128, 128, 64)] without HGMMA."]
 
 
+def test_descriptors_without_the_copy_engine_break_a_law() -> None:
+    fewer = GOOD._replace(instructions=INSTRUCTIONS | {"UTMALDG": 1}, operands={"descriptors": 2, "pointers": 0})
+    assert list(broken_laws(fewer, SM_90)) == ["brings 2 operands through descriptors, but has 1 UTMALDG."]
+    assert list(broken_laws(fewer, SM_80)) == [], "where there is no copy engine, descriptors become pointers"
+
+
+def test_a_gather_that_is_not_asynchronous_breaks_a_law() -> None:
+    waiting = GOOD._replace(instructions=INSTRUCTIONS | {"LDGSTS": 0})
+    for target in (SM_80, SM_90, SM_100):
+        assert list(broken_laws(waiting, target, asynchronous=True)) == [
+            "brings 1 operands through pointers without LDGSTS: nothing is loaded ahead."
+        ]
+        assert list(broken_laws(GOOD, target, asynchronous=True)) == []
+    assert list(broken_laws(waiting, SM_90)) == [], "rows that are not aligned, or no pipeline"
+
+
+def test_faults_of_loops_break_a_law() -> None:
+    assert list(broken_laws(GOOD._replace(loop_faults=["a fault."]), SM_90)) == ["a fault."]
+
+
+def test_where_operands_come_from_is_read() -> None:
+    assert operand_loads(FLATTENED) == {"descriptors": 1, "pointers": 1}
+    assert operand_loads(DOT) == {"descriptors": 0, "pointers": 0}
+
+
+def test_loops_that_are_to_be_fused_are_read() -> None:
+    assert flattened_loops(FLATTENED, FUSED) == (1, [])
+    assert flattened_loops(FLATTENED.replace(" {tt.flatten}", ""), FLATTENED) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ("llvm.intr.assume %positive", "llvm.intr.assume %other", "nothing states that the trip count .* at least 1"),
+        ("cmpi sgt", "cmpi sge", "nothing states that the trip count .* at least 1"),
+        (
+            "      %rows =",
+            "      %count = arith.select %alive, %k, %c0_i32 : i32\n      %rows =",
+            "depends on the tile",
+        ),
+    ],
+)
+def test_a_fused_loop_that_may_be_empty_is_a_fault(before: str, after: str, sentence: str) -> None:
+    assert before in FLATTENED
+    _, (fault,) = flattened_loops(FLATTENED.replace(before, after), FUSED)
+    assert re.search(sentence, fault)
+
+
+def test_a_loop_that_was_not_fused_is_a_fault() -> None:
+    assert flattened_loops(FLATTENED, FLATTENED) == (1, ["a loop that is to be fused with the one inside is not."])
+
+
 def test_tiles_of_few_rows_use_the_smaller_instruction() -> None:
     few = GOOD._replace(dots=[(16, 64, 64)], instructions=GOOD.instructions | {"HGMMA": 0})
     assert list(broken_laws(few, SM_90)) == []
-    assert list(broken_laws(few._replace(instructions={"HMMA": 0}), SM_90)) == [
+    assert list(broken_laws(few._replace(instructions=few.instructions | {"HMMA": 0}), SM_90)) == [
         "multiplies tiles [(16, 64, 64)] without HMMA."
     ]
 
