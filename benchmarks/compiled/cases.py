@@ -21,11 +21,15 @@ GEMM_KERNELS = frozenset(
     {
         "few_rows_fwd_kernel",
         "grouped_gemm_bwd_dw_kernel",
+        "grouped_gemm_bwd_dw_rows_kernel",
         "grouped_gemm_fwd_kernel",
         "moe_ffn_bwd_act_kernel",
     }
 )
 """Kernels that multiply matrices: their code must contain products of tiles."""
+
+DESCRIPTOR_KERNELS = frozenset({"grouped_gemm_bwd_dw_rows_kernel"})
+"""Kernels whose operands come through tensor descriptors: launched only for targets that have a copy engine."""
 
 BF16_ALONE = frozenset(
     {
@@ -33,9 +37,12 @@ BF16_ALONE = frozenset(
         "FFN geglu interleaved",
         "FFN gelu",
         "FFN mixtral",
+        "FFN n-major interleaved",
         "FFN odd",
         "combine mixtral",
         "grouped GEMM odd",
+        "rows expert choice",
+        "rows odd",
     }
 )
 """Cases that are compiled in bfloat16 alone: another case compiles the same kernels and tiles in float16."""

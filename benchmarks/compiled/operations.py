@@ -1,5 +1,6 @@
 """Calls of the launchers with meta tensors: one function for each operation, one entry for each shape."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -10,9 +11,11 @@ from benchmarks.shapes import PRESETS, Shape
 from moekit_kernels.combine import launches as combine
 from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.grouped_gemm import launches as grouped_gemm
+from moekit_kernels.grouped_gemm import launches_weight_grads
 from moekit_kernels.moe_ffn import ExpertWeights
+from moekit_kernels.moe_ffn import gathers as gather_decision
 from moekit_kernels.moe_ffn import launches as moe_ffn
-from moekit_kernels.plan import RowOrder
+from moekit_kernels.plan import RowOrder, launches_rows
 from moekit_kernels.plan import launches as plan
 from moekit_kernels.plan.schedule import tile_schedules
 from moekit_kernels.routing import launches as routing
@@ -27,6 +30,7 @@ SHAPES = {
     # Widths that no vector load fits.
     "odd": Shape(1001, 1001, 333, 13, 3),
 }
+INSIDE, INTO_MEMORY = (gather_decision.Gathers(*3 * [value]) for value in (False, True))
 
 
 def empty(*size: int, dtype: torch.dtype) -> Tensor:
@@ -106,9 +110,7 @@ def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
         config = grouped_gemm.forward_config(rows, operand, shape.slots, None)
         (tiles,) = tile_schedules(offsets, shape.slots, (config.block_m,))
         grouped_gemm.forward(rows, operand, offsets, tiles, config, shape.slots, bias=added, all_rows=True)
-    grouped_gemm.weight_grad(dy, x, offsets, shape.slots)
-    if biased:
-        grouped_gemm.bias_grad(dy, offsets)
+    launches_weight_grads.linear_weight_grad(dy, x, offsets, biased)
 
 
 def ffn(
@@ -119,23 +121,41 @@ def ffn(
     recompute: str = "activation",
     choice: bool = False,
     trained: bool = True,
+    n_major: bool = False,
+    gathers: gather_decision.Gathers | None = None,
 ) -> None:
-    """Launches the expert FFN: forward without gradients and, if ``trained``, forward with them, and backward."""
+    """Launches the expert FFN: forward without gradients and, if ``trained``, forward with them, and backward.
+
+    With ``n_major`` weights are stored ``(E, D, F)``; ``gathers`` sets by hand what is gathered into memory.
+    """
+    by_hand = contextlib.nullcontext() if gathers is None else gather_decision.override(**gathers._asdict())
     tokens, width, hidden, experts, top_k = shape
     up_width = hidden * (2 if "glu" in activation else 1)
     x, gates = empty(tokens, width, dtype=dtype), empty(*((shape.slots,) if choice else (tokens, top_k)), dtype=dtype)
-    up_proj, down_proj = empty(experts, up_width, width, dtype=dtype), empty(experts, width, hidden, dtype=dtype)
+    sizes = ((up_width, width), (width, hidden))
+    up_proj, down_proj = (
+        empty(experts, *reversed(size), dtype=dtype).mT if n_major else empty(experts, *size, dtype=dtype)
+        for size in sizes
+    )
     up_bias = empty(experts, up_width, dtype=dtype) if biased else None
     down_bias = empty(experts, width, dtype=dtype) if biased else None
     row = None if choice else indices(tokens, top_k)
     order = RowOrder(indices(shape.slots), indices(shape.slots), indices(experts + 1), row)
     tensors = (x, gates, order, ExpertWeights(up_proj, down_proj, up_bias, down_bias))
-    if not biased:
-        moe_ffn.forward(*tensors, activation, False, False)
-    if not trained:
-        return
-    _, pre, kept = moe_ffn.forward(*tensors, activation, recompute != "all", recompute == "none")
-    moe_ffn.backward(x, *tensors, pre, kept, activation, True, True)
+    with by_hand:
+        if not biased:
+            moe_ffn.forward(*tensors, activation, False, False)
+        if not trained:
+            return
+        _, pre, kept = moe_ffn.forward(*tensors, activation, recompute != "all", recompute == "none")
+        moe_ffn.backward(x, *tensors, pre, kept, activation, True, True)
+
+
+def copy_rows(dtype: torch.dtype, shape: Shape, choice: bool = False) -> None:
+    """Launches the copy of tokens into the rows of a plan."""
+    row = None if choice else indices(shape.tokens, shape.top_k)
+    order = RowOrder(indices(shape.slots), indices(shape.slots), indices(shape.num_experts + 1), row)
+    launches_rows.rows_of_tokens(empty(shape.tokens, shape.dim, dtype=dtype), order)
 
 
 def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
@@ -166,6 +186,14 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         cases[f"combine {name}"] = partial(combine_tokens, shape=shape, choice=False)
     qwen3, decode = SHAPES["qwen3"], SHAPES["decode"]
     return cases | {
+        "rows qwen3": partial(copy_rows, shape=qwen3),
+        "rows odd": partial(copy_rows, shape=SHAPES["odd"]),
+        "rows most": partial(copy_rows, shape=Shape(8192, 1024, 1024, 4096, 64)),
+        "rows expert choice": partial(copy_rows, shape=qwen3, choice=True),
+        "FFN gathered inside": partial(ffn, shape=qwen3, **swiglu, gathers=INSIDE),
+        "FFN n-major interleaved": partial(
+            ffn, shape=qwen3, activation="swiglu_interleaved", biased=False, n_major=True, gathers=INTO_MEMORY
+        ),
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
         "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu, trained=False),
         "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu, trained=False),
