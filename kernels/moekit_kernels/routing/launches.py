@@ -1,53 +1,15 @@
-"""Starts the routing kernels: outputs, rows of a program, and the number of programs."""
+"""Starts the routing kernels: rows of a program, and the number of programs."""
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from moekit_kernels.routing.options import RouteOptions
+from moekit_kernels.routing.outputs import RouteGradients, RouteOutputs, outputs, sum_arguments
 from moekit_kernels.runtime import current_target, launch
 
 # Warps per multiprocessor: enough to hide latency, few enough for the partial sums to stay small.
 _WARPS_PER_PROCESSOR = 16
-_BLOCK_PARTIALS = 16
-
-
-class RouteOutputs(NamedTuple):
-    """What the forward kernels write; fields as in ``Routed`` and ``RoutingSums``.
-
-    Attributes:
-        gates: ``(T, K)`` float32, and so are the other numbers.
-        ids: ``(T, K)`` int64.
-        probs: ``(T, E)``.
-        valid: ``(T,)`` bool.
-        tokens_per_expert: ``(E,)`` int64.
-        prob_sum: ``(E,)``.
-        gate_sum: ``(E,)``.
-        logsumexp_sq_sum: ``()``.
-        entropy_sum: ``()``.
-    """
-
-    gates: Tensor
-    ids: Tensor
-    probs: Tensor
-    valid: Tensor
-    tokens_per_expert: Tensor
-    prob_sum: Tensor
-    gate_sum: Tensor
-    logsumexp_sq_sum: Tensor
-    entropy_sum: Tensor
-
-
-class RouteGradients(NamedTuple):
-    """Gradients of the float fields of :class:`RouteOutputs`, in their shapes; None counts as zero."""
-
-    gates: Tensor | None
-    probs: Tensor | None
-    prob_sum: Tensor | None
-    gate_sum: Tensor | None
-    logsumexp_sq_sum: Tensor | None
-    entropy_sum: Tensor | None
 
 
 class Blocks(NamedTuple):
@@ -65,9 +27,14 @@ class Blocks(NamedTuple):
     num_warps: int
 
 
+def power_of_two(size: int) -> int:
+    """Returns the least power of two that is not below ``size``."""
+    return 1 << (size - 1).bit_length()
+
+
 def blocks(num_experts: int) -> Blocks:
     """Returns the tile for a number of experts."""
-    width = 1 << (num_experts - 1).bit_length()
+    width = power_of_two(num_experts)
     if width < 128:
         return Blocks(width, 1024 // width, 4)
     if width == 128:  # with 8 rows, code for sm_100 spills registers under Triton 3.8
@@ -84,7 +51,26 @@ def backward_warps(tile: Blocks) -> int:
     return 2 * tile.num_warps if tile.width > 512 else tile.num_warps
 
 
-def forward(logits: Tensor, options: RouteOptions, mask: Tensor | None) -> RouteOutputs:
+def decision_arguments(options: RouteOptions, mask: Tensor | None) -> dict[str, Any]:
+    """Returns the arguments of a forward kernel that describe the decision."""
+    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
+    return {
+        "selection_bias": None if selection_bias is None else selection_bias.contiguous(),
+        "mask": mask,
+        "stride_mask": 0 if mask is None else mask.stride(0),
+        "scaling_factor": float(scaling_factor),
+        "TOP_K": top_k,
+        "KP": power_of_two(top_k),
+        "SCORING": scoring,
+        "RENORMALIZE": renormalize or scoring == "topk_softmax",
+        "GROUPS": num_groups or 0,
+        "TOP_GROUPS": topk_groups or 0,
+    }
+
+
+def forward(
+    logits: Tensor, options: RouteOptions, mask: Tensor | None, with_logits: bool = True, with_probs: bool = True
+) -> RouteOutputs:
     """Routes the ``logits (T, E)``; the sums are over the tokens in the ``mask (T,)``, or all.
 
     Raises:
@@ -96,70 +82,22 @@ def forward(logits: Tensor, options: RouteOptions, mask: Tensor | None) -> Route
     num_tokens, num_experts = logits.shape
     tile = blocks(num_experts)
     programs = min(-(-num_tokens // tile.rows), _WARPS_PER_PROCESSOR // tile.num_warps * target.processors)
-    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
-    out = outputs(logits, top_k)
-    partials = {
-        "counts": logits.new_empty(programs, num_experts, dtype=torch.int32),
-        "sums": logits.new_empty(programs, 2, num_experts, dtype=torch.float32),
-        "scalars": logits.new_empty(programs, 2, dtype=torch.float32),
-    }
+    programs = max(programs, 1)  # which writes the sums of no tokens
+    out = outputs(logits, num_tokens, num_experts, options.top_k, with_logits, with_probs)
     arguments: dict[str, Any] = {
         "logits": logits,
-        "selection_bias": None if selection_bias is None else selection_bias.contiguous(),
-        "mask": mask,
-        "gates": out.gates,
-        "ids": out.ids,
-        "probs": out.probs,
-        "valid_rows": out.valid,
-        **partials,
+        **out.kernel_arguments(),
+        **decision_arguments(options, mask),
+        **sum_arguments(logits.device, programs, num_experts, tile.width),
         "num_tokens": num_tokens,
         "stride_t": logits.stride(0),
         "stride_e": logits.stride(1),
-        "stride_mask": 0 if mask is None else mask.stride(0),
-        "scaling_factor": float(scaling_factor),
         "E": num_experts,
         "EP": tile.width,
         "ROWS": tile.rows,
-        "TOP_K": top_k,
-        "KP": 1 << (top_k - 1).bit_length(),
-        "SCORING": scoring,
-        "RENORMALIZE": renormalize or scoring == "topk_softmax",
-        "GROUPS": num_groups or 0,
-        "TOP_GROUPS": topk_groups or 0,
     }
     launch(kernel.route_fwd_kernel, (programs,), arguments, num_warps=tile.num_warps, num_stages=1)
-    block_e = min(tile.width, 32)  # with 64, code for sm_100 spills registers under Triton 3.8
-    arguments = {
-        **partials,
-        "tokens_per_expert": out.tokens_per_expert,
-        "prob_sum": out.prob_sum,
-        "gate_sum": out.gate_sum,
-        "logsumexp_sq_sum": out.logsumexp_sq_sum,
-        "entropy_sum": out.entropy_sum,
-        "num_partials": programs,
-        "E": num_experts,
-        "BLOCK_E": block_e,
-        "BLOCK_P": _BLOCK_PARTIALS,
-    }
-    launch(kernel.route_sums_fwd_kernel, (-(-num_experts // block_e),), arguments, num_warps=4, num_stages=1)
     return out
-
-
-def outputs(logits: Tensor, top_k: int) -> RouteOutputs:
-    """Returns uninitialised outputs for :func:`forward` to write."""
-    num_tokens, num_experts = logits.shape
-    float32 = torch.float32
-    return RouteOutputs(
-        gates=logits.new_empty(num_tokens, top_k, dtype=float32),
-        ids=logits.new_empty(num_tokens, top_k, dtype=torch.int64),
-        probs=logits.new_empty(num_tokens, num_experts, dtype=float32),
-        valid=logits.new_empty(num_tokens, dtype=torch.bool),
-        tokens_per_expert=logits.new_empty(num_experts, dtype=torch.int64),
-        prob_sum=logits.new_empty(num_experts, dtype=float32),
-        gate_sum=logits.new_empty(num_experts, dtype=float32),
-        logsumexp_sq_sum=logits.new_empty((), dtype=float32),
-        entropy_sum=logits.new_empty((), dtype=float32),
-    )
 
 
 def backward(
@@ -180,11 +118,8 @@ def backward(
     num_tokens, num_experts = logits.shape
     tile = blocks(num_experts)
     d_logits = logits.new_empty(num_tokens, num_experts)
-    d_probs = grads.probs  # the largest: read by its strides, where the others are copied if they are not contiguous
-    others = grads._replace(probs=None)._asdict()
     arguments: dict[str, Any] = {
-        **{f"d_{name}": None if grad is None else grad.contiguous() for name, grad in others.items()},
-        "d_probs": d_probs,
+        **grads.kernel_arguments(),
         "logits": logits,
         "ids": ids,
         "mask": mask,
@@ -193,8 +128,6 @@ def backward(
         "stride_t": logits.stride(0),
         "stride_e": logits.stride(1),
         "stride_mask": 0 if mask is None else mask.stride(0),
-        "stride_probs_t": 0 if d_probs is None else d_probs.stride(0),
-        "stride_probs_e": 0 if d_probs is None else d_probs.stride(1),
         "scaling_factor": float(options.scaling_factor),
         "E": num_experts,
         "EP": tile.width,

@@ -11,13 +11,13 @@ from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import LIMITS, check_arguments
-from moekit_kernels.routing.launches import RouteGradients, RouteOutputs
+
 from moekit_kernels.routing.options import RouteOptions, Scoring
 from moekit_kernels.routing.reference import Routed, decide_and_sum
 from moekit_kernels.routing.sums import RoutingSums
 
 # The outputs that have a gradient, by their place.
-_FLOAT_OUTPUTS = tuple(RouteOutputs._fields.index(name) for name in RouteGradients._fields)
+from moekit_kernels.routing.outputs import FLOAT_OUTPUTS as _FLOAT_OUTPUTS, RouteGradients, RouteOutputs
 
 
 @torch.library.custom_op("moekit::route", mutates_args=())
