@@ -95,7 +95,16 @@ def masked_gates(routing: Routing, mask: Tensor | None) -> Tensor:
 
 
 def repeat_decisions(routing: Routing, shared_by: torch.Size) -> Routing:
-    """Repeats each decision for the tokens that share it, whose dimensions are ``shared_by``."""
+    """Repeats each decision for the tokens that share it, whose dimensions are ``shared_by``.
+
+    Raises:
+        ValueError: If the routing has no probabilities: the router's sums are not those of the tokens.
+    """
+    if routing.probs is None:
+        raise ValueError(
+            "router must return probabilities where tokens share a decision, got a routing without: "
+            "use TopKRouter(..., return_logits=True)."
+        )
     times = math.prod(shared_by)  # .numel() would fix the number in torch.export
 
     def repeated(field: Tensor) -> Tensor:
@@ -134,10 +143,10 @@ def plan_routing(
     Raises:
         ValueError: If ``routing`` is for another number of experts, or is expert choice and there is a capacity.
     """
-    if routing.probs.shape[-1] != num_experts:
+    if routing.num_experts != num_experts:
         raise ValueError(
             f"routing must be for the {num_experts} experts of this layer, got one for "
-            f"{routing.probs.shape[-1]}: make it with this layer's route()."
+            f"{routing.num_experts}: make it with this layer's route()."
         )
     num_tokens = routing.valid.shape[0]
     if routing.token_ids is not None:

@@ -218,8 +218,8 @@ def router_label_loss(
     if isinstance(logits, Routing):
         if logits.logits is None:
             raise ValueError(
-                "logits must be those of a router that computes some, got a Routing without logits: "
-                "a HashRouter has no learned weights, leave this loss out."
+                "logits must be those of a router that computes and returns some, got a Routing without logits: "
+                "use TopKRouter(..., return_logits=True); for a HashRouter, which has no weights, leave this loss out."
             )
         if labels.shape == logits.valid.shape:
             labels = torch.where(logits.valid, labels, ignore_index)

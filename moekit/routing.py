@@ -11,22 +11,33 @@ from torch import Tensor
 
 from moekit.plan import DispatchPlan
 from moekit_kernels.eager import all_true
-from moekit_kernels.routing.sums import RoutingSums, entropy, routing_sums
+from moekit_kernels.routing.sums import RoutingCounts, RoutingSums, entropy, routing_sums
 
-__all__ = ["FusedSums", "RouterStats", "Routing", "RoutingSums", "check_stats", "entropy", "router_stats"]
+__all__ = [
+    "FusedSums",
+    "RouterStats",
+    "Routing",
+    "RoutingCounts",
+    "RoutingSums",
+    "check_stats",
+    "entropy",
+    "router_stats",
+]
 
 
 class FusedSums(NamedTuple):
-    """Sums that a fused router made along with a routing, which spares another pass over ``(T, E)``.
+    """Sums and counts that a router made along with a routing, which spares another pass over ``(T, E)``.
 
     Attributes:
         sums: The sums.
+        counts: The counts.
         mask: The mask that they were made under, or ``None`` for none.
         made_with: Gates, ids, logits, probabilities and valid rows that they were made from. A routing in which one
             of these was replaced has other sums.
     """
 
     sums: RoutingSums
+    counts: RoutingCounts
     mask: Bool[Tensor, "T"] | None
     made_with: tuple[Tensor | None, ...]
 
@@ -45,26 +56,41 @@ class Routing(NamedTuple):
     Attributes:
         gates: ``(T, K)`` weights of the chosen experts, float32 or wider; ``(E, C)`` for expert choice.
         expert_ids: Chosen experts, of the shape of ``gates``, each in ``[0, E)``.
-        logits: ``(T, E)`` router logits before noise, or ``None`` for a router without any.
-        probs: ``(T, E)`` probabilities over experts, each row summing to 1 (zero for a non-finite token).
+        logits: ``(T, E)`` router logits before noise, or ``None`` for a router without any, or that does not return
+            them.
+        probs: ``(T, E)`` probabilities over experts, each row summing to 1 (zero for a non-finite token), or ``None``
+            of a router that does not return them.
         valid: ``(T,)``, False for a token with non-finite logits.
         load_probs: ``(T, E)`` probability that noise would choose the expert (Shazeer 2017, eq. 9), or
             ``None`` where no noise was drawn.
         token_ids: ``None`` for token choice. For expert choice the chosen tokens, ``(E, C)``.
         kept: ``None``, or for expert choice ``(E, C)``, False where an expert ran out of real tokens.
-        sums: Sums that a fused router made, or ``None``. :func:`router_stats` uses them only with the tensors and the
+        sums: Sums that the router made, or ``None``. :func:`router_stats` uses them only with the tensors and the
             mask that they were made with, so a routing may be edited freely.
     """
 
     gates: Float[Tensor, "A B"]
     expert_ids: Int[Tensor, "A B"]
     logits: Float[Tensor, "T E"] | None
-    probs: Float[Tensor, "T E"]
+    probs: Float[Tensor, "T E"] | None
     valid: Bool[Tensor, "T"]
     load_probs: Float[Tensor, "T E"] | None = None
     token_ids: Int[Tensor, "E C"] | None = None
     kept: Bool[Tensor, "E C"] | None = None
     sums: FusedSums | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """``E``.
+
+        Raises:
+            ValueError: If the routing has neither probabilities nor sums.
+        """
+        if self.probs is not None:
+            return self.probs.shape[-1]
+        if self.sums is not None:
+            return self.sums.sums.prob_sum.shape[-1]
+        raise ValueError("routing must have probs or the sums of its router to tell its number of experts: keep them.")
 
 
 class RouterStats(NamedTuple):
@@ -127,31 +153,45 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         The statistics, on the device of ``routing``.
 
     Raises:
-        ValueError: If the plan is for another number of tokens or experts than the routing.
+        ValueError: If the plan is for another number of tokens or experts than the routing, or a routing without
+            probabilities was edited or is counted under another mask than the router's.
     """
-    num_tokens, num_experts = routing.probs.shape
+    num_tokens, num_experts = routing.valid.shape[0], routing.num_experts
     if plan.num_tokens != num_tokens or plan.tokens_per_expert.shape[0] != num_experts:
         raise ValueError(
             f"plan must be made from the routing, of {num_tokens} tokens and {num_experts} experts, got one for "
             f"{plan.num_tokens} tokens and {plan.tokens_per_expert.shape[0]} experts."
         )
-    counted = routing.valid if mask is None else routing.valid & mask
-    all_count = all_true(counted)
     if routing.sums is not None and routing.sums.of(routing, mask):
-        sums = routing.sums.sums
+        sums, counts = routing.sums.sums, routing.sums.counts
+        load, routed_tokens, nonfinite_tokens = counts.load, counts.num_tokens, counts.nonfinite_tokens
     else:
-        of_tokens = None if all_count else counted
-        sums = routing_sums(*routing[:4], of_tokens, masked=mask is not None, by_token=routing.token_ids is None)
-    if routing.load_probs is None:
-        load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
-    else:
-        load = torch.where(counted.unsqueeze(-1), routing.load_probs, 0).sum(0)
-    if all_count:
-        routed_tokens = torch.full((), num_tokens, device=counted.device)
-        nonfinite_tokens = torch.zeros_like(routed_tokens)
-    else:
-        routed_tokens = counted.sum()
-        nonfinite_tokens = (num_tokens if mask is None else mask.sum()) - routed_tokens
+        if routing.probs is None:
+            raise ValueError(
+                "routing must have the sums that its router made with these tensors and this mask, or probs: use "
+                "TopKRouter(..., return_logits=True), or statistics of the routing as the router returned it."
+            )
+        counted = routing.valid if mask is None else routing.valid & mask
+        all_count = all_true(counted)
+        sums = routing_sums(
+            routing.gates,
+            routing.expert_ids,
+            routing.logits,
+            routing.probs,
+            None if all_count else counted,
+            masked=mask is not None,
+            by_token=routing.token_ids is None,
+        )
+        if routing.load_probs is None:
+            load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
+        else:
+            load = torch.where(counted.unsqueeze(-1), routing.load_probs, 0).sum(0)
+        if all_count:
+            routed_tokens = torch.full((), num_tokens, device=counted.device)
+            nonfinite_tokens = torch.zeros_like(routed_tokens)
+        else:
+            routed_tokens = counted.sum()
+            nonfinite_tokens = (num_tokens if mask is None else mask.sum()) - routed_tokens
     return RouterStats(
         tokens_per_expert=plan.tokens_per_expert,
         dropped_per_expert=plan.dropped_per_expert,

@@ -1,7 +1,8 @@
 """Formulas by which ``torch.utils.flop_counter.FlopCounterMode`` counts the operations of this package.
 
 As torch's own formulas do, they count products of matrices alone, two operations for each multiplication, from
-shapes: every row of a plan counts, whether or not an expert owns it. Routing, planning and combining have no products.
+shapes: every row of a plan counts, whether or not an expert owns it. Planning and combining have no products, routing
+has that of the gate.
 
 The formulas are registered when torch's counter is imported: not here, because it imports Triton.
 
@@ -96,6 +97,21 @@ def grouped_gemm_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) ->
 def grouped_gemm_weight_grad_flops(grad: Shape, x: Shape, *others: Any, **ignored: Any) -> int:
     """Returns ``2·N·D·F``."""
     return 2 * grad[0] * grad[1] * x[1]
+
+
+def route_linear_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:
+    """Returns ``2·T·D·E``."""
+    return 2 * x[0] * weight[0] * weight[1]
+
+
+def route_linear_backward_flops(
+    d_gates: Shape | None, d_finite_logits: Shape | None, d_probs: Shape | None, d_prob_sum: Shape | None,
+    d_gate_sum: Shape | None, d_logsumexp_sq_sum: Shape | None, d_entropy_sum: Shape | None, x: Shape, weight: Shape,
+    bias: Shape | None, logits: Shape, valid: Shape, ids: Shape, mask: Shape | None, scoring: str, renormalize: bool,
+    scaling_factor: float, input_grad: bool, weight_grad: bool, *others: Any, **ignored: Any,
+) -> int:  # fmt: skip
+    """Counts the products for tokens and for the weight; ``2·T·D·E`` each."""
+    return (input_grad + weight_grad) * route_linear_flops(x, weight)
 
 
 def _products(rows: int, weight: Shape) -> int:

@@ -1,10 +1,12 @@
 """Gates: the small networks that turn a router input into router logits."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+import torch.nn.modules.module as module_hooks
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -100,6 +102,48 @@ def router_logits(gate: nn.Module, x: Shaped[Tensor, "T ..."], num_experts: int)
     if logits.shape[-1] != num_experts:
         raise ValueError(f"gate must give num_experts={num_experts} logits, got shape {tuple(logits.shape)}.")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def plain_linear(gate: nn.Module, x: Tensor, num_experts: int) -> tuple[Tensor, Tensor | None] | None:
+    """Returns weight and bias of a gate that is one plain linear layer, for a kernel that multiplies in its place.
+
+    Plain means that calling the gate would compute ``x W^T + bias`` and nothing else: one layer of the class that
+    :class:`Gate` builds, without hooks of its own or global ones, parametrisation, wrapper (LoRA, activation
+    checkpointing, FSDP, a compiled module) or replaced ``forward``, whose weights are no tensor subclass (DTensor, a
+    quantised weight) and fit ``x`` in width and device.
+
+    Args:
+        gate: The gate of a router.
+        x: Its input.
+        num_experts: ``E``.
+
+    Returns:
+        Weight ``(E, D)`` and bias ``(E,)``; None where the gate has to be called.
+    """
+    if type(gate) is not Gate or len(gate.layers) != 1 or not _is_unhooked(gate):
+        return None
+    layer = gate.layers[0]
+    # A parametrised layer, or one of FSDP, has a class of its own.
+    if type(layer) is not _Linear or not _is_unhooked(layer) or _any_global_hook():
+        return None
+    weight, bias = layer.weight, cast(Tensor | None, layer.bias)
+    if type(weight) not in _PLAIN_TENSORS or (bias is not None and type(bias) not in _PLAIN_TENSORS):
+        return None
+    if x.ndim != 2 or weight.shape != (num_experts, x.shape[1]) or weight.device != x.device:
+        return None
+    return weight, bias
+
+
+_PLAIN_TENSORS = (Tensor, nn.Parameter)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
+# No public function tells; the attributes are the ones that a call of a module looks at.
+_any_global_hook: Callable[[], object] = module_hooks._has_any_global_hook  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    return not any(getattr(module, name) for name in _HOOKS) and "forward" not in module.__dict__
 
 
 class _Linear(nn.Linear):

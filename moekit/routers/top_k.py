@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from moekit.checks import check_choice, check_counts, check_floating, check_top_k
 from moekit.init import reset_parameters
 from moekit.routers.base import Router
-from moekit.routers.gate import Gate, router_logits
+from moekit.routers.gate import Gate, plain_linear, router_logits
 from moekit.routers.noise import add_noise, smooth_load
 from moekit.routing import FusedSums, Routing
-from moekit_kernels.impl import Impl, check_sizes
-from moekit_kernels.routing import route
-from moekit_kernels.routing.checks import LIMITS, check_groups
+from moekit_kernels.impl import KERNEL_DTYPES, Impl, check_sizes, resolve_impl
+from moekit_kernels.routing import Routed, route, route_linear
+from moekit_kernels.routing.checks import LIMITS, MAX_LINEAR_EXPERTS, check_groups
 from moekit_kernels.routing.finite import finite_logits
 from moekit_kernels.routing.options import SCORINGS, Scoring
 
@@ -29,6 +29,16 @@ class _Options(TypedDict):
     selection_bias: Tensor | None
     num_groups: int | None
     topk_groups: int | None
+
+
+class _Arguments(_Options):
+    """The arguments of a decision besides the logits, or besides the input and the weight of the gate."""
+
+    top_k: int
+    mask: Tensor | None
+    with_sums: bool | None
+    with_logits: bool
+    impl: Impl
 
 
 class TopKRouter(Router):
@@ -66,10 +76,13 @@ class TopKRouter(Router):
         gate_hidden_dim: Makes the gate a two-layer MLP of this hidden width.
         gate_bias: Whether the gate has biases.
         gate: Any module ``(T, ...) -> (T, E)`` in place of the built-in one.
+        return_logits: Whether the routing has logits and probabilities. Without, they are not written, and their
+            memory is not needed where no gradient is; the statistics are those of the routing as returned, under the
+            mask of the call. Not with ``noisy``, nor where tokens share a decision. May be set later.
         impl: ``"reference"`` and ``"torch"`` are plain PyTorch; ``"triton"`` fuses everything after the gate and the
-            sums of :func:`~moekit.router_stats` into one pass over the logits, on a GPU, with first-order gradients,
-            for float32 logits, up to 4096 experts and ``top_k`` up to 64; see
-            :mod:`moekit_kernels.impl`.
+            sums of :func:`~moekit.router_stats` into one kernel, on a GPU, with first-order gradients, for float32
+            logits, up to 4096 experts and ``top_k`` up to 64; the product of the gate too where that is one plain
+            linear layer of up to 512 experts and no noise is drawn. See :mod:`moekit_kernels.impl`.
         init_scale: Variance of the gate's weights times their fan-in.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -85,7 +98,7 @@ class TopKRouter(Router):
     """
 
     selection_bias: Float[Tensor, "E"] | None
-    _checked_settings = frozenset({"top_k", "scoring", "_renormalize", "jitter", "impl"})
+    _checked_settings = frozenset({"top_k", "scoring", "_renormalize", "jitter", "return_logits", "impl"})
 
     def __init__(
         self,
@@ -104,6 +117,7 @@ class TopKRouter(Router):
         gate_hidden_dim: int | None = None,
         gate_bias: bool = False,
         gate: nn.Module | None = None,
+        return_logits: bool = True,
         impl: Impl = "auto",
         init_scale: float = 0.1,
         device: torch.device | str | None = None,
@@ -115,8 +129,10 @@ class TopKRouter(Router):
         self.scoring: Scoring = scoring
         self._renormalize = renormalize
         self.scaling_factor = scaling_factor
+        self.return_logits = return_logits
         self.impl: Impl = impl
         self.jitter = jitter
+        self._noisy = noisy
         self.num_groups = num_groups
         self.topk_groups = topk_groups
         self._check_settings()
@@ -168,7 +184,7 @@ class TopKRouter(Router):
             mask: True for real tokens, ``(T,)``; all by default.
 
         Returns:
-            Gates and ids ``(T, K)``, logits and probabilities ``(T, E)``.
+            Gates and ids ``(T, K)``; logits and probabilities ``(T, E)`` unless ``return_logits=False``.
 
         Raises:
             ValueError: If ``x`` has the wrong width, dtype or device, the gate gives another number of
@@ -179,14 +195,15 @@ class TopKRouter(Router):
             # In bfloat16 the bounds would be rounded and the noise would not average to 1.
             jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
+        elif not (self.training and self._noisy):
+            plain = self._plain_gate(x)
+            if plain is not None:
+                weight, bias = plain
+                return self._routing(route_linear(x, weight, bias=bias, **self._arguments(mask)), mask)
         logits = router_logits(self.gate, x, self.num_experts)
         if self.training and self.noise_gate is not None:
             return self._route_noisy(logits, x, self.noise_gate)
-        routed = route(logits, self.top_k, mask=mask, with_sums=None, impl=self.impl, **self._options())
-        routing = Routing(routed.gates, routed.ids, routed.logits, routed.probs, routed.valid)
-        if routed.sums is None:
-            return routing
-        return routing._replace(sums=FusedSums(routed.sums, mask, routing[:5]))
+        return self._routing(route(logits, **self._arguments(mask)), mask)
 
     @torch.no_grad()
     def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
@@ -229,7 +246,7 @@ class TopKRouter(Router):
         return (
             f"num_experts={self.num_experts}, top_k={self.top_k}, scoring={self.scoring!r}, "
             f"renormalize={self.renormalize}, scaling_factor={self.scaling_factor}, jitter={self.jitter}, "
-            f"impl={self.impl!r}"
+            f"return_logits={self.return_logits}, impl={self.impl!r}"
         )
 
     def _route_noisy(self, logits: Tensor, x: Tensor, noise_gate: nn.Module) -> Routing:
@@ -241,6 +258,35 @@ class TopKRouter(Router):
         routed = route(marked, self.top_k, with_sums=False, impl=self.impl, **self._options())
         load_probs = smooth_load(logits, noise, self.top_k)
         return Routing(routed.gates, routed.ids, logits, routed.probs, routed.valid, load_probs)
+
+    def _plain_gate(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Returns weight and bias of the gate where a kernel multiplies by them, else None; never calls the gate."""
+        if self.num_experts > MAX_LINEAR_EXPERTS or x.dtype not in KERNEL_DTYPES:
+            return None
+        logits = ("logits", torch.float32)
+        sizes = {"num_experts": self.num_experts, "top_k": self.top_k}
+        if resolve_impl(self.impl, LIMITS, x.device, logits, **sizes) != "triton":
+            return None
+        plain = plain_linear(self.gate, x, self.num_experts)
+        return plain if plain is not None and plain[0].dtype in KERNEL_DTYPES else None
+
+    def _arguments(self, mask: Tensor | None) -> "_Arguments":
+        # A routing without logits and probabilities leaves no other way to the sums.
+        with_sums = None if self.return_logits else True
+        return _Arguments(
+            **self._options(),
+            top_k=self.top_k,
+            mask=mask,
+            with_sums=with_sums,
+            with_logits=self.return_logits,
+            impl=self.impl,
+        )
+
+    def _routing(self, routed: Routed, mask: Tensor | None) -> Routing:
+        routing = Routing(routed.gates, routed.ids, routed.logits, routed.probs, routed.valid)
+        if routed.sums is None or routed.counts is None:
+            return routing
+        return routing._replace(sums=FusedSums(routed.sums, routed.counts, mask, routing[:5]))
 
     def _options(self) -> "_Options":
         return _Options(
@@ -259,6 +305,11 @@ class TopKRouter(Router):
         check_sizes(self.impl, LIMITS, num_experts=self.num_experts, top_k=self.top_k)
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter must be in [0, 1), got {self.jitter}.")
+        if self._noisy and not self.return_logits:
+            raise ValueError(
+                "return_logits=False does not go with noisy=True: the statistics of noisy routing are made of the "
+                "logits without noise."
+            )
         if self.top_k == 1 and (self._renormalize or self.scoring == "topk_softmax"):
             raise ValueError(
                 "top_k=1 with renormalised gates makes every gate 1, so no gradient reaches the router: "

@@ -47,6 +47,7 @@ def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, 
     zero = logits.sum() * 0 if logits.isfinite().all() else logits.new_zeros(())
     sums = {name: [zero] * num_experts for name in ("tokens_per_expert", "prob_sum", "gate_sum")}
     scalars = {"logsumexp_sq_sum": zero, "entropy_sum": zero}
+    tokens = {"num_tokens": 0, "nonfinite_tokens": 0}
     for t, row in enumerate(logits):
         valid = bool(row.isfinite().all())
         row = row if valid else torch.zeros_like(row)
@@ -59,7 +60,10 @@ def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, 
         rows["ids"].append(torch.tensor(ids))
         rows["probs"].append(probs if valid else torch.zeros_like(probs))
         rows["valid"].append(torch.tensor(valid))
-        if not valid or (mask is not None and not mask[t]):
+        if mask is not None and not mask[t]:
+            continue
+        tokens["num_tokens" if valid else "nonfinite_tokens"] += 1
+        if not valid:
             continue
         for e in range(num_experts):
             sums["prob_sum"][e] = sums["prob_sum"][e] + probs[e]
@@ -69,7 +73,9 @@ def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, 
             sums["tokens_per_expert"][e] = sums["tokens_per_expert"][e] + 1
         scalars["logsumexp_sq_sum"] = scalars["logsumexp_sq_sum"] + row.exp().sum().log().square()
     fields = {name: torch.stack(values) for name, values in (rows | sums).items()} | scalars
-    return fields | {"tokens_per_expert": fields["tokens_per_expert"].detach().long()}
+    load = fields["tokens_per_expert"].detach()
+    counts = {name: torch.tensor(count) for name, count in tokens.items()}
+    return fields | counts | {"tokens_per_expert": load.long(), "load": load}
 
 
 @few
@@ -108,10 +114,10 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
     )
     expected = naive_route(expected_leaf, top_k, *way, 2.5, bias, groups, mask)
     total = [torch.zeros((), dtype=torch.float64)] * 2
-    values = actual._asdict() | actual.sums._asdict()
+    values = actual._asdict() | actual.counts._asdict() | actual.sums._asdict()
     finite_rows = torch.where(leaf.isfinite().all(1, keepdim=True), leaf, 0)
     assert torch.equal(values.pop("logits"), finite_rows)
-    del values["sums"]
+    del values["sums"], values["counts"]
     for name, field in values.items():
         if not field.is_floating_point():
             assert torch.equal(field, expected[name]), name
@@ -130,7 +136,7 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
 def test_no_tokens_give_zero_sums() -> None:
     routed = route_reference(torch.zeros(0, 5), 2)
     assert routed.ids.shape == routed.gates.shape == (0, 2)
-    assert all(field.eq(0).all() for field in (routed.tokens_per_expert, *routed.sums))
+    assert all(field.eq(0).all() for field in (*routed.counts, *routed.sums))
 
 
 def test_sums_can_be_left_out() -> None:
@@ -139,7 +145,7 @@ def test_sums_can_be_left_out() -> None:
     for with_sums in (False, None):  # None: only where they cost nothing
         routed = route(logits, 2, mask=mask, with_sums=with_sums)
         assert routed.sums is None
-        assert routed.tokens_per_expert is None
+        assert routed.counts is None
         assert all(torch.equal(a, b) for a, b in zip(routed[:5], whole[:5], strict=True))
 
 
@@ -163,7 +169,7 @@ def test_scores_that_rounding_makes_equal_are_ranked_by_their_logits(scoring: st
 def test_half_precision_logits_are_computed_in_float32() -> None:
     logits = torch.randn(6, 5, dtype=torch.bfloat16)
     half, single = (route_reference(x, 2) for x in (logits, logits.float()))
-    for a, b in zip((*half[:6], *half.sums), (*single[:6], *single.sums), strict=True):
+    for a, b in zip((*half[:5], *half.counts, *half.sums), (*single[:5], *single.counts, *single.sums), strict=True):
         assert torch.equal(a, b)
 
 

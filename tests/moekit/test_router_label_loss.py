@@ -69,7 +69,9 @@ def test_tokens_whose_logits_are_not_finite_do_not_count() -> None:
 
 def test_inputs_that_do_not_fit() -> None:
     logits, labels = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="logits must be those of a router that computes some, got a Routing without"):
+    with pytest.raises(
+        ValueError, match="logits must be those of a router that computes and returns some, got a Routing without"
+    ):
         router_label_loss(HashRouter(3, 10)(torch.arange(4)), labels)
     with pytest.raises(ValueError, match=r"logits must be router logits or a Routing, got a tuple: pass moe.route"):
         router_label_loss((logits,), labels)

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from moekit_kernels.routing import Routed, RoutingSums, route, route_reference
+from moekit_kernels.routing import Routed, RoutingCounts, RoutingSums, route, route_reference
+from moekit_kernels.routing.outputs import FLOAT_OUTPUTS, RouteOutputs
 from tests.oracles import poisoned_empty
 from tests.strategies import few
 from tests.triton.tolerances import assert_near
 
 OPS = torch.ops.moekit
 WAYS = [("softmax", True), ("softmax", False), ("topk_softmax", True), ("sigmoid", True), ("sigmoid", False)]
-FLOATS = ("gates", "probs", "prob_sum", "gate_sum", "logsumexp_sq_sum", "entropy_sum")
+FLOATS = ("gates", "logits", "probs", "prob_sum", "gate_sum", "logsumexp_sq_sum", "entropy_sum")
 LAYOUTS = ("rows", "columns", "every other")
 
 
@@ -75,13 +76,13 @@ def a_case(num_tokens: int = 19, num_experts: int = 12, top_k: int = 3, **option
 
 
 def field(routed: Routed, name: str) -> Tensor:
-    """A field of the routing or of its sums."""
-    return getattr(routed, name) if hasattr(routed, name) else getattr(routed.sums, name)
+    """A field of the routing, of its counts or of its sums."""
+    return next(getattr(part, name) for part in (routed, routed.counts, routed.sums) if hasattr(part, name))
 
 
 def flat(routed: Routed) -> list[Tensor]:
     """All tensors."""
-    return [*routed[:6], *routed.sums]
+    return [*routed[:5], *routed.counts, *routed.sums]
 
 
 def incoming(routed: Routed, seed: int = 3) -> list[Tensor]:
@@ -107,7 +108,7 @@ def check(case: Case) -> None:
     single = route_reference(case.logits, case.top_k, **case.options)
     assert torch.equal(actual.ids, single.ids)
     assert torch.equal(actual.valid, single.valid)
-    assert torch.equal(actual.tokens_per_expert, single.tokens_per_expert)
+    assert all(torch.equal(a, b) for a, b in zip(actual.counts, single.counts, strict=True))
     assert gradient.dtype == case.logits.dtype
     if torch.equal(single.ids, exact.ids):  # else scores that float32 rounds to a tie
         for name in FLOATS:
@@ -149,7 +150,7 @@ def test_rows_that_are_not_finite_are_in_no_sum_and_get_no_gradient(device, scor
     assert routed.ids[bad].tolist() == [[0, 1, 2]] * 2
     assert gradient[bad].eq(0).all()
     assert gradient.isfinite().all()
-    assert routed.tokens_per_expert.sum().item() == (19 - 2) * 3
+    assert routed.counts.tokens_per_expert.sum().item() == (19 - 2) * 3
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "topk_softmax", "sigmoid"])
@@ -221,7 +222,7 @@ def test_offsets_beyond_32_bits(device) -> None:
     far.copy_(near)
     # Another stride is another specialisation of the kernel: compiled code may round in another order.
     (actual, gradient), (expected, expected_gradient) = (run(Case(x, 2, {}), "triton") for x in (far, near))
-    for name in (*Routed._fields[:-1], *RoutingSums._fields):
+    for name in (*Routed._fields[:-2], *RoutingCounts._fields, *RoutingSums._fields):
         a, b = field(actual, name), field(expected, name)
         if name in FLOATS:
             assert_near(a, b, torch.float32, name)
@@ -254,7 +255,7 @@ def test_without_gradients_nothing_is_kept(device) -> None:
             route(case.logits.requires_grad_(), 3, impl="triton")
         assert not kept
         route(case.logits, 3, impl="triton")
-    assert kept == [(19, 12), (19, 3), (19, 1)]  # logits, ids, and which rows are finite
+    assert kept == [(19, 12), (19, 3)]  # logits and ids
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
@@ -264,12 +265,12 @@ def test_opcheck(device, layout: str) -> None:
     logits = laid_out(case.logits, layout)
     mask, bias = torch.arange(5, device=device) > 1, torch.zeros(6, device=device)
     for rest in ((None, 0, 0, None), (bias, 3, 2, mask)):
-        arguments = (logits.detach().requires_grad_(), 2, "sigmoid", True, 1.5, *rest)
+        arguments = (logits.detach().requires_grad_(), 2, "sigmoid", True, 1.5, *rest, True, True)
         torch.library.opcheck(OPS.route.default, arguments)
-    gates, ids, probs, _, _, *sums = OPS.route(*arguments)
-    grads = [torch.randn_like(t) for t in (gates, probs, *sums)]
-    for some in (grads, [grads[0], *[None] * 5]):
-        torch.library.opcheck(OPS.route_backward.default, (*some, logits, ids, mask, "sigmoid", True, 1.5))
+    out = RouteOutputs(*OPS.route(*arguments))
+    grads = [torch.randn_like(out[place]) for place in FLOAT_OUTPUTS]
+    for some in (grads, [grads[0], *[None] * 6]):
+        torch.library.opcheck(OPS.route_backward.default, (*some, logits, out.ids, mask, "sigmoid", True, 1.5))
 
 
 def test_compiled_without_a_break_for_any_number_of_tokens(device) -> None:

@@ -90,8 +90,8 @@ def route_linear_fwd_kernel(
 ):
     """Decides about all tokens from the input of the gate, and adds the sums up.
 
-    The logits of a block of rows pass through ``parts``, so that decisions are made on few rows at a time, in registers:
-    where ``SCRATCH``, a buffer ``(programs, ROWS, E)``; else the logits asked for, or ``(SPLITS, T, E)``.
+    The logits of a block of rows pass through ``parts``, so that decisions are made on few rows at a time, in
+    registers: where ``SCRATCH``, a buffer ``(programs, ROWS, E)``; else the logits asked for, or ``(SPLITS, T, E)``.
     Where there are few blocks of rows, ``SPLITS`` programs share each, with a part of D for every one, and the last of
     them decides.
     """

@@ -12,7 +12,9 @@ from moekit_kernels.kernel_language import arrives_last
 
 
 @triton.jit
-def store_partial(partials, row, count, prob, gate, tokens, nonfinite, logsumexp_sq, entropy, E: tl.constexpr, EP: tl.constexpr):
+def store_partial(
+    partials, row, count, prob, gate, tokens, nonfinite, logsumexp_sq, entropy, E: tl.constexpr, EP: tl.constexpr
+):
     """Writes one row of partial sums."""
     start = partials + row.to(tl.int64) * (3 * E + 4)
     column = tl.arange(0, EP)

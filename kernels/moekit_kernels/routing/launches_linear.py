@@ -177,9 +177,7 @@ def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target)
     rows_per_chunk = -(-tiles // chunks) * rows
     chunks = max(-(-num_tokens // rows_per_chunk), 1)
     share = -(-blocks // max(2 * target.processors // chunks, 1))
-    return BackwardBlocks(
-        width, rows, sub_rows, columns, -(-blocks // share), rows_per_chunk, chunks, num_warps, 2
-    )
+    return BackwardBlocks(width, rows, sub_rows, columns, -(-blocks // share), rows_per_chunk, chunks, num_warps, 2)
 
 
 def backward(
@@ -194,7 +192,7 @@ def backward(
     options: RouteOptions,
     needs: tuple[bool, bool, bool],
 ) -> LinearGradients:
-    """Returns the gradients of ``x``, ``weight`` and ``bias``, each of the dtype of its tensor, where ``needs`` says so.
+    """Returns the gradients of ``x``, ``weight`` and ``bias``, each of its dtype, where ``needs`` says so.
 
     Args:
         grads: Gradients of the outputs of :func:`forward`.

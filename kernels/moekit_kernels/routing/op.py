@@ -1,26 +1,23 @@
 """``moekit::route`` and ``moekit::route_backward``: schema, fake, autograd, choice of implementation."""
 
-from collections.abc import Callable
 from typing import Any, NoReturn
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from moekit_kernels.eager import operation
 from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import LIMITS, check_arguments
-
 from moekit_kernels.routing.options import RouteOptions, Scoring
+from moekit_kernels.routing.outputs import FLOAT_OUTPUTS, RouteGradients, RouteOutputs, outputs
 from moekit_kernels.routing.reference import Routed, decide_and_sum
-from moekit_kernels.routing.sums import RoutingSums
-
-# The outputs that have a gradient, by their place.
-from moekit_kernels.routing.outputs import FLOAT_OUTPUTS as _FLOAT_OUTPUTS, RouteGradients, RouteOutputs
+from moekit_kernels.routing.sums import RoutingCounts, RoutingSums
+from moekit_kernels.routing.vmap import one_after_another
 
 
-@torch.library.custom_op("moekit::route", mutates_args=())
+@operation("moekit::route")
 def _route(
     logits: Tensor,
     top_k: int,
@@ -31,14 +28,17 @@ def _route(
     num_groups: int | None,
     topk_groups: int | None,
     mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with_logits: bool,
+    with_probs: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
-    return launches.forward(logits, options, mask)
+    return launches.forward(logits, options, mask, with_logits, with_probs)
 
 
-@torch.library.custom_op("moekit::route_backward", mutates_args=())
+@operation("moekit::route_backward")
 def _route_backward(
     d_gates: Tensor | None,
+    d_finite_logits: Tensor | None,
     d_probs: Tensor | None,
     d_prob_sum: Tensor | None,
     d_gate_sum: Tensor | None,
@@ -51,7 +51,7 @@ def _route_backward(
     renormalize: bool,
     scaling_factor: float,
 ) -> Tensor:
-    grads = RouteGradients(d_gates, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
+    grads = RouteGradients(d_gates, d_finite_logits, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum)
     return launches.backward(grads, logits, ids, mask, RouteOptions(ids.shape[1], scoring, renormalize, scaling_factor))
 
 
@@ -66,13 +66,17 @@ def _(
     num_groups: int | None,
     topk_groups: int | None,
     mask: Tensor | None,
+    with_logits: bool,
+    with_probs: bool,
 ) -> RouteOutputs:
-    return launches.outputs(logits, top_k)
+    num_tokens, num_experts = logits.shape
+    return outputs(logits, num_tokens, num_experts, top_k, with_logits, with_probs)
 
 
 @_route_backward.register_fake
 def _(
     d_gates: Tensor | None,
+    d_finite_logits: Tensor | None,
     d_probs: Tensor | None,
     d_prob_sum: Tensor | None,
     d_gate_sum: Tensor | None,
@@ -89,48 +93,48 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, mask = inputs
-    ctx.mark_non_differentiable(*(t for place, t in enumerate(output) if place not in _FLOAT_OUTPUTS))
+    logits, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, mask, _, _ = inputs
+    ctx.mark_non_differentiable(*(t for place, t in enumerate(output) if place not in FLOAT_OUTPUTS))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, output[1], mask)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    float_grads = [grads[place] for place in _FLOAT_OUTPUTS]
+    float_grads = [grads[place] for place in FLOAT_OUTPUTS]
     d_logits = None
     if any(grad is not None for grad in float_grads):
         refuse_forward_mode("route", *float_grads)
         d_logits = _route_backward(*float_grads, *ctx.saved_tensors, ctx.scoring, ctx.renormalize, ctx.scaling_factor)
-    return d_logits, *(None,) * 8
+    return d_logits, *(None,) * 10
 
 
-def _no_second_order(ctx: Any, *grads: Any) -> NoReturn:
+def no_second_order(ctx: Any, *grads: Any) -> NoReturn:
+    """Raises: backward of a backward operation.
+
+    Raises:
+        RuntimeError: Always.
+    """
     raise RuntimeError('route has first-order gradients only; for higher orders use impl="reference".')
 
 
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None: ...
-
-
-def _batched(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """Returns a rule for ``torch.vmap``: one call after the other, because each has sums of its own."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        def call(sample: int) -> Any:
-            return op(*(a if d is None else a.select(d, sample) for a, d in zip(args, in_dims, strict=True)))
-
-        outputs = [call(sample) for sample in range(info.batch_size)]
-        if isinstance(outputs[0], Tensor):
-            return torch.stack(outputs), 0
-        fields = tuple(torch.stack(field) for field in zip(*outputs, strict=True))
-        return fields, (0,) * len(fields)
-
-    return rule
+def save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Saves nothing for a backward that raises."""
 
 
 _route.register_autograd(_backward, setup_context=_save)
-_route_backward.register_autograd(_no_second_order, setup_context=_save_nothing)
-_route.register_vmap(_batched(_route))
-_route_backward.register_vmap(_batched(_route_backward))
+_route_backward.register_autograd(no_second_order, setup_context=save_nothing)
+_route.register_vmap(one_after_another(_route.registered))
+_route_backward.register_vmap(one_after_another(_route_backward.registered))
+
+
+def routed_of(out: RouteOutputs, with_logits: bool, with_sums: bool | None) -> Routed:
+    """Returns what the forward operations wrote as :class:`Routed`."""
+    logits, probs = (out.logits, out.probs) if with_logits else (None, None)
+    if with_sums is False:
+        return Routed(out.gates, out.ids, logits, probs, out.valid, None, None)
+    counts = RoutingCounts(out.tokens_per_expert, out.load, out.num_tokens, out.nonfinite_tokens)
+    sums = RoutingSums(out.prob_sum, out.gate_sum, out.logsumexp_sq_sum, out.entropy_sum)
+    return Routed(out.gates, out.ids, logits, probs, out.valid, counts, sums)
 
 
 def resolve_route(impl: str, logits: Float[Tensor, "T E"], top_k: int) -> Resolved:
@@ -152,6 +156,7 @@ def route(
     topk_groups: int | None = None,
     mask: Bool[Tensor, "T"] | None = None,
     with_sums: bool | None = True,
+    with_logits: bool = True,
     impl: Impl = "auto",
 ) -> Routed:
     """Computes the decision of a top-k router and the sums over its tokens, reading the logits once each way.
@@ -169,7 +174,8 @@ def route(
         topk_groups: Chooses within so many groups.
         mask: True for tokens that count in the sums.
         with_sums: Whether to return the sums. None: only if they cost nothing, which is by ``"triton"``.
-        impl: ``"reference"`` and ``"torch"``: plain PyTorch, with gradients of every order. ``"triton"``: two kernels,
+        with_logits: Whether to return logits and probabilities, which are not written otherwise.
+        impl: ``"reference"`` and ``"torch"``: plain PyTorch, with gradients of every order. ``"triton"``: one kernel,
             with first-order gradients, for up to 4096 experts and ``top_k`` up to 64. See :mod:`moekit_kernels.impl`.
 
     Returns:
@@ -180,18 +186,15 @@ def route(
 
     Example:
         >>> routed = route(torch.tensor([[1.0, 3.0, 2.0]]), 2)
-        >>> routed.ids.tolist(), routed.tokens_per_expert.tolist()
+        >>> routed.ids.tolist(), routed.counts.tokens_per_expert.tolist()
         ([[1, 2]], [0, 1, 1])
     """
     options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
     resolved = resolve_route(impl, logits, top_k)
     check_arguments(logits, options, mask)
     if resolved == "reference":
-        return decide_and_sum(logits, options, mask, bool(with_sums))
+        return decide_and_sum(logits, options, mask, bool(with_sums), with_logits)
     refuse_forward_mode("route", logits)
     options = options._replace(scaling_factor=float(scaling_factor))
-    gates_TK, ids_TK, probs_TE, valid_T, tokens_per_expert, *sums = _route(logits, *options, mask)
-    finite_TE = torch.where(valid_T.unsqueeze(-1), logits.to(probs_TE.dtype), 0)
-    if with_sums is False:
-        return Routed(gates_TK, ids_TK, finite_TE, probs_TE, valid_T, None, None)
-    return Routed(gates_TK, ids_TK, finite_TE, probs_TE, valid_T, tokens_per_expert, RoutingSums(*sums))
+    out = RouteOutputs(*_route(logits, *options, mask, with_logits, with_logits))
+    return routed_of(out, with_logits, with_sums)

@@ -80,7 +80,8 @@ class RouteGradients(NamedTuple):
 
         The two of shape ``(T, E)`` are read by their strides, the others are copied if they are not contiguous.
         """
-        logits, probs = self.logits, self.probs
+        # Outputs that were not asked for are empty, and so are their gradients.
+        logits, probs = (None if t is None or t.ndim < 2 else t for t in (self.logits, self.probs))
         others = self._replace(logits=None, probs=None)._asdict()
         return {
             **{f"d_{name}": None if grad is None else grad.contiguous() for name, grad in others.items()},
@@ -120,7 +121,9 @@ def outputs(
     )
 
 
-def sum_arguments(device: torch.device, num_partials: int, num_experts: int, width: int, more_counters: int = 0) -> Mapping[str, Any]:
+def sum_arguments(
+    device: torch.device, num_partials: int, num_experts: int, width: int, more_counters: int = 0
+) -> Mapping[str, Any]:
     """Returns what the kernels need to add up the sums of ``num_partials`` programs, of ``width`` columns each.
 
     The counters are those of ``kernel_sums`` and ``more_counters`` behind them.

@@ -14,7 +14,7 @@ from moekit_kernels.routing.checks import check_arguments
 from moekit_kernels.routing.finite import FiniteLogits, finite_logits
 from moekit_kernels.routing.options import RouteOptions, Scoring
 from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
-from moekit_kernels.routing.sums import RoutingSums, routing_sums
+from moekit_kernels.routing.sums import RoutingCounts, RoutingSums, routing_counts, routing_sums
 
 
 class Routed(NamedTuple):
@@ -23,20 +23,20 @@ class Routed(NamedTuple):
     Attributes:
         gates: ``(T, K)``, weights of the chosen experts, best first; NaN for a token with non-finite logits.
         ids: ``(T, K)`` int64, the chosen experts; for a token with non-finite logits those of zero logits.
-        logits: ``(T, E)``, the router logits; zero for a token with non-finite ones.
-        probs: ``(T, E)``, probabilities over experts; zero for a token with non-finite logits.
+        logits: ``(T, E)``, the router logits; zero for a token with non-finite ones. None where not asked for.
+        probs: ``(T, E)``, probabilities over experts; zero for a token with non-finite logits. None where not asked
+            for.
         valid: ``(T,)``, False for a token with non-finite logits.
-        tokens_per_expert: ``(E,)`` int64, slots of each expert, of tokens that are valid and in the mask; None without
-            sums.
+        counts: Counts over the tokens in the mask; None without sums.
         sums: Sums over the same tokens; None without.
     """
 
     gates: Float[Tensor, "T K"]
     ids: Int[Tensor, "T K"]
-    logits: Float[Tensor, "T E"]
-    probs: Float[Tensor, "T E"]
+    logits: Float[Tensor, "T E"] | None
+    probs: Float[Tensor, "T E"] | None
     valid: Bool[Tensor, "T"]
-    tokens_per_expert: Int[Tensor, "E"] | None
+    counts: RoutingCounts | None
     sums: RoutingSums | None
 
 
@@ -85,6 +85,7 @@ def route_reference(
     topk_groups: int | None = None,
     mask: Bool[Tensor, "T"] | None = None,
     with_sums: bool = True,
+    with_logits: bool = True,
 ) -> Routed:
     """Chooses the ``top_k`` experts of largest score for every token; ties go to the lowest id.
 
@@ -108,7 +109,8 @@ def route_reference(
         topk_groups: Chooses within the best ``topk_groups`` groups only; a group's score is the sum of its
             two largest, bias included.
         mask: True for tokens that count in the sums; all by default. It changes no gate and no id.
-        with_sums: Whether to compute the sums.
+        with_sums: Whether to compute the sums and counts.
+        with_logits: Whether to return logits and probabilities.
 
     Returns:
         Decision and sums.
@@ -118,26 +120,28 @@ def route_reference(
     """
     options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
     check_arguments(logits, options, mask)
-    return decide_and_sum(logits, options, mask, with_sums)
+    return decide_and_sum(logits, options, mask, with_sums, with_logits)
 
 
-def decide_and_sum(logits: Tensor, options: RouteOptions, mask: Tensor | None, with_sums: bool) -> Routed:
+def decide_and_sum(
+    logits: Tensor, options: RouteOptions, mask: Tensor | None, with_sums: bool, with_logits: bool = True
+) -> Routed:
     """Computes :func:`route_reference` from checked arguments."""
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
     finite = finite_logits(logits)
     logits_TE, valid_T, all_valid = finite
     gates_TK, ids_TK, probs_TE = _decide(finite, options)
+    returned = (logits_TE, probs_TE) if with_logits else (None, None)
     if not with_sums:
-        return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, None, None)
+        return Routed(gates_TK, ids_TK, *returned, valid_T, None, None)
     counted_T = valid_T if mask is None else valid_T & mask
-    counted_N = counted_T.unsqueeze(-1).expand_as(ids_TK).flatten().long()
-    tokens_per_expert = ids_TK.new_zeros(logits.shape[1]).index_add(0, ids_TK.flatten(), counted_N)
+    counts = routing_counts(ids_TK, valid_T, mask, logits.shape[1], probs_TE.dtype)
     all_count = all_valid and mask is None
     sums = routing_sums(
         gates_TK, ids_TK, logits_TE, probs_TE, None if all_count else counted_T, masked=mask is not None
     )
-    return Routed(gates_TK, ids_TK, logits_TE, probs_TE, valid_T, tokens_per_expert, sums)
+    return Routed(gates_TK, ids_TK, *returned, valid_T, counts, sums)
 
 
 def _normalised_sigmoid(logits: Tensor) -> Tensor:

@@ -29,6 +29,22 @@ class RoutingSums(NamedTuple):
     entropy_sum: Float[Tensor, ""]
 
 
+class RoutingCounts(NamedTuple):
+    """Counts of slots and tokens, in the mask.
+
+    Attributes:
+        tokens_per_expert: ``(E,)`` int64, slots of each expert, of valid tokens.
+        load: ``(E,)``, the same in the dtype of the sums.
+        num_tokens: ``()`` int64, valid tokens.
+        nonfinite_tokens: ``()`` int64, the other ones.
+    """
+
+    tokens_per_expert: Int[Tensor, "E"]
+    load: Float[Tensor, "E"]
+    num_tokens: Int[Tensor, ""]
+    nonfinite_tokens: Int[Tensor, ""]
+
+
 def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
     """Computes ``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
     if not may_be_differentiated(probs):
@@ -37,6 +53,30 @@ def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
         return -(probs * probs.log()).sum(-1)
     positive = probs > 0  # the derivative of entr is infinite at 0
     return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
+
+
+def routing_counts(
+    ids: Int[Tensor, "T K"],
+    valid: Bool[Tensor, "T"],
+    mask: Bool[Tensor, "T"] | None,
+    num_experts: int,
+    dtype: torch.dtype,
+) -> RoutingCounts:
+    """Counts a routing.
+
+    Args:
+        ids: The chosen experts.
+        valid: False for tokens with non-finite logits.
+        mask: True for tokens that count; all by default.
+        num_experts: ``E``.
+        dtype: Of the load.
+    """
+    counted_T = valid if mask is None else valid & mask
+    counted_N = counted_T.unsqueeze(-1).expand_as(ids).flatten().long()
+    tokens_per_expert = ids.new_zeros(num_experts).index_add(0, ids.flatten(), counted_N)
+    num_tokens = counted_T.sum()
+    real_tokens = valid.shape[0] if mask is None else mask.sum()
+    return RoutingCounts(tokens_per_expert, tokens_per_expert.to(dtype), num_tokens, real_tokens - num_tokens)
 
 
 def routing_sums(

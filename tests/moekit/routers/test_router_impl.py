@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moekit import FFNExperts, Routing, SparseMoE, TopKRouter, plan_dispatch, router_stats
-from moekit.routing import FusedSums, RoutingSums
+from moekit.routing import FusedSums, RoutingCounts, RoutingSums
 
 
 def test_an_unknown_implementation_is_refused() -> None:
@@ -74,4 +74,5 @@ def test_sums_of_another_mask_or_an_edited_routing_are_not_used() -> None:
 def _with_sums(routing: Routing, mask: torch.Tensor | None) -> Routing:
     """The routing with sums that no router would make."""
     fields = (torch.full((4,), 7.0), torch.full((4,), 7.0), torch.tensor(7.0), torch.tensor(7.0))
-    return routing._replace(sums=FusedSums(RoutingSums(*fields), mask, routing[:5]))
+    counts = RoutingCounts(torch.full((4,), 7), torch.full((4,), 7.0), torch.tensor(7), torch.tensor(7))
+    return routing._replace(sums=FusedSums(RoutingSums(*fields), counts, mask, routing[:5]))
