@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torch.nn.modules.module as module_hooks
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from moekit.checks import check_floating, check_positive, check_rank, check_same_device, check_width
 from moekit.init import reset_layer, scaled_normal_
@@ -127,14 +128,17 @@ def plain_linear(gate: nn.Module, x: Tensor, num_experts: int) -> tuple[Tensor, 
     if type(layer) is not _Linear or not _is_unhooked(layer) or _any_global_hook():
         return None
     weight, bias = layer.weight, cast(Tensor | None, layer.bias)
-    if type(weight) not in _PLAIN_TENSORS or (bias is not None and type(bias) not in _PLAIN_TENSORS):
+    if not _is_plain(weight) or (bias is not None and not _is_plain(bias)):
         return None
     if x.ndim != 2 or weight.shape != (num_experts, x.shape[1]) or weight.device != x.device:
         return None
     return weight, bias
 
 
-_PLAIN_TENSORS = (Tensor, nn.Parameter)
+def _is_plain(weight: Tensor) -> bool:
+    # An export that is not strict replaces parameters by fake tensors, which stand for plain ones.
+    exported = torch.compiler.is_exporting() and not is_traceable_wrapper_subclass(weight)
+    return exported or type(weight) in (Tensor, nn.Parameter)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
