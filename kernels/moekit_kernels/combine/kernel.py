@@ -34,15 +34,16 @@ def _place(row, slot, begin, count, k):
 @triton.jit
 def _add_slot(
     acc, k, rows, row, gates, slot, begin, count, num_live, column, width, stride_s, stride_n, SPLITS: tl.constexpr,
+    CACHE: tl.constexpr,
 ):  # fmt: skip
     """``acc`` plus the ``k``-th slot of every token, in float32."""
     r, place, has = _place(row, slot, begin, count, k)
     # A row of no expert may be uninitialised memory, so it is not read; it counts as zeros.
     read = (has & (r < num_live))[:, None] & (column < width)[None, :]
     source = rows + r[:, None] * stride_n + column[None, :]
-    value = tl.load(source, mask=read, other=0.0).to(tl.float32)
+    value = tl.load(source, mask=read, other=0.0, cache_modifier=CACHE).to(tl.float32)
     for split in tl.static_range(1, SPLITS):
-        value += tl.load(source + split * stride_s, mask=read, other=0.0).to(tl.float32)
+        value += tl.load(source + split * stride_s, mask=read, other=0.0, cache_modifier=CACHE).to(tl.float32)
     if gates is not None:
         value *= tl.load(gates + place, mask=has, other=0.0).to(tl.float32)[:, None]
     return acc + value
@@ -50,12 +51,16 @@ def _add_slot(
 
 @triton.jit
 def add_rows(
-    tile, rows, row, starts, gates, slot, live, out, num_tokens, num_rows, width, last, stride_s, stride_n,
+    tile, strip, rows, row, starts, gates, slot, live, out, num_tokens, num_rows, width, last, stride_s, stride_n,
     TOP_K: tl.constexpr, SPLITS: tl.constexpr, UNROLL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    CACHE: tl.constexpr,
 ):  # fmt: skip
-    """``out[t] = sum over k of gate * row`` of one tile of tokens and of one strip of columns, slots in their order."""
+    """``out[t] = sum over k of gate * row`` of one tile of tokens and of one strip of columns, slots in their order.
+
+    ``CACHE`` is the modifier by which rows are loaded: ".cg" where other programs of the same launch wrote them.
+    """
     token = tile.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column = strip * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = token < num_tokens
     num_live = num_rows
     if live is not None:
@@ -65,14 +70,14 @@ def add_rows(
     if UNROLL:
         for k in tl.static_range(TOP_K):
             acc = _add_slot(
-                acc, k, rows, row, gates, slot, begin, count, num_live, column, width, stride_s, stride_n, SPLITS
+                acc, k, rows, row, gates, slot, begin, count, num_live, column, width, stride_s, stride_n, SPLITS, CACHE
             )  # fmt: skip
     else:
         longest = tl.max(count, 0)
         k = 0
         while k < longest:
             acc = _add_slot(
-                acc, k, rows, row, gates, slot, begin, count, num_live, column, width, stride_s, stride_n, SPLITS
+                acc, k, rows, row, gates, slot, begin, count, num_live, column, width, stride_s, stride_n, SPLITS, CACHE
             )  # fmt: skip
             k += 1
     mask = inside[:, None] & (column < width)[None, :]
@@ -102,8 +107,8 @@ def combine_fwd_kernel(
 ):
     """``out[t] = sum over k of gate * row``: one tile of tokens and columns, slots in their order."""
     add_rows(
-        tl.program_id(0), rows, row, starts, gates, slot, live, out, num_tokens, num_rows, width, last, stride_s,
-        stride_n, TOP_K, SPLITS, UNROLL, BLOCK_T, BLOCK_D,
+        tl.program_id(0), tl.program_id(1), rows, row, starts, gates, slot, live, out, num_tokens, num_rows, width,
+        last, stride_s, stride_n, TOP_K, SPLITS, UNROLL, BLOCK_T, BLOCK_D, "",
     )  # fmt: skip
 
 
@@ -162,8 +167,8 @@ def combine_inputs_kernel(
             add_parts(block, partial, slot_of_row, d_gates, num_rows, num_live, num_parts, BLOCK_P, BLOCK_R)
     else:
         add_rows(
-            block - gate_blocks, rows, row, starts, None, None, live, out, num_tokens, num_rows, width, last, stride_s,
-            stride_n, TOP_K, SPLITS, UNROLL, BLOCK_T, BLOCK_D,
+            block - gate_blocks, tl.program_id(1), rows, row, starts, None, None, live, out, num_tokens, num_rows,
+            width, last, stride_s, stride_n, TOP_K, SPLITS, UNROLL, BLOCK_T, BLOCK_D, "",
         )  # fmt: skip
 
 

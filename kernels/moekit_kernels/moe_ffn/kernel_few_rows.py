@@ -13,6 +13,47 @@ from moekit_kernels.grouped_gemm.kernel_tiles import load_pair, load_weights, we
 from moekit_kernels.kernel_language import act, dot
 
 
+@triton.jit
+def strip_product(
+    x_ptr, w, row_offsets, expert, column, first_k, last_k, K, stride_we, stride_wn, stride_wk, limit,
+    W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``weights @ rows.T``, ``(BLOCK_N, BLOCK_M)``, of one strip over the depth ``first_k : last_k``, in float32."""
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for k in range(first_k, last_k, BLOCK_K):
+        depth = k + tl.arange(0, BLOCK_K)
+        x_places = x_ptr + row_offsets[:, None] + depth[None, :]
+        x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
+        b = load_weights(
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, 1, W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
+        )
+        acc = dot(b.T, x.T, acc, PRECISION)
+    return acc
+
+
+@triton.jit
+def strip_pair_product(
+    x_ptr, w, row_offsets, expert, column, num_columns, first_k, last_k, K, stride_we, stride_wn, stride_wk,
+    INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The two products of a gated activation, gate and value, over the same rows, which are loaded once."""
+    gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    value = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for k in range(first_k, last_k, BLOCK_K):
+        depth = k + tl.arange(0, BLOCK_K)
+        x_places = x_ptr + row_offsets[:, None] + depth[None, :]
+        x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
+        b, c = load_pair(
+            w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K,
+            BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+        value = dot(c.T, x.T, value, PRECISION)
+        gate = dot(b.T, x.T, gate, PRECISION)
+    return gate, value
+
+
 @triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def few_rows_fwd_kernel(
     x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr,
@@ -48,24 +89,17 @@ def few_rows_fwd_kernel(
             places = tl.where(inside, rows, first_row)
             sources = places if gather_ptr is None else tl.load(gather_ptr + places)
             row_offsets = sources.to(tl.int64) * stride_xm
-            result = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-            value = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-            for k in range(part * split_k, depth_end, BLOCK_K):
-                depth = k + tl.arange(0, BLOCK_K)
-                x_places = x_ptr + row_offsets[:, None] + depth[None, :]
-                x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
-                if PAIR:
-                    b, c = load_pair(
-                        w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED, W_TMA,
-                        K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K,
-                    )  # fmt: skip
-                    value = dot(c.T, x.T, value, PRECISION)
-                else:
-                    b = load_weights(
-                        w, expert, column, k, K, stride_we, stride_wn, stride_wk, weight_columns, 1, W_TMA, K_MAJOR,
-                        EVEN_K, BLOCK_N, BLOCK_K,
-                    )  # fmt: skip
-                result = dot(b.T, x.T, result, PRECISION)
+            if PAIR:
+                result, value = strip_pair_product(
+                    x_ptr, w, row_offsets, expert, column, num_columns, part * split_k, depth_end, K, stride_we,
+                    stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+            else:
+                result = strip_product(
+                    x_ptr, w, row_offsets, expert, column, part * split_k, depth_end, K, stride_we, stride_wn,
+                    stride_wk, weight_columns, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+                value = result
             if bias_ptr is not None:
                 bias = bias_ptr + tl.cast(expert, tl.int64) * stride_be
                 given = known & (columns < tl.where(part == 0, num_columns, 0))

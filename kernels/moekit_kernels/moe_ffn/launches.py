@@ -8,7 +8,7 @@ from moekit_kernels.combine.token_rows import token_rows
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import launches as gemm
 from moekit_kernels.grouped_gemm.launches_weight_grads import Operands, bias_grad, weight_grads
-from moekit_kernels.moe_ffn import kernel, launches_few_rows
+from moekit_kernels.moe_ffn import kernel, launches_few_rows, launches_few_rows_bwd
 from moekit_kernels.moe_ffn.gathers import Gathers, gathers
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
@@ -81,6 +81,10 @@ def backward(
     up_proj, down_proj, up_bias, down_bias = weights
     token, slot, offsets = order.token_of_row, order.slot_of_row, order.offsets
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
+    if launches_few_rows.serves(num_rows, num_experts):
+        return launches_few_rows_bwd.backward(
+            grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad
+        )
     grad = gemm.rows_layout(grad.to(x.dtype))
     aligned = is_aligned(x.dtype, *down_proj.shape[1:])
     act = gemm_config("activation", current_target(x.device), x.dtype, num_rows // num_experts, aligned)

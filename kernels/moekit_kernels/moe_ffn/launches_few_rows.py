@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from moekit_kernels.configs import gemm_config, is_aligned
+from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm.launches import WeightLoads, epilogue_of, rows_layout, weight_arguments, weight_layout
 from moekit_kernels.moe_ffn import kernel_few_rows
 from moekit_kernels.runtime import current_target, launch
+from moekit_kernels.targets import Target
 
 MOST_ROWS = 512
 
@@ -15,7 +16,7 @@ def serves(num_rows: int, num_experts: int) -> bool:
     """Returns whether the kernels for few rows are used: at most 512, and at most 64 for each expert.
 
     Then reading the weights takes longer than multiplying them. The weights of an expert are read once for every 16
-    to 64 of its rows, and not at all if it has none. It serves forward; gradients always take the tiled kernels.
+    to 64 of its rows, and not at all if it has none. So are gradients: their weights are read once and written once.
     """
     return num_rows <= MOST_ROWS and num_rows <= 64 * num_experts
 
@@ -46,15 +47,33 @@ def down(hidden: Tensor, down_proj: Tensor, offsets: Tensor, num_rows: int, bias
     target = current_target(hidden.device)
     aligned = is_aligned(hidden.dtype, columns, depth)
     config = gemm_config("few_rows", target, hidden.dtype, num_rows // num_experts, aligned)
-    programs = max(1, min(num_rows, num_experts)) * -(-columns // config.block_n)
-    enough = 2 * target.processors * config.per_processor // programs
-    parts = max(1, min(enough, 8, depth // (4 * config.block_k)))
+    parts = depth_parts(config, target, num_rows, down_proj)
     if parts == 1:
         y = hidden.new_empty(num_rows, columns)
     else:
         y = torch.empty(parts, num_rows, columns, dtype=torch.float32, device=hidden.device)
     _launch(hidden, down_proj, offsets, num_rows, bias, None, None, y, None, parts)
     return y
+
+
+def pre_activations(
+    x: Tensor, up_proj: Tensor, offsets: Tensor, num_rows: int, bias: Tensor | None, token: Tensor
+) -> Tensor:
+    """``(N, F1)``, which :func:`up` did not keep."""
+    pre = x.new_empty(num_rows, up_proj.shape[1])
+    _launch(x, up_proj, offsets, num_rows, bias, None, token, pre, None, 1)
+    return pre
+
+
+def depth_parts(config: GemmConfig, target: Target, num_rows: int, weight: Tensor) -> int:
+    """Returns into how many parts the depth of a product by weights ``(E, columns, depth)`` is split, at most 8.
+
+    So many that there are programs enough for every processor, but no part of fewer than four steps.
+    """
+    num_experts, columns, depth = weight.shape
+    programs = max(1, min(num_rows, num_experts)) * -(-columns // config.block_n)
+    enough = 2 * target.processors * config.per_processor // programs
+    return max(1, min(enough, 8, depth // (4 * config.block_k)))
 
 
 def _launch(
