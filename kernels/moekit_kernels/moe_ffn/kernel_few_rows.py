@@ -14,6 +14,25 @@ from moekit_kernels.kernel_language import act, dot
 
 
 @triton.jit
+def _load_strip(
+    w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, TMA: tl.constexpr, K_MAJOR: tl.constexpr,
+    EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``(BLOCK_N, BLOCK_K)`` of one expert's weights, as :func:`load_weights` loads their transpose."""
+    if TMA or K_MAJOR:
+        return load_weights(
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, 1, TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
+        ).T
+    else:  # as a transpose, these loads would wait in registers: the compiler makes no asynchronous copy of them
+        n, depth = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
+        base = w + tl.cast(expert, tl.int64) * stride_we
+        base += tl.cast(column, tl.int64) * stride_wn + tl.cast(k, tl.int64) * stride_wk
+        inside = (column + n < limit)[:, None]
+        places = base + n[:, None] * stride_wn + depth[None, :] * stride_wk
+        return tl.load(places, mask=inside if EVEN_K else inside & (k + depth < K)[None, :], other=0.0)
+
+
+@triton.jit
 def strip_product(
     x_ptr, w, row_offsets, expert, column, first_k, last_k, K, stride_we, stride_wn, stride_wk, limit,
     W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -25,10 +44,10 @@ def strip_product(
         depth = k + tl.arange(0, BLOCK_K)
         x_places = x_ptr + row_offsets[:, None] + depth[None, :]
         x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
-        b = load_weights(
-            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, 1, W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
+        b = _load_strip(
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
         )
-        acc = dot(b.T, x.T, acc, PRECISION)
+        acc = dot(b, x.T, acc, PRECISION)
     return acc
 
 
