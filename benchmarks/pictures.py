@@ -1,4 +1,4 @@
-"""Two pictures of a run, for light and dark pages: speed relative to the ceiling, and the roofline.
+"""Pictures of a run, for light and dark pages: speed relative to the ceiling, the roofline, how cost grows.
 
 The same records give the same bytes.
 """
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ceilings import ceilings_of
+from benchmarks.curve_tables import GROWS, LABELS, measured, memory_label, memory_of
 from benchmarks.records import Record
-from benchmarks.shapes import DIRECTIONS, DTYPES
+from benchmarks.shapes import DIRECTIONS, DTYPES, Shape
 
 _OURS, _OTHERS = "#1f6f8b", "#b5b5b5"
 _DARK = f"""@media (prefers-color-scheme: dark) {{
@@ -91,3 +92,56 @@ def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
+
+
+_STYLES = {"dense": ("#7a7a7a", "--"), "grouped_mm": ("#c9772b", "-."), "liger": ("#8a4fbf", ":")}
+"""Colour and dashes of the other layers in a curve; ours are in their own colour."""
+
+
+def draw_curves(records: Sequence[Record], path: Path) -> list[Path]:
+    """Draws a picture for each curve: time of forward, of a step, and memory, against what grows."""
+    pictures = []
+    for curve in GROWS:
+        points = measured([r for r in records if r.kind == "curve"], curve)
+        if points:
+            pictures.append(_draw_curve(curve, points, path.with_suffix(f".{curve}.svg")))
+    return pictures
+
+
+def _draw_curve(curve: str, points: Sequence[Record], path: Path) -> Path:
+    figure, axes = _pyplot().subplots(1, 3, figsize=(9, 3), layout="constrained")
+    names = list(dict.fromkeys(r.name for r in points))
+    panels = (
+        ("forward", "ms, forward", lambda r: r.median_ms),
+        ("forward+backward", "ms, forward+backward", lambda r: r.median_ms),
+        ("forward+backward", f"MiB, {memory_label(points)}", lambda r: (memory_of(r) or 0) / 2**20 or None),
+    )
+    for axis, (direction, label, value) in zip(axes, panels, strict=True):
+        for name in names:
+            own = [r for r in points if r.name == name and r.direction == direction and value(r)]
+            colour, dashes = _style(name)
+            xs = [GROWS[curve](r) for r in own]
+            axis.plot(xs, [value(r) for r in own], dashes, color=colour, linewidth=1.2, marker=".", label=name)
+        if curve != "skew":
+            axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel(LABELS[curve])
+        axis.set_title(label, fontsize=8, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"{_fixed(curve, points)}, {points[0].dtype}", fontsize=8)
+    return _save(figure, path)
+
+
+def _style(name: str) -> tuple[str, str]:
+    if name.startswith("moekit"):
+        return _OURS, "-"
+    return _STYLES.get(name, (_OTHERS, "--"))
+
+
+def _fixed(curve: str, points: Sequence[Record]) -> str:
+    """Returns the sizes that are the same at every point."""
+    shapes = [Shape(*r.shape)._asdict() for r in points]
+    letters = zip(("T", "D", "F", "E", "K"), shapes[0], strict=True)
+    same = [f"{letter}={shapes[0][name]}" for letter, name in letters if len({s[name] for s in shapes}) == 1]
+    return " ".join(same)

@@ -1,12 +1,14 @@
 """Timing and memory: what is counted."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from benchmarks.memory import saved_for_backward
 from benchmarks.shapes import Shape
 from benchmarks.stages import function_stages, product_flops
-from benchmarks.timing import Step, summary, time_steps
+from benchmarks.timing import Step, summary, time_steps, time_wall
 from benchmarks.workload import draw
 
 CPU = torch.device("cpu")
@@ -41,6 +43,29 @@ def test_preparation_is_not_timed_and_copies_take_turns():
     assert timing.median_ms < 0.5
     with pytest.raises(ValueError, match="steps must hold at least one step"):
         time_steps([], CPU)
+
+
+def test_wall_time_is_that_of_a_block_of_steps_and_blocks_take_turns():
+    """By a clock on which one step takes 2 seconds and the other 5."""
+    now = [0.0]
+    seen: list[str] = []
+
+    def step(name: str, seconds: float) -> Callable[[], None]:
+        def run() -> None:
+            seen.append(name)
+            now[0] += seconds
+
+        return run
+
+    steps = {"a": step("a", 2.0), "b": step("b", 5.0)}
+    timings = time_wall(steps, CPU, seconds=24.0, blocks=2, clock=lambda: now[0])
+    assert {name: timing[:4] for name, timing in timings.items()} == {
+        "a": (2000.0, 2000.0, 2000.0, 2),
+        "b": (5000.0, 5000.0, 5000.0, 2),
+    }
+    assert "".join(seen).endswith("aaaaaabb" * 2)
+    with pytest.raises(ValueError, match="steps must hold at least one step"):
+        time_wall({}, CPU)
 
 
 def test_saved_bytes_count_storages_once_and_leave_parameters_out():

@@ -101,6 +101,33 @@ def test_a_peer_that_is_wrong_is_marked_and_one_that_breaks_is_reported(monkeypa
     assert (records[1].status, records[1].reason) == ("failed", "RuntimeError: planted")
 
 
+def test_peers_take_turns_and_one_that_breaks_is_left_out(monkeypatch):
+    """Repetition by repetition, and each still has its errors and its memory."""
+    workload = draw(Shape(8, 16, 16, 4, 2), "uniform", CPU, torch.float32)
+    seen: list[str] = []
+    good, other, broken = peers_named(["expert-loop", "moekit-torch", "grouped_mm"])
+    for peer in (good, other, broken):
+        build = type(peer).build
+
+        def watched(self, workload, build=build):
+            layer = build(self, workload)
+
+            def forward(x):
+                if self is broken and not torch.is_grad_enabled():
+                    raise RuntimeError("planted")
+                seen.append(self.name)
+                return layer.forward(x)
+
+            return layer._replace(forward=forward)
+
+        monkeypatch.setattr(type(peer), "build", watched)
+    case_options = CaseOptions(["forward"], seconds=0.0, in_turn=True, least=3)
+    records = list(run_case("tiny", workload, "fp32", [good, broken, other], case_options))
+    assert [(r.name, r.status) for r in records] == [("grouped_mm", "failed"), (good.name, "ok"), (other.name, "ok")]
+    assert seen[-6:] == [good.name, other.name] * 3
+    assert all(r.disagrees is None and r.errors and r.saved_bytes and r.median_ms for r in records[1:])
+
+
 def test_what_cannot_be_imported_gives_a_reason():
     """Missing, or present and broken."""
     assert not_importable("torch", "torch") is None
