@@ -1,10 +1,9 @@
 """A Triton driver that starts nothing: binder, cache keys and launchers run as on an H100, on tensors of the CPU.
 
 Kernels are compiled for sm_90 as ever, but never loaded; a launch calls the hooks, asks the allocator for scratch
-memory, is counted, and returns. What kernels would write is left as it was, so outputs must not be read.
+memory, is noted, and returns. What kernels would write is left as it was, so outputs must not be read.
 """
 
-from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -60,12 +59,12 @@ class StubLauncher:
         exit_hook: Any,
         *arguments: Any,
     ) -> None:
-        """Counts a launch."""
+        """Notes a launch."""
         if self.scratch > 0:
             _allocation._allocator.get()(x * y * z * self.scratch, self.align, stream)
         if enter_hook is not None:
             enter_hook(launch_metadata)
-        runtime.driver.active.launches[self.name] += 1
+        runtime.driver.active.names.append(self.name)
         if exit_hook is not None:
             exit_hook(launch_metadata)
 
@@ -74,13 +73,13 @@ class StubDriver:
     """Stands for the driver of an H100.
 
     Attributes:
-        launches: How often each kernel was started, by name.
+        names: Of the kernels that were started, in their order.
         launcher_cls: Triton makes one for each loaded kernel.
         utils: Properties of the device; loads nothing.
     """
 
     def __init__(self) -> None:
-        self.launches: Counter[str] = Counter()
+        self.names: list[str] = []
         self.launcher_cls = StubLauncher
         self.utils = _Utils()
 

@@ -134,7 +134,10 @@ def _with_allocator(run: Any, device: int, *arguments: Any) -> None:
 
 @functools.cache
 def _allocator(device: torch.device) -> Any:
-    return lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=device)
+    def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
+        return torch.empty(size, dtype=torch.int8, device=device)
+
+    return allocate
 
 
 def _start_by_triton(

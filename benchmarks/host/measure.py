@@ -1,0 +1,165 @@
+"""Measures one checkout in a process of its own: ``python -m benchmarks.host.measure CHECKOUT REPEATS``.
+
+Prints one line of json: for each case and direction the launches, the calls of torch's operators and the times. The
+time is that of the thread's processor, which other processes disturb less than the clock does.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import DeviceType
+
+from benchmarks.shapes import Shape
+
+_WARM_UP = 20
+# They only allocate, or look at memory that is there: no kernel on a GPU.
+_NO_KERNEL = frozenset(
+    "empty empty_like empty_strided new_empty new_empty_strided resize_ set_ view reshape _reshape_alias _unsafe_view "
+    "as_strided expand expand_as select slice narrow split unbind transpose t permute unsqueeze squeeze flatten "
+    "unflatten detach detach_ alias view_as item is_nonzero contiguous to _to_copy result_type chunk".split()
+)
+
+
+class Case(NamedTuple):
+    """What is stepped.
+
+    Attributes:
+        name: ``"layer"``, or ``"experts"`` for plan and experts alone.
+        shape: Its sizes.
+        is_timed: False where torch's own arithmetic, a GPU's work, would be most of the time on a CPU.
+    """
+
+    name: str
+    shape: Shape
+    is_timed: bool = True
+
+
+CASES = (
+    Case("layer", Shape(32, 1024, 4096, 8, 2)),
+    Case("layer", Shape(512, 128, 128, 16, 2)),
+    Case("layer", Shape(4096, 1024, 1024, 16, 2), is_timed=False),
+    Case("experts", Shape(32, 1024, 4096, 8, 2)),
+    Case("experts", Shape(512, 128, 128, 16, 2)),
+    Case("experts", Shape(4096, 1024, 1024, 16, 2), is_timed=False),
+)
+"""The second and fifth take the kernels of the third and sixth, in sizes whose arithmetic takes a CPU no time."""
+
+
+class _Calls(NamedTuple):
+    """A layer's forward and backward: of a step, and forward alone without gradients."""
+
+    forward: Callable[[], Tensor]
+    backward: Callable[[Tensor], None]
+    inference: Callable[[], object]
+
+
+def _calls(case: Case) -> _Calls:
+    from moekit import SparseMoE
+    from moekit.experts import FFNExperts
+    from moekit.plan import plan_dispatch
+
+    shape, options = case.shape, {"impl": "triton", "dtype": torch.bfloat16}
+    tokens, dim, hidden_dim, num_experts, top_k = shape
+    x = torch.zeros(tokens, dim, dtype=torch.bfloat16, requires_grad=True)
+    grad = torch.zeros(tokens, dim, dtype=torch.bfloat16)
+    if case.name == "layer":
+        module: torch.nn.Module = SparseMoE.ffn(dim, hidden_dim, num_experts, top_k, **options)
+
+        def forward() -> Tensor:
+            return module(x).output
+
+    else:
+        module = FFNExperts(dim, hidden_dim, num_experts, **options)
+        ids = torch.arange(tokens * top_k).remainder(num_experts).view(tokens, top_k)
+        gates = torch.ones(tokens, top_k, requires_grad=True)
+
+        def forward() -> Tensor:
+            return module(x, plan_dispatch(ids, num_experts, impl="triton"), gates)
+
+    leaves = [x, *module.parameters()]
+
+    def backward(out: Tensor) -> None:
+        out.backward(grad)
+        for leaf in leaves:
+            leaf.grad = None
+
+    def inference() -> None:
+        with torch.no_grad():
+            forward()
+
+    return _Calls(forward, backward, inference)
+
+
+class _Counts:
+    """Launches of ours, and calls of torch's operators that would start a kernel on a GPU."""
+
+    def __init__(self) -> None:
+        self.launches: list[str] = []
+        self.operators: Counter[str] = Counter()
+
+
+@contextmanager
+def _counting(stub: Any) -> Generator[_Counts]:
+    counts = _Counts()
+    before = len(stub.names)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield counts
+    counts.launches = stub.names[before:]
+    for event in profile.events():
+        name = event.name.removeprefix("aten::")
+        is_leaf = not any(child.name.startswith("aten::") for child in event.cpu_children)
+        if event.device_type == DeviceType.CPU and name != event.name and is_leaf and name not in _NO_KERNEL:
+            counts.operators[name] += 1
+
+
+def _times(call: Callable[[], object], repeats: int) -> list[float]:
+    times = []
+    for repeat in range(_WARM_UP + repeats):
+        start = time.thread_time_ns()
+        call()
+        if repeat >= _WARM_UP:
+            times.append((time.thread_time_ns() - start) / 1e6)
+    return times
+
+
+def measure(stub: Any, case: Case, repeats: int) -> dict[str, Any]:
+    """Returns launches, operator calls and times of ``case``, by direction."""
+    calls = _calls(case)
+    calls.backward(calls.forward())  # compiles
+    calls.inference()
+    with _counting(stub) as inference:
+        calls.inference()
+    with _counting(stub) as forward:
+        out = calls.forward()
+    with _counting(stub) as backward:
+        calls.backward(out)
+    del out
+    parts = {"inference": inference, "forward": forward, "backward": backward}
+    result: dict[str, Any] = {name: {"launches": c.launches, "operators": c.operators} for name, c in parts.items()}
+    if case.is_timed:
+        result["inference"]["times"] = _times(calls.inference, repeats)
+        result["step"] = {"times": _times(lambda: calls.backward(calls.forward()), repeats)}
+    return result
+
+
+def main(checkout: str, repeats: int) -> None:
+    """Measures every case."""
+    # Before this checkout, where ``benchmarks`` comes from.
+    sys.path[:0] = [checkout, f"{checkout}/kernels"]
+    torch.set_num_threads(1)
+    from benchmarks.host.stub import stubbed
+
+    with stubbed() as stub:
+        measured = [{"name": case.name, "shape": case.shape, **measure(stub, case, repeats)} for case in CASES]
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
