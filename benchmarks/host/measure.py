@@ -19,11 +19,13 @@ from torch.autograd import DeviceType
 from benchmarks.shapes import Shape
 
 _WARM_UP = 20
-# They only allocate, or look at memory that is there: no kernel on a GPU.
+# They allocate, look at memory that is there or at properties: no kernel on a GPU.
 _NO_KERNEL = frozenset(
-    "empty empty_like empty_strided new_empty new_empty_strided resize_ set_ view reshape _reshape_alias _unsafe_view "
-    "as_strided expand expand_as select slice narrow split unbind transpose t permute unsqueeze squeeze flatten "
-    "unflatten detach detach_ alias view_as item is_nonzero contiguous to _to_copy result_type chunk".split()
+    """
+    empty empty_like empty_strided new_empty new_empty_strided resize_ set_ view reshape _reshape_alias _unsafe_view
+    as_strided expand expand_as select slice narrow split unbind transpose t permute unsqueeze squeeze flatten unflatten
+    detach detach_ alias view_as result_type promote_types resolve_conj resolve_neg lift_fresh is_nonzero
+    """.split()  # noqa: SIM905 (one word a name reads better)
 )
 
 
@@ -113,10 +115,19 @@ def _counting(stub: Any) -> Generator[_Counts]:
         yield counts
     counts.launches = stub.names[before:]
     for event in profile.events():
-        name = event.name.removeprefix("aten::")
-        is_leaf = not any(child.name.startswith("aten::") for child in event.cpu_children)
-        if event.device_type == DeviceType.CPU and name != event.name and is_leaf and name not in _NO_KERNEL:
-            counts.operators[name] += 1
+        if _starts_kernel(event) and not any(map(_starts_kernel, _descendants(event))):
+            counts.operators[event.name.removeprefix("aten::")] += 1
+
+
+def _starts_kernel(event: Any) -> bool:
+    namespace, _, name = event.name.partition("::")
+    return event.device_type == DeviceType.CPU and namespace == "aten" and name not in _NO_KERNEL
+
+
+def _descendants(event: Any) -> Generator[Any]:
+    for child in event.cpu_children:
+        yield child
+        yield from _descendants(child)
 
 
 def _times(call: Callable[[], object], repeats: int) -> list[float]:

@@ -72,17 +72,26 @@ def gemm_config(
         ValueError: If the table has no such entry.
     """
     operands = "odd" if not aligned else "16-bit" if dtype.itemsize == 2 else "32-bit"
-    for table in (_override.get(), committed()):
-        try:
-            entries = table[target.name][kind][operands] if table is not None else ()
-        except KeyError:
-            continue
-        fitting = [config for least, config in entries if rows_per_expert >= least]
-        if fitting:
-            return GemmConfig(*fitting[-1])
-    raise ValueError(f"no configuration of kernel {kind!r} for {operands} operands on {target.name!r}.")
+    table = _override.get()
+    config = None if table is None else _look_up(table, target.name, kind, operands, rows_per_expert)
+    config = config or _look_up_committed(target.name, kind, operands, rows_per_expert)
+    if config is None:
+        raise ValueError(f"no configuration of kernel {kind!r} for {operands} operands on {target.name!r}.")
+    return config
 
 
+def _look_up(table: Table, target: str, kind: str, operands: str, rows_per_expert: int) -> GemmConfig | None:
+    entries = table.get(target, {}).get(kind, {}).get(operands, ())
+    fitting = [config for least, config in entries if rows_per_expert >= least]
+    return GemmConfig(*fitting[-1]) if fitting else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _look_up_committed(target: str, kind: str, operands: str, rows_per_expert: int) -> GemmConfig | None:
+    return _look_up(committed(), target, kind, operands, rows_per_expert)
+
+
+@functools.lru_cache(maxsize=1024)
 def is_aligned(dtype: torch.dtype, *widths: int) -> bool:
     """Returns whether contiguous rows of every one of ``widths`` numbers are multiples of 16 bytes."""
     return all(width * dtype.itemsize % 16 == 0 for width in widths)

@@ -47,6 +47,9 @@ def target_of(device: torch.device) -> Target:
     Raises:
         ValueError: If no kernel runs there.
     """
+    target = _targets.get(device)
+    if target is not None:
+        return target
     if interpreting():
         return INTERPRETER
     if device.type != "cuda":
@@ -55,7 +58,15 @@ def target_of(device: torch.device) -> Target:
             "or set TRITON_INTERPRET=1 before the first import to run the kernels on CPU, slowly."
         )
     index = cast(int | None, device.index)  # torch's stub leaves the None out
-    return _of_gpu(torch.cuda.current_device() if index is None else index)
+    if index is None:
+        return _of_gpu(torch.cuda.current_device())
+    _targets[device] = _of_gpu(index)
+    return _targets[device]
+
+
+# Of devices with an index, looked up before anything else because every launch asks several times. A GPU's does not
+# change; whether kernels are interpreted is settled when they are imported.
+_targets: dict[torch.device, Target] = {}
 
 
 @functools.cache

@@ -5,6 +5,7 @@ the output, F1 columns of the weights (F, or 2F for a gated activation). Argumen
 does.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -35,6 +36,7 @@ class Epilogue(NamedTuple):
     interleaved: bool
 
 
+@functools.cache
 def epilogue_of(activation: str | None) -> Epilogue:
     """Returns the epilogue of a named activation; ``None`` for the bare product."""
     if activation is None:
@@ -59,11 +61,15 @@ def use_descriptor(target: Target, tensor: Tensor) -> bool:
 
     It needs a start and strides that are multiples of 16 bytes, but for one stride of 1, and no stride of 0.
     """
-    if not target.tma or tensor.numel() == 0 or 1 not in tensor.stride()[-2:]:
+    if not target.tma or tensor.numel() == 0 or not _strides_fit(tensor.stride(), tensor.itemsize):
         return False
-    strides = sorted(tensor.stride())
-    aligned = all(stride * tensor.itemsize % 16 == 0 for stride in strides[1:])
-    return aligned and strides[0] == 1 and (tensor.is_meta or tensor.data_ptr() % 16 == 0)
+    return tensor.is_meta or tensor.data_ptr() % 16 == 0
+
+
+@functools.lru_cache(maxsize=1024)
+def _strides_fit(strides: tuple[int, ...], itemsize: int) -> bool:
+    smallest, *others = sorted(strides)
+    return smallest == 1 and 1 in strides[-2:] and all(stride * itemsize % 16 == 0 for stride in others)
 
 
 class WeightLoads(NamedTuple):
@@ -113,7 +119,7 @@ def weight_arguments(weight: Tensor, epilogue: Epilogue, loads: WeightLoads, con
         "W_TMA": loads.tma,
         "K_MAJOR": loads.k_major,
         "EVEN_K": depth % config.block_k == 0,
-        "PRECISION": float32_precision(),
+        "PRECISION": float32_precision(weight.dtype),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

@@ -6,6 +6,7 @@ Names end with the letters of their layout, as in :mod:`moekit_kernels.grouped_g
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
@@ -102,9 +103,9 @@ def _sizes(operands: Operands, grad: Tensor, suffix: str = "") -> dict[str, Any]
     }
 
 
-def _tile_arguments(config: GemmConfig) -> dict[str, Any]:
+def _tile_arguments(config: GemmConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "PRECISION": float32_precision(),
+        "PRECISION": float32_precision(dtype),
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
@@ -119,7 +120,7 @@ def _launch_descriptors(operands: Operands, grad: Tensor, offsets: Tensor, num_r
         **_sizes(operands, grad),
         "offsets_ptr": offsets,
         "num_experts": num_experts,
-        **_tile_arguments(config),
+        **_tile_arguments(config, grad.dtype),
     }
     grid = persistent_grid(current_target(grad.device), config, _tiles(grad, config))
     options = {"num_warps": config.num_warps, "num_stages": num_stages}
@@ -139,7 +140,12 @@ def _launch_pointers(products: Sequence[Operands], grads: Sequence[Tensor], offs
         arguments |= {f"dy{suffix}_gather_ptr": operands.dy_gather, f"x{suffix}_gather_ptr": operands.x_gather}
     grid = persistent_grid(current_target(grads[0].device), config, sum(_tiles(grad, config) for grad in grads))
     options = {"num_warps": config.num_warps, "num_stages": num_stages}
-    launch(kernel_weight_grads.grouped_gemm_bwd_dw_kernel, grid, arguments | _tile_arguments(config), **options)
+    launch(
+        kernel_weight_grads.grouped_gemm_bwd_dw_kernel,
+        grid,
+        arguments | _tile_arguments(config, grads[0].dtype),
+        **options,
+    )
 
 
 def bias_grad(

@@ -20,6 +20,7 @@ that were measured, Mixtral (F = 14336) and OLMoE (F = 1024) gather all three in
 tokens of the up product, and one with F = 512 the tokens for the gradient of the up matrices alone.
 """
 
+import functools
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -98,11 +99,26 @@ def gathers(
         read_once: Whether each token is read once for all its rows: for a fixed number of rows each.
         weight_grad: Whether the gradients of the weights are computed, which read the gradient of the output too.
     """
+    chosen = _chosen[-1] if _chosen else None
+    return _gathers(target, dtype, num_tokens, num_rows, widths, read_once, weight_grad, chosen)
+
+
+@functools.lru_cache(maxsize=1024)
+def _gathers(
+    target: Target,
+    dtype: torch.dtype,
+    num_tokens: int,
+    num_rows: int,
+    widths: tuple[int, int, int, int],
+    read_once: bool,
+    weight_grad: bool,
+    chosen: Gathers | None,
+) -> Gathers:
     dim, up_columns, hidden, out_dim = widths
     if not target.tma or dtype.itemsize != 2 or not is_aligned(dtype, *widths) or num_rows == 0:
         return Gathers(False, False, False)
-    if _chosen:
-        return _chosen[-1]
+    if chosen is not None:
+        return chosen
     read = num_tokens if read_once else num_rows
 
     def pays(width: int, seconds_for_each_number: float) -> bool:

@@ -1,5 +1,6 @@
 """The rows that each program of a grouped GEMM computes: one list of tiles for each tile height."""
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -44,6 +45,11 @@ def schedule_bounds(num_rows: int, num_experts: int, heights: Sequence[int]) -> 
     return bounds
 
 
+@functools.lru_cache(maxsize=1024)
+def _bounds(num_rows: int, num_experts: int, heights: tuple[int, ...]) -> list[int]:
+    return schedule_bounds(num_rows, num_experts, heights)
+
+
 def with_tiles(order: RowOrder) -> RowOrder:
     """Returns ``order`` with the schedules of every height in ``tiles``: by one launch, where the plan has none."""
     num_rows, heights = order.token_of_row.shape[0], tile_heights(current_target(order.offsets.device))
@@ -69,7 +75,7 @@ def tiles_of(order: RowOrder, num_rows: int, height: int) -> Tensor:
     heights = tile_heights(current_target(order.offsets.device))
     tiles = _schedules_in(order, num_rows, heights) if height in heights else None
     if tiles is not None:
-        bounds = schedule_bounds(num_rows, order.offsets.shape[0] - 1, heights)
+        bounds = _bounds(num_rows, order.offsets.shape[0] - 1, heights)
         index = heights.index(height)
         return tiles[bounds[index] : bounds[index + 1]]
     return tile_schedules(order.offsets, num_rows, (height,))[0]
@@ -115,9 +121,9 @@ def height_arguments(heights: Sequence[int]) -> dict[str, int]:
     return {f"HEIGHT_{i}": height for i, height in enumerate(padded)}
 
 
-def _schedules_in(order: RowOrder, num_rows: int, heights: Sequence[int]) -> Tensor | None:
+def _schedules_in(order: RowOrder, num_rows: int, heights: tuple[int, ...]) -> Tensor | None:
     """Returns ``order.tiles``, or None if there are none, or if they were made for another target."""
-    size = schedule_bounds(num_rows, order.offsets.shape[0] - 1, heights)[-1]
+    size = _bounds(num_rows, order.offsets.shape[0] - 1, heights)[-1]
     return order.tiles if order.tiles is not None and order.tiles.shape[0] == size else None
 
 
