@@ -20,7 +20,6 @@ from moekit_kernels.moe_ffn import loop_few_rows
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
 
-
 # Most numbers of all pre-activations for which whole steps over all rows are faster than one expert after the other.
 _FEW_NUMBERS = 1 << 18
 
@@ -101,9 +100,7 @@ def backward(
     gradients of ``x`` and ``gates``, ``weight_grad`` for those of weights and biases.
     """
     if _is_few(order, weights):
-        return loop_few_rows.backward(
-            grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad
-        )
+        return loop_few_rows.backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
     bounds = cast(list[int], order.offsets.tolist())
