@@ -82,7 +82,7 @@ class RouteGradients(NamedTuple):
         """
         # Outputs that were not asked for are empty, and so are their gradients.
         logits, probs = (None if t is None or t.ndim < 2 else t for t in (self.logits, self.probs))
-        others = self._replace(logits=None, probs=None)._asdict()
+        others = {name: grad for name, grad in self._asdict().items() if name not in ("logits", "probs")}
         return {
             **{f"d_{name}": None if grad is None else grad.contiguous() for name, grad in others.items()},
             "d_finite_logits": logits,
