@@ -62,6 +62,11 @@ def points(base: Shape, most_tokens: int, most_experts: int = 512, curves: Seque
     return [point for name in curves for point in rows[name]]
 
 
+def points_on(device: torch.device, tiny: bool) -> list[Point]:
+    """Returns the points of all curves on a device; with ``tiny`` those of a rehearsal."""
+    return points(Shape(4, 16, 16, 4, 2), 4, 4) if tiny else points(*_ends(device))
+
+
 def _powers(most: int, factor: int) -> list[int]:
     """Returns powers of ``factor`` up to ``most``, and ``most``, from the largest down to 1."""
     powers = [1]
@@ -91,9 +96,8 @@ def curves_within(
     device: torch.device, dtype: str, peers: Sequence[Peer], seconds: float, left: Callable[[], float], tiny: bool
 ) -> Iterator[Record]:
     """Yields the points of all curves until no time is left; then one record for each curve that is cut short."""
-    row = points(Shape(4, 16, 16, 4, 2), 4, 4) if tiny else points(*_ends(device))
     cut: dict[str, int] = {}
-    for point in row:
+    for point in points_on(device, tiny):
         if left() < 5 and not tiny:
             cut[point.curve] = cut.get(point.curve, 0) + 1
             continue

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import ceilings
 from benchmarks.gpu.criteria import DECODE, MIXTRAL, OLMOE, QWEN, RECIPE, SONIC
-from benchmarks.gpu.precompile import collect_autotuned, compile_autotuned, tune_quickly
+from benchmarks.gpu.precompile import collect_autotuned, compile_calls, tune_quickly
 from benchmarks.gpu.setting import Left, Setting
 from benchmarks.peers import Peer, peers_named
 from benchmarks.peers.base import first_line
@@ -60,7 +60,7 @@ def prepare_autotuned(setting: Setting, name: str, shape: Shape) -> Iterator[Rec
             layer = peer.build(workload)
             x = workload.x.detach().requires_grad_()
             torch.autograd.grad(layer.forward(x), [x, *layer.leaves.values()], workload.grad)
-        results = list(compile_autotuned(calls, target_of(setting.device), setting.workers))
+        results = list(compile_calls(calls, target_of(setting.device), setting.workers))
         tune_quickly(calls)
     except Exception as error:  # of another library; it is compiled as it is tuned then, slowly
         yield check.because("absent", f"{type(error).__name__}: {first_line(error)}")

@@ -1,23 +1,26 @@
 """Compiles kernels in many processes at once, into Triton's own cache on disk: timing never waits for a compiler.
 
-The launches are those of ``benchmarks.compiled.operations``, recorded from meta tensors; each goes through Triton's own
-``JITFunction.run(warmup=True)``, so the cache has exactly the keys that a launch on the GPU looks for. No process but
-the one that measures needs the GPU: a driver that only names the target stands in for it.
+The launches are those of whole layers, recorded on tensors of the CPU that nothing reads or writes; each goes through
+Triton's own ``JITFunction.run(warmup=True)``, so the cache has exactly the keys that a launch on the GPU looks for. No
+process but the one that measures needs the GPU: a driver that only names the target stands in for it.
 """
 
 import functools
 import importlib
 import multiprocessing
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.peers.base import first_line
 from benchmarks.shapes import Shape
-from moekit_kernels.runtime import Launch, record
+from moekit import FFNExperts, SparseMoE, TopKRouter, plan_dispatch
+from moekit_kernels import eager, runtime
 from moekit_kernels.targets import Target
 
 
@@ -61,64 +64,93 @@ def named_driver(target: Target) -> Generator[None]:
         driver._active = before
 
 
-def launches_of(layers: Sequence[tuple[Shape, torch.dtype]], target: Target) -> list[Launch]:
-    """Returns the launches of layers of these sizes, forward and backward: one for each different piece of code."""
-    from benchmarks.compiled import operations
-    from benchmarks.compiled.specialize import specialize
-
-    with record(target) as launches:
-        for shape, dtype in layers:
-            operations.sort(dtype, shape, capped=False)
-            operations.ffn(dtype, shape, "swiglu", biased=False)
-            operations.route(dtype, shape.tokens, shape.num_experts, shape.top_k, "softmax", False, False)
-    return list({specialize(one, target).key: one for one in launches}.values())
-
-
-def compile_launches(layers: Sequence[tuple[Shape, torch.dtype]], target: Target, workers: int) -> Iterator[Compiled]:
-    """Compiles what :func:`launches_of` returns, in ``workers`` processes; yields results as they come."""
-    count = len(launches_of(layers, target))
-    yield from _side_by_side(functools.partial(_compilers, layers, target), count, target, workers)
-
-
-def _compilers(layers: Sequence[tuple[Shape, torch.dtype]], target: Target) -> list[tuple[str, Any]]:
-    # Each process records the launches anew: that takes milliseconds, and kernels need not be sent.
-    compilers = []
-    for one in launches_of(layers, target):
-        options = {"num_warps": one.num_warps, "num_stages": one.num_stages, "enable_fp_fusion": True}
-        run = functools.partial(one.kernel.run, grid=one.grid, warmup=True, **one.arguments, **options)
-        compilers.append((one.kernel.__name__, run))
-    return compilers
-
-
-class AutotunedCall(NamedTuple):
-    """A call of an autotuned kernel of another library, as values that can be sent to another process.
+class Call(NamedTuple):
+    """A call of a kernel, as values that can be sent to another process.
 
     Attributes:
         module: Where the kernel is defined.
         name: Of the kernel.
-        args: Its arguments by position; a dtype stands for a tensor.
-        kwargs: Its arguments by name.
-        configs: How many configurations it tries.
+        args: Its arguments by position; a dtype stands for a tensor, whose address divides by 16.
+        kwargs: Its arguments by name, and options of the compiler.
+        config: Which of its configurations, of an autotuned kernel.
     """
 
     module: str
     name: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    configs: int
+    config: int | None = None
+
+
+def calls_of(layers: Sequence[tuple[Shape, torch.dtype]], target: Target) -> list[Call]:
+    """Returns the calls of layers of these sizes, with gradients and without, each piece of code once."""
+    from benchmarks.compiled.specialize import specialize
+    from benchmarks.host.stub import stubbed
+
+    unique: dict[str, Call] = {}
+    on_gpu = (
+        patch.object(runtime, "target_of", lambda device: target),
+        patch.object(eager, "can_read", lambda tensor: False),  # which a GPU would have to be awaited for
+    )
+    for shape, dtype in layers:
+        with stubbed(), on_gpu[0], on_gpu[1], runtime.record(target) as launches:
+            _run_once(shape, dtype)
+        for one in launches:
+            options = {"num_warps": one.num_warps, "num_stages": one.num_stages, "enable_fp_fusion": True}
+            kwargs = {name: _plain(value) for name, value in one.arguments.items()} | options
+            call = Call(one.kernel.__module__, one.kernel.__name__, (), kwargs)
+            unique.setdefault(specialize(one, target).key, call)
+    return list(unique.values())
+
+
+def _run_once(shape: Shape, dtype: torch.dtype) -> None:
+    """Runs experts alone and a whole layer, without gradients and with; weights and tokens are never written."""
+
+    def empty(*size: int) -> Tensor:
+        return torch.empty(size, dtype=dtype)
+
+    tokens, dim, hidden_dim, num_experts, top_k = shape
+    experts = FFNExperts(dim, hidden_dim, num_experts, impl="triton", device="meta", dtype=dtype)
+    experts.up_proj = nn.Parameter(empty(num_experts, 2 * hidden_dim, dim))
+    experts.down_proj = nn.Parameter(empty(num_experts, dim, hidden_dim))
+    layer = SparseMoE(TopKRouter(dim, num_experts, top_k, impl="triton", dtype=dtype), experts, impl="triton")
+    ids, gates = torch.zeros(tokens, top_k, dtype=torch.int64), torch.ones(tokens, top_k).requires_grad_()
+
+    def alone(x: Tensor) -> Tensor:
+        return experts(x, plan_dispatch(ids, num_experts, impl="triton"), gates)
+
+    def whole(x: Tensor) -> Tensor:
+        return layer(x).output
+
+    for run, leaves in ((alone, (gates, *experts.parameters())), (whole, tuple(layer.parameters()))):
+        with torch.no_grad():
+            run(empty(tokens, dim))
+        x = empty(tokens, dim).requires_grad_()
+        torch.autograd.grad(run(x), [x, *leaves], empty(tokens, dim))
+
+
+def _plain(value: Any) -> Any:
+    return value.dtype if isinstance(value, Tensor) else value
+
+
+def _stand_in(value: Any) -> Any:
+    return torch.empty(0, dtype=value, device="meta") if isinstance(value, torch.dtype) else value
 
 
 @contextmanager
-def collect_autotuned() -> Generator[list[AutotunedCall]]:
-    """Collects the calls of autotuned kernels instead of tuning and running them: results are uninitialised."""
+def collect_autotuned() -> Generator[list[Call]]:
+    """Collects the calls of autotuned kernels instead of tuning and running them: results are uninitialised.
+
+    Each configuration is a call of its own.
+    """
     from triton.runtime.autotuner import Autotuner
 
-    calls: list[AutotunedCall] = []
+    calls: list[Call] = []
 
     def collect(self: Any, *args: Any, **kwargs: Any) -> None:
-        names = (self.base_fn.__module__, self.base_fn.__name__)
         kwargs = {name: _plain(value) for name, value in kwargs.items() if name not in ("grid", "warmup")}
-        calls.append(AutotunedCall(*names, tuple(map(_plain, args)), kwargs, len(self.configs)))
+        call = Call(self.base_fn.__module__, self.base_fn.__name__, tuple(map(_plain, args)), kwargs)
+        calls.extend(call._replace(config=i) for i in range(len(self.configs)))
 
     before = Autotuner.run
     Autotuner.run = collect
@@ -128,33 +160,20 @@ def collect_autotuned() -> Generator[list[AutotunedCall]]:
         Autotuner.run = before
 
 
-def _plain(value: Any) -> Any:
-    return value.dtype if isinstance(value, torch.Tensor) else value
-
-
-def compile_autotuned(calls: Sequence[AutotunedCall], target: Target, workers: int) -> Iterator[Compiled]:
-    """Compiles every configuration of the collected calls, in ``workers`` processes."""
+def compile_calls(calls: Sequence[Call], target: Target, workers: int) -> Iterator[Compiled]:
+    """Compiles calls, equal ones once, in ``workers`` processes; yields results as they come."""
     unique = list({repr(call): call for call in calls}.values())
-    count = sum(call.configs for call in unique)
-    yield from _side_by_side(functools.partial(_autotuned_compilers, unique), count, target, workers)
+    if workers == 1:
+        with named_driver(target):
+            yield from map(_compile, unique)
+        return
+    # Fresh processes: Triton starts threads, and a fork does not survive those.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, max(len(unique), 1)), _begin, (target,)) as pool:
+        yield from pool.imap_unordered(_compile, unique)
 
 
-def _autotuned_compilers(calls: Sequence[AutotunedCall]) -> list[tuple[str, Any]]:
-    compilers = []
-    for call in calls:
-        tuner = getattr(importlib.import_module(call.module), call.name)
-        args, kwargs = [_stand_in(a) for a in call.args], {name: _stand_in(a) for name, a in call.kwargs.items()}
-        for config in tuner.configs:
-            run = functools.partial(tuner.fn.run, *args, grid=(1,), warmup=True, **kwargs, **config.all_kwargs())
-            compilers.append((call.name, run))
-    return compilers
-
-
-def _stand_in(value: Any) -> Any:
-    return torch.empty(0, dtype=value, device="meta") if isinstance(value, torch.dtype) else value
-
-
-def tune_quickly(calls: Sequence[AutotunedCall], warmup: int = 5, rep: int = 20) -> None:
+def tune_quickly(calls: Sequence[Call], warmup: int = 5, rep: int = 20) -> None:
     """Lets the collected kernels of this process try each configuration for milliseconds."""
     import triton.testing
 
@@ -163,37 +182,23 @@ def tune_quickly(calls: Sequence[AutotunedCall], warmup: int = 5, rep: int = 20)
         tuner._do_bench = functools.partial(triton.testing.do_bench, warmup=warmup, rep=rep)
 
 
-_work: list[tuple[str, Any]] = []
 _life = ExitStack()
 """What a process of the pool holds for all of its life."""
 
 
-def _begin(make: Callable[[], list[tuple[str, Any]]], target: Target) -> None:
+def _begin(target: Target) -> None:
     _life.enter_context(named_driver(target))
-    _work.extend(make())
 
 
-def _compile_one(index: int) -> Compiled:
-    return _compile(*_work[index])
-
-
-def _compile(kernel: str, run: Callable[[], object]) -> Compiled:
+def _compile(call: Call) -> Compiled:
     start = time.monotonic()
     try:
-        run()
+        kernel: Any = getattr(importlib.import_module(call.module), call.name)
+        kwargs = {name: _stand_in(value) for name, value in call.kwargs.items()}
+        if call.config is not None:
+            kwargs |= kernel.configs[call.config].all_kwargs()
+            kernel = kernel.fn
+        kernel.run(*map(_stand_in, call.args), grid=(1,), warmup=True, **kwargs)
     except Exception as error:  # Triton's compilers raise many types; the section that launches it will say so too
-        return Compiled(kernel, time.monotonic() - start, f"{type(error).__name__}: {first_line(error)}")
-    return Compiled(kernel, time.monotonic() - start)
-
-
-def _side_by_side(
-    make: Callable[[], list[tuple[str, Any]]], count: int, target: Target, workers: int
-) -> Iterator[Compiled]:
-    if workers == 1:
-        with named_driver(target):
-            yield from (_compile(*one) for one in make())
-        return
-    # Fresh processes: Triton starts threads, and a fork does not survive those.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, max(count, 1)), _begin, (make, target)) as pool:
-        yield from pool.imap_unordered(_compile_one, range(count))
+        return Compiled(call.name, time.monotonic() - start, f"{type(error).__name__}: {first_line(error)}")
+    return Compiled(call.name, time.monotonic() - start)

@@ -1,14 +1,14 @@
 """The sections of ``python -m benchmarks gpu``: each gives records until its work or its time is over."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.curves import curves_within
+from benchmarks.curves import curves_within, points_on
 from benchmarks.gpu import cases, checks, steps
-from benchmarks.gpu.precompile import Compiled, compile_launches
+from benchmarks.gpu.precompile import Compiled, calls_of, compile_calls
 from benchmarks.gpu.setting import Left, Setting
 from benchmarks.peers import peers_named
 from benchmarks.records import Record
@@ -57,23 +57,33 @@ def compiled_shapes() -> list[tuple[Shape, str]]:
 
 def compile_first(setting: Setting, left: Left) -> Iterator[Record]:
     """Compiles the kernels of the other sections in several processes, and the dense network's activation meanwhile."""
-    check = Record("check", "kernels compiled side by side")
+    yield compile_layers(setting, "kernels compiled side by side", compiled_shapes(), compile_dense)
+
+
+def compile_layers(
+    setting: Setting,
+    name: str,
+    layers: Sequence[tuple[Shape, str]],
+    meanwhile: Callable[[Setting], object] = lambda setting: None,
+) -> Record:
+    """Compiles the kernels of layers, of sizes and dtypes; a rehearsal compiles those of one layer."""
+    check = Record("check", name)
     if interpreting():
-        yield check.because("absent", "the kernels are interpreted")
-        return
-    shapes = [(PRESETS["medvlmoe-tiny"], "fp16")] if setting.tiny else compiled_shapes()
+        return check.because("absent", "the kernels are interpreted")
+    if setting.tiny:
+        layers = [(PRESETS["medvlmoe-tiny"], "fp16")]
     target = SM_90 if setting.tiny else target_of(setting.device)
     start = time.monotonic()
     results: list[Compiled] = []
-    for one in compile_launches([(shape, DTYPES[name]) for shape, name in shapes], target, setting.workers):
+    calls = calls_of([(shape, DTYPES[dtype]) for shape, dtype in layers], target)
+    for one in compile_calls(calls, target, setting.workers):
         if not results and not setting.tiny:
-            compile_dense(setting)  # in this process, while the others go on
+            meanwhile(setting)  # in this process, while the others go on
         results.append(one)
     refused = [f"{one.kernel}: {one.error}" for one in results if one.error]
-    seconds = time.monotonic() - start
-    work = sum(one.seconds for one in results)
+    seconds, work = time.monotonic() - start, sum(one.seconds for one in results)
     numbers = f"{len(results)} in {seconds:.0f} s by {setting.workers} processes; one would take {work:.0f} s"
-    yield check.because("failed" if refused else "ok", "; ".join(refused[:3]) or numbers)
+    return check.because("failed" if refused else "ok", "; ".join(refused[:3]) or numbers)
 
 
 def compile_dense(setting: Setting) -> None:
@@ -87,6 +97,9 @@ def compile_dense(setting: Setting) -> None:
 
 def curves(setting: Setting, left: Left) -> Iterator[Record]:
     """Yields the points of the curves: ours beside dense, grouped_mm and liger."""
+    layers = [(point.shape, setting.dtype) for point in points_on(setting.device, setting.tiny)]
+    if not setting.tiny:
+        yield compile_layers(setting, "kernels of the curves compiled side by side", layers)
     yield from cases.prepare_autotuned(setting, "liger", PRESETS["olmoe"])
     names = ["dense", "dense-compiled", "moekit-triton", "grouped_mm", "liger"]
     yield from curves_within(setting.device, setting.dtype, peers_named(names), setting.seconds / 3, left, setting.tiny)
@@ -99,11 +112,11 @@ SECTIONS: dict[str, Section] = {
     "steps": Section("wall time of eager steps of whole layers", 10, 30, steps.steps),
     "tests": Section("the compiled tests of tests/triton", 25, 90, checks.tests),
     "kernels": Section("each kernel alone on the workloads of the criteria", 10, 30, cases.kernels),
-    "liger": Section("liger-kernel on Qwen3's workload, autotuned", 20, 60, cases.liger),
+    "variants": Section("Zipf routing, fp16, fp32, odd widths, biases", 10, 40, cases.variants),
     "scattermoe": Section("ScatterMoE on Qwen3's workload", 8, 30, cases.library("scattermoe")),
+    "liger": Section("liger-kernel on Qwen3's workload, autotuned", 20, 80, cases.liger),
     "sonicmoe": Section("SonicMoE on Qwen3's workload", 8, 60, cases.library("sonicmoe")),
     "libraries": Section("MegaBlocks, Tutel and transformers on Qwen3's workload", 8, 40, cases.others),
-    "variants": Section("Zipf routing, fp16, fp32, odd widths, biases", 10, 40, cases.variants),
     "curves": Section("how cost grows with tokens, experts, top-k and skew", 20, 240, curves, by_default=False),
     "breadth": Section("our other modes, decoding, and more published sizes", 15, 200, cases.breadth, by_default=False),
 }

@@ -24,7 +24,7 @@ _NO_KERNEL = frozenset(
     """
     empty empty_like empty_strided new_empty new_empty_strided resize_ set_ view reshape _reshape_alias _unsafe_view
     as_strided expand expand_as select slice narrow split unbind transpose t permute unsqueeze squeeze flatten unflatten
-    detach detach_ alias view_as to mT result_type promote_types resolve_conj resolve_neg lift_fresh is_nonzero
+    detach detach_ alias view_as result_type promote_types resolve_conj resolve_neg lift_fresh is_nonzero
     """.split()  # noqa: SIM905 (one word a name reads better)
 )
 

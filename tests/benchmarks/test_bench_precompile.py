@@ -1,6 +1,7 @@
 """Compilation side by side: the launches of a layer, and the configurations of autotuned kernels."""
 
 import os
+import pickle
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 import triton.language as tl  # noqa: E402
 
 from benchmarks.gpu.precompile import (  # noqa: E402
+    calls_of,
     collect_autotuned,
-    compile_autotuned,
-    compile_launches,
-    launches_of,
+    compile_calls,
     named_driver,
     tune_quickly,
 )
+from benchmarks.host.stub import stubbed  # noqa: E402
 from benchmarks.shapes import Shape  # noqa: E402
+from moekit import SparseMoE  # noqa: E402
 from moekit_kernels.targets import SM_90  # noqa: E402
 
 FEW = Shape(4, 64, 64, 4, 2)
@@ -41,38 +43,41 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_launches_are_those_of_a_layer_each_code_once():
-    """Plan, experts forward and backward, routing; another number of tokens adds nothing."""
-    launches = launches_of([(FEW, torch.bfloat16)], SM_90)
-    names = {one.kernel.__name__ for one in launches}
-    assert any("plan" in name for name in names)
-    assert any("route" in name for name in names)
-    assert any("combine" in name for name in names)
-    twice = launches_of([(FEW, torch.bfloat16), (FEW, torch.bfloat16)], SM_90)
-    assert len(twice) == len(launches)
+def test_calls_are_those_of_a_layer_each_code_once():
+    """Router, plan, experts and combine, forward and backward; the same again adds nothing."""
+    calls = calls_of([(FEW, torch.bfloat16)], SM_90)
+    names = {call.name for call in calls}
+    assert all(any(part in name for name in names) for part in ("plan", "route", "few_rows", "combine", "bwd"))
+    assert len(calls_of([(FEW, torch.bfloat16), (FEW, torch.bfloat16)], SM_90)) == len(calls)
+    assert len(calls_of([(FEW, torch.bfloat16), (FEW, torch.float16)], SM_90)) > len(calls)
+    assert pickle.loads(pickle.dumps(calls)) == calls
 
 
 @pytest.mark.slow
 def test_what_is_compiled_lies_in_the_cache_under_the_keys_of_the_jit(cache):
-    """A second time everything is read from there, by fresh processes."""
-    first = list(compile_launches([(FEW, torch.bfloat16)], SM_90, 1))
-    assert [one.error for one in first] == [""] * len(first)
+    """A step of the layer then compiles nothing: it reads what fresh processes compiled."""
+    calls = calls_of([(FEW, torch.bfloat16)], SM_90)
+    assert [one.error for one in compile_calls(calls, SM_90, 2)] == [""] * len(calls)
     files = {path.name for path in cache.iterdir()}
-    second = list(compile_launches([(FEW, torch.bfloat16)], SM_90, 2))
-    assert sorted(one.kernel for one in second) == sorted(one.kernel for one in first)
+    layer = SparseMoE.ffn(64, 64, 4, 2, impl="triton", dtype=torch.bfloat16)
+    with stubbed() as driver:
+        x = torch.ones(4, 64, dtype=torch.bfloat16, requires_grad=True)
+        torch.autograd.grad(layer(x).output, [x, *layer.parameters()], torch.ones_like(x))
+    assert len(driver.names) > 5
     assert {path.name for path in cache.iterdir()} == files
 
 
 def test_every_configuration_of_an_autotuned_kernel_is_compiled(cache):
-    """From calls that are collected, not run; a launch of each then finds it."""
+    """From calls that are collected, not run, equal ones once."""
     x = torch.ones(64)
     with collect_autotuned() as calls:
         double_kernel[lambda meta: (1,)](x, 64)
+        double_kernel[lambda meta: (1,)](x, n=64)
         double_kernel[lambda meta: (1,)](x, 64)
     assert x.sum() == 64
-    assert [(call.name, call.configs) for call in calls] == [("double_kernel", 2)] * 2
-    results = list(compile_autotuned(calls, SM_90, 1))
-    assert [(one.kernel, one.error) for one in results] == [("double_kernel", "")] * 2
+    assert [(call.name, call.config) for call in calls] == [("double_kernel", 0), ("double_kernel", 1)] * 3
+    results = list(compile_calls(calls, SM_90, 1))
+    assert [(one.kernel, one.error) for one in results] == [("double_kernel", "")] * 4
     tune_quickly(calls)
     assert double_kernel.do_bench.keywords == {"warmup": 5, "rep": 20}
 
@@ -81,7 +86,7 @@ def test_what_does_not_compile_is_named(cache):
     """And the others are compiled."""
     with collect_autotuned() as calls:
         double_kernel[(1,)](torch.ones(64), "no number")
-    assert all("Error" in one.error for one in compile_autotuned(calls, SM_90, 1))
+    assert all("Error" in one.error for one in compile_calls(calls, SM_90, 1))
 
 
 def test_the_driver_is_restored():
