@@ -107,16 +107,17 @@ def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
     """Returns the passes of ``impl="triton"`` by direction, below autograd, so that launches can be recorded."""
     from moekit_kernels.moe_ffn import launches as moe_ffn
     from moekit_kernels.moe_ffn.operands import ExpertWeights
-    from moekit_kernels.routing import route
 
-    shape = workload.shape
-    logits = torch.randn(shape.tokens, shape.num_experts, device=workload.x.device)
+    shape, x = workload.shape, workload.x
+    router = TopKRouter(
+        shape.dim, shape.num_experts, shape.top_k, impl="triton", return_logits=False, device=x.device, dtype=x.dtype
+    )
     plan = plan_dispatch(workload.ids, shape.num_experts)
     tensors = (workload.x, workload.gates, plan.order, ExpertWeights(workload.up, workload.down))
     pre = workload.x.new_empty(shape.slots, 2 * shape.hidden_dim).normal_()  # data decide how fast a GPU multiplies
     hidden = workload.x.new_empty(0, shape.hidden_dim)
     return {
-        "routing": lambda: route(logits, shape.top_k, impl="triton"),
+        "routing": lambda: router(x),
         "plan": lambda: plan_dispatch(workload.ids, shape.num_experts, impl="triton"),
         "forward": lambda: moe_ffn.forward(*tensors, "swiglu", True, False),
         "backward": lambda: moe_ffn.backward(workload.grad, *tensors, pre, hidden, "swiglu", True, True),
@@ -140,11 +141,22 @@ def kernel_stages(direction: str, call: Callable[[], object], device: torch.devi
 
 def product_flops(arguments: Mapping[str, Any]) -> int | None:
     """Returns the operations of a GEMM kernel, from the sizes among its arguments; None for any other kernel."""
+    if {"dw_up_ptr", "dw_down_ptr", "dx_ptr"} <= arguments.keys():  # all gradients of few rows
+        up, down = arguments["K"] * arguments["D"], arguments["D2"] * arguments["F"]
+        products = (("dx_ptr", up), ("dw_up_ptr", up), ("dw_down_ptr", down))
+        return 2 * arguments["num_rows"] * sum(size for name, size in products if arguments[name] is not None)
     if {"num_rows", "weight_columns", "K"} <= arguments.keys():
         return 2 * arguments["num_rows"] * arguments["weight_columns"] * arguments["K"]
     if {"dout_ptr", "num_rows", "num_columns", "K"} <= arguments.keys():
         return 2 * arguments["num_rows"] * arguments["num_columns"] * arguments["K"]
-    if {"dw_ptr", "x_gather_ptr", "M", "N"} <= arguments.keys():
-        rows = arguments["x_ptr"] if arguments["x_gather_ptr"] is None else arguments["x_gather_ptr"]
-        return 2 * rows.shape[0] * arguments["M"] * arguments["N"]
+    if {"dw_ptr", "M", "N"} <= arguments.keys():
+        return sum(_weight_grad_flops(arguments, which) for which in ("", "2"))  # one launch may serve both matrices
     return None
+
+
+def _weight_grad_flops(arguments: Mapping[str, Any], which: str) -> int:
+    if arguments.get(f"dw{which}_ptr") is None:
+        return 0
+    gathered = arguments.get(f"x{which}_gather_ptr")
+    rows = arguments[f"x{which}_ptr"] if gathered is None else gathered
+    return 2 * rows.shape[0] * arguments[f"M{which}"] * arguments[f"N{which}"]

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.memory import saved_for_backward
 from benchmarks.shapes import Shape
-from benchmarks.stages import function_stages, product_flops
+from benchmarks.stages import function_stages, kernel_calls, product_flops
 from benchmarks.timing import Step, summary, time_steps, time_wall
 from benchmarks.workload import draw
 
@@ -108,9 +108,35 @@ def test_the_parts_are_all_there_and_run():
 
 
 def test_operations_of_a_launch_come_from_its_sizes():
-    """Forward, through the activation, and of weight gradients; None for what is no product."""
+    """Forward, through the activation, and of weight gradients, one or two in a launch; None for what is no product."""
     rows = torch.empty(7)
     assert product_flops({"num_rows": 3, "weight_columns": 5, "K": 2}) == 60
     assert product_flops({"dout_ptr": rows, "num_rows": 3, "num_columns": 5, "K": 2}) == 60
-    assert product_flops({"dw_ptr": rows, "x_ptr": None, "x_gather_ptr": rows, "M": 2, "N": 3}) == 84
+    first = {"dw_ptr": rows, "x_ptr": None, "x_gather_ptr": rows, "M": 2, "N": 3}
+    assert product_flops(first) == 84
+    second = {"dw2_ptr": rows, "x2_ptr": rows, "x2_gather_ptr": None, "M2": 5, "N2": 1}
+    assert product_flops(first | second) == 84 + 70
+    few = {"dx_ptr": rows, "dw_up_ptr": rows, "dw_down_ptr": rows, "num_rows": 3, "K": 8, "D": 2, "D2": 2, "F": 4}
+    assert product_flops(few) == 2 * 3 * (16 + 16 + 8)
+    assert product_flops(few | {"dx_ptr": None}) == 2 * 3 * (16 + 8)
     assert product_flops({"offsets": rows}) is None
+
+
+@pytest.mark.parametrize("shape", [Shape(16, 64, 128, 8, 2), Shape(1024, 64, 128, 4, 2), Shape(2048, 1024, 256, 4, 2)])
+def test_the_launches_of_a_pass_make_up_its_operations(shape):
+    """Of few rows and many, with rows gathered inside and into memory: no product is missed, none counted twice."""
+    pytest.importorskip("triton")
+    from benchmarks.host.stub import stubbed
+    from moekit_kernels import runtime
+    from moekit_kernels.targets import SM_90
+
+    workload = draw(shape, "uniform", CPU, torch.bfloat16)
+    with stubbed():
+        calls = kernel_calls(workload)
+        for direction in ("forward", "backward"):
+            with torch.no_grad(), runtime.record(SM_90) as launches:
+                calls[direction]()
+            assert sum(product_flops(one.arguments) or 0 for one in launches) == shape.flops(direction)
+        with torch.no_grad(), runtime.record(SM_90) as launches:
+            calls["routing"]()
+        assert [one.kernel.__name__ for one in launches] == ["route_linear_fwd_kernel"]

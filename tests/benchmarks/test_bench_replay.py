@@ -30,7 +30,7 @@ def gather(output: Tensor, values: Tensor, offsets: Tensor) -> None:
 @pytest.fixture(autouse=True)
 def _python_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels are functions, and CPU tensors have a target."""
-    monkeypatch.setattr(runtime, "_start", lambda kernel, grid, arguments, *_: kernel(**arguments))
+    monkeypatch.setattr(runtime, "_prepared_start", lambda: lambda kernel, grid, arguments, *_: kernel(**arguments))
     monkeypatch.setattr(targets, "target_of", lambda device: targets.INTERPRETER)
 
 
