@@ -5,30 +5,36 @@ last adds them up in their order, so the result does not depend on which one tha
 :func:`moekit_kernels.kernel_language.arrives_last`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from moekit_kernels.availability import interpreting
-from moekit_kernels.runtime import is_recording
+from moekit_kernels.runtime import current_target, is_recording
 
 _LEAST = 256
 _counters: dict[tuple[torch.device, int], Tensor] = {}
+_stream_of: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # pyright: ignore
 
 
 def arrival_counters(device: torch.device, count: int) -> Tensor:
-    """Returns ``(count,)`` int32 zeros, which a kernel leaves as zeros.
+    """Returns ``(count,)`` or more int32 zeros, which a kernel leaves as zeros.
 
-    On a GPU they are kept for each stream, so that no kernel is launched to clear them: launches of one stream follow
-    each other, and each leaves its counters at zero. A graph that is captured gets its own, since it may be replayed on
-    any stream.
+    They are kept for each stream, so that no kernel is launched to clear them: launches of one stream follow each
+    other, and each leaves its counters at zero. A graph that is captured gets its own, since it may be replayed on any
+    stream, and so does the interpreter, where a kernel that fails may leave others than zeros.
+
+    Raises:
+        ValueError: If no kernel runs on ``device``.
     """
-    if device.type != "cuda" or interpreting() or is_recording():
+    is_gpu = device.type == "cuda"
+    if is_recording() or current_target(device).backend == "interpreter":
         return torch.zeros(count, dtype=torch.int32, device=device)
-    if torch.cuda.is_current_stream_capturing():
+    if is_gpu and torch.cuda.is_current_stream_capturing():
         return torch.zeros(count, dtype=torch.int32, device=device)
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    key = (device, _stream_of(device.index) if is_gpu and _stream_of is not None else 0)
     counters = _counters.get(key)
     if counters is None or counters.shape[0] < count:
         counters = torch.zeros(max(count, _LEAST), dtype=torch.int32, device=device)
         _counters[key] = counters
-    return counters[:count]
+    return counters
