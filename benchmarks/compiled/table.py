@@ -97,6 +97,9 @@ def detail(entries: Iterable[Entry]) -> str:
                 f"  registers={entry['registers']} spills={entry['spills']} stack={entry['stack']} "
                 f"shared={entry['shared']} {counts}"
             )
+            if entry["dots"]:
+                by = " ".join(f"{kind}={count}" for kind, count in entry["operands"].items())
+                lines.append(f"  operands by {by}; loops to be fused: {entry['flattened']}")
         if "exception" in entry:
             lines.append(f"  exception: {entry['exception']}")
         lines += [f"  BROKEN: {sentence}" for sentence in broken_by(entry)]

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from benchmarks.compiled import table
-from benchmarks.compiled.compile import report
+from benchmarks.compiled.compile import compile_code, report
 from benchmarks.compiled.laws import broken_laws
 from benchmarks.compiled.specialize import specialize
 from benchmarks.compiled.survey import Recorded, broken_by, survey
@@ -26,6 +26,27 @@ def product_kernel(a, b, c, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLO
         k = start + tl.arange(0, BLOCK_K)
         acc = tl.dot(tl.load(a + m * K + k[None, :]), tl.load(b + k[:, None] * BLOCK_N + n), acc)
     tl.store(c + m * BLOCK_N + n, acc)
+
+
+@triton.jit
+def gather_kernel(
+    a, rows, b, c, tiles, K, stride_a, FLATTEN: tl.constexpr, ASSUME: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``c[i] = a[rows] @ b[i]`` of many tiles; rows through pointers, ``b`` through a descriptor."""
+    weights = tl.make_tensor_descriptor(b, [tiles * BLOCK, K], [K, 1], [BLOCK, BLOCK_K])
+    m = tl.arange(0, BLOCK)
+    steps = tl.cdiv(K, BLOCK_K)
+    if ASSUME:
+        tl.assume(steps > 0)
+    for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
+        row = tl.load(rows + index * BLOCK + m).to(tl.int64) * stride_a
+        acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+        for step in range(0, steps):
+            k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+            x = tl.load(a + row[:, None] + k[None, :])
+            acc = tl.dot(x, weights.load([index * BLOCK, step * BLOCK_K]).T, acc)
+        tl.store(c + index * BLOCK * BLOCK + m[:, None] * BLOCK + m[None, :], acc)
 
 
 @triton.jit
@@ -49,6 +70,14 @@ def product(
     tile = torch.empty(256, 256, dtype=dtype, device="meta")
     arguments = {"a": tile, "b": tile, "c": tile, "K": 1024, "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
     return Launch(product_kernel, (1,), arguments, num_warps, num_stages)
+
+
+def gather(flatten: bool, assume: bool = True) -> Launch:
+    """Returns the launch of :func:`gather_kernel`."""
+    tile = torch.empty(256, 256, dtype=torch.bfloat16, device="meta")
+    sizes = {"tiles": 16, "K": 1024, "stride_a": 1024, "BLOCK": 128, "BLOCK_K": 64}
+    values = {"a": tile, "rows": tile.long(), "b": tile, "c": tile, "FLATTEN": flatten, "ASSUME": assume, **sizes}
+    return Launch(gather_kernel, (1,), values, 8, 3)
 
 
 def arguments(**changed: Any) -> Launch:
@@ -134,6 +163,41 @@ def test_tensor_memory_is_read_from_the_code() -> None:
 def test_a_product_without_its_instruction_breaks_a_law() -> None:
     # A group of four warps is the least that HGMMA takes.
     assert laws(product(64, 64, 32, num_warps=2), SM_90) == ["multiplies tiles [(64, 64, 32)] without HGMMA."]
+
+
+def test_a_gather_must_be_asynchronous() -> None:
+    specialization = specialize(gather(flatten=False), SM_90)
+    assert specialization.copies_asynchronously
+    code = compile_code(specialization)
+    assert code.operands == {"descriptors": 1, "pointers": 1}
+    assert code.instructions["UTMALDG"] > 0
+    assert code.instructions["LDGSTS"] > 0
+    assert code.flattened == 0
+    assert list(broken_laws(code, SM_90, asynchronous=True)) == []
+
+
+def test_a_gather_in_a_fused_loop_breaks_a_law_where_triton_loads_nothing_ahead() -> None:
+    """Triton 3.6 does not; 3.8 and 3.9 do."""
+    code = report(gather(flatten=True), SM_90)
+    assert code.flattened == 1
+    lost = [] if code.instructions["LDGSTS"] else ["nothing is loaded ahead."]
+    laws = list(broken_laws(code, SM_90, asynchronous=True))
+    assert [law.partition("LDGSTS: ")[2] for law in laws] == lost
+    if triton.__version__.startswith("3.6."):
+        assert lost
+
+
+def test_a_fused_loop_must_state_that_it_is_not_empty() -> None:
+    code = report(gather(flatten=True, assume=False), SM_90)
+    assert "nothing states that the trip count of a loop that is fused is at least 1." in code.loop_faults
+
+
+def test_rows_that_are_not_aligned_or_not_pipelined_need_no_asynchronous_copy() -> None:
+    launch = gather(flatten=False)
+    odd = launch._replace(arguments={**launch.arguments, "stride_a": 1001})
+    assert not specialize(odd, SM_90).copies_asynchronously
+    assert not specialize(launch._replace(num_stages=1), SM_90).copies_asynchronously
+    assert not specialize(launch, GFX942).copies_asynchronously
 
 
 def test_what_does_not_compile_is_in_the_table() -> None:
