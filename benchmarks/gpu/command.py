@@ -58,8 +58,9 @@ def run_section(name: str, options: argparse.Namespace, seconds: float) -> None:
     if options.sonicmoe is not None:
         sys.path.insert(0, str(options.sonicmoe))
     setting = Setting.rehearsal() if options.rehearsal else Setting.real(options.sonicmoe, options.commit)
+    about = setting.about | {"command": f"python -m benchmarks gpu --section {name}"}  # the folder means nothing later
     for record in SECTIONS[name].run(setting, lambda: deadline - time.monotonic()):
-        record = dataclasses.replace(record, environment=setting.about, section=name)
+        record = dataclasses.replace(record, environment=about, section=name)
         write(options.out / "records.jsonl", [record], append=True)
         print(line(record), flush=True)
 
@@ -97,6 +98,7 @@ def run_all(options: argparse.Namespace) -> list[Record]:
             start = time.monotonic()
             code = waiting[name].run(seconds).code
             print(f"== {name}: {time.monotonic() - start:.0f} s", flush=True)
+            drop_partial_line(options.out / "records.jsonl")
             if code is None:
                 problems.append(section.because("absent", f"cut off after {seconds:.0f} s"))
             elif code:
@@ -105,6 +107,12 @@ def run_all(options: argparse.Namespace) -> list[Record]:
         for process in waiting.values():
             process.end()
     return problems
+
+
+def drop_partial_line(path: Path) -> None:
+    """Removes what stands after the last end of a line: a record whose process ended while it wrote it."""
+    text = path.read_bytes()
+    path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 def earlier(path: Path, sections: Sequence[str], commit: str) -> list[Record]:

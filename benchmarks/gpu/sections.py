@@ -115,8 +115,8 @@ SECTIONS: dict[str, Section] = {
     "variants": Section("Zipf routing, fp16, fp32, odd widths, biases", 10, 40, cases.variants),
     "scattermoe": Section("ScatterMoE on Qwen3's workload", 8, 30, cases.library("scattermoe")),
     "liger": Section("liger-kernel on Qwen3's workload, autotuned", 20, 80, cases.liger),
-    "sonicmoe": Section("SonicMoE on Qwen3's workload", 8, 60, cases.library("sonicmoe")),
     "libraries": Section("MegaBlocks, Tutel and transformers on Qwen3's workload", 8, 40, cases.others),
+    "sonicmoe": Section("SonicMoE on Qwen3's workload", 8, 240, cases.library("sonicmoe")),
     "curves": Section("how cost grows with tokens, experts, top-k and skew", 20, 240, curves, by_default=False),
     "breadth": Section("our other modes, decoding, and more published sizes", 15, 200, cases.breadth, by_default=False),
 }
