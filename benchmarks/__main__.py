@@ -33,6 +33,7 @@ COMMANDS = {
     "report": Command("benchmarks.report", "write the tables and pictures of benchmarks/README.md from records"),
     "compiled": Command("benchmarks.compiled.command", "compile every kernel without a GPU and read its code"),
     "curves": Command("benchmarks.curves", "how time and memory grow with tokens, experts, top-k and skew"),
+    "host": Command("benchmarks.host.command", "launches and host time of a step, on a driver that starts nothing"),
     "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }

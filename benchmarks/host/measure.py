@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +22,14 @@ from benchmarks.shapes import Shape
 _WARM_UP = 20
 # They allocate, look at memory that is there or at properties: no kernel on a GPU.
 _NO_KERNEL = frozenset(
-    """
-    empty empty_like empty_strided new_empty new_empty_strided resize_ set_ view reshape _reshape_alias _unsafe_view
-    as_strided expand expand_as select slice narrow split unbind transpose t permute unsqueeze squeeze flatten unflatten
-    detach detach_ alias view_as result_type promote_types resolve_conj resolve_neg lift_fresh is_nonzero
-    """.split()  # noqa: SIM905 (one word a name reads better)
+    word
+    for line in (
+        "empty empty_like empty_strided new_empty new_empty_strided resize_ set_ detach detach_ alias lift_fresh to",
+        "view view_as reshape _reshape_alias _unsafe_view as_strided expand expand_as squeeze unsqueeze flatten",
+        "unflatten select slice narrow split unbind transpose t mT permute",
+        "result_type promote_types resolve_conj resolve_neg is_nonzero",
+    )
+    for word in line.split()
 )
 
 
@@ -54,7 +58,7 @@ CASES = (
 """The second and fifth take the kernels of the third and sixth, in sizes whose arithmetic takes a CPU no time."""
 
 
-class _Calls(NamedTuple):
+class Calls(NamedTuple):
     """A layer's forward and backward: of a step, and forward alone without gradients."""
 
     forward: Callable[[], Tensor]
@@ -62,16 +66,19 @@ class _Calls(NamedTuple):
     inference: Callable[[], object]
 
 
-def _calls(case: Case) -> _Calls:
+def calls_of(case: Case) -> Calls:
+    """Returns the calls of a case, on the CPU, with bf16 tensors of zeros."""
     from moekit import SparseMoE
     from moekit.experts import FFNExperts
     from moekit.plan import plan_dispatch
 
-    shape, options = case.shape, {"impl": "triton", "dtype": torch.bfloat16}
+    # Of no device first, because initial values are not read and take long to draw.
+    shape, options = case.shape, {"impl": "triton", "dtype": torch.bfloat16, "device": "meta"}
     tokens, dim, hidden_dim, num_experts, top_k = shape
     x = torch.zeros(tokens, dim, dtype=torch.bfloat16, requires_grad=True)
     grad = torch.zeros(tokens, dim, dtype=torch.bfloat16)
     if case.name == "layer":
+        gates = x
         module: torch.nn.Module = SparseMoE.ffn(dim, hidden_dim, num_experts, top_k, **options)
 
         def forward() -> Tensor:
@@ -85,7 +92,8 @@ def _calls(case: Case) -> _Calls:
         def forward() -> Tensor:
             return module(x, plan_dispatch(ids, num_experts, impl="triton"), gates)
 
-    leaves = [x, *module.parameters()]
+    module.to_empty(device="cpu")
+    leaves = [x, gates, *module.parameters()]
 
     def backward(out: Tensor) -> None:
         out.backward(grad)
@@ -96,11 +104,16 @@ def _calls(case: Case) -> _Calls:
         with torch.no_grad():
             forward()
 
-    return _Calls(forward, backward, inference)
+    return Calls(forward, backward, inference)
 
 
-class _Counts:
-    """Launches of ours, and calls of torch's operators that would start a kernel on a GPU."""
+class Counts:
+    """What was started between the beginning and the end of a block.
+
+    Attributes:
+        launches: Names of our kernels, in their order.
+        operators: Calls of torch's operators that would start a kernel on a GPU.
+    """
 
     def __init__(self) -> None:
         self.launches: list[str] = []
@@ -108,12 +121,17 @@ class _Counts:
 
 
 @contextmanager
-def _counting(stub: Any) -> Generator[_Counts]:
-    counts = _Counts()
-    before = len(stub.names)
+def counting(names: Callable[[], list[str]]) -> Generator[Counts]:
+    """Counts what a block starts.
+
+    Args:
+        names: Returns the names of all of our kernels that were started so far.
+    """
+    counts = Counts()
+    before = len(names())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         yield counts
-    counts.launches = stub.names[before:]
+    counts.launches = names()[before:]
     for event in profile.events():
         if _starts_kernel(event) and not any(map(_starts_kernel, _descendants(event))):
             counts.operators[event.name.removeprefix("aten::")] += 1
@@ -140,20 +158,24 @@ def _times(call: Callable[[], object], repeats: int) -> list[float]:
     return times
 
 
+def count(calls: Calls, names: Callable[[], list[str]]) -> dict[str, Counts]:
+    """Returns what inference, forward and backward start, after one step that compiles."""
+    calls.backward(calls.forward())
+    calls.inference()
+    with counting(names) as inference:
+        calls.inference()
+    with counting(names) as forward:
+        out = calls.forward()
+    with counting(names) as backward:
+        calls.backward(out)
+    return {"inference": inference, "forward": forward, "backward": backward}
+
+
 def measure(stub: Any, case: Case, repeats: int) -> dict[str, Any]:
     """Returns launches, operator calls and times of ``case``, by direction."""
-    calls = _calls(case)
-    calls.backward(calls.forward())  # compiles
-    calls.inference()
-    with _counting(stub) as inference:
-        calls.inference()
-    with _counting(stub) as forward:
-        out = calls.forward()
-    with _counting(stub) as backward:
-        calls.backward(out)
-    del out
-    parts = {"inference": inference, "forward": forward, "backward": backward}
-    result: dict[str, Any] = {name: {"launches": c.launches, "operators": c.operators} for name, c in parts.items()}
+    calls = calls_of(case)
+    counts = count(calls, lambda: stub.names)
+    result: dict[str, Any] = {name: {"launches": c.launches, "operators": c.operators} for name, c in counts.items()}
     if case.is_timed:
         result["inference"]["times"] = _times(calls.inference, repeats)
         result["step"] = {"times": _times(lambda: calls.backward(calls.forward()), repeats)}
@@ -165,8 +187,11 @@ def main(checkout: str, repeats: int) -> None:
     # Before this checkout, where ``benchmarks`` comes from.
     sys.path[:0] = [checkout, f"{checkout}/kernels"]
     torch.set_num_threads(1)
+    import moekit
     from benchmarks.host.stub import stubbed
 
+    if Path(moekit.__file__).parents[1] != Path(checkout).resolve():
+        raise ValueError(f"checkout must hold the package moekit, got {checkout}: {moekit.__file__} was imported.")
     with stubbed() as stub:
         measured = [{"name": case.name, "shape": case.shape, **measure(stub, case, repeats)} for case in CASES]
     print(json.dumps(measured))

@@ -102,22 +102,28 @@ class StubDriver:
 
 
 @contextlib.contextmanager
-def stubbed() -> Generator[StubDriver]:
-    """Makes launches on CPU tensors go to a :class:`StubDriver`."""
-    stub = StubDriver()
-    before = runtime.driver._active
-    # Asked of CPU tensors alone: whether kernels run there, and what is in tensors that no kernel wrote.
+def as_on_a_gpu() -> Generator[None]:
+    """Treats CPU tensors as a GPU's where that is asked: whether kernels run there, and whether values can be read."""
     patches = [
         patch.object(our_runtime, "target_of", lambda device: SM_90),
         patch.object(plan_op, "check_range", lambda *arguments: False),
     ]
     if importlib.util.find_spec("moekit_kernels.eager") is not None:  # which older checkouts do not have
         patches.append(patch("moekit_kernels.eager.can_read", lambda tensor: False))
+    with contextlib.ExitStack() as stack:
+        for each in patches:
+            stack.enter_context(each)
+        yield
+
+
+@contextlib.contextmanager
+def stubbed() -> Generator[StubDriver]:
+    """Makes launches on CPU tensors go to a :class:`StubDriver`."""
+    stub = StubDriver()
+    before = runtime.driver._active
     runtime.driver.set_active(stub)
     try:
-        with contextlib.ExitStack() as stack:
-            for each in patches:
-                stack.enter_context(each)
+        with as_on_a_gpu():
             yield stub
     finally:
         runtime.driver._active = before
