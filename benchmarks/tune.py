@@ -28,7 +28,7 @@ PASSES = {
     "glu": ("forward",),
     "activation": ("backward",),
     "weight_grad": ("backward",),
-    "few_rows": ("forward",),
+    "few_rows": ("forward", "backward"),
 }
 """The passes in which a kind of kernel runs."""
 

@@ -131,7 +131,7 @@ def tests(setting: Setting, left: Left) -> Iterator[Record]:
         yield Record("check", TESTS, status="absent", reason=reason)
         return
     output = done.stdout.strip().splitlines()
-    print("\n".join(output[-40:]), flush=True)
+    print("\n".join(output[-1 if setting.tiny else -40 :]), flush=True)
     reason = output[-1] if output else done.stderr.strip()[-200:]
     if setting.tiny and not done.returncode:
         yield Record("check", TESTS, status="absent", reason=f"rehearsal: {reason}")
@@ -147,4 +147,4 @@ def pytest_arguments(setting: Setting) -> list[str]:
     """
     several = ["-n", str(setting.workers)] if importlib.util.find_spec("xdist") and not setting.tiny else []
     quiet = ["-W", "ignore::pytest.PytestConfigWarning", "-p", "no:cacheprovider", "-p", "no:benchmark"]
-    return ["-q", "--maxfail=20", *quiet, *several, *(["--collect-only", "-q"] if setting.tiny else [])]
+    return ["-q", "--maxfail=20", *quiet, *several, *(["--collect-only"] if setting.tiny else [])]
