@@ -120,11 +120,10 @@ def ffn(
     biased: bool,
     recompute: str = "activation",
     choice: bool = False,
-    trained: bool = True,
     n_major: bool = False,
     gathers: gather_decision.Gathers | None = None,
 ) -> None:
-    """Launches the expert FFN: forward without gradients and, if ``trained``, forward with them, and backward.
+    """Launches the expert FFN: forward without gradients, forward with them, and backward.
 
     With ``n_major`` weights are stored ``(E, D, F)``; ``gathers`` sets by hand what is gathered into memory.
     """
@@ -145,8 +144,6 @@ def ffn(
     with by_hand:
         if not biased:
             moe_ffn.forward(*tensors, activation, False, False)
-        if not trained:
-            return
         _, pre, kept = moe_ffn.forward(*tensors, activation, recompute != "all", recompute == "none")
         moe_ffn.backward(x, *tensors, pre, kept, activation, True, True)
 
@@ -195,8 +192,12 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
             ffn, shape=qwen3, activation="swiglu_interleaved", biased=False, n_major=True, gathers=INTO_MEMORY
         ),
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
-        "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu, trained=False),
-        "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu, trained=False),
+        "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu),
+        "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu),
+        "FFN decode odd": partial(ffn, shape=SHAPES["odd"]._replace(tokens=101), **swiglu),
+        "FFN decode n-major interleaved": partial(
+            ffn, shape=decode, activation="swiglu_interleaved", biased=True, recompute="all", choice=True, n_major=True
+        ),
         "plan most": partial(sort, shape=Shape(8192, 1024, 1024, 4096, 64), capped=False),
         "plan capped": partial(sort, shape=qwen3, capped=True),
         "plan decode capped": partial(sort, shape=decode, capped=True),

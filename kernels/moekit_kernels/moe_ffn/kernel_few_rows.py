@@ -9,7 +9,7 @@ are added in a fixed order by combine.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.kernel_tiles import load_pair, load_weights, weight_descriptor
+from moekit_kernels.grouped_gemm.kernel_tiles import load_weights, weight_descriptor
 from moekit_kernels.kernel_language import act, dot
 
 
@@ -52,24 +52,38 @@ def strip_product(
 
 
 @triton.jit
-def strip_pair_product(
+def _pair_product(
     x_ptr, w, row_offsets, expert, column, num_columns, first_k, last_k, K, stride_we, stride_wn, stride_wk,
     INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The two products of a gated activation, gate and value, over the same rows, which are loaded once."""
-    gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    value = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for k in range(first_k, last_k, BLOCK_K):
-        depth = k + tl.arange(0, BLOCK_K)
-        x_places = x_ptr + row_offsets[:, None] + depth[None, :]
-        x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
-        b, c = load_pair(
-            w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K,
-            BLOCK_N, BLOCK_K,
+    """The products of a gated activation, gates and values, over the same rows.
+
+    Where they are in turn, both are one strip of ``2 * BLOCK_N`` columns, whose product is split.
+    """
+    if INTERLEAVED:
+        both = strip_product(
+            x_ptr, w, row_offsets, expert, 2 * column, first_k, last_k, K, stride_we, stride_wn, stride_wk,
+            2 * num_columns, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        value = dot(c.T, x.T, value, PRECISION)
-        gate = dot(b.T, x.T, gate, PRECISION)
+        gate, value = tl.split(tl.permute(tl.reshape(both, (BLOCK_N, 2, BLOCK_M)), (0, 2, 1)))
+    else:
+        gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        value = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+        for k in range(first_k, last_k, BLOCK_K):
+            depth = k + tl.arange(0, BLOCK_K)
+            x_places = x_ptr + row_offsets[:, None] + depth[None, :]
+            x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
+            b = _load_strip(
+                w, expert, column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, W_TMA, K_MAJOR, EVEN_K,
+                BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            c = _load_strip(
+                w, expert, num_columns + column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, W_TMA, K_MAJOR,
+                EVEN_K, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            gate = dot(b, x.T, gate, PRECISION)
+            value = dot(c, x.T, value, PRECISION)
     return gate, value
 
 
@@ -93,8 +107,8 @@ def few_rows_fwd_kernel(
         w = w_ptr
         if W_TMA:
             w = weight_descriptor(
-                w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K,
-                PAIR and INTERLEAVED,
+                w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR,
+                2 * BLOCK_N if PAIR and INTERLEAVED else BLOCK_N, BLOCK_K, False,
             )  # fmt: skip
         column = tl.program_id(0) * BLOCK_N
         columns = column + tl.arange(0, BLOCK_N)
@@ -109,7 +123,7 @@ def few_rows_fwd_kernel(
             sources = places if gather_ptr is None else tl.load(gather_ptr + places)
             row_offsets = sources.to(tl.int64) * stride_xm
             if PAIR:
-                result, value = strip_pair_product(
+                result, value = _pair_product(
                     x_ptr, w, row_offsets, expert, column, num_columns, part * split_k, depth_end, K, stride_we,
                     stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
                 )  # fmt: skip

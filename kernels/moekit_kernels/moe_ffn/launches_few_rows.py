@@ -94,7 +94,8 @@ def _launch(
     columns = weight_columns // 2 if epilogue.pair else weight_columns
     aligned = is_aligned(x.dtype, weight_columns, depth)
     config = gemm_config("few_rows", target, x.dtype, num_rows // num_experts, aligned)
-    loads = WeightLoads.of(weight, target, epilogue, config)
+    # Gates and values in turn are one strip of columns.
+    loads = WeightLoads.of(weight, target, epilogue_of(None) if epilogue.interleaved else epilogue, config)
     steps = -(-depth // config.block_k)
     arguments = {
         **weight_arguments(weight, epilogue, loads, config),

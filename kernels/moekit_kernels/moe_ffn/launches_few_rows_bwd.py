@@ -19,6 +19,7 @@ from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
 from moekit_kernels.runtime import current_target, launch
 
+_TILES = 4  # of a weight's gradient that one program writes
 _SLOTS = 64  # of the tokens whose rows one program adds up together
 _UNROLLED = 16
 _GATE_ROWS = 128  # of one program of the gates' gradient
@@ -157,8 +158,9 @@ def _rest(
         dw_down, dw_up = down_proj.new_empty(down_proj.shape), up_proj.new_empty(up_proj.shape)
         db_down = None if down_bias is None else down_bias.new_empty(down_bias.shape)
         db_up = None if up_bias is None else up_bias.new_empty(up_bias.shape)
-        down_end += num_experts * -(-out_dim // config.block_n) * -(-hidden // grad_n)
-        up_end = down_end + num_experts * -(-depth // config.block_n) * -(-dim // grad_n)
+        columns = grad_n * _TILES
+        down_end += num_experts * -(-out_dim // config.block_n) * -(-hidden // columns)
+        up_end = down_end + num_experts * -(-depth // config.block_n) * -(-dim // columns)
     product = _weight_arguments(weight_EDF1, config)
     arguments = {
         **{name: product[name] for name in _PRODUCT},
@@ -194,6 +196,7 @@ def _rest(
         "stride_dm": grad.stride(0),
         "stride_xm": x.stride(0),
         "GRAD_N": grad_n,
+        "TILES": _TILES,
         "TOP_K": top_k,
         "PARTS": parts,
         "UNROLL": top_k <= _UNROLLED,
