@@ -88,13 +88,34 @@ def test_rows_are_gathered_into_memory_where_the_copy_engine_saves_more():
     assert _names(backward) == [activation, gemm, combine_inputs, "grouped_gemm_bwd_dw_kernel"]
 
 
-def test_few_rows_take_three_launches_and_no_schedule():
-    forward, _ = _launches(SM_90, tokens=32, dim=1024, hidden=4096)
+def test_few_rows_take_three_launches_and_two_and_no_schedule():
+    forward, backward = _launches(SM_90, tokens=32, dim=1024, hidden=4096)
     assert _names(forward) == ["few_rows_fwd_kernel", "few_rows_fwd_kernel", "combine_fwd_kernel"]
+    assert _names(backward) == ["few_rows_bwd_act_kernel", "few_rows_bwd_rest_kernel"]
+    assert len(_launches(SM_90, tokens=32, bias=True)[1]) == 2
     up, down, combine = forward
     assert up.grid[2] == 1
     assert down.grid[2] > 1, "the depth of the second product is split, for there are few strips of columns"
     assert combine.arguments["SPLITS"] == down.grid[2]
+
+
+@pytest.mark.parametrize("requested", [(True, False), (False, True)])
+def test_gradients_of_few_rows_that_are_not_requested_have_no_programs(requested):
+    tensors = (
+        _empty(32, 64),
+        _empty(32, 2, dtype=torch.float32),
+        _order(SM_90, 32, 2, 8),
+        ExpertWeights(_empty(8, 256, 64), _empty(8, 64, 128), _empty(8, 256), _empty(8, 64)),
+    )
+    with record(SM_90) as launches:
+        moe_ffn.backward(_empty(32, 64), *tensors, _empty(64, 256), _empty(0, 128), "swiglu", *requested)
+    act, rest = (launch.arguments for launch in launches)
+    inputs = ("parts_ptr", "dx_ptr", "partial_ptr", "dgates_ptr")
+    weights = ("weighted_ptr", "dw_down_ptr", "dw_up_ptr", "db_down_ptr", "db_up_ptr")
+    assert [rest[name] is not None for name in (*inputs, *weights)] == [requested[0]] * 4 + [requested[1]] * 5
+    assert [act[name] is not None for name in ("partial_ptr", "weighted_ptr")] == list(requested)
+    assert (rest["down_begin"] > 0) == requested[0]
+    assert (launches[1].grid[0] > rest["down_begin"]) == requested[1]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ fewer = hypothesis_settings(max_examples=15, deadline=None, derandomize=True, da
 
 @pytest.fixture(params=["few rows", "tiles"])
 def path(request, monkeypatch) -> str:
-    """Both ways forward: small cases alone would all take the one for few rows."""
+    """Both ways, forward and backward: small cases alone would all take the one for few rows."""
     if request.param == "tiles":
         monkeypatch.setattr(launches_few_rows, "MOST_ROWS", -1)
     return request.param
@@ -51,17 +51,37 @@ def test_every_recompute(recompute, path, device):
     check(operands_of(small_case("geglu"), torch.float16, device), recompute=recompute)
 
 
-@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 1, 1), (70, 1, 1), (3, 128, 3), (24, 13, 2)])
-def test_numbers_of_tokens_and_experts(tokens, experts, top_k, device):
+@pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 1, 1), (70, 1, 1), (3, 128, 3), (24, 13, 2), (3, 20, 18)])
+def test_numbers_of_tokens_and_experts(tokens, experts, top_k, path, device):
     ids = torch.rand(tokens, experts).argsort(-1)[:, :top_k]
     routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), experts, 0)
     check(operands_of(ffn_case(routed, 18, 10, 7, "swiglu", True), torch.float32, device))
 
 
-def test_a_hidden_layer_so_wide_that_its_sum_is_split(device):
+@pytest.mark.parametrize("choice", ["token", "expert"])
+def test_a_hidden_layer_so_wide_that_its_sum_is_split(choice, device):
     ids = torch.tensor([[0, 1], [1, 0]])
     routed = Routed(ids, torch.ones_like(ids, dtype=torch.bool), 2, 0)
-    check(operands_of(ffn_case(routed, 5, 520, 3, "silu", True), torch.float32, device))
+    tensors = operands_of(ffn_case(routed, 5, 520, 3, "silu", True), torch.float32, device)
+    check(tensors if choice == "token" else tensors._replace(plan=tensors.plan._replace(row_of_slot=None)))
+
+
+def test_an_expert_with_more_rows_than_a_step_and_widths_beyond_a_tile(device):
+    """Few rows: several steps of 16 rows, all of one expert, and more tiles of a gradient than one program writes."""
+    ids = torch.cat([torch.zeros(37, 1, dtype=torch.int64), torch.tensor([[2], [4]])])
+    kept = torch.ones_like(ids, dtype=torch.bool)
+    kept[5] = False
+    tensors = operands_of(ffn_case(Routed(ids, kept, 5, 0), 150, 140, 21, "geglu", True), torch.float32, device)
+    assert launches_few_rows.serves(len(ids), 5)
+    check(tensors)
+
+
+def test_experts_that_choose_a_token_twice(path, device):
+    choice = torch.tensor([[0, 0, 1], [1, 0, 0], [2, 2, 2], [1, 1, 2]], device=device)
+    case = small_case()
+    case = case._replace(x=case.x[:4], gates=torch.randn(4, 3, dtype=torch.float64))
+    leaves = {name: t.detach().to(device).requires_grad_() for name, t in case.leaves(torch.float32).items()}
+    check(operands_of(small_case(), torch.float32, device)._replace(leaves=leaves, plan=plan_expert_choice(choice, 4)))
 
 
 def test_all_tokens_to_one_of_many_experts(path, device):
@@ -134,7 +154,7 @@ def test_no_uninitialised_memory_shows_and_the_bits_are_the_same_twice(recompute
 
 
 @pytest.mark.parametrize("requested", [["x"], ["gates"], ["up_proj", "down_bias"]], ids="+".join)
-def test_gradients_only_of_what_requires_them(requested, device):
+def test_gradients_only_of_what_requires_them(requested, path, device):
     tensors = operands_of(small_case(), torch.float32, device)
     every = tensors.run_with_gradients()
     for name, leaf in tensors.leaves.items():
