@@ -39,6 +39,8 @@ BF16_ALONE = frozenset(
         "FFN mixtral",
         "FFN n-major interleaved",
         "FFN odd",
+        "FFN tf32",
+        "FFN tf32 few",
         "combine mixtral",
         "grouped GEMM odd",
         "rows expert choice",

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from benchmarks.compiled.representation import flattened_loops, operand_loads
+from benchmarks.compiled.representation import TENSOR_CORE_DOT, flattened_loops, operand_loads
 
 # What the columns of the table count, by the names of the machine code. The tensor cores of sm_100 are
 # UTCHMMA (16-bit operands) and its siblings; no instruction of SASS has "tcgen05" in its name.
@@ -35,7 +35,7 @@ class Code(NamedTuple):
         shared: Bytes of shared memory per program.
         tensor_memory: Columns of tensor memory, sm_100 alone.
         instructions: How often each instruction of interest stands in the code.
-        dots: Shapes ``(M, N, K)`` of the 16-bit tiles that ``tl.dot`` multiplies.
+        dots: Shapes ``(M, N, K)`` of the tiles that ``tl.dot`` multiplies in 16 bits or TF32.
         operands: How many loads bring the operands of those products, through ``"descriptors"`` and ``"pointers"``.
         flattened: Loops that are to be fused with the one inside.
         loop_faults: What is wrong with those loops, one sentence each.
@@ -113,5 +113,5 @@ def _number(pattern: str, text: str) -> int:
 
 
 def _dots(ttir: str) -> list[tuple[int, int, int]]:
-    products = re.findall(r"tt\.dot .*tensor<(\d+)x(\d+)xb?f16> \* tensor<\d+x(\d+)xb?f16>", ttir)
+    products = re.findall(rf"{TENSOR_CORE_DOT}.*tensor<(\d+)x(\d+)xb?f\d+> \* tensor<\d+x(\d+)xb?f\d+>", ttir)
     return sorted({(int(m), int(n), int(k)) for m, k, n in products})

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,6 +149,16 @@ def ffn(
         moe_ffn.backward(x, *tensors, pre, kept, activation, True, True)
 
 
+def ffn_in_tf32(dtype: torch.dtype, **options: Any) -> None:
+    """Launches the expert FFN in float32, whatever ``dtype`` is, where torch's switch allows TF32."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        ffn(torch.float32, **options)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 def copy_rows(dtype: torch.dtype, shape: Shape, choice: bool = False) -> None:
     """Launches the copy of tokens into the rows of a plan."""
     row = None if choice else indices(shape.tokens, shape.top_k)
@@ -191,6 +202,8 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "FFN n-major interleaved": partial(
             ffn, shape=qwen3, activation="swiglu_interleaved", biased=False, n_major=True, gathers=INTO_MEMORY
         ),
+        "FFN tf32": partial(ffn_in_tf32, shape=qwen3, **swiglu),
+        "FFN tf32 few": partial(ffn_in_tf32, shape=SHAPES["few"], **swiglu),
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
         "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu),
         "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu),

@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+TENSOR_CORE_DOT = r"tt\.dot (?=.*(?:tensor<[\dx]+b?f16> \* |inputPrecision = tf32))"
+"""Where a product of 16-bit operands, or of float32 in TF32, begins."""
+
 _VALUE = re.compile(r"%[\w-]+")
 _DEFINITION = re.compile(r"^\s*(%[\w-]+)(?::\d+)? = (.*)$")
 _LOOP = re.compile(r"scf\.for %[\w-]+ = (%[\w-]+) to (%[\w-]+) step (%[\w-]+)")
-_DOT = re.compile(r"tt\.dot (%[\w-]+), (%[\w-]+),.*tensor<[\dx]+b?f16> \* tensor<[\dx]+b?f16>")
+_DOT = re.compile(rf"{TENSOR_CORE_DOT}(%[\w-]+), (%[\w-]+),")
 
 
 class Loop(NamedTuple):
@@ -27,7 +30,7 @@ class Loop(NamedTuple):
 
 
 def operand_loads(ttir: str) -> dict[str, int]:
-    """Counts the loads that bring operands of 16-bit products: ``{"descriptors": ..., "pointers": ...}``.
+    """Counts the loads that bring operands of products by tensor cores: ``{"descriptors": ..., "pointers": ...}``.
 
     An operand may pass a transposition, a change of shape or a selection between the load and the product.
     """

@@ -121,6 +121,16 @@ def test_faults_of_loops_break_a_law() -> None:
     assert list(broken_laws(GOOD._replace(loop_faults=["a fault."]), SM_90)) == ["a fault."]
 
 
+def test_products_of_float32_are_read_where_they_are_in_tf32() -> None:
+    exact = FLATTENED.replace("bf16", "f32")
+    tf32 = exact.replace("%4 : tensor<64x32xf32>", "%4, inputPrecision = tf32 : tensor<64x32xf32>")
+    usage = "REG:168 STACK:24"
+    assert read_nvidia(usage, "", tf32, FUSED, 0, 0).dots == [(64, 256, 32)]
+    assert operand_loads(tf32) == {"descriptors": 1, "pointers": 1}
+    assert read_nvidia(usage, "", exact, FUSED, 0, 0).dots == []
+    assert operand_loads(exact) == {"descriptors": 0, "pointers": 0}
+
+
 def test_where_operands_come_from_is_read() -> None:
     assert operand_loads(FLATTENED) == {"descriptors": 1, "pointers": 1}
     assert operand_loads(DOT) == {"descriptors": 0, "pointers": 0}
