@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, is_aligned, load, override
+from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, is_aligned, load, override, tile_heights
 from moekit_kernels.targets import INTERPRETER, SM_80, SM_90, TARGETS
 
 OWN = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [128, 64, 32, 4, 8, 2, 2]]]}}}
@@ -33,6 +33,18 @@ def test_the_table_has_no_other_names():
             for least in ([least for least, _ in rows] for rows in entries.values()):
                 assert least[0] == 0
                 assert least == sorted(set(least))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_one_schedule_of_tiles_serves_forward_and_backward(name):
+    """The kinds whose kernels read schedules have one tile height at any number of rows; a plan holds at most four."""
+    kinds = [committed()[name][kind] for kind in ("forward", "glu", "activation")]
+    for operands in kinds[0]:
+        for rows in {least for kind in kinds for least, _ in kind[operands]}:
+            heights = {[config[0] for least, config in kind[operands] if least <= rows][-1] for kind in kinds}
+            assert len(heights) == 1, (operands, rows)
+            assert heights <= set(tile_heights(TARGETS[name]))
+    assert len(tile_heights(TARGETS[name])) <= 4
 
 
 def test_rows_per_expert_choose():

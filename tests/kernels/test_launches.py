@@ -16,6 +16,7 @@ from moekit_kernels.grouped_gemm.launches import use_descriptor
 from moekit_kernels.moe_ffn import ExpertWeights, launches_few_rows
 from moekit_kernels.moe_ffn import launches as moe_ffn
 from moekit_kernels.plan import RowOrder
+from moekit_kernels.plan import launches as plan
 from moekit_kernels.plan.schedule import schedule_bounds
 
 NVIDIA = [SM_80, SM_90, SM_100]
@@ -86,6 +87,43 @@ def test_rows_are_gathered_into_memory_where_the_copy_engine_saves_more():
     forward, backward = _launches(SM_80, tokens=8192, dim=4096, hidden=14336)
     assert _names(forward) == [gemm, gemm, "combine_fwd_kernel"]
     assert _names(backward) == [activation, gemm, combine_inputs, "grouped_gemm_bwd_dw_kernel"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "limit", "kernels"),
+    [
+        (4096, None, "few"),
+        (4096, plan.Limit(9), "few_drop few"),
+        (4097, None, "count scan place"),
+        (4097, plan.Limit(9), "count scan drop_late count scan place"),
+        (4097, plan.Limit(9, gates=_empty(4097, 2)), "count scan place drop_small count scan place"),
+    ],
+)
+def test_launches_of_a_plan_with_its_schedules(tokens, limit, kernels):
+    with record(SM_90) as launches:
+        planned = plan.plan_slots(_index(tokens, 2), 8, limit=limit)
+    assert _names(launches) == [f"plan_{name}_kernel" for name in kernels.split()]
+    assert planned.tiles.shape[0] == schedule_bounds(tokens * 2, 8, tile_heights(SM_90))[-1]
+    # Each launch may be repeated alone: none writes what it, or one before it, reads.
+    read: set[int] = set()
+    for launch in launches:
+        names = WRITTEN[launch.kernel.fn.__name__]
+        tensors = {name: id(value) for name, value in launch.arguments.items() if isinstance(value, torch.Tensor)}
+        read |= {tensor for name, tensor in tensors.items() if name not in names}
+        assert not read & {tensor for name, tensor in tensors.items() if name in names}
+
+
+_SORTED = {"token_of_row", "slot_of_row", "row_of_slot", "tiles"}
+_COUNTED = {"offsets", "tokens_per_expert", "dropped_per_expert", "arrivals"}  # the last ends as it began
+WRITTEN = {
+    "plan_few_kernel": _SORTED | _COUNTED,
+    "plan_few_drop_kernel": {"left"},
+    "plan_count_kernel": {"counts"},
+    "plan_scan_kernel": {"before", "totals", *_COUNTED},
+    "plan_place_kernel": _SORTED,
+    "plan_drop_late_kernel": {"left"},
+    "plan_drop_small_kernel": {"left"},
+}
 
 
 def test_few_rows_take_three_launches_and_two_and_no_schedule():
