@@ -6,7 +6,7 @@ makes spill are rejected. A new tile replaces the committed one only if it is fa
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -109,14 +109,19 @@ def reject_bad_code(one: runtime.Launch, config: GemmConfig, allow_spills: bool)
         raise RejectedError(f"spills {spills} bytes")
 
 
+def _leasts(classes: Mapping[str, Any], dtype: str) -> list[int]:
+    """Returns the least rows per expert of each tile of a kind; of exact float32 where it has none for TF32."""
+    return [row[0] for row in classes[dtype if dtype in classes else "32-bit"]]
+
+
 def tune(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Returns the table, and what each search ended with, a line for each kind and class."""
     device = torch.device("cuda")
     target = targets.target_of(device)
     itemsize = DTYPES[options.dtype].itemsize
-    dtype = "16-bit" if itemsize == 2 else "32-bit"
+    dtype = configs.operand_class(DTYPES[options.dtype])
     table: dict[str, Any] = {target.name: configs.committed()[target.name]}
-    jobs = [(kind, [row[0] for row in table[target.name][kind][dtype]]) for kind in options.kind]
+    jobs = [(kind, _leasts(table[target.name][kind], dtype)) for kind in options.kind]
     jobs = [(kind, leasts, least) for kind, leasts in jobs for least in leasts]
     lines: list[str] = []
     for kind, leasts, least in tqdm(jobs, unit="class"):

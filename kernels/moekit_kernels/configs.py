@@ -1,9 +1,10 @@
 """Tile sizes of every GEMM kernel, by target: a committed table, and how to override it.
 
 The table is ``configs.json`` beside this file: target, then kind of kernel, then class of operands (``"16-bit"``,
-``"32-bit"``, or ``"odd"`` where rows are not a multiple of 16 bytes, so that they are read number by number), then a
-list of ``[least rows per expert, configuration]``. The entry depends on device, dtype and shape alone, so every run
-takes the same; nothing is timed on first use. To use another table, for one block of code::
+``"32-bit"``, ``"tf32"`` where float32 is multiplied in TF32 and the table has tiles for it, or ``"odd"`` where rows are
+not a multiple of 16 bytes, so that they are read number by number), then a list of
+``[least rows per expert, configuration]``. The entry depends on device, dtype and shape alone, so every run takes the
+same; nothing is timed on first use. To use another table, for one block of code::
 
     with override({"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]]]}}}): ...
 
@@ -16,12 +17,12 @@ import functools
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from moekit_kernels.precision import float32_precision
 from moekit_kernels.targets import Target
 
 KINDS = ("forward", "glu", "activation", "weight_grad", "few_rows")
@@ -51,7 +52,7 @@ class GemmConfig(NamedTuple):
     per_processor: int
 
 
-_override: ContextVar[Table | None] = ContextVar("_override", default=None)
+_overrides: list[Table] = []
 
 
 def gemm_config(
@@ -71,13 +72,27 @@ def gemm_config(
     Raises:
         ValueError: If the table has no such entry.
     """
-    operands = "odd" if not aligned else "16-bit" if dtype.itemsize == 2 else "32-bit"
-    table = _override.get()
-    config = None if table is None else _look_up(table, target.name, kind, operands, rows_per_expert)
-    config = config or _look_up_committed(target.name, kind, operands, rows_per_expert)
-    if config is None:
-        raise ValueError(f"no configuration of kernel {kind!r} for {operands} operands on {target.name!r}.")
-    return config
+    operands = operand_class(dtype, aligned)
+    classes = ("tf32", "32-bit") if operands == "tf32" else (operands,)
+    for one in classes if _overrides else ():
+        if config := _look_up(_overrides[-1], target.name, kind, one, rows_per_expert):
+            return config
+    for one in classes:
+        if config := _look_up_committed(target.name, kind, one, rows_per_expert):
+            return config
+    raise ValueError(f"no configuration of kernel {kind!r} for {operands} operands on {target.name!r}.")
+
+
+def operand_class(dtype: torch.dtype, aligned: bool = True) -> str:
+    """Returns the class of operands: ``"odd"``, ``"16-bit"``, ``"tf32"`` or ``"32-bit"``.
+
+    A kind of kernel without tiles for ``"tf32"`` takes those of ``"32-bit"``.
+    """
+    if not aligned:
+        return "odd"
+    if dtype.itemsize == 2:
+        return "16-bit"
+    return "tf32" if float32_precision(dtype) == "tf32" else "32-bit"
 
 
 def _look_up(table: Table, target: str, kind: str, operands: str, rows_per_expert: int) -> GemmConfig | None:
@@ -99,12 +114,15 @@ def is_aligned(dtype: torch.dtype, *widths: int) -> bool:
 
 @contextmanager
 def override(table: Table) -> Generator[None]:
-    """Looks up ``table`` before the committed one; what it lacks comes from there."""
-    token = _override.set(table)
+    """Looks up ``table`` before the committed one; what it lacks comes from there.
+
+    It holds for the whole process, because backward runs in threads of autograd: keep a backward pass inside.
+    """
+    _overrides.append(table)
     try:
         yield
     finally:
-        _override.reset(token)
+        _overrides.pop()
 
 
 def load(path: str | Path) -> Table:

@@ -2,11 +2,23 @@
 
 import itertools
 import json
+import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from moekit_kernels.configs import KINDS, GemmConfig, committed, gemm_config, is_aligned, load, override, tile_heights
+from moekit_kernels.configs import (
+    KINDS,
+    GemmConfig,
+    committed,
+    gemm_config,
+    is_aligned,
+    load,
+    operand_class,
+    override,
+    tile_heights,
+)
 from moekit_kernels.targets import INTERPRETER, SM_80, SM_90, TARGETS
 
 OWN = {"sm_90": {"forward": {"16-bit": [[0, [64, 128, 64, 8, 4, 3, 1]], [100, [128, 64, 32, 4, 8, 2, 2]]]}}}
@@ -51,6 +63,44 @@ def test_rows_per_expert_choose():
     with override(OWN):
         assert gemm_config("forward", SM_90, torch.float16, 99) == GemmConfig(64, 128, 64, 8, 4, 3, 1)
         assert gemm_config("forward", SM_90, torch.float16, 100) == GemmConfig(128, 64, 32, 4, 8, 2, 2)
+
+
+def test_an_override_holds_in_other_threads_and_ends():
+    """Backward runs in threads of autograd."""
+    seen = []
+    with override(OWN):
+        thread = threading.Thread(target=lambda: seen.append(gemm_config("forward", SM_90, torch.float16, 100)))
+        thread.start()
+        thread.join()
+    seen.append(gemm_config("forward", SM_90, torch.float16, 100))
+    ours, (*_, (_, numbers)) = GemmConfig(128, 64, 32, 4, 8, 2, 2), committed()["sm_90"]["forward"]["16-bit"]
+    assert seen == [ours, GemmConfig(*numbers)]
+
+
+@contextmanager
+def _precision(name):
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = name
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_float32_in_tf32_has_tiles_of_its_own_where_the_table_has_any():
+    exact = {"sm_90": {"forward": {"32-bit": [[0, [16] * 7]]}}}
+    tf32 = {"sm_90": {"forward": {"32-bit": [[0, [16] * 7]], "tf32": [[0, [32] * 7]]}}}
+    tiles = [GemmConfig(*[size] * 7) for size in (16, 32)]
+    with _precision("tf32"):
+        assert operand_class(torch.float32) == "tf32"
+        assert operand_class(torch.bfloat16) == "16-bit"
+        assert operand_class(torch.float32, aligned=False) == "odd"
+        for table, tile in ((exact, tiles[0]), (tf32, tiles[1])):
+            with override(table):
+                assert gemm_config("forward", SM_90, torch.float32, 1) == tile
+    with _precision("ieee"), override(tf32):
+        assert operand_class(torch.float32) == "32-bit"
+        assert gemm_config("forward", SM_90, torch.float32, 1) == tiles[0]
 
 
 def test_what_an_override_lacks_comes_from_the_committed_table():

@@ -20,6 +20,22 @@ IDS = torch.tensor([[0, 2], [2, 3], [2, 0], [3, 2], [0, 3], [2, 3], [3, 0]])  # 
 KEPT = torch.tensor([[1, 1], [0, 1], [1, 1], [0, 0], [1, 1], [1, 0], [1, 1]], dtype=torch.bool)
 
 
+LOOPS = {"one expert after another": -1, "few rows": 1 << 40}
+
+
+def _take(patch: pytest.MonkeyPatch, way: str) -> None:
+    """Chooses how the loop on CPU goes, which is by the number of rows otherwise."""
+    patch.setattr(loop, "_FEW_NUMBERS", LOOPS[way])
+
+
+@pytest.fixture(params=LOOPS)
+def _each_loop(request, monkeypatch):
+    _take(monkeypatch, request.param)
+
+
+each_loop = pytest.mark.usefixtures("_each_loop")
+
+
 def _case(activation="swiglu", bias=True, dim=5, hidden=3, out_dim=4) -> FFNCase:
     return ffn_case(Routed(IDS, KEPT, 4, 0), dim, hidden, out_dim, activation, bias)
 
@@ -59,15 +75,20 @@ def test_reference_is_the_loop_over_tokens_in_output_and_gradients(case):
 
 
 @few
-@given(ffn_cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from(RECOMPUTE))
-def test_operation_is_the_reference_in_output_and_gradients(case, dtype, recompute):
-    actual = _run_with_gradients(moe_ffn, case, dtype, recompute=recompute)
+@given(
+    ffn_cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from(RECOMPUTE), st.sampled_from([*LOOPS])
+)
+def test_operation_is_the_reference_in_output_and_gradients(case, dtype, recompute, way):
+    with pytest.MonkeyPatch.context() as patch:
+        _take(patch, way)
+        actual = _run_with_gradients(moe_ffn, case, dtype, recompute=recompute)
     expected = _run_with_gradients(moe_ffn_reference, case, dtype)
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert_close(actual[name], value)
 
 
+@each_loop
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_half_precision_is_the_float64_reference_of_the_rounded_operands(activation, dtype):
@@ -83,6 +104,7 @@ def test_half_precision_is_the_float64_reference_of_the_rounded_operands(activat
         torch.testing.assert_close(actual[name].double(), value, rtol=tolerance, atol=tolerance)
 
 
+@each_loop
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck(activation, bias):
@@ -155,6 +177,7 @@ def _strided(case):
     return {name: t if t is None else t.mT.contiguous().mT for name, t in tensors.items()}
 
 
+@each_loop
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
 def test_strided_operands_and_expanded_gradients_give_the_same_numbers(activation):
     case = _case(activation)
@@ -169,14 +192,16 @@ def test_strided_operands_and_expanded_gradients_give_the_same_numbers(activatio
 
 
 @few
-@given(ffn_cases(), st.sampled_from(RECOMPUTE))
-def test_no_uninitialised_memory_shows(case, recompute):
-    with poisoned_empty():
+@given(ffn_cases(), st.sampled_from(RECOMPUTE), st.sampled_from([*LOOPS]))
+def test_no_uninitialised_memory_shows(case, recompute, way):
+    with poisoned_empty(), pytest.MonkeyPatch.context() as patch:
+        _take(patch, way)
         actual = _run_with_gradients(moe_ffn, case, torch.float32, recompute=recompute)
     for name, value in _run_with_gradients(moe_ffn_reference, case, torch.float32).items():
         assert_close(actual[name], value)
 
 
+@each_loop
 @pytest.mark.parametrize("function", [moe_ffn, moe_ffn_reference])
 def test_unassigned_rows_and_empty_experts(function):
     case = _case()
@@ -192,6 +217,7 @@ def test_unassigned_rows_and_empty_experts(function):
     assert all(leaves[name].grad[expert].any() for name in NAMES[2:] for expert in (0, 2, 3))
 
 
+@each_loop
 @pytest.mark.parametrize("function", [moe_ffn, moe_ffn_reference])
 def test_a_nan_gate_of_an_unassigned_row_shows_in_its_own_token_only(function):
     case = _case()
@@ -203,6 +229,7 @@ def test_a_nan_gate_of_an_unassigned_row_shows_in_its_own_token_only(function):
     assert torch.equal(out[others], clean[others])
 
 
+@each_loop
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 @pytest.mark.parametrize("requested", [*([name] for name in NAMES), ["x", "gates"], ["gates", "up_bias"]], ids="+".join)
 def test_gradients_only_of_what_requires_them(requested, recompute):
@@ -231,6 +258,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@each_loop
 @pytest.mark.parametrize(
     ("keep", "requested", "products"),
     [
@@ -300,6 +328,7 @@ def test_a_retained_graph_gives_the_same_bits_again(recompute):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@each_loop
 def test_interleaved_experts_are_the_concatenated_ones_in_another_order():
     case = _case("swiglu")
     order = torch.tensor([0, 3, 1, 4, 2, 5])  # hidden width 3: gate and value in turn
@@ -325,6 +354,7 @@ def test_without_gradients_nothing_is_kept():
     assert torch.equal(without_gradients, with_gradients)
 
 
+@each_loop
 def test_the_same_input_gives_the_same_bits_twice():
     case = _case()
     first, second = (_run_with_gradients(moe_ffn, case, torch.float32) for _ in range(2))

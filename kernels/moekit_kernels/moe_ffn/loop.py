@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn import loop_few_rows
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
+
+# Most numbers of all pre-activations for which whole steps over all rows are faster than one expert after the other.
+_FEW_NUMBERS = 1 << 18
+
+
+def _is_few(order: RowOrder, weights: ExpertWeights) -> bool:
+    return order.token_of_row.shape[0] * weights.up_proj.shape[1] <= _FEW_NUMBERS
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
@@ -45,6 +53,8 @@ def forward(
     keep_hidden: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``(out (T, D2), pre-activations (N, F1), hidden (N, F))``, the last two without rows unless kept."""
+    if _is_few(order, weights):
+        return loop_few_rows.forward(x, gates, order, weights, activation, keep_pre, keep_hidden)
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
     token_of_row = order.token_of_row
@@ -89,6 +99,8 @@ def backward(
     ``pre`` and ``hidden`` are what it kept, and computed again if that was nothing; ``input_grad`` asks for the
     gradients of ``x`` and ``gates``, ``weight_grad`` for those of weights and biases.
     """
+    if _is_few(order, weights):
+        return loop_few_rows.backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
     bounds = cast(list[int], order.offsets.tolist())

@@ -11,6 +11,7 @@ from moekit_kernels.impl import Impl, Limits, resolve_impl
 from moekit_kernels.plan import launches
 from moekit_kernels.plan.checks import check_arguments, check_companions, check_range
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
+from moekit_kernels.plan.few_slots import few_slots, plan_few_slots
 from moekit_kernels.plan.reference import plan_dispatch_reference
 from moekit_kernels.runtime import current_target
 
@@ -87,8 +88,13 @@ def plan_dispatch(
         ([1, 0, 2], [0, 1, 1, 3])
     """
     check_arguments(expert_ids, num_experts, kept, capacity, gates, drop_policy)
+    resolved = resolve_impl(impl, LIMITS, expert_ids.device)
+    if resolved == "reference" and kept is None and capacity is None and few_slots(expert_ids, num_experts):
+        plan = plan_few_slots(expert_ids, num_experts)
+        if plan is not None:
+            return plan if impl == "auto" else plan._replace(impl=impl)
     in_range = check_range("expert_ids", expert_ids, num_experts, "experts", kept)
-    if resolve_impl(impl, LIMITS, expert_ids.device) == "reference":
+    if resolved == "reference":
         plan = plan_dispatch_reference(
             expert_ids,
             num_experts,

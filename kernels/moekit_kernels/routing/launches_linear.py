@@ -64,6 +64,13 @@ def parts(first: torch.dtype, second: torch.dtype) -> tuple[int, int]:
     return _PARTS[first], _PARTS[second]
 
 
+def contiguous_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the operands as the kernels read them: rows of ``x`` in one piece, the others whole."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    return x, weight.contiguous(), None if bias is None else bias.contiguous()
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -81,6 +88,7 @@ def forward(
     target = current_target(x.device)
     from moekit_kernels.routing import kernel_linear
 
+    x, weight, bias = contiguous_operands(x, weight, bias)
     num_tokens, dim = x.shape
     num_experts = weight.shape[0]
     tile = forward_blocks(num_tokens, dim, num_experts, target)
@@ -212,6 +220,7 @@ def backward(
     target = current_target(x.device)
     from moekit_kernels.routing import kernel_linear
 
+    x, weight, bias = contiguous_operands(x, weight, bias)
     num_tokens, dim = x.shape
     num_experts = weight.shape[0]
     tile = backward_blocks(num_tokens, dim, num_experts, target)

@@ -1,0 +1,167 @@
+"""The fused expert FFN on CPU for few rows: whole steps over all rows, in which only the products go by expert.
+
+With few rows the time is that of starting operations, not of computing, so there are as few of them as can be. The
+intermediate results of all rows are small enough for the cache. Same functions and letters as
+:mod:`moekit_kernels.moe_ffn.loop`.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
+from moekit_kernels.plan.dispatch_plan import RowOrder
+
+
+class Groups(NamedTuple):
+    """The experts that have rows.
+
+    Attributes:
+        experts: Their ids, ascending.
+        sizes: Rows of each, and last the unassigned rows, of which there may be none.
+        num_experts: ``E``.
+    """
+
+    experts: list[int]
+    sizes: list[int]
+    num_experts: int
+
+    def of(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Returns for each expert its rows of every tensor."""
+        return zip(*(each.split_with_sizes(self.sizes)[: len(self.experts)] for each in rows), strict=True)
+
+    def idle(self) -> Iterator[slice]:
+        """Returns the experts without rows, as ranges."""
+        for before, after in pairwise((-1, *self.experts, self.num_experts)):
+            if after - before > 1:
+                yield slice(before + 1, after)
+
+    def clear_unassigned(self, rows: Tensor) -> None:
+        """Sets the unassigned rows to zero."""
+        if self.sizes[-1]:
+            rows[-self.sizes[-1] :] = 0
+
+
+def _groups(order: RowOrder) -> Groups:
+    bounds = cast(list[int], order.offsets.tolist())
+    used = [(expert, end - start) for expert, (start, end) in enumerate(pairwise(bounds)) if end > start]
+    unassigned = order.token_of_row.shape[0] - bounds[-1]
+    return Groups([expert for expert, _ in used], [size for _, size in used] + [unassigned], len(bounds) - 1)
+
+
+def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Groups) -> Tensor:
+    """Returns the rows of each expert times its matrix; zero for unassigned rows.
+
+    Args:
+        rows: ``(N, k)``.
+        weights: ``(E, k, n)``.
+        biases: ``(E, n)``.
+        groups: The rows of each expert.
+    """
+    out = rows.new_empty(rows.shape[0], weights.shape[2])
+    groups.clear_unassigned(out)
+    for expert, (a, c) in zip(groups.experts, groups.of(rows, out), strict=True):
+        if biases is None:
+            torch.mm(a, weights[expert], out=c)
+        else:
+            torch.addmm(biases[expert], a, weights[expert], out=c)
+    return out
+
+
+def _outer_products(columns: Tensor, rows: Tensor, like: Tensor, groups: Groups) -> Tensor:
+    """Returns ``columns^T rows`` of each expert, contiguous, in the shape of ``like``."""
+    out = like.new_empty(like.shape)
+    for expert, (a, b) in zip(groups.experts, groups.of(columns, rows), strict=True):
+        if a.shape[0] == 1:
+            torch.mul(a.mT, b, out=out[expert])  # the same numbers; a matrix product takes 1.5 times as long
+        else:
+            torch.mm(a.mT, b, out=out[expert])
+    for experts in groups.idle():
+        out[experts].zero_()
+    return out
+
+
+def _sums(rows: Tensor, like: Tensor | None, groups: Groups) -> Tensor | None:
+    """Returns the sum of each expert's rows, in the shape of ``like``."""
+    if like is None:
+        return None
+    out = like.new_zeros(like.shape)
+    for expert, (a,) in zip(groups.experts, groups.of(rows), strict=True):
+        torch.sum(a, 0, out=out[expert])
+    return out
+
+
+def _gates_of_rows(gates: Tensor, order: RowOrder) -> Tensor:
+    return gates.reshape(-1).index_select(0, order.slot_of_row).unsqueeze(-1)
+
+
+def _weighted(rows: Tensor, gates_N1: Tensor, dtype: torch.dtype) -> Tensor:
+    return (rows * gates_N1).to(dtype)
+
+
+def forward(
+    x: Tensor,
+    gates: Tensor,
+    order: RowOrder,
+    weights: ExpertWeights,
+    activation: str,
+    keep_pre: bool,
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes :func:`moekit_kernels.moe_ffn.loop.forward`."""
+    up_proj, down_proj, up_bias, down_bias = weights
+    groups = _groups(order)
+    pre_NF1 = _products(x.index_select(0, order.token_of_row), up_proj.mT, up_bias, groups)
+    hidden_NF = ACTIVATIONS[activation].compute(pre_NF1)
+    y_ND2 = _products(hidden_NF, down_proj.mT, down_bias, groups)
+    dtype = torch.promote_types(x.dtype, gates.dtype)
+    # Unassigned rows add nothing, but a NaN gate shows in its own token.
+    weighted_ND2 = _weighted(y_ND2, _gates_of_rows(gates, order), dtype)
+    out_TD2 = weighted_ND2.new_zeros(x.shape[0], down_proj.shape[1]).index_add_(0, order.token_of_row, weighted_ND2)
+    pre_NF1 = pre_NF1 if keep_pre else x.new_empty(0, up_proj.shape[1])
+    hidden_NF = hidden_NF if keep_hidden else x.new_empty(0, down_proj.shape[2])
+    return out_TD2.to(x.dtype), pre_NF1, hidden_NF
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    gates: Tensor,
+    order: RowOrder,
+    weights: ExpertWeights,
+    pre: Tensor,
+    hidden: Tensor,
+    activation: str,
+    input_grad: bool,
+    weight_grad: bool,
+) -> Gradients:
+    """Computes :func:`moekit_kernels.moe_ffn.loop.backward`."""
+    act = ACTIVATIONS[activation]
+    up_proj, down_proj, up_bias, down_bias = weights
+    groups = _groups(order)
+    dtype = torch.promote_types(x.dtype, gates.dtype)
+    gates_N1 = _gates_of_rows(gates, order)
+    x_ND = x.index_select(0, order.token_of_row)
+    pre_NF1 = pre if pre.shape[0] else _products(x_ND, up_proj.mT, up_bias, groups)
+    hidden_NF = hidden if hidden.shape[0] else act.compute(pre_NF1)
+    grad_ND2 = grad.index_select(0, order.token_of_row)
+    grad_hidden_NF = _products(grad_ND2, down_proj, None, groups)
+    grad_pre_NF1 = act.backward(_weighted(grad_hidden_NF, gates_N1, x.dtype), pre_NF1)
+    grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
+    if input_grad:
+        rows_ND = _products(grad_pre_NF1, up_proj, None, groups).to(dtype)
+        grad_x = rows_ND.new_zeros(x.shape).index_add_(0, order.token_of_row, rows_ND).to(x.dtype)
+        by_row = (grad_hidden_NF.to(gates.dtype) * hidden_NF.to(gates.dtype)).sum(-1)
+        if down_bias is not None:
+            by_row += _products(grad_ND2, down_bias.unsqueeze(-1), None, groups).squeeze(-1).to(gates.dtype)
+        grad_gates = torch.empty_like(by_row).scatter_(0, order.slot_of_row, by_row).view(gates.shape)
+    if weight_grad:
+        weighted_ND2 = _weighted(grad_ND2, gates_N1, x.dtype)
+        grad_up = _outer_products(grad_pre_NF1, x_ND, up_proj, groups)
+        grad_down = _outer_products(weighted_ND2, hidden_NF, down_proj, groups)
+        grad_up_bias, grad_down_bias = _sums(grad_pre_NF1, up_bias, groups), _sums(weighted_ND2, down_bias, groups)
+    return Gradients(grad_x, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)

@@ -1,0 +1,47 @@
+"""The plan of few slots on CPU: counted in Python, which takes a third of the time of as many small tensor operations.
+
+Same bits as :func:`~moekit_kernels.plan.reference.plan_dispatch_reference` without mask and capacity.
+"""
+
+from array import array
+from itertools import accumulate
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from moekit_kernels.eager import can_read
+from moekit_kernels.plan.dispatch_plan import DispatchPlan
+
+# Twice the slots and the experts, up to which Python is faster; measured in µs, Python against tensor operations, by
+# slots of experts: 9 and 24 (2 of 8), 15 and 25 (32 of 8), 23 and 26 (8 of 128), 29 and 26 (96 of 8).
+_MOST = 160
+
+
+def few_slots(expert_ids: Tensor, num_experts: int) -> bool:
+    """Returns whether :func:`plan_few_slots` is the fastest way here, and may read the ids."""
+    return 2 * expert_ids.numel() + num_experts <= _MOST and can_read(expert_ids)
+
+
+def plan_few_slots(expert_ids: Int[Tensor, "T K"], num_experts: int) -> DispatchPlan | None:
+    """Sorts slots by expert, stably; returns None if an id is out of range."""
+    num_tokens, top_k = expert_ids.shape
+    ids: list[int] = expert_ids.flatten().tolist()
+    counts = [0] * num_experts
+    for expert in ids:
+        if not 0 <= expert < num_experts:
+            return None
+        counts[expert] += 1
+    num_slots = len(ids)
+    slot_of_row = sorted(range(num_slots), key=ids.__getitem__)
+    row_of_slot = [0] * num_slots
+    for row, slot in enumerate(slot_of_row):
+        row_of_slot[slot] = row
+    numbers = array("q", [slot // top_k for slot in slot_of_row])
+    sizes = [num_slots, num_slots, num_experts + 1, num_slots, num_experts, num_experts]
+    for part in (slot_of_row, accumulate(counts, initial=0), row_of_slot, counts, (0,) * num_experts):
+        numbers.extend(part)
+    # "Unsafe": each part counts its own changes, so adding to counts in place does not disturb what autograd keeps.
+    parts = torch.unsafe_split_with_sizes(torch.frombuffer(numbers, dtype=torch.int64), sizes)
+    token_of_row, slots, offsets, rows, routed, dropped = parts
+    return DispatchPlan(token_of_row, slots, offsets, rows.view(num_tokens, top_k), routed, dropped, num_tokens)
