@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from moekit_kernels.availability import interpreting
 
@@ -15,6 +16,15 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     if INTERPRETING:
         return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def prefetch(pointers):
+    """Brings what lies at ``pointers`` to the L2 cache, some time soon. NVIDIA only; nothing when interpreted."""
+    if not INTERPRETING:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -38,12 +48,23 @@ def sigmoid(x):
 
 
 @triton.jit
+def fast_sigmoid(x):
+    """:func:`sigmoid` to some 2 units in the last place of float32, by the processor's own approximations.
+
+    They give zero below the normal numbers, and so need no instructions that scale: six fewer for each number.
+    """
+    if INTERPRETING:
+        return sigmoid(x)
+    return libdevice.fast_dividef(1.0, 1.0 + libdevice.fast_expf(-x))
+
+
+@triton.jit
 def act(x, NAME: tl.constexpr):
     """The scalar function of an activation, in float32. ``NAME``: none, relu, silu, gelu (exact, by erf)."""
     if NAME == "relu":
         return tl.where(x > 0, x, tl.where(x != x, x, 0.0))
     elif NAME == "silu":
-        return x * sigmoid(x)
+        return x * fast_sigmoid(x)
     elif NAME == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     else:
@@ -57,7 +78,7 @@ def act_and_derivative(x, NAME: tl.constexpr):
     if NAME == "relu":
         return act(x, "relu"), tl.where(x > 0, 1.0, 0.0)
     elif NAME == "silu":
-        s = sigmoid(x)
+        s = fast_sigmoid(x)
         value = x * s
         return value, s + value * (1.0 - s)
     elif NAME == "gelu":

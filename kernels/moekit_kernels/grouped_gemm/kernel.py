@@ -7,28 +7,35 @@ M are rows of a plan, N columns of the output, K the depth.
 import triton
 import triton.language as tl
 
-from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_row, store_pair_tile
-from moekit_kernels.grouped_gemm.kernel_tiles import halves, pair_product, product, row_tile, weight_descriptor
+from moekit_kernels.grouped_gemm.kernel_pairs import both_products, load_pair_row, pair_descriptor, store_pair_tile
+from moekit_kernels.grouped_gemm.kernel_tiles import (
+    halves,
+    pair_product,
+    product,
+    row_descriptor,
+    row_tile,
+    weight_descriptor,
+)
 from moekit_kernels.kernel_language import act
 
 
 @triton.jit
 def _finish(
-    result, value, bias, pre, out, inside, column, known, num_columns, stride_om, stride_pm,
+    result, value, bias, pre, out, inside, column, num_columns, stride_om, stride_pm,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """What follows the product of a strip of columns: bias, activation, stores.
 
-    ``pre`` and ``out`` point to the first row of the tile. The bias ends at the column ``known``. Pre-activations are
-    rounded, kept or not: with and without gradients, the same bits.
+    ``pre`` and ``out`` point to the first row of the tile. Pre-activations are rounded, kept or not: with and without
+    gradients, the same bits.
     """
     columns = column + tl.arange(0, BLOCK_N)
     mask = inside[:, None] & (columns < num_columns)[None, :]
     dtype: tl.constexpr = out.dtype.element_ty
     if PAIR:
         if bias is not None:
-            gate_bias, value_bias = load_pair_row(bias, column, known, num_columns, INTERLEAVED, BLOCK_N)
+            gate_bias, value_bias = load_pair_row(bias, column, num_columns, INTERLEAVED, BLOCK_N)
             result += gate_bias[None, :]
             value += value_bias[None, :]
         seen, seen_value = result.to(dtype), value.to(dtype)
@@ -39,7 +46,7 @@ def _finish(
         result = act(seen.to(tl.float32), ACTIVATION) * seen_value.to(tl.float32)
     else:
         if bias is not None:
-            result += tl.load(bias + columns, mask=columns < known, other=0.0).to(tl.float32)[None, :]
+            result += tl.load(bias + columns, mask=columns < num_columns, other=0.0).to(tl.float32)[None, :]
         if ACTIVATION != "none" or pre is not None:
             seen = result.to(dtype)
             if pre is not None:
@@ -62,30 +69,47 @@ def grouped_gemm_fwd_kernel(
     """``out[r] = act(w[e(r)] x[gather[r]] + bias[e(r)])``; without ``gather_ptr`` row ``r`` of ``x``.
 
     ``PAIR`` reads two columns for one, a gate and its value; ``pre_ptr`` takes the pre-activations. ``ALL_ROWS``
-    writes zeros to unassigned rows, which else stay as they are.
+    writes zeros to the output of unassigned rows, which else stays as it is.
+
+    Where both operands come through descriptors, the loops over tiles and over the depth are one pipelined loop, so
+    that the loads of the next tile overlap with the end of this one. That needs a depth of at least one step, which
+    descriptors imply, and the same number of steps for every tile.
     """
+    FLATTEN: tl.constexpr = X_TMA and W_TMA
+    BOTH: tl.constexpr = PAIR and W_TMA and (K_MAJOR or INTERLEAVED)
     w, x = w_ptr, x_ptr
-    if W_TMA:
+    if BOTH:
+        w = pair_descriptor(
+            w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, INTERLEAVED, K_MAJOR, BLOCK_N, BLOCK_K
+        )
+    elif W_TMA:
         w = weight_descriptor(
-            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K,
-            PAIR and INTERLEAVED,
-        )  # fmt: skip
+            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K, False
+        )
     if X_TMA:
-        x = tl.make_tensor_descriptor(x_ptr, [num_inputs, K], [stride_xm, 1], [BLOCK_M, BLOCK_K])
+        x = row_descriptor(x_ptr, num_inputs, K, stride_xm, BLOCK_M, BLOCK_K)
     num_n = tl.cdiv(num_columns, BLOCK_N)
-    num_tiles = tl.load(tiles_ptr + ALL_ROWS) * num_n
-    for index in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+    num_m = tl.load(tiles_ptr)
+    k_tiles = tl.cdiv(K, BLOCK_K)
+    if FLATTEN:
+        tl.assume(k_tiles > 0)
+    for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0), flatten=FLATTEN):
         expert, first_row, rows, end, block_n = row_tile(
-            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, ALL_ROWS, BLOCK_M, GROUP_M
+            index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M, GROUP_M
         )
         inside = rows < end
-        places = tl.where(inside, rows, first_row)
-        sources = places if gather_ptr is None else tl.load(gather_ptr + places)
-        row_offsets = sources.to(tl.int64) * stride_xm
-        alive = expert < num_experts
-        k_tiles = tl.where(alive, tl.cdiv(K, BLOCK_K), 0)
+        row_offsets = None
+        if not X_TMA:
+            places = tl.where(inside, rows, first_row)
+            sources = places if gather_ptr is None else tl.load(gather_ptr + places)
+            row_offsets = sources.to(tl.int64) * stride_xm
         column = block_n * BLOCK_N
-        if PAIR:
+        if BOTH:
+            result, value = both_products(
+                x, w, first_row, row_offsets, expert, column, K, k_tiles, INTERLEAVED, X_TMA, K_MAJOR, EVEN_K,
+                PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        elif PAIR:
             result, value = pair_product(
                 x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
                 INTERLEAVED, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
@@ -99,15 +123,23 @@ def grouped_gemm_fwd_kernel(
         bias = None if bias_ptr is None else bias_ptr + tl.cast(expert, tl.int64) * stride_be
         pre = None if pre_ptr is None else pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
         out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
-        known = tl.where(alive, num_columns, 0)
         # Half by half: a whole tile, its neighbours in the epilogue and all addresses do not fit the registers.
         left, right = halves(result, BLOCK_M, BLOCK_N)
         left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
         _finish(
-            left, left_value, bias, pre, out, inside, column, known, num_columns, stride_om, stride_pm, ACTIVATION,
-            PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
+            left, left_value, bias, pre, out, inside, column, num_columns, stride_om, stride_pm, ACTIVATION, PAIR,
+            INTERLEAVED, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
         _finish(
-            right, right_value, bias, pre, out, inside, column + BLOCK_N // 2, known, num_columns, stride_om,
-            stride_pm, ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
+            right, right_value, bias, pre, out, inside, column + BLOCK_N // 2, num_columns, stride_om, stride_pm,
+            ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
         )  # fmt: skip
+    if ALL_ROWS:
+        num_zeros = tl.load(tiles_ptr + 1) - num_m
+        for index in range(tl.program_id(0), num_zeros * num_n, tl.num_programs(0)):
+            first_row = tl.load(tiles_ptr + 3 + 2 * (num_m + index // num_n))
+            columns = index % num_n * BLOCK_N + tl.arange(0, BLOCK_N)
+            in_tile = tl.arange(0, BLOCK_M)[:, None]
+            mask = (first_row + in_tile < num_rows) & (columns < num_columns)[None, :]
+            out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
+            tl.store(out + (in_tile * stride_om + columns[None, :]), 0.0, mask=mask)

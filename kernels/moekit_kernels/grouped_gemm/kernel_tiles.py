@@ -62,6 +62,12 @@ def load_weights(
 
 
 @triton.jit
+def row_descriptor(x_ptr, num_rows, K, stride, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Describes rows in the order of a plan to the copy engine; out of bounds it gives zeros."""
+    return tl.make_tensor_descriptor(x_ptr, [num_rows, K], [stride, 1], [BLOCK_M, BLOCK_K])
+
+
+@triton.jit
 def load_rows(
     x, first_row, row_offsets, k, K, TMA: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -76,16 +82,13 @@ def load_rows(
 
 
 @triton.jit
-def row_tile(
-    index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, ALL_ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):  # fmt: skip
+def row_tile(index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M: tl.constexpr, GROUP_M: tl.constexpr):
     """The tile ``index`` in the order that keeps operands in L2: ``GROUP_M`` rows of tiles, column by column.
 
-    Returns ``(expert, first row, rows of the tile, end of the expert's rows, block of columns)``. With
-    ``ALL_ROWS`` the tiles of "expert" ``num_experts``, the last ones, cover the unassigned rows.
+    ``num_m`` is the number of rows of tiles, the first number of the schedule, which callers load once.
+
+    Returns ``(expert, first row, rows of the tile, end of the expert's rows, block of columns)``.
     """
-    num_m = tl.load(tiles_ptr + ALL_ROWS)
     width = GROUP_M * num_n
     top = index // width * GROUP_M
     height = tl.minimum(num_m - top, GROUP_M)
@@ -94,7 +97,7 @@ def row_tile(
     expert = tl.load(tiles_ptr + 2 + 2 * m)
     first_row = tl.load(tiles_ptr + 3 + 2 * m)
     rows = first_row + tl.arange(0, BLOCK_M)
-    end = tl.load(offsets_ptr + expert + 1, mask=expert < num_experts, other=num_rows)
+    end = tl.load(offsets_ptr + expert + 1)
     return expert, first_row, rows, end, block_n
 
 

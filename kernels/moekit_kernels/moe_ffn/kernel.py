@@ -8,17 +8,42 @@ import triton
 import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_tile, store_pair_tile
-from moekit_kernels.grouped_gemm.kernel_tiles import halves, product, row_tile, weight_descriptor
-from moekit_kernels.kernel_language import act_and_derivative
+from moekit_kernels.grouped_gemm.kernel_tiles import halves, product, row_descriptor, row_tile, weight_descriptor
+from moekit_kernels.kernel_language import act_and_derivative, prefetch
+
+
+@triton.jit
+def _strips(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STRIP: tl.constexpr):
+    """The tile as a tuple of ``STRIP`` columns each."""
+    if BLOCK_N > STRIP:
+        left, right = halves(tile, BLOCK_M, BLOCK_N)
+        return _strips(left, BLOCK_M, BLOCK_N // 2, STRIP) + _strips(right, BLOCK_M, BLOCK_N // 2, STRIP)
+    else:
+        return (tile,)
+
+
+@triton.jit
+def _load_pre(
+    pre, inside, stride_pm, column, num_columns, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Pre-activations of a strip, of the gate and of the value; the same twice where there is one."""
+    if PAIR:
+        return load_pair_tile(pre, inside, stride_pm, column, num_columns, INTERLEAVED, BLOCK_M, BLOCK_N)
+    else:
+        columns = column + tl.arange(0, BLOCK_N)
+        mask = inside[:, None] & (columns < num_columns)[None, :]
+        seen = tl.load(pre + (tl.arange(0, BLOCK_M)[:, None] * stride_pm + columns[None, :]), mask=mask, other=0.0)
+        return seen, seen
 
 
 @triton.jit
 def _through_activation(
-    grad, gate, column, inside, pre, hidden, dpre, weighted, num_columns, stride_pm,
+    parts, grad, gate, seen, value, column, inside, hidden, dpre, weighted, num_columns, stride_pm,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Writes ``dPre`` and ``gate * A`` of a strip of columns; returns ``<dA', A>`` over them for each row.
+    """Writes ``dPre`` and ``gate * A`` of a strip of columns; adds ``<dA', A>`` over them to ``parts``.
 
     Pointers are to the first row of the tile; ``hidden`` is where A was kept, or None.
     """
@@ -26,27 +51,39 @@ def _through_activation(
     mask = inside[:, None] & (columns < num_columns)[None, :]
     in_tile = tl.arange(0, BLOCK_M)[:, None]
     narrow = in_tile * num_columns + columns[None, :]
+    weighted_grad = grad * gate
+    a, slope = act_and_derivative(seen.to(tl.float32), ACTIVATION)
     if PAIR:
-        seen, value = load_pair_tile(pre, inside, stride_pm, column, num_columns, INTERLEAVED, BLOCK_M, BLOCK_N)
         value = value.to(tl.float32)
-        a, slope = act_and_derivative(seen.to(tl.float32), ACTIVATION)
-        weighted_grad = grad * gate
         store_pair_tile(
-            dpre, inside, stride_pm, column, num_columns, weighted_grad * value * slope, weighted_grad * a, INTERLEAVED,
-            BLOCK_M, BLOCK_N,
+            dpre, inside, stride_pm, column, num_columns, weighted_grad * value * slope, weighted_grad * a,
+            INTERLEAVED, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         a = a * value
     else:
-        wide = in_tile * stride_pm + columns[None, :]
-        a, slope = act_and_derivative(tl.load(pre + wide, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
-        tl.store(dpre + wide, grad * gate * slope, mask=mask)
+        tl.store(dpre + (in_tile * stride_pm + columns[None, :]), weighted_grad * slope, mask=mask)
     if hidden is not None:
         a = tl.load(hidden + narrow, mask=mask, other=0.0).to(tl.float32)
-    else:  # as it was rounded for the second product
-        a = a.to(dpre.dtype.element_ty).to(tl.float32)
     tl.store(weighted + narrow, a * gate, mask=mask)
-    # Columns past the last repeat it; only those that exist count.
-    return tl.sum(tl.where(mask, grad * a, 0.0), 1)
+    # Columns past the last add nothing: A is zero there. Sums of 8 stay in one thread.
+    WIDTH: tl.constexpr = 8 if BLOCK_N > 8 else BLOCK_N
+    return parts + tl.sum(tl.reshape(grad * a, (BLOCK_M, BLOCK_N // WIDTH, WIDTH)), 2)
+
+
+@triton.jit
+def _prefetch_pre(
+    pre, rows, column, num_columns, stride_pm, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """Brings the pre-activations of a tile to the L2 cache while its product is computed."""
+    LINE: tl.constexpr = 64 // (pre.dtype.element_ty.primitive_bitwidth // 8)
+    STEP: tl.constexpr = LINE // 2 if PAIR and INTERLEAVED else LINE
+    columns = tl.minimum(column + tl.arange(0, BLOCK_N // STEP) * STEP, num_columns - 1)
+    if PAIR and INTERLEAVED:
+        columns *= 2
+    places = pre + (rows.to(tl.int64)[:, None] * stride_pm + columns[None, :])
+    prefetch(places)
+    if PAIR and not INTERLEAVED:
+        prefetch(places + num_columns)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_experts"])
@@ -54,53 +91,70 @@ def moe_ffn_bwd_act_kernel(
     dout_ptr, w_ptr, pre_ptr, hidden_ptr, gates_ptr, dpre_ptr, weighted_ptr, partial_ptr, token_ptr, slot_ptr,
     offsets_ptr, tiles_ptr, num_rows, num_experts, num_columns, K,
     stride_dm, stride_we, stride_wn, stride_wk, stride_pm,
-    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr,
+    ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr, STRIP: tl.constexpr,
 ):  # fmt: skip
     """With ``dA' = dout[token[r]] W_down[e(r)]``: ``<dA', A>`` of these columns, ``gate * A`` and ``dPre``.
 
-    Without ``token_ptr`` the rows of ``dout`` have the order of the plan.
+    Without ``token_ptr`` the rows of ``dout`` have the order of the plan; only then may descriptors read them
+    (``X_TMA``), and the loops are one, as in the grouped GEMM.
 
-    ``num_columns`` is F, the depth is the width of the output. ``hidden_ptr`` is A where it was kept.
+    ``num_columns`` is F, the depth is the width of the output. ``hidden_ptr`` is A where it was kept. A tile of
+    gradients, pre-activations and addresses does not fit the registers, so the epilogue takes ``STRIP`` columns at a
+    time.
     """
-    w = w_ptr
+    FLATTEN: tl.constexpr = X_TMA and W_TMA
+    w, dout = w_ptr, dout_ptr
     if W_TMA:
         w = weight_descriptor(
             w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K, False
         )
+    if X_TMA:
+        dout = row_descriptor(dout_ptr, num_rows, K, stride_dm, BLOCK_M, BLOCK_K)
     num_n = tl.cdiv(num_columns, BLOCK_N)
-    num_tiles = tl.load(tiles_ptr) * num_n
-    for index in range(tl.program_id(0), num_tiles, tl.num_programs(0)):
+    num_m = tl.load(tiles_ptr)
+    k_tiles = tl.cdiv(K, BLOCK_K)
+    if FLATTEN:
+        tl.assume(k_tiles > 0)
+    for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0), flatten=FLATTEN):
         expert, first_row, rows, end, block_n = row_tile(
-            index, tiles_ptr, offsets_ptr, num_rows, num_n, num_experts, False, BLOCK_M, GROUP_M
+            index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M, GROUP_M
         )
         inside = rows < end
         places = tl.where(inside, rows, first_row)
-        sources = places if token_ptr is None else tl.load(token_ptr + places)
-        row_offsets = sources.to(tl.int64) * stride_dm
         column = block_n * BLOCK_N
+        row_offsets = None
+        if not X_TMA:
+            sources = places if token_ptr is None else tl.load(token_ptr + places)
+            row_offsets = sources.to(tl.int64) * stride_dm
+        if W_TMA:
+            _prefetch_pre(pre_ptr, places, column, num_columns, stride_pm, PAIR, INTERLEAVED, BLOCK_N)
         grad = product(
-            dout_ptr, w, first_row, row_offsets, expert, column, K, tl.cdiv(K, BLOCK_K), stride_we, stride_wn,
-            stride_wk, num_columns, False, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+            dout, w, first_row, row_offsets, expert, column, K, k_tiles, stride_we, stride_wn, stride_wk, num_columns,
+            X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         gate = tl.load(gates_ptr + tl.load(slot_ptr + places)).to(tl.float32)[:, None]
         first = tl.cast(first_row, tl.int64)
         pre, dpre = pre_ptr + first * stride_pm, dpre_ptr + first * stride_pm
         weighted = weighted_ptr + first * num_columns
         hidden = None if hidden_ptr is None else hidden_ptr + first * num_columns
-        per_row = tl.zeros((BLOCK_M,), tl.float32)
-        # Strip by strip: a whole tile of gradients, pre-activations and addresses does not fit the registers.
-        left, right = halves(grad, BLOCK_M, BLOCK_N)
-        for half in tl.static_range(2):
-            strip_a, strip_b = halves(left if half == 0 else right, BLOCK_M, BLOCK_N // 2)
-            for quarter in tl.static_range(2):
-                per_row += _through_activation(
-                    strip_a if quarter == 0 else strip_b, gate, column + (2 * half + quarter) * (BLOCK_N // 4),
-                    inside, pre, hidden, dpre, weighted, num_columns, stride_pm, ACTIVATION, PAIR, INTERLEAVED,
-                    BLOCK_M, BLOCK_N // 4,
-                )  # fmt: skip
-        tl.store(partial_ptr + block_n.to(tl.int64) * num_rows + rows, per_row, mask=inside)
+        parts = tl.zeros((BLOCK_M, STRIP // 8 if STRIP > 8 else 1), tl.float32)
+        strips = _strips(grad, BLOCK_M, BLOCK_N, STRIP)
+        seen, value = _load_pre(
+            pre, inside, stride_pm, column, num_columns, PAIR, INTERLEAVED, BLOCK_M, STRIP
+        )
+        for i in tl.static_range(BLOCK_N // STRIP):
+            now, now_value = seen, value
+            if i + 1 < BLOCK_N // STRIP:
+                seen, value = _load_pre(
+                    pre, inside, stride_pm, column + (i + 1) * STRIP, num_columns, PAIR, INTERLEAVED, BLOCK_M, STRIP
+                )
+            parts = _through_activation(
+                parts, strips[i], gate, now, now_value, column + i * STRIP, inside, hidden, dpre, weighted,
+                num_columns, stride_pm, ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, STRIP,
+            )  # fmt: skip
+        tl.store(partial_ptr + tl.cast(block_n, tl.int64) * num_rows + rows, tl.sum(parts, 1), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -182,6 +182,7 @@ def _through_activation(
     num_experts, columns, _ = weight.shape
     num_rows = pre.shape[0]
     loads = gemm.WeightLoads.of(weight, target, gemm.epilogue_of(None), config)  # these weights are not pairs
+    x_tma = gathered and gemm.use_descriptor(target, grad)
     strips = -(-columns // config.block_n)
     dpre, weighted = torch.empty_like(pre), pre.new_empty(num_rows, columns)
     partial = torch.empty(strips + one_more, num_rows, dtype=torch.float32, device=pre.device)
@@ -202,11 +203,23 @@ def _through_activation(
         "num_columns": columns,
         "stride_dm": grad.stride(0),
         "stride_pm": pre.stride(0),
+        "X_TMA": x_tma,
         "GROUP_M": config.group_m,
+        "STRIP": _strip(config, epilogue, x_tma),
     }
     grid = gemm.persistent_grid(target, config, max_tiles(num_rows, num_experts, config.block_m) * strips)
     launch(kernel.moe_ffn_bwd_act_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
     return dpre, weighted, partial
+
+
+def _strip(config: GemmConfig, epilogue: gemm.Epilogue, x_tma: bool) -> int:
+    """Returns how many columns the epilogue of the product through the activation takes at a time.
+
+    A quarter of the tile, but at most 32: strips beside the tile's 128 registers of sums must not spill. Where they
+    would, 16: pairs in turn are twice as many numbers, erf takes many registers, and so do rows read by pointers.
+    """
+    short = config.block_n > 128 and (epilogue.interleaved or epilogue.scalar == "gelu" or not x_tma)
+    return min(config.block_n // 4, 16 if short else 32)
 
 
 def _bias_dot(part: Tensor, grad: Tensor, down_bias: Tensor, order: RowOrder) -> None:
