@@ -76,15 +76,15 @@ def grouped_gemm_fwd_kernel(
     descriptors imply, and the same number of steps for every tile.
     """
     FLATTEN: tl.constexpr = X_TMA and W_TMA
-    BOTH: tl.constexpr = PAIR and W_TMA and (K_MAJOR or INTERLEAVED)
+    # Gate and value as one product of twice the columns: two strips of contiguous columns would not be one in memory.
+    BOTH: tl.constexpr = PAIR and not INTERLEAVED and W_TMA and K_MAJOR
+    WIDTH: tl.constexpr = 2 * BLOCK_N if PAIR and INTERLEAVED else BLOCK_N
     w, x = w_ptr, x_ptr
     if BOTH:
-        w = pair_descriptor(
-            w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, INTERLEAVED, K_MAJOR, BLOCK_N, BLOCK_K
-        )
+        w = pair_descriptor(w_ptr, num_experts, num_columns, K, stride_we, stride_wn, BLOCK_N, BLOCK_K)
     elif W_TMA:
         w = weight_descriptor(
-            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K, False
+            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, WIDTH, BLOCK_K, False
         )
     if X_TMA:
         x = row_descriptor(x_ptr, num_inputs, K, stride_xm, BLOCK_M, BLOCK_K)
@@ -94,9 +94,7 @@ def grouped_gemm_fwd_kernel(
     if FLATTEN:
         tl.assume(k_tiles > 0)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0), flatten=FLATTEN):
-        expert, first_row, rows, end, block_n = row_tile(
-            index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M, GROUP_M
-        )
+        expert, first_row, rows, end, block_n = row_tile(index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M, GROUP_M)
         inside = rows < end
         row_offsets = None
         if not X_TMA:
@@ -104,28 +102,35 @@ def grouped_gemm_fwd_kernel(
             sources = places if gather_ptr is None else tl.load(gather_ptr + places)
             row_offsets = sources.to(tl.int64) * stride_xm
         column = block_n * BLOCK_N
-        if BOTH:
-            result, value = both_products(
-                x, w, first_row, row_offsets, expert, column, K, k_tiles, INTERLEAVED, X_TMA, K_MAJOR, EVEN_K,
-                PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-        elif PAIR:
-            result, value = pair_product(
+        if PAIR and not (BOTH or INTERLEAVED):
+            gate, value = pair_product(
                 x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
-                INTERLEAVED, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
+            left, right = halves(gate, BLOCK_M, BLOCK_N)
+            left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
+        elif BOTH:
+            result = both_products(
+                x, w, first_row, row_offsets, expert, column, K, k_tiles, X_TMA, EVEN_K, PRECISION, BLOCK_M, BLOCK_N,
+                BLOCK_K,
+            )  # fmt: skip
+            gate, value = halves(result, BLOCK_M, 2 * BLOCK_N)
+            left, right = halves(gate, BLOCK_M, BLOCK_N)
+            left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
         else:
             result = product(
-                x, w, first_row, row_offsets, expert, column, K, k_tiles, stride_we, stride_wn, stride_wk,
-                weight_columns, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                x, w, first_row, row_offsets, expert, column * (WIDTH // BLOCK_N), K, k_tiles, stride_we, stride_wn,
+                stride_wk, weight_columns, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, WIDTH, BLOCK_K,
             )  # fmt: skip
-            value = result
+            left, right = halves(result, BLOCK_M, WIDTH)
+            left_value, right_value = left, right
+            if PAIR:
+                left, left_value = tl.split(tl.reshape(left, (BLOCK_M, BLOCK_N // 2, 2)))
+                right, right_value = tl.split(tl.reshape(right, (BLOCK_M, BLOCK_N // 2, 2)))
         bias = None if bias_ptr is None else bias_ptr + tl.cast(expert, tl.int64) * stride_be
         pre = None if pre_ptr is None else pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
         out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
         # Half by half: a whole tile, its neighbours in the epilogue and all addresses do not fit the registers.
-        left, right = halves(result, BLOCK_M, BLOCK_N)
-        left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
         _finish(
             left, left_value, bias, pre, out, inside, column, num_columns, stride_om, stride_pm, ACTIVATION, PAIR,
             INTERLEAVED, BLOCK_M, BLOCK_N // 2,

@@ -1,7 +1,6 @@
 """Gates and values of a gated activation in memory: all values after all gates, or in turn. Triton only.
 
-In turn (``INTERLEAVED``) a tile of both is one contiguous strip, which is read and written as a whole. Weights of both
-come through one descriptor as one block, so that one product of twice the columns gives both.
+In turn (``INTERLEAVED``) a tile of both is one contiguous strip, which is read, multiplied and written as a whole.
 """
 
 import triton
@@ -13,61 +12,31 @@ from moekit_kernels.kernel_language import dot
 
 @triton.jit
 def pair_descriptor(
-    w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, INTERLEAVED: tl.constexpr,
-    K_MAJOR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Describes weights to the copy engine, gate and value as a dimension of their own; out of bounds it gives zeros.
+    w_ptr, num_experts, num_columns, K, stride_we, stride_wn, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    """Describes K-major weights, values after gates, to the copy engine, gate and value as a dimension of their own.
 
-    A block holds both for ``BLOCK_N`` columns. Where columns are contiguous, gates and values must alternate: blocks of
-    two separate strips would not have the layout in shared memory that the product reads.
+    A block holds both for ``BLOCK_N`` columns. Past the last column it gives zeros, for gates too.
     """
-    if not K_MAJOR:
-        tl.static_assert(INTERLEAVED)
-        return tl.make_tensor_descriptor(
-            w_ptr, [num_experts, K, 2 * num_columns], [stride_we, stride_wk, 1], [1, BLOCK_K, 2 * BLOCK_N]
-        )
-    elif INTERLEAVED:
-        return tl.make_tensor_descriptor(
-            w_ptr, [num_experts, num_columns, 2, K], [stride_we, 2 * stride_wn, stride_wn, 1], [1, BLOCK_N, 2, BLOCK_K]
-        )
-    else:
-        half = tl.cast(num_columns, tl.int64) * stride_wn
-        return tl.make_tensor_descriptor(
-            w_ptr, [num_experts, 2, num_columns, K], [stride_we, half, stride_wn, 1], [1, 2, BLOCK_N, BLOCK_K]
-        )
-
-
-@triton.jit
-def _load_both(
-    w, expert, column, k, INTERLEAVED: tl.constexpr, K_MAJOR: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """``(BLOCK_K, 2 * BLOCK_N)`` of one expert through :func:`pair_descriptor`."""
-    if not K_MAJOR:
-        return tl.reshape(w.load([expert, k, 2 * column]), (BLOCK_K, 2 * BLOCK_N))
-    elif INTERLEAVED:
-        return tl.reshape(w.load([expert, column, 0, k]), (2 * BLOCK_N, BLOCK_K)).T
-    else:
-        return tl.reshape(w.load([expert, 0, column, k]), (2 * BLOCK_N, BLOCK_K)).T
+    half = tl.cast(num_columns, tl.int64) * stride_wn
+    return tl.make_tensor_descriptor(
+        w_ptr, [num_experts, 2, num_columns, K], [stride_we, half, stride_wn, 1], [1, 2, BLOCK_N, BLOCK_K]
+    )
 
 
 @triton.jit
 def both_products(
-    x, w, first_row, row_offsets, expert, column, K, k_tiles, INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr,
-    K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    x, w, first_row, row_offsets, expert, column, K, k_tiles, X_TMA: tl.constexpr, EVEN_K: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Gate and value of one tile as one product, in float32; ``w`` is a :func:`pair_descriptor`."""
+    """``(BLOCK_M, 2 * BLOCK_N)``: gates, then values, as one product; ``w`` is a :func:`pair_descriptor`."""
     acc = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
     for step in range(0, k_tiles):
         k = step * BLOCK_K
         a = load_rows(x, first_row, row_offsets, k, K, X_TMA, EVEN_K, BLOCK_M, BLOCK_K)
-        b = _load_both(w, expert, column, k, INTERLEAVED, K_MAJOR, BLOCK_N, BLOCK_K)
+        b = tl.reshape(w.load([expert, 0, column, k]), (2 * BLOCK_N, BLOCK_K)).T
         acc = dot(a, b, acc, PRECISION)
-    if INTERLEAVED:
-        return tl.split(tl.reshape(acc, (BLOCK_M, BLOCK_N, 2)))
-    else:
-        return tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N)), (0, 2, 1)))
+    return acc
 
 
 @triton.jit

@@ -159,17 +159,17 @@ def load_pair(
 @triton.jit
 def pair_product(
     x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
-    INTERLEAVED: tl.constexpr, X_TMA: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr,
+    X_TMA: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The two products of a gated activation, gate and value, over the same rows, which are loaded once."""
+    """The products of gates and of values that stand apart, over the same rows, which are loaded once."""
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, k_tiles):
         k = step * BLOCK_K
         a = load_rows(x, first_row, row_offsets, k, K, X_TMA, EVEN_K, BLOCK_M, BLOCK_K)
         b, c = load_pair(
-            w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K,
+            w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, False, W_TMA, K_MAJOR, EVEN_K,
             BLOCK_N, BLOCK_K,
         )  # fmt: skip
         gate = dot(a, b, gate, PRECISION)

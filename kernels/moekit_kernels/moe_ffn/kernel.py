@@ -118,9 +118,7 @@ def moe_ffn_bwd_act_kernel(
     if FLATTEN:
         tl.assume(k_tiles > 0)
     for index in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0), flatten=FLATTEN):
-        expert, first_row, rows, end, block_n = row_tile(
-            index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M, GROUP_M
-        )
+        expert, first_row, rows, end, block_n = row_tile(index, num_m, tiles_ptr, offsets_ptr, num_n, BLOCK_M, GROUP_M)
         inside = rows < end
         places = tl.where(inside, rows, first_row)
         column = block_n * BLOCK_N
@@ -141,9 +139,7 @@ def moe_ffn_bwd_act_kernel(
         hidden = None if hidden_ptr is None else hidden_ptr + first * num_columns
         parts = tl.zeros((BLOCK_M, STRIP // 8 if STRIP > 8 else 1), tl.float32)
         strips = _strips(grad, BLOCK_M, BLOCK_N, STRIP)
-        seen, value = _load_pre(
-            pre, inside, stride_pm, column, num_columns, PAIR, INTERLEAVED, BLOCK_M, STRIP
-        )
+        seen, value = _load_pre(pre, inside, stride_pm, column, num_columns, PAIR, INTERLEAVED, BLOCK_M, STRIP)
         for i in tl.static_range(BLOCK_N // STRIP):
             now, now_value = seen, value
             if i + 1 < BLOCK_N // STRIP:
