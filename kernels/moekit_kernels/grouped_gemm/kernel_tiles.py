@@ -56,7 +56,7 @@ def load_weights(
             places = base + depth[:, None] + n[None, :] * stride_wn
             return tl.load(places) if EVEN_K else tl.load(places, mask=(k + depth < K)[:, None], other=0.0)
         else:
-            places = base + depth[:, None] * stride_wk + n[None, :] * stride_wn
+            places = base + (depth[:, None] * stride_wk + n[None, :] * stride_wn)
             inside = (column + n < limit)[None, :]
             return tl.load(places, mask=inside if EVEN_K else inside & (k + depth < K)[:, None], other=0.0)
 
