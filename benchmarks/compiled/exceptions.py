@@ -31,7 +31,23 @@ class SpillException(NamedTuple):
         return same and self.constants.items() <= constants.items()
 
 
-EXCEPTIONS: tuple[SpillException, ...] = ()
+_WIDE = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64}
+
+
+def _through_activation(triton: str, x_tma: bool, spills: int, stack: int) -> SpillException:
+    """Tiles of 128x256x64 through the activation, measured on an H100 to be faster than 128x128x64 while 42 spilled."""
+    constants = _WIDE | {"X_TMA": x_tma}
+    return SpillException("moe_ffn_bwd_act_kernel", "sm_90", triton, constants, spills, stack, "docs/kernels.md")
+
+
+EXCEPTIONS: tuple[SpillException, ...] = (
+    _through_activation("3.6.0", False, 42, 96),
+    _through_activation("3.6.0", True, 12, 32),
+    _through_activation("3.8.0", False, 42, 96),
+    _through_activation("3.8.0", True, 12, 32),
+    _through_activation("3.9.0", False, 70, 144),
+    _through_activation("3.9.0", True, 12, 32),
+)
 """All exceptions. The gate fails for one that no code needs, or whose citation does not exist."""
 
 

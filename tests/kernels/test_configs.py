@@ -134,12 +134,3 @@ def test_a_table_is_read_from_a_file(tmp_path):
 def test_an_unknown_target_is_named():
     with pytest.raises(ValueError, match=r"no configuration of kernel 'forward' for 16-bit operands on 'sm_70'"):
         gemm_config("forward", SM_90._replace(name="sm_70"), torch.float16, 1)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("operands", ["16-bit", "32-bit", "odd"])
-def test_all_products_over_rows_have_tiles_of_one_height(target, operands):
-    """So that one schedule of tiles serves all of them, forward and backward."""
-    kinds = [committed()[target][kind][operands] for kind in ("forward", "glu", "activation")]
-    heights = [[(least, config[0]) for least, config in entries] for entries in kinds]
-    assert heights[0] == heights[1] == heights[2]

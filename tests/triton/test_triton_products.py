@@ -148,6 +148,6 @@ def test_unassigned_rows_are_zero_or_left_alone(gathered, device):
 
 def test_tall_and_wide_tiles(device):
     entries = {name: [[0, [32, 64, 32, 2, 4, 2, 1]]] for name in ("16-bit", "32-bit", "odd")}
-    with override(dict.fromkeys(targets.TARGETS, {"glu": entries})):
+    with override({target: {"glu": entries} for target in targets.TARGETS}):
         for activation in ("swiglu", "swiglu_interleaved"):
             _check(_case(device, activation, columns=72), sum(COUNTS) + 3)
