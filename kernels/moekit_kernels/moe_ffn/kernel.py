@@ -75,9 +75,11 @@ def _prefetch_pre(
     pre, rows, column, num_columns, stride_pm, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_N: tl.constexpr
 ):
     """Brings the pre-activations of a tile to the L2 cache while its product is computed."""
-    LINE: tl.constexpr = 64 // (pre.dtype.element_ty.primitive_bitwidth // 8)
-    STEP: tl.constexpr = LINE // 2 if PAIR and INTERLEAVED else LINE
-    columns = tl.minimum(column + tl.arange(0, BLOCK_N // STEP) * STEP, num_columns - 1)
+    # One in 64 bytes: whether the cache takes a longer line at once is not documented.
+    NUMBERS: tl.constexpr = 64 // (pre.dtype.element_ty.primitive_bitwidth // 8)
+    STEP: tl.constexpr = NUMBERS // 2 if PAIR and INTERLEAVED else NUMBERS
+    LINES: tl.constexpr = BLOCK_N // STEP if BLOCK_N > STEP else 1
+    columns = tl.minimum(column + tl.arange(0, LINES) * STEP, num_columns - 1)
     if PAIR and INTERLEAVED:
         columns *= 2
     places = pre + (rows.to(tl.int64)[:, None] * stride_pm + columns[None, :])
