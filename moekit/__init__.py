@@ -50,6 +50,7 @@ from moekit.fusion import (
     weighted_attention,
     xformers_attention,
 )
+from moekit.graphs import graphed
 from moekit.layer import MoEOutput, SparseMoE
 from moekit.losses import (
     importance_loss,
@@ -107,6 +108,7 @@ __all__ = [
     "dispatch",
     "first_token",
     "global_contrastive_loss",
+    "graphed",
     "importance_loss",
     "interleave_glu",
     "last_token",
