@@ -10,7 +10,6 @@ is shown for what is missed.
 
 import argparse
 import dataclasses
-import importlib
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.environment import HERE, UNKNOWN, commit_of
 from benchmarks.gpu.criteria import judge
+from benchmarks.gpu.precompile import settle_keys
 from benchmarks.gpu.processes import Waiting, wait_for_seconds
 from benchmarks.gpu.sections import SECTIONS
 from benchmarks.gpu.setting import Setting, require_gpu
@@ -26,7 +26,7 @@ from benchmarks.moe import line
 from benchmarks.options import OptionError, add_budget, add_out
 from benchmarks.records import Record, read, write
 from benchmarks.runner import with_ratios
-from moekit_kernels.availability import triton_is_installed
+from moekit_kernels.availability import interpreting, triton_is_installed
 
 BUDGET = 290.0
 RESERVE = 3.0  # seconds for the verdict
@@ -134,8 +134,8 @@ def earlier(path: Path, sections: Sequence[str], commit: str) -> list[Record]:
 def main(options: argparse.Namespace) -> int:
     """Runs the sections, judges; 1 if a check is red or a criterion missed."""
     if options.here:
-        if triton_is_installed():
-            importlib.import_module("triton")  # while others run
+        if triton_is_installed() and not interpreting():
+            settle_keys()  # while others run
         seconds = wait_for_seconds()
         if seconds is not None:
             run_section(options.section[0], options, seconds)

@@ -8,7 +8,9 @@ process but the one that measures needs the GPU: a driver that only names the ta
 import functools
 import importlib
 import multiprocessing
+import pkgutil
 import time
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+import moekit_kernels
 from benchmarks.peers.base import first_line
 from benchmarks.shapes import Shape
 from moekit import FFNExperts, SparseMoE, TopKRouter, plan_dispatch
@@ -80,6 +83,22 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     config: int | None = None
+
+
+@functools.cache
+def settle_keys() -> None:
+    """Computes the part of each kernel's key that its source gives, in one order in every process.
+
+    Under Triton 3.6 the key of some kernels depends on which other kernels had theirs computed before, so that two
+    processes would not find each other's code in the cache.
+    """
+    from triton.runtime.jit import JITFunction
+
+    modules = (one.name for one in pkgutil.walk_packages(moekit_kernels.__path__, "moekit_kernels."))
+    for name in sorted(name for name in modules if name.rpartition(".")[2].startswith("kernel")):
+        for value in vars(importlib.import_module(name)).values():
+            if isinstance(value, JITFunction):
+                _ = value.cache_key
 
 
 def calls_of(layers: Sequence[tuple[Shape, torch.dtype]], target: Target) -> list[Call]:
@@ -164,6 +183,7 @@ def compile_calls(calls: Sequence[Call], target: Target, workers: int) -> Iterat
     """Compiles calls, equal ones once, in ``workers`` processes; yields results as they come."""
     unique = list({repr(call): call for call in calls}.values())
     if workers == 1:
+        settle_keys()
         with named_driver(target):
             yield from map(_compile, unique)
         return
@@ -187,6 +207,7 @@ _life = ExitStack()
 
 
 def _begin(target: Target) -> None:
+    settle_keys()
     _life.enter_context(named_driver(target))
 
 
@@ -198,7 +219,9 @@ def _compile(call: Call) -> Compiled:
         if call.config is not None:
             kwargs |= kernel.configs[call.config].all_kwargs()
             kernel = kernel.fn
-        kernel.run(*map(_stand_in, call.args), grid=(1,), warmup=True, **kwargs)
+        with warnings.catch_warnings():  # about how other libraries write their kernels
+            warnings.simplefilter("ignore")
+            kernel.run(*map(_stand_in, call.args), grid=(1,), warmup=True, **kwargs)
     except Exception as error:  # Triton's compilers raise many types; the section that launches it will say so too
         return Compiled(call.name, time.monotonic() - start, f"{type(error).__name__}: {first_line(error)}")
     return Compiled(call.name, time.monotonic() - start)

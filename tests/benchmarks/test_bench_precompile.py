@@ -18,6 +18,7 @@ from benchmarks.gpu.precompile import (  # noqa: E402
     collect_autotuned,
     compile_calls,
     named_driver,
+    settle_keys,
     tune_quickly,
 )
 from benchmarks.host.stub import stubbed  # noqa: E402
@@ -59,12 +60,23 @@ def test_what_is_compiled_lies_in_the_cache_under_the_keys_of_the_jit(cache):
     calls = calls_of([(FEW, torch.bfloat16)], SM_90)
     assert [one.error for one in compile_calls(calls, SM_90, 2)] == [""] * len(calls)
     files = {path.name for path in cache.iterdir()}
+    settle_keys()
     layer = SparseMoE.ffn(64, 64, 4, 2, impl="triton", dtype=torch.bfloat16)
     with stubbed() as driver:
         x = torch.ones(4, 64, dtype=torch.bfloat16, requires_grad=True)
         torch.autograd.grad(layer(x).output, [x, *layer.parameters()], torch.ones_like(x))
     assert len(driver.names) > 5
     assert {path.name for path in cache.iterdir()} == files
+
+
+def test_every_kernel_has_its_key_before_the_first_launch():
+    """Of all modules, so that the order of launches decides nothing."""
+    settle_keys()
+    from moekit_kernels.moe_ffn.kernel_few_rows_bwd import few_rows_bwd_act_kernel
+    from moekit_kernels.routing.kernel_linear import route_linear_fwd_kernel
+
+    assert few_rows_bwd_act_kernel.hash is not None
+    assert route_linear_fwd_kernel.hash is not None
 
 
 def test_every_configuration_of_an_autotuned_kernel_is_compiled(cache):
