@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from moekit.checks import check_floating, check_positive, check_rank, check_same_device, check_width
 from moekit.init import reset_layer, scaled_normal_
+from moekit.routers.by_rows import linear_by_rows, serves
 from moekit.settings import SettingsModule
 from moekit_kernels.autocast import no_autocast
 
@@ -177,8 +178,9 @@ class _Linear(nn.Linear):
         # Checked here and not in Gate, which cannot know where a wrapper (FSDP, offloading) keeps the weights.
         check_same_device(_INPUT, input, "the router's weights", self.weight)
         dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
-        bias = self._bias()
-        return F.linear(input.to(dtype), self.weight.to(dtype), None if bias is None else bias.to(dtype))
+        weight, bias = self.weight.to(dtype), self._bias()
+        bias = None if bias is None else bias.to(dtype)
+        return linear_by_rows(input, weight, bias) if serves(input, weight) else F.linear(input.to(dtype), weight, bias)
 
     def _bias(self) -> Tensor | None:
         return cast(Tensor | None, self.bias)  # torch's stubs leave out that it may be None

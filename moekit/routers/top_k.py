@@ -82,7 +82,7 @@ class TopKRouter(Router):
         impl: ``"reference"`` and ``"torch"`` are plain PyTorch; ``"triton"`` fuses everything after the gate and the
             sums of :func:`~moekit.router_stats` into one kernel, on a GPU, with first-order gradients, for float32
             logits, up to 4096 experts and ``top_k`` up to 64; the product of the gate too where that is one plain
-            linear layer of up to 512 experts and no noise is drawn. See :mod:`moekit_kernels.impl`.
+            linear layer of up to 256 experts and no noise is drawn. See :mod:`moekit_kernels.impl`.
         init_scale: Variance of the gate's weights times their fan-in.
         device: Device of the parameters.
         dtype: Dtype of the parameters.

@@ -11,9 +11,11 @@ from moekit_kernels.routing.options import SCORINGS, RouteOptions
 LIMITS = Limits(max_experts=4096, max_top_k=64)
 """Of the kernels: a row of logits is held in registers."""
 
-MAX_LINEAR_EXPERTS = 512
+MAX_LINEAR_EXPERTS = 256
 LINEAR_LIMITS = Limits(max_experts=MAX_LINEAR_EXPERTS, max_top_k=64)
-"""Of the kernels with the gate's linear layer in them: a tile of the product holds all experts."""
+"""Of the kernels with the gate's linear layer in them: a tile of the product holds all experts. With 512 the backward
+kernel spills registers on every target.
+"""
 
 
 def check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None) -> None:

@@ -313,7 +313,7 @@ def route_linear_bwd_kernel(
         add_bias(d_bias, bias_partials, counters + BLOCKS, tl.sum(bias_sum, axis=0), chunk, slice_, E, EP, CHUNKS)
     if d_x is not None or d_weight is not None:
         tl.debug_barrier()
-        for block in range(slice_ * SHARE, tl.minimum((slice_ + 1) * SHARE, BLOCKS)):
+        for block in tl.range(slice_ * SHARE, tl.minimum((slice_ + 1) * SHARE, BLOCKS), disable_licm=True):
             column = block * BLOCK_D + tl.arange(0, BLOCK_D)
             is_column = column < DIM
             w_at = weight + expert[:, None] * DIM + column[None, :]

@@ -41,20 +41,37 @@ class LinearBlocks(NamedTuple):
     splits: int
 
 
-def forward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target) -> LinearBlocks:
-    """Returns the tile of the forward kernel."""
+# Values of the weight's tile, which every step splits in registers, and the least depth of a matrix instruction.
+_WEIGHT_TILE = 4096
+_LEAST_DEPTH = 16
+
+
+def forward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target, itemsize: int = 2) -> LinearBlocks:
+    """Returns the tile of the forward kernel.
+
+    Tall tiles read the weight seldom; shorter ones, and programs that share a tile, fill the processors where there are
+    few tokens. On NVIDIA two programs fit on a processor up to 64 experts, so that one loads while the other decides.
+
+    Args:
+        num_tokens: ``T``.
+        dim: ``D``.
+        num_experts: ``E``.
+        target: What the kernel is compiled for.
+        itemsize: Bytes of a value of ``x``.
+    """
     width = max(power_of_two(num_experts), 16)
-    rows, num_warps = (128, 8) if width <= 64 else (64, 8) if width <= 128 else (8192 // width, 8)
+    rows = 128 if width <= 128 else 32
     while rows > 16 and -(-num_tokens // rows) < target.processors // 2:
         rows //= 2
-    if rows < 64:
-        num_warps = 4 if width <= 128 else 8
-    depth = 64
-    sub_rows = min(rows, num_warps * 32 * (8 if width < 256 else 16) // width)
+    num_warps = 4 if (rows <= 32 and width <= 128) or (target.tma and width <= 64) else 8
+    depth = min(128, _WEIGHT_TILE // width, 16384 // (rows * itemsize))
+    depth = max(depth, _LEAST_DEPTH)
+    sub_rows = min(rows, num_warps * 256 // width)
     tiles = max(-(-num_tokens // rows), 1)
     steps = -(-dim // depth)
-    share = max(-(-steps // max(target.processors // tiles, 1)), min(4, steps))
-    return LinearBlocks(width, rows, sub_rows, depth, num_warps, 3, -(-steps // share))
+    share = max(-(-steps // max(target.processors // tiles, 1)), min(256 // depth, steps))
+    num_stages = 2 if target.backend == "hip" else 3
+    return LinearBlocks(width, rows, sub_rows, depth, num_warps, num_stages, -(-steps // share))
 
 
 def parts(first: torch.dtype, second: torch.dtype) -> tuple[int, int]:
@@ -91,7 +108,7 @@ def forward(
     x, weight, bias = contiguous_operands(x, weight, bias)
     num_tokens, dim = x.shape
     num_experts = weight.shape[0]
-    tile = forward_blocks(num_tokens, dim, num_experts, target)
+    tile = forward_blocks(num_tokens, dim, num_experts, target, x.itemsize)
     tiles = max(-(-num_tokens // tile.rows), 1)
     programs = tiles if tile.splits > 1 else min(tiles, 2 * target.processors)
     out = outputs(x, num_tokens, num_experts, options.top_k, with_logits, with_probs)
@@ -170,21 +187,36 @@ class BackwardBlocks(NamedTuple):
 
 # Partial products of the weight's gradient, which one program adds up.
 _MOST_CHUNKS = 16
+_LEAST_COLUMNS = 16
 
 
 def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target) -> BackwardBlocks:
-    """Returns the tile of the backward kernel."""
+    """Returns the tile of the backward kernel.
+
+    Every slice of columns computes the gradients of the logits anew, so there are as few slices as fill the processors.
+
+    Args:
+        num_tokens: ``T``.
+        dim: ``D``.
+        num_experts: ``E``.
+        target: What the kernel is compiled for.
+    """
     width = max(power_of_two(num_experts), 16)
     num_warps = 8
-    rows = 64 if width <= 128 else 8192 // width
-    columns = 128 if width <= 64 else 64
-    sub_rows = min(rows, num_warps * 32 * (8 if width < 256 else 16) // width)
-    blocks = -(-dim // columns)
+    rows = min(64 if target.tma else 32, max(8192 // width, 16))
+    rows = min(rows, max(power_of_two(max(num_tokens, 1)), 16))
+    # Where matrix instructions read shared memory, the parts of the weight are no registers.
+    tile = 8192 if target.tma else 2048 if target.backend == "hip" else 4096
+    columns = max(min(128, tile // width), _LEAST_COLUMNS)
     tiles = max(-(-num_tokens // rows), 1)
-    chunks = min(max(2 * target.processors // blocks, 1), _MOST_CHUNKS, max(tiles // 4, 1))
+    chunks = min(_MOST_CHUNKS, max(tiles // 4, 1))
+    while columns > 32 and -(-dim // columns) * chunks < target.processors:
+        columns //= 2
+    sub_rows = min(rows, num_warps * 256 // width)
+    blocks = -(-dim // columns)
     rows_per_chunk = -(-tiles // chunks) * rows
     chunks = max(-(-num_tokens // rows_per_chunk), 1)
-    share = -(-blocks // max(2 * target.processors // chunks, 1))
+    share = -(-blocks // max(target.processors // chunks, 1))
     return BackwardBlocks(width, rows, sub_rows, columns, -(-blocks // share), rows_per_chunk, chunks, num_warps, 2)
 
 

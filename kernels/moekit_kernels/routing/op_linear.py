@@ -212,7 +212,7 @@ def route_linear(
         with_sums: Whether to return the sums. None: only if they cost nothing, which is by ``"triton"``.
         with_logits: Whether to return logits and probabilities. Without gradients, they are then not written.
         impl: ``"reference"`` and ``"torch"``: plain PyTorch, with gradients of every order. ``"triton"``: one kernel
-            each way, with first-order gradients, for up to 512 experts and ``top_k`` up to 64. See
+            each way, with first-order gradients, for up to 256 experts and ``top_k`` up to 64. See
             :mod:`moekit_kernels.impl`.
 
     Returns:

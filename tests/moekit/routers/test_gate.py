@@ -4,9 +4,14 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from moekit.routers.gate import Gate, scaled_normal_
+from moekit.routers import by_rows
+from moekit.routers.gate import Gate, plain_linear, scaled_normal_
 
 
 def make_gate(dim: int = 5, num_experts: int = 4, dtype: torch.dtype = torch.float64, **options) -> Gate:
@@ -143,3 +148,85 @@ def test_resetting_every_module_by_itself_keeps_the_gates_initialisation() -> No
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     assert all(not parameter.any() for parameter in gate.parameters())
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_many_rows_of_half_precision_give_what_their_copy_in_float32_gives(monkeypatch, dtypes, bias: bool) -> None:
+    monkeypatch.setattr(by_rows, "_LEAST_VALUES", 100)
+    monkeypatch.setattr(by_rows, "_BYTES", 4 * 64 * 5)  # blocks of 5 rows, and one of 3
+    gate, x = make_gate(64, 6, dtype=dtypes[1], bias=bias), torch.randn(23, 64).to(dtypes[0])
+    incoming = torch.randn(23, 6)
+    outcomes = []
+    for serves in (by_rows.serves, lambda *_: False):
+        monkeypatch.setattr("moekit.routers.gate.serves", serves)
+        leaf = x.clone().requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            logits = gate(leaf)
+        outcomes.append([logits, *torch.autograd.grad(logits, [leaf, *gate.parameters()], incoming)])
+        assert any(t.shape == x.shape and t.dtype == torch.float32 for t in kept) == (serves is not by_rows.serves)
+    for mine, its in zip(*outcomes, strict=True):
+        assert mine.dtype == its.dtype
+        torch.testing.assert_close(mine, its, rtol=1e-5 if mine.dtype == torch.float32 else 1e-2, atol=1e-5)
+
+
+def test_many_rows_of_half_precision_have_gradients_of_second_order(monkeypatch) -> None:
+    monkeypatch.setattr(by_rows, "_LEAST_VALUES", 100)
+    gate, x = make_gate(64, 6, dtype=torch.bfloat16, bias=True), torch.randn(23, 64).bfloat16()
+    outcomes = []
+    for serves in (by_rows.serves, lambda *_: False):
+        monkeypatch.setattr("moekit.routers.gate.serves", serves)
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(gate(leaf).square().sum(), leaf, create_graph=True)
+        outcomes.append(torch.autograd.grad(gradient.float().square().sum(), [leaf, gate.layers[0].weight]))
+    for mine, its in zip(*outcomes, strict=True):
+        torch.testing.assert_close(mine, its, rtol=2e-2, atol=1e-2)
+
+
+def test_gradients_by_rows_only_of_what_needs_one(monkeypatch) -> None:
+    monkeypatch.setattr(by_rows, "_LEAST_VALUES", 100)
+    gate, x = make_gate(64, 6, dtype=torch.bfloat16), torch.randn(23, 64).bfloat16()
+    gate(x).sum().backward()
+    assert gate.layers[0].weight.grad.ne(0).any()
+    gate.requires_grad_(False)
+    leaf = x.clone().requires_grad_()
+    gate(leaf).sum().backward()
+    torch.testing.assert_close(
+        leaf.grad.float(), gate.layers[0].weight.float().sum(0).expand(23, 64), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_few_rows_other_dtypes_and_compiled_code_are_not_taken_by_rows() -> None:
+    many, weight = torch.zeros(2**10, 2**9, dtype=torch.bfloat16), torch.zeros(4, 2**9)
+    assert by_rows.serves(many, weight)
+    assert not by_rows.serves(many[:8], weight)
+    assert not by_rows.serves(many.float(), weight)
+    assert not by_rows.serves(many, weight.double())
+    assert not by_rows.serves(many.to("meta"), weight.to("meta"))
+    assert not by_rows.serves(many[None], weight)
+    with FlopCounterMode(display=False):  # a mode that is to see the product
+        assert not by_rows.serves(many, weight)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_plain_gate_shows_its_weight(bias: bool) -> None:
+    gate, x = make_gate(bias=bias), torch.randn(3, 5, dtype=torch.float64)
+    weight, its_bias = plain_linear(gate, x, 4)
+    assert weight is gate.layers[0].weight
+    assert its_bias is gate.layers[0].bias
+    for other_x, experts in ((x[:, :4], 4), (x[0], 4), (x, 5), (x.to("meta"), 4)):
+        assert plain_linear(gate, other_x, experts) is None
+    assert plain_linear(make_gate(hidden_dim=3), x, 4) is None
+    assert plain_linear(nn.Linear(5, 4), x, 4) is None
+
+
+def test_a_sharded_weight_is_left_to_the_gate(tmp_path) -> None:
+    gate, x = make_gate(), torch.randn(3, 5, dtype=torch.float64)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        gate.layers[0].weight = nn.Parameter(distribute_tensor(gate.layers[0].weight.detach(), mesh))
+        assert plain_linear(gate, x, 4) is None
+    finally:
+        dist.destroy_process_group()
