@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks.peers.base import Layer, Peer, leaf
 from benchmarks.workload import Workload
-from moekit import FFNExperts, SparseMoE, plan_dispatch
+from moekit import FFNExperts, SparseMoE, graphed, plan_dispatch
 from moekit_kernels.availability import interpreting, triton_is_installed
 from moekit_kernels.impl import Impl
 from moekit_kernels.moe_ffn import Recompute
@@ -108,12 +108,12 @@ class MoekitLayer(Peer):
             run = torch.compile(moe)
         if self.start == "graphed":
             sample = workload.x.detach().clone().requires_grad_()
-            run = torch.cuda.make_graphed_callables(moe, (sample,))
+            run = graphed(moe, sample)
         return Layer(lambda x: run(x).output, leaves)
 
 
 _STARTS: dict[Start, str] = {
     "eager": "",
     "compiled": ", torch.compile",
-    "graphed": ", torch.cuda.make_graphed_callables",
+    "graphed": ", moekit.graphed",
 }
