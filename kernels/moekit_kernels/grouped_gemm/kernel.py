@@ -84,7 +84,7 @@ def grouped_gemm_fwd_kernel(
         w = pair_descriptor(w_ptr, num_experts, num_columns, K, stride_we, stride_wn, BLOCK_N, BLOCK_K)
     elif W_TMA:
         w = weight_descriptor(
-            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, WIDTH, BLOCK_K, False
+            w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, WIDTH, BLOCK_K
         )
     if X_TMA:
         x = row_descriptor(x_ptr, num_inputs, K, stride_xm, BLOCK_M, BLOCK_K)

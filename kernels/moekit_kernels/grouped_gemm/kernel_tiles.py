@@ -14,17 +14,10 @@ from moekit_kernels.kernel_language import dot
 @triton.jit
 def weight_descriptor(
     w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, INTERLEAVED: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Describes weights to the copy engine, the contiguous dimension last; out of bounds it gives zeros.
-
-    Interleaved pairs of rows are seen as one row of length ``2 K``: the gate's part, then the value's.
-    """
-    if INTERLEAVED:
-        return tl.make_tensor_descriptor(
-            w_ptr, [num_experts, num_columns // 2, 2 * K], [stride_we, 2 * stride_wn, 1], [1, BLOCK_N, BLOCK_K]
-        )
-    elif K_MAJOR:
+    """Describes weights to the copy engine, the contiguous dimension last; out of bounds it gives zeros."""
+    if K_MAJOR:
         return tl.make_tensor_descriptor(
             w_ptr, [num_experts, num_columns, K], [stride_we, stride_wn, 1], [1, BLOCK_N, BLOCK_K]
         )
@@ -36,10 +29,10 @@ def weight_descriptor(
 
 @triton.jit
 def load_weights(
-    w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, STEP: tl.constexpr, TMA: tl.constexpr,
+    w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``(BLOCK_K, BLOCK_N)`` of one expert: columns ``column + STEP * n`` below ``limit``, depth from ``k``."""
+    """``(BLOCK_K, BLOCK_N)`` of one expert: columns from ``column`` on, below ``limit``; depth from ``k``."""
     if TMA:
         if K_MAJOR:
             return tl.reshape(w.load([expert, column, k]), (BLOCK_N, BLOCK_K)).T
@@ -47,7 +40,7 @@ def load_weights(
             return tl.reshape(w.load([expert, k, column]), (BLOCK_K, BLOCK_N))
     else:
         depth = tl.arange(0, BLOCK_K)
-        n = tl.arange(0, BLOCK_N) * STEP
+        n = tl.arange(0, BLOCK_N)
         # One 64-bit base, and 32-bit offsets inside the tile.
         base = w + tl.cast(expert, tl.int64) * stride_we
         base += tl.cast(column, tl.int64) * stride_wn + tl.cast(k, tl.int64) * stride_wk
@@ -113,47 +106,10 @@ def product(
         k = step * BLOCK_K
         a = load_rows(x, first_row, row_offsets, k, K, X_TMA, EVEN_K, BLOCK_M, BLOCK_K)
         b = load_weights(
-            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, 1, W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
         )
         acc = dot(a, b, acc, PRECISION)
     return acc
-
-
-@triton.jit
-def load_pair(
-    w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, INTERLEAVED: tl.constexpr,
-    TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The weights of gates and of values for the ``num_columns`` columns of a gated activation, from ``column`` on."""
-    if INTERLEAVED:
-        if TMA:  # one row of 2 K holds both
-            gate = load_weights(
-                w, expert, column, k, K, stride_we, stride_wn, stride_wk, num_columns, 1, True, True, True, BLOCK_N,
-                BLOCK_K,
-            )  # fmt: skip
-            value = load_weights(
-                w, expert, column, K + k, K, stride_we, stride_wn, stride_wk, num_columns, 1, True, True, True, BLOCK_N,
-                BLOCK_K,
-            )  # fmt: skip
-        else:
-            gate = load_weights(
-                w, expert, 2 * column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 2, False, K_MAJOR,
-                EVEN_K, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-            value = load_weights(
-                w, expert, 2 * column + 1, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 2, False, K_MAJOR,
-                EVEN_K, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-    else:
-        gate = load_weights(
-            w, expert, column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 1, TMA, K_MAJOR, EVEN_K,
-            BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-        value = load_weights(
-            w, expert, num_columns + column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, 1, TMA, K_MAJOR,
-            EVEN_K, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
-    return gate, value
 
 
 @triton.jit
@@ -168,9 +124,13 @@ def pair_product(
     for step in range(0, k_tiles):
         k = step * BLOCK_K
         a = load_rows(x, first_row, row_offsets, k, K, X_TMA, EVEN_K, BLOCK_M, BLOCK_K)
-        b, c = load_pair(
-            w, expert, column, num_columns, k, K, stride_we, stride_wn, stride_wk, False, W_TMA, K_MAJOR, EVEN_K,
-            BLOCK_N, BLOCK_K,
+        b = load_weights(
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, W_TMA, K_MAJOR, EVEN_K, BLOCK_N,
+            BLOCK_K,
+        )  # fmt: skip
+        c = load_weights(
+            w, expert, num_columns + column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, W_TMA, K_MAJOR,
+            EVEN_K, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         gate = dot(a, b, gate, PRECISION)
         value = dot(a, c, value, PRECISION)

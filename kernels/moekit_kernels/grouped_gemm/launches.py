@@ -84,23 +84,13 @@ class WeightLoads(NamedTuple):
     k_major: bool
 
     @staticmethod
-    def of(
-        weight: Tensor, target: Target, epilogue: Epilogue, config: GemmConfig, *, both: bool = False
-    ) -> "WeightLoads":
-        """Returns descriptors where they serve the layout, pointers elsewhere.
-
-        Args:
-            weight: ``(E, F1, D)``.
-            target: Where it runs.
-            epilogue: What follows the product.
-            config: The tile.
-            both: Whether one block holds gates and values that alternate (``kernel_pairs.pair_descriptor``).
-        """
+    def of(weight: Tensor, target: Target, epilogue: Epilogue) -> "WeightLoads":
+        """Returns descriptors where they serve the layout, pointers elsewhere."""
         k_major = weight.stride(2) == 1
         tma = use_descriptor(target, weight)
-        if epilogue.pair and epilogue.interleaved:  # without ``both`` they are read as two halves of one row
-            tma = tma and (both or (k_major and weight.shape[2] % config.block_k == 0))
-        elif epilogue.pair and not k_major:  # the first value's column is where a tile begins
+        if (
+            epilogue.pair and not epilogue.interleaved and not k_major
+        ):  # the first value's column is where a tile begins
             tma = tma and weight.shape[1] // 2 * weight.itemsize % 16 == 0
         return WeightLoads(tma, k_major)
 
@@ -181,7 +171,7 @@ def forward(
     columns = weight_columns // 2 if epilogue.pair else weight_columns
     out_NF = x.new_empty(num_rows, columns)
     pre_NF1 = x.new_empty(num_rows if keep_pre else 0, weight_columns)
-    loads = WeightLoads.of(weight, target, epilogue, config, both=True)
+    loads = WeightLoads.of(weight, target, epilogue)
     most = max_tiles(num_rows, num_experts, config.block_m, with_unassigned=all_rows)
     arguments = {
         **weight_arguments(weight, epilogue, loads, config),

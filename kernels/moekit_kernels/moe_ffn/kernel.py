@@ -110,7 +110,7 @@ def moe_ffn_bwd_act_kernel(
     w, dout = w_ptr, dout_ptr
     if W_TMA:
         w = weight_descriptor(
-            w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K, False
+            w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K
         )
     if X_TMA:
         dout = row_descriptor(dout_ptr, num_rows, K, stride_dm, BLOCK_M, BLOCK_K)

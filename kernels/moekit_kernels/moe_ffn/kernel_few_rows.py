@@ -21,7 +21,7 @@ def _load_strip(
     """``(BLOCK_N, BLOCK_K)`` of one expert's weights, as :func:`load_weights` loads their transpose."""
     if TMA or K_MAJOR:
         return load_weights(
-            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, 1, TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
+            w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
         ).T
     else:  # as a transpose, these loads would wait in registers: the compiler makes no asynchronous copy of them
         n, depth = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -108,7 +108,7 @@ def few_rows_fwd_kernel(
         if W_TMA:
             w = weight_descriptor(
                 w_ptr, num_experts, weight_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR,
-                2 * BLOCK_N if PAIR and INTERLEAVED else BLOCK_N, BLOCK_K, False,
+                2 * BLOCK_N if PAIR and INTERLEAVED else BLOCK_N, BLOCK_K,
             )  # fmt: skip
         column = tl.program_id(0) * BLOCK_N
         columns = column + tl.arange(0, BLOCK_N)

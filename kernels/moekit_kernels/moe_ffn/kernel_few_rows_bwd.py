@@ -85,7 +85,7 @@ def few_rows_bwd_act_kernel(
         w = w_ptr
         if W_TMA:
             w = weight_descriptor(
-                w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K, False
+                w_ptr, num_experts, num_columns, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K
             )
         column = block_n * BLOCK_N
         columns = column + tl.arange(0, BLOCK_N)
@@ -187,9 +187,7 @@ def _strip_of_rows(
     if start < end:
         w = w_ptr
         if W_TMA:
-            w = weight_descriptor(
-                w_ptr, num_experts, D, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K, False
-            )
+            w = weight_descriptor(w_ptr, num_experts, D, K, stride_we, stride_wn, stride_wk, K_MAJOR, BLOCK_N, BLOCK_K)
         columns = strip * BLOCK_N + tl.arange(0, BLOCK_N)
         depth_end = tl.minimum((part + 1) * split_k, K)
         for first_row in range(start, end, BLOCK_M):

@@ -181,7 +181,7 @@ def _through_activation(
     weight = gemm.weight_layout(down_proj.mT)
     num_experts, columns, _ = weight.shape
     num_rows = pre.shape[0]
-    loads = gemm.WeightLoads.of(weight, target, gemm.epilogue_of(None), config)  # these weights are not pairs
+    loads = gemm.WeightLoads.of(weight, target, gemm.epilogue_of(None))  # these weights are not pairs
     x_tma = gathered and gemm.use_descriptor(target, grad)
     strips = -(-columns // config.block_n)
     dpre, weighted = torch.empty_like(pre), pre.new_empty(num_rows, columns)

@@ -95,7 +95,7 @@ def _launch(
     aligned = is_aligned(x.dtype, weight_columns, depth)
     config = gemm_config("few_rows", target, x.dtype, num_rows // num_experts, aligned)
     # Gates and values in turn are one strip of columns.
-    loads = WeightLoads.of(weight, target, epilogue_of(None) if epilogue.interleaved else epilogue, config)
+    loads = WeightLoads.of(weight, target, epilogue)
     steps = -(-depth // config.block_k)
     arguments = {
         **weight_arguments(weight, epilogue, loads, config),

@@ -65,7 +65,7 @@ def _config(weight: Tensor, num_rows: int) -> GemmConfig:
 def _weight_arguments(weight: Tensor, config: GemmConfig) -> dict[str, Any]:
     """Returns the arguments of a product by one matrix of each expert, without an activation."""
     plain = epilogue_of(None)
-    loads = WeightLoads.of(weight, current_target(weight.device), plain, config)
+    loads = WeightLoads.of(weight, current_target(weight.device), plain)
     return weight_arguments(weight, plain, loads, config)
 
 
