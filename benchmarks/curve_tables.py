@@ -7,6 +7,8 @@ from benchmarks.shapes import Shape
 from benchmarks.workload import exponent_of
 
 STEP = "forward+backward"
+PROCESSOR_TIME = "time of the processor, not of the clock"
+"""In the remark of a record whose times are not the clock's."""
 
 GROWS: dict[str, Callable[[Record], float]] = {
     "tokens": lambda record: Shape(*record.shape).tokens,
@@ -50,7 +52,7 @@ def curve_tables(records: Sequence[Record]) -> list[str]:
         names = list(dict.fromkeys(r.name for r in points))
         first = points[0]
         lines += [
-            f"**{STEP}, growing {LABELS[curve]}**: ms, MiB {memory_label(points)}; {first.dtype}",
+            f"**{STEP}, growing {LABELS[curve]}**: ms{_clock(first)}, MiB {memory_label(points)}; {first.dtype}",
             "",
             f"| {curve} | sizes | {' | '.join(names)} |",
             f"|---:|---|{'---:|' * len(names)}",
@@ -62,6 +64,10 @@ def curve_tables(records: Sequence[Record]) -> list[str]:
             lines.append(f"| {value:g} | {sizes} | {' | '.join(map(_cell, row))} |")
         lines.append("")
     return lines
+
+
+def _clock(record: Record) -> str:
+    return f" ({PROCESSOR_TIME})" if PROCESSOR_TIME in record.remark else ""
 
 
 def _cell(record: Record | None) -> str:

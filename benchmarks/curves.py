@@ -6,13 +6,16 @@ times F stays the same: as many operations at every point, and ever more weights
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.curve_tables import PROCESSOR_TIME
 from benchmarks.environment import environment
+from benchmarks.moe import line
 from benchmarks.options import add_budget, add_device, add_dtype, add_out, add_seconds
 from benchmarks.peers import PEERS, Peer, peers_named
 from benchmarks.records import Record, write
@@ -81,15 +84,23 @@ def _ends(device: torch.device) -> tuple[Shape, int]:
 
 
 def measure(
-    point: Point, device: torch.device, dtype: str, peers: Sequence[Peer], seconds: float, least: int = 5
+    point: Point,
+    device: torch.device,
+    dtype: str,
+    peers: Sequence[Peer],
+    seconds: float,
+    least: int = 5,
+    processor_time: bool = False,
 ) -> Iterator[Record]:
     """Yields the records of one point: time and memory of every peer, which take turns."""
     workload = draw(point.shape, point.skew, device, DTYPES[dtype])
     # Compared with the formulas where that is quick; the other points run the same code.
     compare = point.shape.slots * point.shape.hidden_dim <= 1 << 22 or device.type == "cuda"
-    options = CaseOptions(PASSES, seconds, compare=compare, in_turn=True, least=least)
+    clock = time.process_time if processor_time else time.perf_counter
+    options = CaseOptions(PASSES, seconds, compare=compare, in_turn=True, least=least, clock=clock)
     for record in run_case(point.curve, workload, dtype, peers, options):
-        yield dataclasses.replace(record, kind="curve")
+        remark = f"{record.remark}; {PROCESSOR_TIME}" if processor_time else record.remark
+        yield dataclasses.replace(record, kind="curve", remark=remark)
 
 
 def curves_within(
@@ -119,6 +130,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(names)}; by default {' '.join(PEERS_BY_DEFAULT)}",
     )
     parser.add_argument("--tokens", type=int, help="tokens at the end of their curve; 131072 on a GPU, 8192 on CPU")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="on CPU, count the time of the processor in place of the clock's: for a machine that does other work",
+    )
     add_device(parser)
     add_dtype(parser)
     add_seconds(parser, 0.2)
@@ -128,10 +144,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    import time
-
-    from benchmarks.moe import line
-
     device = torch.device(options.device)
     base, most = _ends(device)
     peers = peers_named(options.peer)
@@ -143,7 +155,7 @@ def main(options: argparse.Namespace) -> int:
             reason = f"no time was left for {point.shape}, {point.skew}"
             records.append(Record("check", f"curve of {point.curve}", status="absent", reason=reason))
             continue
-        records += measure(point, device, options.dtype, peers, options.seconds)
+        records += measure(point, device, options.dtype, peers, options.seconds, processor_time=options.processor_time)
     records = [dataclasses.replace(record, environment=about) for record in records]
     for record in records:
         print(line(record))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ceilings import ceilings_of
-from benchmarks.curve_tables import GROWS, LABELS, measured, memory_label, memory_of
+from benchmarks.curve_tables import GROWS, LABELS, PROCESSOR_TIME, measured, memory_label, memory_of
 from benchmarks.records import Record
 from benchmarks.shapes import DIRECTIONS, DTYPES, Shape
 
@@ -129,7 +129,8 @@ def _draw_curve(curve: str, points: Sequence[Record], path: Path) -> Path:
         axis.set_title(label, fontsize=8, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
-    figure.suptitle(f"{_fixed(curve, points)}, {points[0].dtype}", fontsize=8)
+    clock = f", {PROCESSOR_TIME}" if PROCESSOR_TIME in points[0].remark else ""
+    figure.suptitle(f"{_fixed(curve, points)}, {points[0].dtype}{clock}", fontsize=8)
     return _save(figure, path)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from benchmarks.peers import Layer, Peer
 from benchmarks.peers.base import first_line
 from benchmarks.records import Record
 from benchmarks.shapes import Direction
-from benchmarks.timing import Step, Timing, captured, time_graph, time_in_turn, time_steps
+from benchmarks.timing import Clock, Step, Timing, captured, time_graph, time_in_turn, time_steps
 from benchmarks.workload import Workload
 
 # Copies of the input that take turns, so that a small one is not in the cache each time.
@@ -36,6 +37,7 @@ class CaseOptions(NamedTuple):
         in_turn: Whether the peers take turns, repetition by repetition, so that a change of the clock rate falls on
             all alike; all of them are in memory at once then.
         least: Fewest repetitions.
+        clock: What times on CPU are taken from, of peers that take turns.
     """
 
     directions: Sequence[Direction]
@@ -45,6 +47,7 @@ class CaseOptions(NamedTuple):
     compare: bool = True
     in_turn: bool = False
     least: int = 5
+    clock: Clock = time.perf_counter
 
 
 class Built(NamedTuple):
@@ -151,7 +154,8 @@ def run_in_turn(row: Sequence[Built], workload: Workload, options: CaseOptions) 
                     replayed.add(name)
             if name not in steps:
                 steps[name] = _step(layer, workload, direction, workload.x.clone())
-        timings = time_in_turn(steps, device, seconds=options.seconds * len(steps), least=options.least)
+        seconds = options.seconds * len(steps)
+        timings = time_in_turn(steps, device, seconds=seconds, least=options.least, clock=options.clock)
         for built in row:
             name = built.peer.name
             yield timed(built, workload, direction, timings[name]._replace(graph=name in replayed))

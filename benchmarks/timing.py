@@ -4,6 +4,7 @@ A step has a part that is prepared and a part that is timed. On a GPU the L2 cac
 ``triton.testing.do_bench`` does; on both, copies of the input take turns.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,10 @@ import torch
 
 # Flushes per repetition that are queued first, so that a GPU never waits for Python to launch a short kernel.
 _HEAD_START = 6
+
+
+Clock = Callable[[], float]
+"""Seconds from any start."""
 
 
 class Step(NamedTuple):
@@ -85,7 +90,13 @@ def time_steps(
 
 
 def time_in_turn(
-    steps: Mapping[str, Step], device: torch.device, *, seconds: float = 1.0, least: int = 5, most: int = 200
+    steps: Mapping[str, Step],
+    device: torch.device,
+    *,
+    seconds: float = 1.0,
+    least: int = 5,
+    most: int = 200,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times different steps in turn, so that what else the machine does, or its clock rate, falls on all alike.
 
@@ -95,13 +106,14 @@ def time_in_turn(
         seconds: About how long to repeat all of them together; two more rounds before it warm up.
         least: Fewest rounds.
         most: Most rounds.
+        clock: On CPU, seconds from any start.
 
     Raises:
         ValueError: If there is no step.
     """
     if not steps:
         raise ValueError("steps must hold at least one step, got none.")
-    run = _times_on_gpu if device.type == "cuda" else _times_on_cpu
+    run = _times_on_gpu if device.type == "cuda" else functools.partial(_times_on_cpu, clock=clock)
     row = list(steps.values())
     run(row, device, len(row))
     estimate = sum(run(row, device, len(row))) / 1e3
@@ -116,7 +128,7 @@ def time_wall(
     *,
     seconds: float = 1.0,
     blocks: int = 12,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times steps by the clock, as a Python program feels them: in blocks, after each of which the device is awaited.
 
@@ -157,14 +169,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _times_on_cpu(steps: Sequence[Step], device: torch.device, repeats: int) -> list[float]:
+def _times_on_cpu(
+    steps: Sequence[Step], device: torch.device, repeats: int, clock: Clock = time.perf_counter
+) -> list[float]:
     times = []
     for i in range(repeats):
         step = steps[i % len(steps)]
         prepared = step.prepare()
-        start = time.perf_counter()
+        start = clock()
         result = step.body(prepared)
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (clock() - start))
         del result
     return times
 

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import curves
 from benchmarks.__main__ import main
-from benchmarks.curve_tables import curve_tables, memory_label
+from benchmarks.curve_tables import PROCESSOR_TIME, curve_tables, memory_label
 from benchmarks.pictures import draw_curves
 from benchmarks.records import Record, read
 from benchmarks.shapes import Shape
@@ -64,6 +64,16 @@ def test_the_command_measures_and_the_report_draws(tmp_path, monkeypatch):
     assert "experts per token" in pictures[1].read_text()
     first = pictures[0].read_bytes()
     assert draw_curves(records, path)[0].read_bytes() == first
+
+
+def test_time_of_the_processor_is_said(tmp_path, monkeypatch):
+    """In the remark, and over the table."""
+    monkeypatch.setattr(curves, "CPU_BASE", Shape(8, 16, 8, 4, 2))
+    path = tmp_path / "busy.jsonl"
+    arguments = f"--device cpu --dtype fp32 --seconds 0 --tokens 1 --curve tokens --processor-time --out {path}"
+    assert main(["curves", *arguments.split(), "--peer", "dense"]) == 0
+    assert all(PROCESSOR_TIME in record.remark for record in read(path))
+    assert f"ms ({PROCESSOR_TIME}), MiB" in curve_tables(read(path))[0]
 
 
 def test_points_without_time_are_named(tmp_path, monkeypatch):
