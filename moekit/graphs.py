@@ -6,7 +6,7 @@ routing of the same shape.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +39,11 @@ def graphed(module: nn.Module, *sample: Tensor, num_warmup: int = 3, **keywords:
         ValueError: If no sample is given, or one is no tensor on a GPU.
 
     Example:
-        >>> layer = SparseMoE.ffn(64, 128, num_experts=8, top_k=2)
-        >>> if torch.cuda.is_available():
-        ...     layer = graphed(layer.cuda(), torch.randn(32, 64, device="cuda", requires_grad=True))
-        >>> layer(torch.randn(32, 64, device=layer.router.gate.weight.device)).output.shape
+        >>> device = "cuda" if torch.cuda.is_available() else "cpu"
+        >>> layer, tokens = SparseMoE.ffn(64, 128, num_experts=8, top_k=2, device=device), torch.randn(32, 64)
+        >>> if device == "cuda":
+        ...     layer = graphed(layer, tokens.cuda())
+        >>> layer(tokens.to(device)).output.shape
         torch.Size([32, 64])
     """
     inputs = {**{str(place): each for place, each in enumerate(sample)}, **keywords}
@@ -137,7 +138,7 @@ class _Graphed(nn.Module):
             return set()
         ones = [torch.zeros_like(output) for output in outputs]
         # torch's types leave out that an unused parameter has None.
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(outputs, parameters, ones, allow_unused=True)
+        gradients = cast(Sequence[Tensor | None], torch.autograd.grad(outputs, parameters, ones, allow_unused=True))
         return {gradient.data_ptr() for gradient in gradients if gradient is not None}
 
     def _keep_gradients(self) -> None:

@@ -19,6 +19,7 @@ goes through the registered operation.
 """
 
 from collections.abc import Callable
+from operator import attrgetter
 from types import NoneType
 from typing import Any, cast, get_type_hints
 
@@ -30,6 +31,8 @@ from torch.nn import Parameter
 # Subclasses (DTensor, fake tensors, quantised weights) decide for themselves what an operation does, and so do symbols.
 _PLAIN_TYPES = frozenset({Tensor, Parameter, NoneType, bool, int, float, str})
 _TENSOR_TYPES = frozenset({Tensor, Parameter})
+
+_requires_grad, _is_meta = attrgetter("requires_grad"), attrgetter("is_meta")
 
 # No public functions tell as cheaply (40 ns each) whether a mode or a transform is active.
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore
@@ -60,15 +63,15 @@ def is_plain_eager(*arguments: object) -> bool:
         return False
     if forward_ad._current_level >= 0 or _tracer() is not None:  # pyright: ignore[reportPrivateUsage]
         return False
-    for argument in arguments:
-        kind = type(argument)
-        if kind not in _PLAIN_TYPES:
-            return False
-        if kind in _TENSOR_TYPES:
-            tensor = cast(Tensor, argument)
-            if tensor.is_meta or tensor.is_neg():
-                return False
-    return True
+    if not _PLAIN_TYPES.issuperset(map(type, arguments)):
+        return False
+    tensors = _tensors(arguments)
+    return not (any(map(_is_meta, tensors)) or any(map(Tensor.is_neg, tensors)))
+
+
+def _tensors(arguments: tuple[object, ...]) -> list[Tensor]:
+    """Returns the tensors among plain arguments."""
+    return cast(list[Tensor], [each for each in arguments if type(each) in _TENSOR_TYPES])
 
 
 def can_read(tensor: Tensor) -> bool:
@@ -83,9 +86,7 @@ def all_true(mask: Tensor) -> bool:
 
 def needs_gradient(*arguments: object) -> bool:
     """Returns whether autograd has to record a call with these plain arguments."""
-    if not torch.is_grad_enabled():
-        return False
-    return any([type(a) in _TENSOR_TYPES and cast(Tensor, a).requires_grad for a in arguments])  # noqa: C419 (faster)
+    return torch.is_grad_enabled() and any(map(_requires_grad, _tensors(arguments)))
 
 
 class Operation:

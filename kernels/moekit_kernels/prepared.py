@@ -104,36 +104,35 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_
     device: int = kind[0]
     if device >= 0 and active.get_current_device() != device:
         with torch.cuda.device(device):
-            _start_again(compiled, kept.needs_scratch, grid, values, device, active)
-    else:
-        _start_again(compiled, kept.needs_scratch, grid, values, device, active)
-
-
-def _start_again(
-    compiled: Any, needs_scratch: bool, grid: tuple[int, ...], values: tuple[Any, ...], device: int, active: Any
-) -> None:
-    """Starts a compiled kernel on the current device, as ``JITFunction.run`` and ``compiled[grid]`` do."""
-    stream = active.get_current_stream(max(device, 0))
-    enter_hook, exit_hook = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+            start(kernel, grid, arguments, num_warps, num_stages)
+        return
+    # From here on as ``JITFunction.run`` and ``compiled[grid]`` do.
+    stream = active.get_current_stream(device if device >= 0 else 0)
+    enter_hook, exit_hook, metadata = _runtime.launch_enter_hook, _runtime.launch_exit_hook, None
     # Chains of hooks, empty unless a profiler is there; what stands in their place is a hook.
-    if not (getattr(enter_hook, "calls", True) or getattr(exit_hook, "calls", True)):
+    if getattr(enter_hook, "calls", True) or getattr(exit_hook, "calls", True):
+        metadata = None if enter_hook is None else compiled.launch_metadata(grid, stream, *values)
+    else:
         enter_hook = exit_hook = None
-    metadata = None if enter_hook is None else compiled.launch_metadata(grid, stream, *values)
     width, height, depth = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
-    run, settings = compiled.run, (compiled.function, compiled.packed_metadata, metadata, enter_hook, exit_hook)
-    if needs_scratch:
+    settings = (compiled.function, compiled.packed_metadata, metadata, enter_hook, exit_hook)
+    if kept.needs_scratch:
         # A copy, because the allocator is set for the context, and other kernels have their own.
-        run = functools.partial(contextvars.copy_context().run, _with_allocator, run, device)
-    run(width, height, depth, stream, *settings, *values)
+        context = contextvars.copy_context()
+        context.run(_with_allocator, device, compiled.run, width, height, depth, stream, *settings, *values)
+    else:
+        compiled.run(width, height, depth, stream, *settings, *values)
 
 
-def _with_allocator(run: Any, device: int, *arguments: Any) -> None:
-    triton.set_allocator(_allocator(torch.device("cpu") if device < 0 else torch.device("cuda", device)))
+def _with_allocator(device: int, run: Any, *arguments: Any) -> None:
+    triton.set_allocator(_allocator(device))
     run(*arguments)
 
 
 @functools.cache
-def _allocator(device: torch.device) -> Any:
+def _allocator(index: int) -> Any:
+    device = torch.device("cpu") if index < 0 else torch.device("cuda", index)
+
     def allocate(size: int, alignment: int, stream: int | None) -> Tensor:
         return torch.empty(size, dtype=torch.int8, device=device)
 
@@ -149,7 +148,7 @@ def _start_by_triton(
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
     def run() -> Any:
-        triton.set_allocator(_allocator(device))
+        triton.set_allocator(_allocator(-1 if device.type == "cpu" else device.index))
         return kernel[grid](**arguments, **options)
 
     guard = cast(AbstractContextManager[Any], nullcontext() if device.type == "cpu" else torch.cuda.device(device))

@@ -359,6 +359,7 @@ def test_a_launch_for_another_device_than_the_current_one_switches_to_it(observe
     @contextlib.contextmanager
     def device(index: int):
         entered.append(index)
+        observed.stub.get_current_device = lambda: index
         yield
 
     def kind(self: Any, arguments: Any) -> tuple[Any, Any]:
