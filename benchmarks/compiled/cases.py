@@ -19,11 +19,15 @@ TARGET_NAMES = ["sm_80", "sm_90", "sm_100", "gfx942"]
 
 GEMM_KERNELS = frozenset(
     {
+        "few_rows_bwd_act_kernel",
+        "few_rows_bwd_rest_kernel",
         "few_rows_fwd_kernel",
         "grouped_gemm_bwd_dw_kernel",
         "grouped_gemm_bwd_dw_rows_kernel",
         "grouped_gemm_fwd_kernel",
         "moe_ffn_bwd_act_kernel",
+        "route_linear_bwd_kernel",
+        "route_linear_fwd_kernel",
     }
 )
 """Kernels that multiply matrices: their code must contain products of tiles."""
