@@ -5,52 +5,14 @@ intermediate results of all rows are small enough for the cache. Same functions 
 :mod:`moekit_kernels.moe_ffn.loop`.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import NamedTuple, cast
-
 import torch
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.moe_ffn import loop_single_rows
+from moekit_kernels.moe_ffn.loop_groups import Groups, groups_of
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
-
-
-class Groups(NamedTuple):
-    """The experts that have rows.
-
-    Attributes:
-        experts: Their ids, ascending.
-        sizes: Rows of each, and last the unassigned rows, of which there may be none.
-        num_experts: ``E``.
-    """
-
-    experts: list[int]
-    sizes: list[int]
-    num_experts: int
-
-    def of(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Returns for each expert its rows of every tensor."""
-        return zip(*(each.split_with_sizes(self.sizes)[: len(self.experts)] for each in rows), strict=True)
-
-    def idle(self) -> Iterator[slice]:
-        """Returns the experts without rows, as ranges."""
-        for before, after in pairwise((-1, *self.experts, self.num_experts)):
-            if after - before > 1:
-                yield slice(before + 1, after)
-
-    def clear_unassigned(self, rows: Tensor) -> None:
-        """Sets the unassigned rows to zero."""
-        if self.sizes[-1]:
-            rows[-self.sizes[-1] :] = 0
-
-
-def _groups(order: RowOrder) -> Groups:
-    bounds = cast(list[int], order.offsets.tolist())
-    used = [(expert, end - start) for expert, (start, end) in enumerate(pairwise(bounds)) if end > start]
-    unassigned = order.token_of_row.shape[0] - bounds[-1]
-    return Groups([expert for expert, _ in used], [size for _, size in used] + [unassigned], len(bounds) - 1)
 
 
 def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Groups) -> Tensor:
@@ -114,7 +76,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes :func:`moekit_kernels.moe_ffn.loop.forward`."""
     up_proj, down_proj, up_bias, down_bias = weights
-    groups = _groups(order)
+    groups = groups_of(order)
+    if loop_single_rows.fits(x, gates, weights, groups):
+        return loop_single_rows.forward(x, gates, order, groups, weights, activation, keep_pre, keep_hidden)
     pre_NF1 = _products(x.index_select(0, order.token_of_row), up_proj.mT, up_bias, groups)
     hidden_NF = ACTIVATIONS[activation].compute(pre_NF1)
     y_ND2 = _products(hidden_NF, down_proj.mT, down_bias, groups)
@@ -142,7 +106,11 @@ def backward(
     """Computes :func:`moekit_kernels.moe_ffn.loop.backward`."""
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
-    groups = _groups(order)
+    groups = groups_of(order)
+    if loop_single_rows.fits(x, gates, weights, groups):
+        return loop_single_rows.backward(
+            grad, x, gates, order, groups, weights, pre, hidden, activation, input_grad, weight_grad
+        )
     dtype = torch.promote_types(x.dtype, gates.dtype)
     gates_N1 = _gates_of_rows(gates, order)
     x_ND = x.index_select(0, order.token_of_row)

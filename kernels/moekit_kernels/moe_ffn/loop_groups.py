@@ -1,0 +1,51 @@
+"""Which experts have rows, read on the host."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple, cast
+
+from torch import Tensor
+
+from moekit_kernels.plan.dispatch_plan import RowOrder
+
+
+class Groups(NamedTuple):
+    """The experts that have rows.
+
+    Attributes:
+        experts: Their ids, ascending.
+        sizes: Rows of each, and last the unassigned rows, of which there may be none.
+        num_experts: ``E``.
+    """
+
+    experts: list[int]
+    sizes: list[int]
+    num_experts: int
+
+    def of(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Returns for each expert its rows of every tensor."""
+        return zip(*(each.split_with_sizes(self.sizes)[: len(self.experts)] for each in rows), strict=True)
+
+    def idle(self) -> Iterator[slice]:
+        """Returns the experts without rows, as ranges."""
+        for before, after in pairwise((-1, *self.experts, self.num_experts)):
+            if after - before > 1:
+                yield slice(before + 1, after)
+
+    @property
+    def single(self) -> bool:
+        """Whether no expert has more than one row."""
+        return sum(self.sizes[:-1]) == len(self.experts)
+
+    def clear_unassigned(self, rows: Tensor) -> None:
+        """Sets the unassigned rows to zero."""
+        if self.sizes[-1]:
+            rows[-self.sizes[-1] :] = 0
+
+
+def groups_of(order: RowOrder) -> Groups:
+    """Reads the rows of each expert."""
+    bounds = cast(list[int], order.offsets.tolist())
+    used = [(expert, end - start) for expert, (start, end) in enumerate(pairwise(bounds)) if end > start]
+    unassigned = order.token_of_row.shape[0] - bounds[-1]
+    return Groups([expert for expert, _ in used], [size for _, size in used] + [unassigned], len(bounds) - 1)
