@@ -5,6 +5,7 @@ Same bits as :func:`~moekit_kernels.plan.reference.plan_dispatch_reference` with
 
 from array import array
 from itertools import accumulate
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -26,7 +27,7 @@ def few_slots(expert_ids: Tensor, num_experts: int) -> bool:
 def plan_few_slots(expert_ids: Int[Tensor, "T K"], num_experts: int) -> DispatchPlan | None:
     """Sorts slots by expert, stably; returns None if an id is out of range."""
     num_tokens, top_k = expert_ids.shape
-    ids: list[int] = expert_ids.flatten().tolist()
+    ids = cast(list[int], expert_ids.flatten().tolist())
     counts = [0] * num_experts
     for expert in ids:
         if not 0 <= expert < num_experts:
