@@ -222,10 +222,12 @@ class SparseMoE(SettingsModule):
             check_routing(routing, router_input, lead)
         if plan is None:
             plan = self.plan(routing, mask_T)
-        tokens = [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
+        # A view of the same shape would be one more node of autograd's graph.
+        flat = len(lead) == 1
+        tokens = inputs if flat else [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
         gates = masked_gates(routing, mask_T)
         y: Tensor = self.experts(tokens if self._experts_part.takes_pyramid else tokens[0], plan, gates)
-        y = y.reshape(*lead, *y.shape[1:])
+        y = y if flat else y.reshape(*lead, *y.shape[1:])
         if self.shared is not None:
             y = y + shared_output(self.shared, x, mask)
         if routing.token_ids is not None:
@@ -304,7 +306,7 @@ class SparseMoE(SettingsModule):
                 raise ValueError(
                     "router_input must be given: experts over samples and routers by id cannot route on x itself."
                 )
-            return self._call_router(hide_masked(x.reshape(-1, x.shape[-1]), mask), mask)
+            return self._call_router(hide_masked(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), mask), mask)
         rows, shared_by = flat_router_input(router_input, x, lead, self._router_part.input_ndim)
         if not shared_by:
             return self._call_router(hide_masked(rows, mask), mask)

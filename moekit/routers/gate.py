@@ -103,7 +103,7 @@ def router_logits(gate: nn.Module, x: Shaped[Tensor, "T ..."], num_experts: int)
     check_rank("router logits", logits, 2, "T, E")
     if logits.shape[-1] != num_experts:
         raise ValueError(f"gate must give num_experts={num_experts} logits, got shape {tuple(logits.shape)}.")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if logits.dtype == torch.float32 else logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def plain_linear(gate: nn.Module, x: Tensor, num_experts: int) -> tuple[Tensor, Tensor | None] | None:
@@ -176,10 +176,12 @@ class _Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         # Checked here and not in Gate, which cannot know where a wrapper (FSDP, offloading) keeps the weights.
-        check_same_device(_INPUT, input, "the router's weights", self.weight)
-        dtype = torch.promote_types(torch.promote_types(input.dtype, self.weight.dtype), torch.float32)
-        weight, bias = self.weight.to(dtype), self._bias()
-        bias = None if bias is None else bias.to(dtype)
+        weight, bias = self.weight, self._bias()
+        check_same_device(_INPUT, input, "the router's weights", weight)
+        if input.dtype == weight.dtype == torch.float32 and (bias is None or bias.dtype == torch.float32):
+            return F.linear(input, weight, bias)
+        dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         return linear_by_rows(input, weight, bias) if serves(input, weight) else F.linear(input.to(dtype), weight, bias)
 
     def _bias(self) -> Tensor | None:

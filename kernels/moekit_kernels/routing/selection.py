@@ -3,11 +3,16 @@
 Names end with the letters of their layout: T tokens, E experts, G groups, S experts of one group; a 1 is a column.
 """
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit_kernels.eager import can_read
+
+# So few numbers are compared in Python sooner than by tensor operations.
+_FEW = 32
 
 # Above this k a sort is cheaper than k passes over the scores.
 _PASSES = 16
@@ -23,8 +28,10 @@ def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
     if not can_read(scores):
         return _largest_in_order(scores_TE, k)
     # topk is many times faster, and right where the largest k + 1 scores of a row differ. Other rows are rare.
-    best = scores_TE.topk(min(k + 1, scores_TE.shape[1]))
-    values_TP, ids_TK = best.values, best.indices[:, :k].contiguous()
+    values_TP, ids_TP = scores_TE.topk(min(k + 1, scores_TE.shape[1]))
+    ids_TK = ids_TP[:, :k].contiguous()
+    if values_TP.numel() <= _FEW and not any(a == b for row in values_TP.tolist() for a, b in pairwise(row)):
+        return ids_TK
     equals_next = values_TP[:, 1:] == values_TP[:, :-1]
     if equals_next.any():
         tied = equals_next.any(-1).nonzero().squeeze(-1)

@@ -1,4 +1,4 @@
-"""Sums over the tokens of a routing, of which losses and statistics are made: the one plain implementation.
+"""Sums over the tokens of a routing, of which losses and statistics are made.
 
 Names end with the letters of their layout: T tokens, E experts, A and B the sizes of the gates; a 1 is a column.
 """
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from moekit_kernels.eager import can_read
+from moekit_kernels.eager import is_plain_eager, needs_gradient
+from moekit_kernels.routing.sums_plain import SumsOfAll, sums_of_all
 from moekit_kernels.transforms import may_be_differentiated
 
 
@@ -49,8 +50,6 @@ def entropy(probs: Float[Tensor, "... E"]) -> Float[Tensor, "..."]:
     """Computes ``-sum p ln p`` in nats over the last dimension; ``0 ln 0`` is 0, in value and in gradient."""
     if not may_be_differentiated(probs):
         return cast(Tensor, torch.special.entr(probs)).sum(-1)
-    if can_read(probs) and probs.numel() and probs.detach().amin() > 0:
-        return -(probs * probs.log()).sum(-1)
     positive = probs > 0  # the derivative of entr is infinite at 0
     return -(probs * torch.where(positive, probs, 1.0).log()).sum(-1)
 
@@ -104,6 +103,9 @@ def routing_sums(
     Returns:
         The sums, with gradients of every order.
     """
+    if counted is None and probs.is_cpu and is_plain_eager(gates, ids, logits, probs):
+        sums = SumsOfAll.apply if needs_gradient(gates, logits, probs) else sums_of_all
+        return RoutingSums(*sums(gates, ids, logits, probs))
     probs_TE, gates_AB, lse_T = probs, gates, None if logits is None else logits.logsumexp(-1)
     if counted is not None:
         counted_T1 = counted.unsqueeze(-1)

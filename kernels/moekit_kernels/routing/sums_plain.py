@@ -1,0 +1,98 @@
+"""The sums over a routing in which all tokens count, in plain eager code: one node of the graph, few operations.
+
+Statistics are made in every call and differentiated in few. As single operations of autograd they take a quarter of
+the time of a training step of one token, so here they are one ``autograd.Function`` whose backward pass, made of
+differentiable operations, computes what is asked for.
+"""
+
+import math
+from array import array
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+# Most probabilities that are summed up in Python; measured at 8 experts: 13 µs for 1 token and 21 for 4, against 21.
+_FEW = 24
+
+_Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class SumsOfAll(torch.autograd.Function):
+    """Computes the fields of :class:`~moekit_kernels.routing.sums.RoutingSums`, with gradients of every order."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ids, logits, probs)
+        ctx.gates = (gates.shape, gates.dtype)
+        return sums_of_all(gates, ids, logits, probs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum = grads
+        ids, logits, probs = ctx.saved_tensors
+        d_gates = d_logits = d_probs = None
+        if d_gate_sum is not None:
+            shape, dtype = ctx.gates
+            d_gates = d_gate_sum.index_select(0, ids.flatten()).view(shape).to(dtype)
+        if d_logsumexp_sq_sum is not None and logits is not None:
+            d_logits = (2 * d_logsumexp_sq_sum) * logits.logsumexp(-1, keepdim=True) * logits.softmax(-1)
+        if d_prob_sum is not None:
+            d_probs = d_prob_sum.expand_as(probs)
+        if d_entropy_sum is not None:
+            positive = probs > 0  # the derivative is infinite at 0, where it counts as 0
+            log = torch.where(positive, probs, 1.0).log()
+            of_entropy = torch.where(positive, -(log + 1), 0) * d_entropy_sum
+            d_probs = of_entropy if d_probs is None else d_probs + of_entropy
+        return d_gates, None, d_logits, d_probs
+
+
+def sums_of_all(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums:
+    """Computes the sums, not to be differentiated."""
+    if probs.numel() <= _FEW and ids.numel() <= _FEW:
+        sums = _in_python(gates, ids, logits, probs)
+        if sums is not None:
+            return sums
+    gate_sum = probs.new_zeros(probs.shape[-1]).index_add_(0, ids.flatten(), gates.flatten().to(probs.dtype))
+    if logits is None:
+        logsumexp_sq_sum = probs.new_zeros(())
+    else:
+        lse_T = logits.logsumexp(-1)
+        logsumexp_sq_sum = lse_T.dot(lse_T)
+    entropy_sum = cast(Tensor, torch.special.entr(probs)).sum()
+    return probs.sum(0), gate_sum, logsumexp_sq_sum, entropy_sum
+
+
+def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums | None:
+    """Adds up in float64; returns None for numbers that Python treats in another way than tensors."""
+    if probs.dtype not in (torch.float32, torch.float64):
+        return None
+    probs_TE = cast(list[list[float]], probs.tolist())
+    logits_TE = [] if logits is None else cast(list[list[float]], logits.tolist())
+    gate_sum = [0.0] * probs.shape[1]
+    for expert, gate in zip(ids.flatten().tolist(), gates.flatten().tolist(), strict=True):
+        gate_sum[expert] += gate
+    entropy_sum = logsumexp_sq_sum = 0.0
+    prob_sum = [0.0] * probs.shape[1]
+    for row in probs_TE:
+        for expert, p in enumerate(row):
+            if p > 0:
+                prob_sum[expert] += p
+                entropy_sum -= p * math.log(p)
+            elif p != 0:  # negative, or NaN
+                return None
+    for row in logits_TE:
+        largest = max(row)
+        if not math.isfinite(sum(row)):
+            return None
+        logsumexp_sq_sum += (largest + math.log(sum([math.exp(logit - largest) for logit in row]))) ** 2
+    numbers = array("f" if probs.dtype == torch.float32 else "d", prob_sum)
+    numbers.extend(gate_sum)
+    numbers.append(logsumexp_sq_sum)
+    numbers.append(entropy_sum)
+    num_experts = len(prob_sum)
+    parts = torch.unsafe_split_with_sizes(
+        torch.frombuffer(numbers, dtype=probs.dtype), [num_experts, num_experts, 1, 1]
+    )
+    return parts[0], parts[1], parts[2].view(()), parts[3].view(())
