@@ -90,7 +90,6 @@ def resolve_impl(
     Raises:
         ValueError: If ``impl`` is unknown, or ``"triton"`` cannot take the operands or is not installed.
     """
-    check_impl(impl)
     if impl == "auto":
         if not _is_gpu(device):
             return "torch" if limits.has_torch else "reference"
@@ -98,6 +97,7 @@ def resolve_impl(
             return "triton"
         wide = any(dtype == torch.float64 for _, dtype in operands)
         return "torch" if limits.has_torch and not wide else "reference"
+    check_impl(impl)
     if impl == "triton":
         if not triton_is_installed():
             raise ValueError('impl="triton" needs the package triton, which is not installed: use impl="auto".')

@@ -74,6 +74,8 @@ def input_tensors(
     Raises:
         ValueError: If ``x`` is not what the experts take.
     """
+    if isinstance(x, Tensor) and not takes_pyramid and x.is_floating_point() and x.ndim >= token_ndim:
+        return [x], x.shape[: x.ndim - token_ndim]
     if isinstance(x, Tensor) == takes_pyramid:
         expected = "a sequence of feature maps" if takes_pyramid else "one tensor"
         got = "one tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -80,8 +80,10 @@ class Gate(SettingsModule):
         check_floating(_INPUT, x)
         check_width(_INPUT, x, self.dim)
         with no_autocast(x.device.type):
-            for index, layer in enumerate(self.layers):
-                x = layer(x if index == 0 else F.relu(x))
+            first, *others = self.layers
+            x = first(x)
+            for layer in others:
+                x = layer(F.relu(x))
         return x
 
 

@@ -21,8 +21,9 @@ def check_names(activation: object, recompute: str) -> None:
 
 def check_dtypes(x: Tensor, weights: ExpertWeights) -> None:
     """Raises ``ValueError`` unless tokens, weights and biases are of one dtype; gates may be wider."""
+    dtype = x.dtype
     for name, t in zip(ExpertWeights._fields, weights, strict=True):
-        if t is not None and t.dtype != x.dtype:
+        if t is not None and t.dtype != dtype:
             raise ValueError(
                 f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}. "
                 "Convert one with .to(), or run under torch.autocast."
@@ -32,8 +33,12 @@ def check_dtypes(x: Tensor, weights: ExpertWeights) -> None:
 def check_shapes(x: Tensor, gates: Tensor, plan: DispatchPlan, weights: ExpertWeights, activation: object) -> None:
     """Raises ``ValueError`` unless tokens, gates, plan and weights are those of one set of experts."""
     up_proj, down_proj, up_bias, down_bias = weights
-    for name, t, letters in (("x", x, "T, D"), ("up_proj", up_proj, "E, F1, D"), ("down_proj", down_proj, "E, D2, F")):
-        if t.ndim != letters.count(",") + 1:
+    for name, t, rank, letters in (
+        ("x", x, 2, "T, D"),
+        ("up_proj", up_proj, 3, "E, F1, D"),
+        ("down_proj", down_proj, 3, "E, D2, F"),
+    ):
+        if t.ndim != rank:
             raise ValueError(f"{name} must have shape ({letters}), got shape {tuple(t.shape)}.")
     experts, out_dim, hidden = down_proj.shape
     gated = isinstance(activation, str) and ACTIVATIONS[activation].gated

@@ -44,7 +44,7 @@ def _resolve(impl: str, x: Tensor, gates: Tensor, activation: object) -> str:
 
 def _kernel(impl: str, x: Tensor, gates: Tensor, activation: str) -> ModuleType:
     """Returns the module whose ``forward`` and ``backward`` compute."""
-    if _resolve(impl, x, gates, activation) != "triton":
+    if (impl == "auto" and x.is_cpu) or _resolve(impl, x, gates, activation) != "triton":
         return loop
     from moekit_kernels.moe_ffn import launches
 
@@ -264,7 +264,8 @@ def _fused(
     impl: Impl,
 ) -> Tensor:
     # Kernels read indices with a stride of 1; only a view that has another is copied.
-    token_of_row, slot_of_row, offsets = (t.contiguous() for t in plan[:3])
+    token_of_row, slot_of_row = plan.token_of_row.contiguous(), plan.slot_of_row.contiguous()
+    offsets = plan.offsets.contiguous()
     differentiable = [t for t in (x, gates, *weights) if t is not None]
     refuse_forward_mode("moe_ffn", *differentiable)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)

@@ -52,7 +52,7 @@ def _decide(finite: FiniteLogits, options: RouteOptions) -> _Decision:
     """Decides from what :func:`finite_logits` returned."""
     top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
     logits_TE = finite.logits
-    scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else F.softmax(logits_TE, dim=-1)
+    scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else logits_TE.softmax(-1)
     plain = selection_bias is None and num_groups is None
     # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
     ranked_TE = logits_TE.detach() if plain or scoring == "topk_softmax" else scores_TE.detach()
@@ -65,7 +65,7 @@ def _decide(finite: FiniteLogits, options: RouteOptions) -> _Decision:
     if scoring == "sigmoid" and renormalize:
         gates_TK = _normalised_sigmoid(logits_TK)
     elif scoring == "topk_softmax" or renormalize:
-        gates_TK = F.softmax(logits_TK, dim=-1)  # also the softmax over all, renormalised, but never 0/0
+        gates_TK = logits_TK.softmax(-1)  # also the softmax over all, renormalised, but never 0/0
     else:
         gates_TK = scores_TE.gather(-1, ids_TK)
     gates_TK = gates_TK if scaling_factor == 1.0 else gates_TK * scaling_factor
