@@ -44,7 +44,7 @@ def _resolve(impl: str, x: Tensor, gates: Tensor, activation: object) -> str:
 
 def _kernel(impl: str, x: Tensor, gates: Tensor, activation: str) -> ModuleType:
     """Returns the module whose ``forward`` and ``backward`` compute."""
-    if (impl == "auto" and x.is_cpu) or _resolve(impl, x, gates, activation) != "triton":
+    if _resolve(impl, x, gates, activation) != "triton":
         return loop
     from moekit_kernels.moe_ffn import launches
 
