@@ -4,6 +4,7 @@ Names end with the letters of their layout: T tokens, E experts, G groups, S exp
 """
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -30,13 +31,17 @@ def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
     # topk is many times faster, and right where the largest k + 1 scores of a row differ. Other rows are rare.
     values_TP, ids_TP = scores_TE.topk(min(k + 1, scores_TE.shape[1]))
     ids_TK = ids_TP[:, :k].contiguous()
-    if values_TP.numel() <= _FEW and not any(a == b for row in values_TP.tolist() for a, b in pairwise(row)):
+    if values_TP.numel() <= _FEW and not _has_ties(cast(list[list[float]], values_TP.tolist())):
         return ids_TK
     equals_next = values_TP[:, 1:] == values_TP[:, :-1]
     if equals_next.any():
         tied = equals_next.any(-1).nonzero().squeeze(-1)
         ids_TK[tied] = _largest_in_order(scores_TE[tied], k)
     return ids_TK
+
+
+def _has_ties(rows: list[list[float]]) -> bool:
+    return any([a == b for row in rows for a, b in pairwise(row)])  # noqa: C419 (faster)
 
 
 def _largest_in_order(scores_TE: Tensor, k: int) -> Tensor:

@@ -71,7 +71,8 @@ def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor)
     probs_TE = cast(list[list[float]], probs.tolist())
     logits_TE = [] if logits is None else cast(list[list[float]], logits.tolist())
     gate_sum = [0.0] * probs.shape[1]
-    for expert, gate in zip(ids.flatten().tolist(), gates.flatten().tolist(), strict=True):
+    slots = cast(list[int], ids.flatten().tolist()), cast(list[float], gates.flatten().tolist())
+    for expert, gate in zip(*slots, strict=True):
         gate_sum[expert] += gate
     entropy_sum = logsumexp_sq_sum = 0.0
     prob_sum = [0.0] * probs.shape[1]
