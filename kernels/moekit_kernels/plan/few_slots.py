@@ -21,7 +21,8 @@ _MOST = 160
 
 def few_slots(expert_ids: Tensor, num_experts: int) -> bool:
     """Returns whether :func:`plan_few_slots` is the fastest way here, and may read the ids."""
-    return 2 * expert_ids.numel() + num_experts <= _MOST and can_read(expert_ids)
+    # In this order: of a symbolic number of slots, as in export, nothing may be asked.
+    return can_read(expert_ids) and 2 * expert_ids.numel() + num_experts <= _MOST
 
 
 def plan_few_slots(expert_ids: Int[Tensor, "T K"], num_experts: int) -> DispatchPlan | None:
