@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from moekit_kernels import configs
 from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.moe_ffn import launches_few_rows
 from moekit_kernels.moe_ffn.checks import RECOMPUTE
-from moekit_kernels.plan import plan_expert_choice
+from moekit_kernels.plan import plan_dispatch, plan_expert_choice
 from tests.oracles import poisoned_empty
 from tests.strategies import Routed, ffn_case
 from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, operands_of, small_case
@@ -74,6 +75,21 @@ def test_an_expert_with_more_rows_than_a_step_and_widths_beyond_a_tile(device):
     tensors = operands_of(ffn_case(Routed(ids, kept, 5, 0), 150, 140, 21, "geglu", True), torch.float32, device)
     assert launches_few_rows.serves(len(ids), 5)
     check(tensors)
+
+
+@pytest.mark.parametrize("other_height", [False, True])
+def test_a_plan_with_schedules_gives_the_bits_of_one_without(other_height, path, device):
+    case = small_case("geglu")
+    bare = operands_of(case, torch.float32, device)
+    plan = plan_dispatch(case.routed.expert_ids.to(device), 4, kept=case.routed.kept.to(device), impl="triton")
+    assert plan.tiles is not None
+    assert bare.plan.tiles is None
+    kinds = ("forward", "glu", "activation")
+    entries = {operands: [[0, [32, 16, 16, 2, 4, 2, 1]]] for operands in ("16-bit", "32-bit", "odd")}
+    table = {name: dict.fromkeys(kinds, entries) for name in configs.committed()} if other_height else {}
+    with configs.override(table):
+        expected, actual = (t.run_with_gradients() for t in (bare, bare._replace(plan=plan)))
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
 def test_experts_that_choose_a_token_twice(path, device):
