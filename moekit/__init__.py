@@ -63,7 +63,7 @@ from moekit.losses import (
 )
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
 from moekit.routers import ExpertChoiceRouter, HardRouter, HashRouter, Router, TopKRouter
-from moekit.routing import FusedSums, RouterStats, Routing, RoutingSums, router_stats
+from moekit.routing import FusedSums, RouterStats, Routing, RoutingCounts, RoutingSums, router_stats
 from moekit.soft import SoftMoE
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "Router",
     "RouterStats",
     "Routing",
+    "RoutingCounts",
     "RoutingSums",
     "SoftMoE",
     "SparseMoE",

@@ -20,7 +20,9 @@ from moekit_kernels.plan import RowOrder, launches_rows
 from moekit_kernels.plan import launches as plan
 from moekit_kernels.plan.schedule import tile_schedules
 from moekit_kernels.routing import launches as routing
+from moekit_kernels.routing import launches_linear as routing_linear
 from moekit_kernels.routing.options import RouteOptions
+from moekit_kernels.routing.outputs import RouteGradients
 
 SHAPES = {
     "qwen3": PRESETS["qwen3-30b-a3b"],
@@ -53,10 +55,37 @@ def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: st
             scaling_factor=2.5, selection_bias=empty(experts, dtype=torch.float32), num_groups=8, topk_groups=4
         )
     output = routing.forward(logits, options, mask)
-    grads = routing.RouteGradients(*(getattr(output, name) for name in routing.RouteGradients._fields))
+    grads = RouteGradients(*(getattr(output, name) for name in RouteGradients._fields))
     if not masked:
-        grads = grads._replace(probs=None, gate_sum=None, entropy_sum=None)
+        grads = grads._replace(logits=None, probs=None, gate_sum=None, entropy_sum=None)
     routing.backward(grads, logits, output.ids, mask, options)
+
+
+def route_linear(
+    dtype: torch.dtype,
+    tokens: int,
+    dim: int,
+    experts: int,
+    top_k: int,
+    scoring: str = "softmax",
+    wide: bool = False,
+    biased: bool = False,
+) -> None:
+    """Launches routing with the gate in it: as in inference, and in training with and without logits and losses.
+
+    With ``wide`` the weight is in float32.
+    """
+    x = empty(tokens, dim, dtype=dtype)
+    weight = empty(experts, dim, dtype=torch.float32 if wide else dtype)
+    bias = empty(experts, dtype=weight.dtype) if biased else None
+    options = RouteOptions(top_k, scoring)
+    routing_linear.forward(x, weight, bias, options, None, False, False)
+    output = routing_linear.forward(x, weight, bias, options, None, True, True)
+    grads = RouteGradients(*(getattr(output, name) for name in RouteGradients._fields))
+    gates_alone = RouteGradients(grads.gates, *[None] * 6)
+    kept = (x, weight, bias, output.logits, output.valid, output.ids, None, options)
+    routing_linear.backward(gates_alone, *kept, (True, True, biased))
+    routing_linear.backward(grads if biased else grads._replace(logits=None, probs=None), *kept, (True, True, biased))
 
 
 def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
@@ -181,6 +210,13 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "route most": partial(
             route, tokens=1001, experts=4096, top_k=64, scoring="softmax", grouped=False, masked=True
         ),
+        "router olmoe": partial(route_linear, tokens=32768, dim=2048, experts=64, top_k=8, wide=True),
+        "router qwen3": partial(route_linear, tokens=32768, dim=2048, experts=128, top_k=8),
+        "router mixtral": partial(route_linear, tokens=8192, dim=4096, experts=8, top_k=2, biased=True),
+        "router deepseek": partial(
+            route_linear, tokens=8192, dim=7168, experts=256, top_k=8, scoring="sigmoid", wide=True
+        ),
+        "router decode": partial(route_linear, tokens=32, dim=1024, experts=8, top_k=2),
         "combine parts": partial(combine_parts, shape=SHAPES["decode"]),
         "grouped GEMM biased": partial(multiply, shape=SHAPES["qwen3"], biased=True),
     }

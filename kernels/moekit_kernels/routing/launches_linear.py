@@ -1,4 +1,4 @@
-"""Starts the routing kernels that have the gate's linear layer in them: tiles, parts of operands, programs."""
+"""Starts the routing kernels that have the gate's linear layer in them: parts of operands, programs, buffers."""
 
 from typing import Any, NamedTuple
 
@@ -6,72 +6,17 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.arrivals import arrival_counters
-from moekit_kernels.routing.launches import decision_arguments, power_of_two
+from moekit_kernels.routing.blocks_linear import backward_blocks, forward_blocks
+from moekit_kernels.routing.launches import decision_arguments
 from moekit_kernels.routing.options import RouteOptions
 from moekit_kernels.routing.outputs import RouteGradients, RouteOutputs, outputs, sum_arguments
 from moekit_kernels.runtime import current_target, launch
-from moekit_kernels.targets import Target
 
 # The parts of bfloat16 that add up to a number of a dtype.
 _PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 
 # Which products of parts a result of a dtype needs: those whose indices add up to no more. A part has 8 bits.
 _ORDER = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
-
-
-class LinearBlocks(NamedTuple):
-    """The tile of a program of the forward kernel.
-
-    Attributes:
-        width: The experts, up to the next power of two; at least 16, which matrix instructions need.
-        rows: Tokens of a tile.
-        sub_rows: Tokens that are decided about at a time.
-        depth: Columns of x of one step.
-        num_warps: Warps of a program.
-        num_stages: Steps in flight.
-        splits: Programs that share a tile.
-    """
-
-    width: int
-    rows: int
-    sub_rows: int
-    depth: int
-    num_warps: int
-    num_stages: int
-    splits: int
-
-
-# Values of the weight's tile, which every step splits in registers, and the least depth of a matrix instruction.
-_WEIGHT_TILE = 4096
-_LEAST_DEPTH = 16
-
-
-def forward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target, itemsize: int = 2) -> LinearBlocks:
-    """Returns the tile of the forward kernel.
-
-    Tall tiles read the weight seldom; shorter ones, and programs that share a tile, fill the processors where there are
-    few tokens. On NVIDIA two programs fit on a processor up to 64 experts, so that one loads while the other decides.
-
-    Args:
-        num_tokens: ``T``.
-        dim: ``D``.
-        num_experts: ``E``.
-        target: What the kernel is compiled for.
-        itemsize: Bytes of a value of ``x``.
-    """
-    width = max(power_of_two(num_experts), 16)
-    rows = 128 if width <= 128 else 32
-    while rows > 16 and -(-num_tokens // rows) < target.processors // 2:
-        rows //= 2
-    num_warps = 4 if (rows <= 32 and width <= 128) or (target.tma and width <= 64) else 8
-    depth = min(128, _WEIGHT_TILE // width, 16384 // (rows * itemsize))
-    depth = max(depth, _LEAST_DEPTH)
-    sub_rows = min(rows, num_warps * 256 // width)
-    tiles = max(-(-num_tokens // rows), 1)
-    steps = -(-dim // depth)
-    share = max(-(-steps // max(target.processors // tiles, 1)), min(256 // depth, steps))
-    num_stages = 2 if target.backend == "hip" else 3
-    return LinearBlocks(width, rows, sub_rows, depth, num_warps, num_stages, -(-steps // share))
 
 
 def parts(first: torch.dtype, second: torch.dtype) -> tuple[int, int]:
@@ -108,7 +53,8 @@ def forward(
     x, weight, bias = contiguous_operands(x, weight, bias)
     num_tokens, dim = x.shape
     num_experts = weight.shape[0]
-    tile = forward_blocks(num_tokens, dim, num_experts, target, x.itemsize)
+    x_parts, w_parts = parts(x.dtype, weight.dtype)
+    tile = forward_blocks(num_tokens, dim, num_experts, target, x_parts)
     tiles = max(-(-num_tokens // tile.rows), 1)
     programs = tiles if tile.splits > 1 else min(tiles, 2 * target.processors)
     out = outputs(x, num_tokens, num_experts, options.top_k, with_logits, with_probs)
@@ -118,7 +64,6 @@ def forward(
     else:
         size = (programs, tile.rows) if scratch else (tile.splits, num_tokens)
         partial = torch.empty(*size, num_experts, dtype=torch.float32, device=x.device)
-    x_parts, w_parts = parts(x.dtype, weight.dtype)
     arguments: dict[str, Any] = {
         "x": x,
         "weight": weight,
@@ -159,67 +104,6 @@ class LinearGradients(NamedTuple):
     bias: Tensor | None
 
 
-class BackwardBlocks(NamedTuple):
-    """The tile of a program of the backward kernel, and how programs share the work.
-
-    Attributes:
-        width: The experts, up to the next power of two; at least 16.
-        rows: Tokens of a tile.
-        sub_rows: Tokens whose gradients of logits are computed at a time.
-        columns: Columns of x of a tile.
-        slices: Slices of the columns.
-        rows_per_chunk: Tokens of a chunk.
-        chunks: Chunks of tokens.
-        num_warps: Warps of a program.
-        num_stages: Steps in flight.
-    """
-
-    width: int
-    rows: int
-    sub_rows: int
-    columns: int
-    slices: int
-    rows_per_chunk: int
-    chunks: int
-    num_warps: int
-    num_stages: int
-
-
-# Partial products of the weight's gradient, which one program adds up.
-_MOST_CHUNKS = 16
-_LEAST_COLUMNS = 16
-
-
-def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target) -> BackwardBlocks:
-    """Returns the tile of the backward kernel.
-
-    Every slice of columns computes the gradients of the logits anew, so there are as few slices as fill the processors.
-
-    Args:
-        num_tokens: ``T``.
-        dim: ``D``.
-        num_experts: ``E``.
-        target: What the kernel is compiled for.
-    """
-    width = max(power_of_two(num_experts), 16)
-    num_warps = 8
-    rows = min(64 if target.tma else 32, max(8192 // width, 16))
-    rows = min(rows, max(power_of_two(max(num_tokens, 1)), 16))
-    # Where matrix instructions read shared memory, the parts of the weight are no registers.
-    tile = 8192 if target.tma else 2048 if target.backend == "hip" else 4096
-    columns = max(min(128, tile // width), _LEAST_COLUMNS)
-    tiles = max(-(-num_tokens // rows), 1)
-    chunks = min(_MOST_CHUNKS, max(tiles // 4, 1))
-    while columns > 32 and -(-dim // columns) * chunks < target.processors:
-        columns //= 2
-    sub_rows = min(rows, num_warps * 256 // width)
-    blocks = -(-dim // columns)
-    rows_per_chunk = -(-tiles // chunks) * rows
-    chunks = max(-(-num_tokens // rows_per_chunk), 1)
-    share = -(-blocks // max(target.processors // chunks, 1))
-    return BackwardBlocks(width, rows, sub_rows, columns, -(-blocks // share), rows_per_chunk, chunks, num_warps, 2)
-
-
 def backward(
     grads: RouteGradients,
     x: Tensor,
@@ -250,12 +134,12 @@ def backward(
         ValueError: If no kernel runs on the device.
     """
     target = current_target(x.device)
-    from moekit_kernels.routing import kernel_linear
+    from moekit_kernels.routing import kernel_linear_backward
 
     x, weight, bias = contiguous_operands(x, weight, bias)
     num_tokens, dim = x.shape
     num_experts = weight.shape[0]
-    tile = backward_blocks(num_tokens, dim, num_experts, target)
+    tile = backward_blocks(num_tokens, dim, num_experts, target, _PARTS[x.dtype])
     blocks = -(-dim // tile.columns)
     d_x = x.new_empty(num_tokens, dim) if needs[0] else None
     d_weight = weight.new_empty(num_experts, dim) if needs[1] else None
@@ -311,7 +195,7 @@ def backward(
         "RENORMALIZE": options.renormalize or options.scoring == "topk_softmax",
     }
     launch(
-        kernel_linear.route_linear_bwd_kernel,
+        kernel_linear_backward.route_linear_bwd_kernel,
         (tile.slices * tile.chunks,),
         arguments,
         num_warps=tile.num_warps,
