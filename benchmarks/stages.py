@@ -141,9 +141,9 @@ def kernel_stages(direction: str, call: Callable[[], object], device: torch.devi
 
 def product_flops(arguments: Mapping[str, Any]) -> int | None:
     """Returns the operations of a GEMM kernel, from the sizes among its arguments; None for any other kernel."""
-    if {"dw_up_ptr", "dw_down_ptr", "dx_ptr"} <= arguments.keys():  # all gradients of few rows
+    if {"dw_up_ptr", "dw_down_ptr", "parts_ptr"} <= arguments.keys():  # all gradients of few rows
         up, down = arguments["K"] * arguments["D"], arguments["D2"] * arguments["F"]
-        products = (("dx_ptr", up), ("dw_up_ptr", up), ("dw_down_ptr", down))
+        products = (("parts_ptr", up), ("dw_up_ptr", up), ("dw_down_ptr", down))
         return 2 * arguments["num_rows"] * sum(size for name, size in products if arguments[name] is not None)
     if {"num_rows", "weight_columns", "K"} <= arguments.keys():
         return 2 * arguments["num_rows"] * arguments["weight_columns"] * arguments["K"]

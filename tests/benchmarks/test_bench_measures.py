@@ -116,9 +116,9 @@ def test_operations_of_a_launch_come_from_its_sizes():
     assert product_flops(first) == 84
     second = {"dw2_ptr": rows, "x2_ptr": rows, "x2_gather_ptr": None, "M2": 5, "N2": 1}
     assert product_flops(first | second) == 84 + 70
-    few = {"dx_ptr": rows, "dw_up_ptr": rows, "dw_down_ptr": rows, "num_rows": 3, "K": 8, "D": 2, "D2": 2, "F": 4}
+    few = {"parts_ptr": rows, "dw_up_ptr": rows, "dw_down_ptr": rows, "num_rows": 3, "K": 8, "D": 2, "D2": 2, "F": 4}
     assert product_flops(few) == 2 * 3 * (16 + 16 + 8)
-    assert product_flops(few | {"dx_ptr": None}) == 2 * 3 * (16 + 8)
+    assert product_flops(few | {"parts_ptr": None}) == 2 * 3 * (16 + 8)
     assert product_flops({"offsets": rows}) is None
 
 
