@@ -33,7 +33,9 @@ _WEIGHT_TILE = 4096
 _LEAST_DEPTH = 16
 
 
-def forward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target, x_parts: int = 1) -> LinearBlocks:
+def forward_blocks(
+    num_tokens: int, dim: int, num_experts: int, target: Target, x_parts: int = 1, w_parts: int = 1
+) -> LinearBlocks:
     """Returns the tile of the forward kernel.
 
     Tall tiles read the weight seldom; shorter ones, and programs that share a tile, fill the processors where there are
@@ -44,7 +46,8 @@ def forward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target, 
         dim: ``D``.
         num_experts: ``E``.
         target: What the kernel is compiled for.
-        x_parts: Parts of ``x``; where there are several, the tile of ``x`` passes registers.
+        x_parts: Parts of ``x``; where there are several, its tile passes registers, and so is smaller.
+        w_parts: Parts of the weight, of which the same holds.
     """
     width = max(power_of_two(num_experts), 16)
     split = x_parts > 1
@@ -52,7 +55,8 @@ def forward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target, 
     while rows > 16 and -(-num_tokens // rows) < target.processors // 2:
         rows //= 2
     num_warps = 4 if (rows <= 32 and width <= 128) or (target.tma and width <= 64 and not split) else 8
-    depth = min(128, _WEIGHT_TILE // width, (2048 if split else 8192) // rows)
+    most = (2048 if target.tma else 1024) if split else 8192
+    depth = min(128 if w_parts == 1 else 64, _WEIGHT_TILE // width, most // rows)
     depth = max(depth, _LEAST_DEPTH)
     sub_rows = min(rows, num_warps * 256 // width)
     tiles = max(-(-num_tokens // rows), 1)

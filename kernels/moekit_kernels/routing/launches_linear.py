@@ -54,7 +54,7 @@ def forward(
     num_tokens, dim = x.shape
     num_experts = weight.shape[0]
     x_parts, w_parts = parts(x.dtype, weight.dtype)
-    tile = forward_blocks(num_tokens, dim, num_experts, target, x_parts)
+    tile = forward_blocks(num_tokens, dim, num_experts, target, x_parts, w_parts)
     tiles = max(-(-num_tokens // tile.rows), 1)
     programs = tiles if tile.splits > 1 else min(tiles, 2 * target.processors)
     out = outputs(x, num_tokens, num_experts, options.top_k, with_logits, with_probs)
