@@ -318,6 +318,39 @@ def test_recompute_keeps_what_it_documents_to_the_byte(activation, recompute):
     assert [size for pointer, size in made.items() if pointer not in inputs] == expected[recompute]
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "geglu_interleaved"])
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_single_rows_of_experts_are_the_reference(activation, recompute):
+    routed = Routed(torch.tensor([[4, 1], [2, 0]]), torch.tensor([[True, True], [True, False]]), 6, 0)
+    case = ffn_case(routed, 5, 3, 4, activation, bias=False)
+    with poisoned_empty():
+        actual = _run_with_gradients(moe_ffn, case, torch.float32, recompute=recompute)
+    for name, value in _run_with_gradients(moe_ffn_reference, case, torch.float32).items():
+        assert_close(actual[name], value)
+
+
+def test_a_gate_of_zero_hides_no_number_that_is_not_finite():
+    case = ffn_case(
+        Routed(torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool), 3, 0), 4, 3, 4, "gelu", bias=False
+    )
+    case.gates[0, 0] = 0
+    case.down_proj[1] = torch.inf
+    assert not _run(moe_ffn, case, case.leaves(torch.float32)).isfinite().any()
+    case.gates[0] = torch.nan
+    case.down_proj[1] = 1
+    assert _run(moe_ffn, case, case.leaves(torch.float32)).isnan().all()
+
+
+def test_a_nan_gate_of_an_unassigned_single_row_shows_in_its_own_token_only():
+    routed = Routed(torch.tensor([[1, 0], [2, 2]]), torch.tensor([[True, True], [True, False]]), 3, 0)
+    case = ffn_case(routed, 4, 3, 4, "gelu", bias=False)
+    clean = _run(moe_ffn, case, case.leaves(torch.float32))
+    case.gates[1, 1] = torch.nan
+    out = _run(moe_ffn, case, case.leaves(torch.float32))
+    assert torch.equal(out[0], clean[0])
+    assert out[1].isnan().all()
+
+
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 def test_a_retained_graph_gives_the_same_bits_again(recompute):
     case = _case()
