@@ -84,6 +84,9 @@ PRESETS: dict[str, Shape] = {
     "decode-qwen3-32": Shape(32, 2048, 768, 128, 8),
     "cpu": Shape(4096, 512, 1024, 8, 2),
     "cpu-olmoe": Shape(1024, 512, 256, 64, 8),
+    "cpu-small-1": Shape(1, 64, 128, 8, 2),
+    "cpu-small-16": Shape(16, 256, 512, 8, 2),
+    "cpu-small-128": Shape(128, 256, 512, 8, 2),
 }
 """Every workload that has a name."""
 
@@ -93,6 +96,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "recipes": ("medvlmoe-paper", "medvlmoe-tiny"),
     "decode": ("medvlmoe-paper", *(name for name in PRESETS if name.startswith("decode-"))),
     "on-cpu": ("cpu", "cpu-olmoe", "medvlmoe-paper"),
+    "cpu-small": tuple(name for name in PRESETS if name.startswith("cpu-small-")),
 }
 """Names for several presets at once."""
 

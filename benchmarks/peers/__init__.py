@@ -8,7 +8,7 @@ from benchmarks.peers.plain import Dense, ExpertLoop, GroupedMM
 from benchmarks.peers.scattermoe import ScatterMoE
 from benchmarks.peers.sonicmoe import SonicMoE
 from benchmarks.peers.st_moe import StMoE
-from benchmarks.peers.transformers import Transformers
+from benchmarks.peers.transformers import Transformers, TransformersBlock
 from benchmarks.peers.tutel import Tutel
 
 PEERS: tuple[Peer, ...] = (
@@ -26,6 +26,9 @@ PEERS: tuple[Peer, ...] = (
     Transformers("eager"),
     Transformers("grouped_mm"),
     Transformers("batched_mm"),
+    TransformersBlock("eager"),
+    TransformersBlock("grouped_mm"),
+    TransformersBlock("batched_mm"),
     Liger(),
     ScatterMoE(),
     MegaBlocks(),

@@ -1,4 +1,6 @@
-"""The experts of Hugging Face ``transformers``, in each of its implementations."""
+"""The experts of Hugging Face ``transformers``, and its whole sparse block, in each of its implementations."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,8 +35,18 @@ class Transformers(Peer):
         return None
 
     def build(self, workload: Workload) -> Layer:
-        from transformers import MixtralConfig
         from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        with torch.device("meta"):
+            experts = MixtralExperts(self.config(workload))
+        experts.gate_up_proj, experts.down_proj = nn.Parameter(workload.up), nn.Parameter(workload.down)
+        gates = leaf(workload.gates.to(workload.x.dtype))
+        leaves = {"gates": gates, "up": experts.gate_up_proj, "down": experts.down_proj}
+        return Layer(lambda x: experts(x, workload.ids, gates), leaves)
+
+    def config(self, workload: Workload) -> Any:
+        """Returns the configuration of a layer of the workload's sizes."""
+        from transformers import MixtralConfig
 
         shape = workload.shape
         config = MixtralConfig(
@@ -44,9 +56,25 @@ class Transformers(Peer):
             num_experts_per_tok=shape.top_k,
         )
         config._experts_implementation = self.implementation
-        with torch.device("meta"):
-            experts = MixtralExperts(config)
-        experts.gate_up_proj, experts.down_proj = nn.Parameter(workload.up), nn.Parameter(workload.down)
-        gates = leaf(workload.gates.to(workload.x.dtype))
-        leaves = {"gates": gates, "up": experts.gate_up_proj, "down": experts.down_proj}
-        return Layer(lambda x: experts(x, workload.ids, gates), leaves)
+        return config
+
+
+class TransformersBlock(Transformers):
+    """``MixtralSparseMoeBlock``: the same experts with a router of their own, without statistics."""
+
+    role = "whole layer"
+
+    def __init__(self, implementation: str) -> None:
+        super().__init__(implementation)
+        self.name = f"transformers-block-{implementation}"
+        self.remark = "MixtralSparseMoeBlock of transformers with its router, no statistics"
+
+    def build(self, workload: Workload) -> Layer:
+        from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+        block = MixtralSparseMoeBlock(self.config(workload)).to(workload.x)
+        with torch.no_grad():
+            block.gate.weight.normal_(std=0.1 / workload.shape.dim**0.5)
+            block.experts.gate_up_proj.copy_(workload.up)
+            block.experts.down_proj.copy_(workload.down)
+        return Layer(lambda x: block(x.unsqueeze(0)).squeeze(0), dict(block.named_parameters()))

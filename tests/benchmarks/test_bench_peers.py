@@ -40,7 +40,10 @@ def test_a_peer_gives_the_output_and_gradients_of_the_formulas(name, dtype, skew
     assert disagreement(errors, dtype) is None, errors
 
 
-@pytest.mark.parametrize("name", ["dense", "moekit-layer", "st-moe", "st-moe-dropping"])
+BLOCKS = [f"transformers-block-{way}" for way in ("eager", "grouped_mm", "batched_mm")]
+
+
+@pytest.mark.parametrize("name", ["dense", "moekit-layer", "st-moe", "st-moe-dropping", *BLOCKS])
 def test_a_layer_of_its_own_runs_and_trains(name):
     """Ceilings and whole layers: an output of the right shape and a gradient for every leaf."""
     workload = draw(Shape(16, 16, 24, 4, 2), "uniform", CPU, torch.float32)
