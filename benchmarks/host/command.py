@@ -25,6 +25,14 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "results" / "host" / "records.jsonl"
 
 
+# Freed memory is used again, as a GPU's allocator does: large blocks are not mapped and unmapped on each step.
+_MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
+    "MALLOC_TOP_PAD_": str(1 << 28),
+}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
     parser.add_argument("--baseline", type=Path, help="another checkout, measured in turn with this one")
@@ -56,7 +64,7 @@ def measure_in_a_process(checkout: Path, repeats: int) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.host.measure", str(checkout), str(repeats)],
         cwd=ROOT,
-        env={**variables, "OMP_NUM_THREADS": "1"},
+        env={**variables, "OMP_NUM_THREADS": "1", **_MALLOC},
         capture_output=True,
         text=True,
         check=False,

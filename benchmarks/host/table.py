@@ -13,9 +13,9 @@ _TITLE = """# Host time and launches of a step
 
 Written by `python -m benchmarks host`. No GPU: kernels are compiled for an H100, and a driver that starts nothing
 stands in the place of CUDA's, so everything before the GPU runs: the layer, autograd, launchers, Triton. Times are
-processor time of one thread; the machine was shared, so the least time says most. A step is forward and backward;
-"inference" is forward without gradients. Sizes with T = 512 stand for T = 4096: the same kernels, in widths whose
-arithmetic by torch costs a CPU nothing.
+processor time of one thread; the machine was shared, so the least time says most. Freed memory is kept by the
+allocator, as on a GPU. A step is forward and backward; "inference" is forward without gradients. Sizes with T = 512
+stand for T = 4096: the same kernels, in widths whose arithmetic by torch costs a CPU nothing.
 """
 
 
