@@ -42,7 +42,7 @@ def test_a_step_of_the_layer_starts_few_kernels(shape, forward, backward):
     # torch's own: none but the sum of the two gradients of the tokens, of router and experts.
     assert not counts["inference"].operators
     assert not counts["forward"].operators
-    assert counts["backward"].operators == {"add": 1}
+    assert counts["backward"].operators in ({"add": 1}, {"add_": 1})
 
 
 @pytest.mark.parametrize(("shape", "forward", "backward"), [(SMALL, 4, 2), (LARGE, 4, 4)], ids=["small", "large"])
