@@ -49,7 +49,6 @@ BF16_ALONE = frozenset(
         "grouped GEMM odd",
         "router deepseek",
         "router olmoe",
-        "rows expert choice",
         "rows odd",
     }
 )

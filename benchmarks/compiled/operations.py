@@ -130,6 +130,13 @@ def combine_parts(dtype: torch.dtype, shape: Shape) -> None:
     )
 
 
+def bias_dot(dtype: torch.dtype, shape: Shape) -> None:
+    """Launches the part of the gates' gradient that a bias of the down product adds."""
+    order = RowOrder(indices(shape.slots), indices(shape.slots), indices(shape.num_experts + 1), None)
+    grad, bias = empty(shape.tokens, shape.dim, dtype=dtype), empty(shape.num_experts, shape.dim, dtype=dtype)
+    moe_ffn.bias_dot(empty(shape.slots, dtype=torch.float32), grad, bias, order)
+
+
 def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
     """Launches a grouped linear layer and all its gradients."""
     x, dy = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
@@ -254,6 +261,7 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "FFN geglu interleaved": partial(
             ffn, shape=qwen3, activation="geglu_interleaved", biased=True, recompute="all"
         ),
+        "FFN bias": partial(bias_dot, shape=SHAPES["qwen3"]),
         "FFN gelu": partial(ffn, shape=qwen3, activation="gelu", biased=True, recompute="none", choice=True),
         "FFN decode gelu": partial(ffn, shape=decode, activation="gelu", biased=True),
     }

@@ -91,7 +91,7 @@ def test_every_committed_tile_is_compiled(entries: list[dict[str, Any]], target:
     }
     assert set(kernels) == set(KINDS)
     compiled = {
-        (e["kernel"], c.get("PAIR"), c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_K"], e["num_warps"], e["num_stages"])
+        (e["kernel"], c.get("PAIR"), c.get("BLOCK_M"), c.get("BLOCK_N"), c["BLOCK_K"], e["num_warps"], e["num_stages"])
         for e in entries
         if e["target"] == target and "BLOCK_K" in (c := e["constants"])
     }

@@ -122,7 +122,7 @@ def backward(
         products.clear()
     if input_grad:
         if down_bias is not None:
-            _bias_dot(partial_SN[-1], grad, down_bias, order)
+            bias_dot(partial_SN[-1], grad, down_bias, order)
         rows_ND, _ = gemm.forward(dpre_NF1, up_proj.mT, offsets, plain_tiles, plain, num_rows)
         grad_x_TD, grad_gates = combine.input_gradients(
             rows_ND, token_rows(order, x.shape[0]), offsets, x.shape[0], x.dtype, partial_SN, gates, slot
@@ -222,7 +222,7 @@ def _strip(config: GemmConfig, epilogue: gemm.Epilogue, x_tma: bool) -> int:
     return min(config.block_n // 4, 16 if short else 32)
 
 
-def _bias_dot(part: Tensor, grad: Tensor, down_bias: Tensor, order: RowOrder) -> None:
+def bias_dot(part: Tensor, grad: Tensor, down_bias: Tensor, order: RowOrder) -> None:
     """Writes ``part (N,)``: the products of each row's gradient of the output and the bias of its expert."""
     num_rows, num_experts = part.shape[0], down_bias.shape[0]
     arguments = {
