@@ -17,7 +17,7 @@ def rows_of_tokens(x: Tensor, order: RowOrder) -> Tensor:
 
     One launch. Where each token has the same number of rows it is read once and written to all of them, which moves
     ``(T + N) * D`` numbers; else (expert choice) ``2 * N * D``. Rows without an expert are left unwritten: what they
-    hold means nothing, and nobody reads it but for tiles whose results are not stored.
+    hold has no meaning, and only tiles whose results are not stored read it.
 
     Args:
         x: ``(T, D)``, of any strides and dtype.
