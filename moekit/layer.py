@@ -28,7 +28,7 @@ from moekit.parts import ExpertsPart, RouterPart, check_module, check_part_impl,
 from moekit.plan import DROP_POLICIES, DispatchPlan
 from moekit.routers.base import Router
 from moekit.routers.top_k import TopKRouter
-from moekit.routing import RouterStats, Routing, router_stats
+from moekit.routing import CountedTokens, RouterStats, Routing, counted_tokens, make_stats
 from moekit.settings import SettingsModule
 from moekit_kernels.impl import Impl, check_impl
 from moekit_kernels.moe_ffn import Recompute
@@ -220,8 +220,10 @@ class SparseMoE(SettingsModule):
             routing = self._route(inputs[0], router_input, lead, mask_T)
         else:
             check_routing(routing, router_input, lead)
+        counted = None
         if plan is None:
-            plan = self.plan(routing, mask_T)
+            counted = counted_tokens(routing, mask_T)
+            plan = self._plan(routing, mask_T, counted)
         # A view of the same shape would be one more node of autograd's graph.
         flat = len(lead) == 1
         tokens = inputs if flat else [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
@@ -232,7 +234,7 @@ class SparseMoE(SettingsModule):
             y = y + shared_output(self.shared, x, mask)
         if routing.token_ids is not None:
             routing = routing._replace(gates=gates)  # a replayed routing may have been made under another mask
-        return MoEOutput(y, router_stats(routing, plan, mask_T) if stats else None)
+        return MoEOutput(y, make_stats(routing, plan, mask_T, counted) if stats else None)
 
     def route(
         self,
@@ -272,20 +274,24 @@ class SparseMoE(SettingsModule):
             ValueError: If ``routing`` is for another number of experts, or is expert choice while the layer has a
                 capacity factor.
         """
-        return plan_routing(
-            routing,
-            mask,
-            num_experts=self._experts_part.num_experts,
-            capacity=self._capacity,
-            drop_policy=self.drop_policy,
-            impl=self.impl,
-        )
+        return self._plan(routing, mask, counted_tokens(routing, mask))
 
     def extra_repr(self) -> str:
         """Shows the settings that are not a part's own."""
         if self.capacity_factor is None:
             return "dropless"
         return f"capacity_factor={self.capacity_factor}, drop_policy={self.drop_policy!r}"
+
+    def _plan(self, routing: Routing, mask: Tensor | None, counted: CountedTokens) -> DispatchPlan:
+        return plan_routing(
+            routing,
+            mask,
+            counted,
+            num_experts=self._experts_part.num_experts,
+            capacity=self._capacity,
+            drop_policy=self.drop_policy,
+            impl=self.impl,
+        )
 
     def _check_settings(self) -> None:
         check_impl(self.impl)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from moekit.capacity import Capacity
 from moekit.checks import check_mask, check_same_device
 from moekit.plan import DispatchPlan, plan_dispatch, plan_expert_choice
-from moekit.routing import Routing
-from moekit_kernels.eager import all_true
+from moekit.routing import CountedTokens, Routing
 from moekit_kernels.impl import Impl
 
 EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to its router: set it there."
@@ -124,6 +123,7 @@ def repeat_decisions(routing: Routing, shared_by: torch.Size) -> Routing:
 def plan_routing(
     routing: Routing,
     mask: Tensor | None,
+    counted: CountedTokens,
     *,
     num_experts: int,
     capacity: Capacity | None,
@@ -135,6 +135,7 @@ def plan_routing(
     Args:
         routing: One row per token.
         mask: ``(T,)``, True for real tokens; only these take capacity.
+        counted: The tokens of the routing that count under the mask.
         num_experts: ``E`` of the experts that will compute.
         capacity: Limit of an expert; none for expert choice, whose router limits.
         drop_policy: See :func:`~moekit.plan.plan_dispatch`.
@@ -160,11 +161,10 @@ def plan_routing(
     if capacity is not None:
         top_k = routing.expert_ids.shape[1]
         limit = capacity(num_tokens, num_experts, top_k) if mask is None else capacity(mask.sum(), num_experts, top_k)
-    kept = routing.valid if mask is None else routing.valid & mask
     return plan_dispatch(
         routing.expert_ids,
         num_experts,
-        kept=None if all_true(kept) else kept.unsqueeze(-1),
+        kept=None if counted.are_all else counted.tokens.unsqueeze(-1),
         capacity=limit,
         gates=routing.gates,
         drop_policy=drop_policy,

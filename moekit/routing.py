@@ -93,6 +93,24 @@ class Routing(NamedTuple):
         raise ValueError("routing must have probs or the sums of its router to tell its number of experts: keep them.")
 
 
+class CountedTokens(NamedTuple):
+    """The tokens that plan and statistics count: those with finite logits, in the mask.
+
+    Attributes:
+        tokens: ``(T,)``, True for those.
+        are_all: Whether all tokens are known to count; False where that was not read.
+    """
+
+    tokens: Bool[Tensor, "T"]
+    are_all: bool
+
+
+def counted_tokens(routing: Routing, mask: Bool[Tensor, "T"] | None) -> CountedTokens:
+    """Returns which tokens of a routing count under a mask."""
+    tokens = routing.valid if mask is None else routing.valid & mask
+    return CountedTokens(tokens, all_true(tokens))
+
+
 class RouterStats(NamedTuple):
     """Counts and sums of one layer call. ``a + b`` and ``sum(list_of_stats)`` add them up.
 
@@ -156,6 +174,13 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
         ValueError: If the plan is for another number of tokens or experts than the routing, or a routing without
             probabilities was edited or is counted under another mask than the router's.
     """
+    return make_stats(routing, plan, mask, None)
+
+
+def make_stats(
+    routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] | None, counted: CountedTokens | None
+) -> RouterStats:
+    """Computes :func:`router_stats`, where it is known already which tokens count, or is not."""
     num_tokens, num_experts = routing.valid.shape[0], routing.num_experts
     if plan.num_tokens != num_tokens or plan.tokens_per_expert.shape[0] != num_experts:
         raise ValueError(
@@ -171,26 +196,25 @@ def router_stats(routing: Routing, plan: DispatchPlan, mask: Bool[Tensor, "T"] |
                 "routing must have the sums that its router made with these tensors and this mask, or probs: use "
                 "TopKRouter(..., return_logits=True), or statistics of the routing as the router returned it."
             )
-        counted = routing.valid if mask is None else routing.valid & mask
-        all_count = all_true(counted)
+        tokens, are_all = counted_tokens(routing, mask) if counted is None else counted
         sums = routing_sums(
             routing.gates,
             routing.expert_ids,
             routing.logits,
             routing.probs,
-            None if all_count else counted,
+            None if are_all else tokens,
             masked=mask is not None,
             by_token=routing.token_ids is None,
         )
         if routing.load_probs is None:
             load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
         else:
-            load = torch.where(counted.unsqueeze(-1), routing.load_probs, 0).sum(0)
-        if all_count:
-            routed_tokens = torch.full((), num_tokens, device=counted.device)
+            load = torch.where(tokens.unsqueeze(-1), routing.load_probs, 0).sum(0)
+        if are_all:
+            routed_tokens = torch.full((), num_tokens, device=tokens.device)
             nonfinite_tokens = torch.zeros_like(routed_tokens)
         else:
-            routed_tokens = counted.sum()
+            routed_tokens = tokens.sum()
             nonfinite_tokens = (num_tokens if mask is None else mask.sum()) - routed_tokens
     return RouterStats(
         tokens_per_expert=plan.tokens_per_expert,

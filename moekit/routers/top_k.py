@@ -1,7 +1,7 @@
 """Token choice: every token takes its ``top_k`` best experts."""
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,31 +14,14 @@ from moekit.routers.gate import Gate, plain_linear, router_logits
 from moekit.routers.noise import add_noise, smooth_load
 from moekit.routing import FusedSums, Routing
 from moekit_kernels.impl import KERNEL_DTYPES, Impl, check_sizes, resolve_impl
-from moekit_kernels.routing import Routed, route, route_linear
+from moekit_kernels.routing import Routed
 from moekit_kernels.routing.checks import LIMITS, MAX_LINEAR_EXPERTS, check_groups
 from moekit_kernels.routing.finite import finite_logits
-from moekit_kernels.routing.options import SCORINGS, Scoring
+from moekit_kernels.routing.op import route_by
+from moekit_kernels.routing.op_linear import route_linear_by
+from moekit_kernels.routing.options import SCORINGS, RouteOptions, Scoring
 
-
-class _Options(TypedDict):
-    """The arguments of a decision besides the logits."""
-
-    scoring: Scoring
-    renormalize: bool
-    scaling_factor: float
-    selection_bias: Tensor | None
-    num_groups: int | None
-    topk_groups: int | None
-
-
-class _Arguments(_Options):
-    """The arguments of a decision besides the logits, or besides the input and the weight of the gate."""
-
-    top_k: int
-    mask: Tensor | None
-    with_sums: bool | None
-    with_logits: bool
-    impl: Impl
+_LOGITS = ("logits", torch.float32)
 
 
 class TopKRouter(Router):
@@ -198,12 +181,11 @@ class TopKRouter(Router):
         elif not (self.training and self._noisy):
             plain = self._plain_gate(x)
             if plain is not None:
-                weight, bias = plain
-                return self._routing(route_linear(x, weight, bias=bias, **self._arguments(mask)), mask)
+                return self._routing(route_linear_by(self._options(), x, *plain, mask, *self._returned()), mask)
         logits = router_logits(self.gate, x, self.num_experts)
         if self.training and self.noise_gate is not None:
             return self._route_noisy(logits, x, self.noise_gate)
-        return self._routing(route(logits, **self._arguments(mask)), mask)
+        return self._routing(route_by(self._options(), logits, mask, *self._returned()), mask)
 
     @torch.no_grad()
     def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
@@ -255,7 +237,7 @@ class TopKRouter(Router):
         raw_std = torch.where(valid.unsqueeze(-1), noise_gate(x).to(logits.dtype), 0)
         noise = add_noise(logits, raw_std)
         marked = torch.where(valid.unsqueeze(-1), noise.noisy, torch.nan)
-        routed = route(marked, self.top_k, with_sums=False, impl=self.impl, **self._options())
+        routed = route_by(self._options(), marked, mask=None, with_sums=False, with_logits=True, impl=self.impl)
         load_probs = smooth_load(logits, noise, self.top_k)
         return Routing(routed.gates, routed.ids, logits, routed.probs, routed.valid, load_probs)
 
@@ -263,24 +245,16 @@ class TopKRouter(Router):
         """Returns weight and bias of the gate where a kernel multiplies by them, else None; never calls the gate."""
         if self.num_experts > MAX_LINEAR_EXPERTS or x.dtype not in KERNEL_DTYPES:
             return None
-        logits = ("logits", torch.float32)
-        sizes = {"num_experts": self.num_experts, "top_k": self.top_k}
-        if resolve_impl(self.impl, LIMITS, x.device, logits, **sizes) != "triton":
+        num_experts, top_k = self.num_experts, self.top_k
+        if resolve_impl(self.impl, LIMITS, x.device, _LOGITS, num_experts=num_experts, top_k=top_k) != "triton":
             return None
         plain = plain_linear(self.gate, x, self.num_experts)
         return plain if plain is not None and plain[0].dtype in KERNEL_DTYPES else None
 
-    def _arguments(self, mask: Tensor | None) -> "_Arguments":
+    def _returned(self) -> tuple[bool | None, bool, Impl]:
+        """Returns whether sums and logits are asked for, and the implementation."""
         # A routing without logits and probabilities leaves no other way to the sums.
-        with_sums = None if self.return_logits else True
-        return _Arguments(
-            **self._options(),
-            top_k=self.top_k,
-            mask=mask,
-            with_sums=with_sums,
-            with_logits=self.return_logits,
-            impl=self.impl,
-        )
+        return None if self.return_logits else True, self.return_logits, self.impl
 
     def _routing(self, routed: Routed, mask: Tensor | None) -> Routing:
         routing = Routing(routed.gates, routed.ids, routed.logits, routed.probs, routed.valid)
@@ -288,15 +262,17 @@ class TopKRouter(Router):
             return routing
         return routing._replace(sums=FusedSums(routed.sums, routed.counts, mask, routing[:5]))
 
-    def _options(self) -> "_Options":
-        return _Options(
-            scoring=self.scoring,
-            renormalize=self.renormalize,
-            scaling_factor=self.scaling_factor,
+    def _options(self) -> RouteOptions:
+        bias = self.selection_bias
+        return RouteOptions(
+            self.top_k,
+            self.scoring,
+            self.renormalize,
+            self.scaling_factor,
             # Float32 already, unless a function (torch.func.functional_call) put another tensor in its place.
-            selection_bias=None if self.selection_bias is None else self.selection_bias.float(),
-            num_groups=self.num_groups,
-            topk_groups=self.topk_groups,
+            None if bias is None else bias.float(),
+            self.num_groups,
+            self.topk_groups,
         )
 
     def _check_settings(self) -> None:

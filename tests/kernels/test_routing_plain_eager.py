@@ -121,3 +121,27 @@ def test_decisions_under_vmap_are_those_of_single_calls() -> None:
     batched = torch.func.vmap(lambda x: route(x, 2, with_sums=False)[:2])(logits)
     for index in range(3):
         torch.testing.assert_close(tuple(each[index] for each in batched), route(logits[index], 2)[:2])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_not_finite_are_ranked_as_without_reading(value: float) -> None:
+    scores = torch.tensor([[0.5, value, 2.0, 2.0], [1.0, 0.0, -1.0, 3.0]])
+    read = top_k_ids(scores, 3)
+    with FlopCounterMode(display=False):
+        unread = top_k_ids(scores, 3)
+    assert torch.equal(read, unread)
+
+
+def test_sums_of_large_logits_are_exact() -> None:
+    logits = torch.tensor([[-2e4, 5e3, 5e3 - 1.0, 0.0, 1.0]] * 16)
+    sums = sums_of_all(torch.ones(16, 1), torch.zeros(16, 1, dtype=torch.int64), logits, logits.softmax(-1))
+    expected = logits.double().logsumexp(-1).square().sum().float()
+    torch.testing.assert_close(sums[2], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 16])
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, 1e20), (torch.float64, 1e200)])
+def test_sums_beyond_the_largest_number_are_infinite(num_tokens: int, dtype: torch.dtype, value: float) -> None:
+    logits = torch.full((num_tokens, 5), value, dtype=dtype)
+    gates, ids = torch.ones(num_tokens, 1, dtype=dtype), torch.zeros(num_tokens, 1, dtype=torch.int64)
+    assert sums_of_all(gates, ids, logits, logits.softmax(-1))[2] == math.inf

@@ -14,9 +14,9 @@ from torch import Tensor
 from moekit_kernels.eager import can_read
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
 
-# Twice the slots and the experts, up to which Python is faster; measured in µs, Python against tensor operations, by
-# slots of experts: 9 and 24 (2 of 8), 15 and 25 (32 of 8), 23 and 26 (8 of 128), 29 and 26 (96 of 8).
-_MOST = 160
+# Twice the slots and the experts, up to which Python is faster; measured in µs in a layer, Python against tensor
+# operations, by slots of experts: 22 and 60 (2 of 8), 29 and 60 (32 of 8), 37 and 61 (64 of 8, 8 of 128).
+_MOST = 320
 
 
 def few_slots(expert_ids: Tensor, num_experts: int) -> bool:

@@ -1,13 +1,16 @@
 """Tokens whose router logits are not all finite: kept out of selection, and marked by NaN gates."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from moekit_kernels.eager import can_read
+
+# So few numbers are added up in Python sooner than by tensor operations.
+_FEW = 128
 
 
 class FiniteLogits(NamedTuple):
@@ -39,8 +42,13 @@ def finite_logits(logits: Float[Tensor, "T E"]) -> FiniteLogits:
     GPU, nor in compiled or transformed code. In plain eager code on CPU one number is read: a finite sum has finite
     terms, and then the logits are returned as they are.
     """
-    values = logits.detach()
-    if can_read(logits) and math.isfinite(values.sum().item()):
+    if can_read(logits) and math.isfinite(_sum(logits)):
         return FiniteLogits(logits, torch.ones(logits.shape[0], dtype=torch.bool), all_valid=True)
-    valid_T = (values * 0).sum(-1) == 0  # NaN if one is not finite; on CPU much faster than isfinite().all()
+    valid_T = (logits.detach() * 0).sum(-1) == 0  # NaN if one is not finite; on CPU much faster than isfinite().all()
     return FiniteLogits(torch.where(valid_T.unsqueeze(-1), logits, 0), valid_T, all_valid=False)
+
+
+def _sum(logits: Tensor) -> float:
+    if logits.numel() <= _FEW:
+        return sum(map(sum, cast(list[list[float]], logits.tolist())))
+    return logits.detach().sum().item()

@@ -190,11 +190,23 @@ def route(
         ([[1, 2]], [0, 1, 1])
     """
     options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
-    resolved = resolve_route(impl, logits, top_k)
+    return route_by(options, logits, mask, with_sums, with_logits, impl)
+
+
+def route_by(
+    options: RouteOptions,
+    logits: Float[Tensor, "T E"],
+    mask: Bool[Tensor, "T"] | None,
+    with_sums: bool | None,
+    with_logits: bool,
+    impl: Impl,
+) -> Routed:
+    """Computes :func:`route`, whose arguments these are, by options in one value."""
+    resolved = resolve_route(impl, logits, options.top_k)
     check_arguments(logits, options, mask)
     if resolved == "reference":
         return decide_and_sum(logits, options, mask, bool(with_sums), with_logits)
     refuse_forward_mode("route", logits)
-    options = options._replace(scaling_factor=float(scaling_factor))
+    options = options._replace(scaling_factor=float(options.scaling_factor))
     out = RouteOutputs(*_route(logits, *options, mask, with_logits, with_logits))
     return routed_of(out, with_logits, with_sums)

@@ -226,13 +226,27 @@ def route_linear(
         [[0], [1], [1]]
     """
     options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    return route_linear_by(options, x, weight, bias, mask, with_sums, with_logits, impl)
+
+
+def route_linear_by(
+    options: RouteOptions,
+    x: Float[Tensor, "T D"],
+    weight: Float[Tensor, "E D"],
+    bias: Float[Tensor, "E"] | None,
+    mask: Bool[Tensor, "T"] | None,
+    with_sums: bool | None,
+    with_logits: bool,
+    impl: Impl,
+) -> Routed:
+    """Computes :func:`route_linear`, whose arguments these are, by options in one value."""
     check_linear(x, weight, bias)
-    resolved = resolve_route_linear(impl, x, weight, top_k)
+    resolved = resolve_route_linear(impl, x, weight, options.top_k)
     check_options(x.shape[0], weight.shape[0], "the weight", x.device, options, mask)
     if resolved == "reference":
         return decide_and_sum(_linear(x, weight, bias), options, mask, bool(with_sums), with_logits)
     refuse_forward_mode("route", x, weight, bias)
-    options = options._replace(scaling_factor=float(scaling_factor))
+    options = options._replace(scaling_factor=float(options.scaling_factor))
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     kept = with_logits or trained
     out = RouteOutputs(*_route_linear(x, weight, bias, *options, mask, kept, with_logits))

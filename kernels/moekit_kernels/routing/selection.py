@@ -3,7 +3,8 @@
 Names end with the letters of their layout: T tokens, E experts, G groups, S experts of one group; a 1 is a column.
 """
 
-from itertools import pairwise
+import math
+from array import array
 from typing import cast
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from moekit_kernels.eager import can_read
 
-# So few numbers are compared in Python sooner than by tensor operations.
-_FEW = 32
+# So few scores are ranked in Python sooner than by tensor operations.
+_FEW = 128
 
 # Above this k a sort is cheaper than k passes over the scores.
 _PASSES = 16
@@ -28,11 +29,13 @@ def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
     scores_TE = scores.detach()
     if not can_read(scores):
         return _largest_in_order(scores_TE, k)
+    if 0 < scores.numel() <= _FEW:
+        rows = cast(list[list[float]], scores.tolist())
+        if not math.isnan(sum(map(sum, rows))):
+            return _largest_in_python(rows, k)
     # topk is many times faster, and right where the largest k + 1 scores of a row differ. Other rows are rare.
     values_TP, ids_TP = scores_TE.topk(min(k + 1, scores_TE.shape[1]))
     ids_TK = ids_TP[:, :k].contiguous()
-    if values_TP.numel() <= _FEW and not _has_ties(cast(list[list[float]], values_TP.tolist())):
-        return ids_TK
     equals_next = values_TP[:, 1:] == values_TP[:, :-1]
     if equals_next.any():
         tied = equals_next.any(-1).nonzero().squeeze(-1)
@@ -40,8 +43,12 @@ def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
     return ids_TK
 
 
-def _has_ties(rows: list[list[float]]) -> bool:
-    return any([a == b for row in rows for a, b in pairwise(row)])  # noqa: C419 (faster)
+def _largest_in_python(rows: list[list[float]], k: int) -> Tensor:
+    """Computes :func:`top_k_ids` of numbers that are not NaN, which have no order."""
+    ids = array("q")
+    for row in rows:
+        ids.extend(sorted(range(len(row)), key=row.__getitem__, reverse=True)[:k])  # stable, in reverse too
+    return torch.frombuffer(ids, dtype=torch.int64).view(len(rows), k)
 
 
 def _largest_in_order(scores_TE: Tensor, k: int) -> Tensor:

@@ -7,13 +7,17 @@ differentiable operations, computes what is asked for.
 
 import math
 from array import array
-from typing import Any, cast
+from itertools import chain
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-# Most probabilities that are summed up in Python; measured at 8 experts: 13 µs for 1 token and 21 for 4, against 21.
-_FEW = 24
+# Most probabilities that are summed up in Python; measured in a layer, of 8 experts: 28 µs for 1 token and 45 for 8,
+# against 46.
+_FEW = 64
+
+_TYPECODES: dict[torch.dtype, Literal["f", "d"]] = {torch.float32: "f", torch.float64: "d"}
 
 _Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -50,7 +54,7 @@ class SumsOfAll(torch.autograd.Function):
 
 def sums_of_all(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums:
     """Computes the sums, not to be differentiated."""
-    if probs.numel() <= _FEW and ids.numel() <= _FEW:
+    if 0 < probs.numel() <= _FEW and ids.numel() <= _FEW:
         sums = _in_python(gates, ids, logits, probs)
         if sums is not None:
             return sums
@@ -58,7 +62,8 @@ def sums_of_all(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor
     if logits is None:
         logsumexp_sq_sum = probs.new_zeros(())
     else:
-        lse_T = logits.logsumexp(-1)
+        # As exact as logsumexp, which takes twice the time: the largest log softmax is that of the largest logit.
+        lse_T = logits.amax(-1) - logits.log_softmax(-1).amax(-1)
         logsumexp_sq_sum = lse_T.dot(lse_T)
     entropy_sum = cast(Tensor, torch.special.entr(probs)).sum()
     return probs.sum(0), gate_sum, logsumexp_sq_sum, entropy_sum
@@ -66,34 +71,27 @@ def sums_of_all(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor
 
 def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums | None:
     """Adds up in float64; returns None for numbers that Python treats in another way than tensors."""
-    if probs.dtype not in (torch.float32, torch.float64):
-        return None
+    dtype = probs.dtype
     probs_TE = cast(list[list[float]], probs.tolist())
     logits_TE = [] if logits is None else cast(list[list[float]], logits.tolist())
-    gate_sum = [0.0] * probs.shape[1]
-    slots = cast(list[int], ids.flatten().tolist()), cast(list[float], gates.flatten().tolist())
-    for expert, gate in zip(*slots, strict=True):
-        gate_sum[expert] += gate
-    entropy_sum = logsumexp_sq_sum = 0.0
-    prob_sum = [0.0] * probs.shape[1]
-    for row in probs_TE:
-        for expert, p in enumerate(row):
-            if p > 0:
-                prob_sum[expert] += p
-                entropy_sum -= p * math.log(p)
-            elif p != 0:  # negative, or NaN
-                return None
-    for row in logits_TE:
-        largest = max(row)
-        if not math.isfinite(sum(row)):
-            return None
-        logsumexp_sq_sum += (largest + math.log(sum([math.exp(logit - largest) for logit in row]))) ** 2
-    numbers = array("f" if probs.dtype == torch.float32 else "d", prob_sum)
-    numbers.extend(gate_sum)
-    numbers.append(logsumexp_sq_sum)
-    numbers.append(entropy_sum)
-    num_experts = len(prob_sum)
-    parts = torch.unsafe_split_with_sizes(
-        torch.frombuffer(numbers, dtype=probs.dtype), [num_experts, num_experts, 1, 1]
+    probs_N = list(chain(*probs_TE))
+    total = sum(probs_N) + sum(map(sum, logits_TE))
+    if dtype not in _TYPECODES or not math.isfinite(total) or min(probs_N) < 0:
+        return None
+    prob_sum = [sum(column) for column in zip(*probs_TE, strict=True)]
+    gate_sum = [0.0] * len(prob_sum)
+    slots = zip(
+        chain(*cast(list[list[int]], ids.tolist())), chain(*cast(list[list[float]], gates.tolist())), strict=True
     )
+    for expert, gate in slots:
+        gate_sum[expert] += gate
+    squares = [lse * lse for lse in map(_logsumexp, logits_TE)]
+    entropies = [-p * math.log(p) for p in probs_N if p]
+    numbers = array(_TYPECODES[dtype], [*prob_sum, *gate_sum, sum(squares), sum(entropies)])
+    parts = torch.unsafe_split_with_sizes(torch.frombuffer(numbers, dtype=dtype), [len(prob_sum), len(gate_sum), 1, 1])
     return parts[0], parts[1], parts[2].view(()), parts[3].view(())
+
+
+def _logsumexp(logits: list[float]) -> float:
+    largest = max(logits)
+    return largest + math.log(sum([math.exp(logit - largest) for logit in logits]))
