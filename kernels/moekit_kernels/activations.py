@@ -28,8 +28,10 @@ class Activation(NamedTuple):
         interleaved: Whether gate and value alternate; False where it is not gated.
         forward: ``(N, F or 2F) -> (N, F)``, differentiable.
         compute: The same value with fewer temporaries; not to be differentiated.
-        backward: ``(grad of the output (N, F), pre-activation (N, F or 2F)) -> grad of the pre-activation``, in
-            the layout of the pre-activation.
+        recompute: The same value for a backward pass, and ``scalar(gate)``, which ``backward`` would compute again;
+            None where it is not gated.
+        backward: ``(grad of the output (N, F), pre-activation (N, F or 2F), scalar(gate) or None) -> grad of the
+            pre-activation``, in the layout of the pre-activation.
     """
 
     name: str
@@ -38,22 +40,34 @@ class Activation(NamedTuple):
     interleaved: bool
     forward: Callable[[Tensor], Tensor]
     compute: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
+    recompute: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    backward: Callable[..., Tensor]
 
 
-def _gelu_backward(grad: Tensor, pre: Tensor) -> Tensor:
-    return aten.gelu_backward(grad, pre)
+class _Scalar(NamedTuple):
+    """A function of one number, and its derivative times ``grad``, written to ``out``."""
+
+    forward: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _relu_backward(grad: Tensor, pre: Tensor) -> Tensor:
-    return aten.threshold_backward(grad, pre, 0)
+def _gelu_backward(grad: Tensor, pre: Tensor, out: Tensor) -> Tensor:
+    return aten.gelu_backward.grad_input(grad, pre, grad_input=out)
 
 
-def _silu_backward(grad: Tensor, pre: Tensor) -> Tensor:
-    return aten.silu_backward(grad, pre)
+def _relu_backward(grad: Tensor, pre: Tensor, out: Tensor) -> Tensor:
+    return aten.threshold_backward.grad_input(grad, pre, 0, grad_input=out)
 
 
-_SCALARS = {"gelu": (F.gelu, _gelu_backward), "relu": (F.relu, _relu_backward), "silu": (F.silu, _silu_backward)}
+def _silu_backward(grad: Tensor, pre: Tensor, out: Tensor) -> Tensor:
+    return aten.silu_backward.grad_input(grad, pre, grad_input=out)
+
+
+_SCALARS = {
+    "gelu": _Scalar(F.gelu, _gelu_backward),
+    "relu": _Scalar(F.relu, _relu_backward),
+    "silu": _Scalar(F.silu, _silu_backward),
+}
 
 
 def _halves(columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +81,14 @@ def _alternate(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 def _plain(scalar: str) -> Activation:
     act, derivative = _SCALARS[scalar]
-    return Activation(scalar, False, scalar, False, act, act, derivative)
+
+    def recompute(pre: Tensor) -> tuple[Tensor, None]:
+        return act(pre), None
+
+    def backward(grad: Tensor, pre: Tensor, acted: Tensor | None = None) -> Tensor:
+        return derivative(grad, pre, torch.empty_like(pre))
+
+    return Activation(scalar, False, scalar, False, act, act, recompute, backward)
 
 
 def _glu(name: str, scalar: str, *, interleaved: bool = False) -> Activation:
@@ -82,15 +103,20 @@ def _glu(name: str, scalar: str, *, interleaved: bool = False) -> Activation:
         gate_NF, value_NF = split(pre)
         return act(gate_NF).mul_(value_NF)
 
-    def backward(grad: Tensor, pre: Tensor) -> Tensor:
+    def recompute(pre: Tensor) -> tuple[Tensor, Tensor]:
+        gate_NF, value_NF = split(pre)
+        acted_NF = act(gate_NF)
+        return acted_NF * value_NF, acted_NF
+
+    def backward(grad: Tensor, pre: Tensor, acted: Tensor | None = None) -> Tensor:
         gate_NF, value_NF = split(pre)
         grad_pre_NF1 = torch.empty_like(pre)
         grad_gate_NF, grad_value_NF = split(grad_pre_NF1)
-        torch.mul(grad, act(gate_NF), out=grad_value_NF)
-        grad_gate_NF.copy_(derivative(grad * value_NF, gate_NF))
+        torch.mul(grad, act(gate_NF) if acted is None else acted, out=grad_value_NF)
+        derivative(grad * value_NF, gate_NF, grad_gate_NF)
         return grad_pre_NF1
 
-    return Activation(name, True, scalar, interleaved, forward, compute, backward)
+    return Activation(name, True, scalar, interleaved, forward, compute, recompute, backward)
 
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -60,7 +60,7 @@ def forward(
     token_of_row = order.token_of_row
     num_rows = token_of_row.shape[0]
     bounds = cast(list[int], order.offsets.tolist())
-    gate_N1 = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
+    gate_N1 = order.by_row(gates).unsqueeze(-1)
     out_TD2 = x.new_zeros(x.shape[0], down_proj.shape[1], dtype=torch.promote_types(x.dtype, gates.dtype))
     pre_NF1 = x.new_empty(num_rows if keep_pre else 0, up_proj.shape[1])
     hidden_NF = x.new_empty(num_rows if keep_hidden else 0, down_proj.shape[2])
@@ -104,8 +104,8 @@ def backward(
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
     bounds = cast(list[int], order.offsets.tolist())
-    gate_N1 = gates.reshape(-1)[order.slot_of_row].unsqueeze(-1)
-    inputs = _InputGradients(x, gates, order.slot_of_row) if input_grad else None
+    gate_N1 = order.by_row(gates).unsqueeze(-1)
+    inputs = _InputGradients(x, gates, order) if input_grad else None
     of_weights = _WeightGradients(weights) if weight_grad else None
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
@@ -114,7 +114,7 @@ def backward(
             continue
         rows, tokens, gate_n1 = slice(start, end), order.token_of_row[start:end], gate_N1[start:end]
         pre_nF1 = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
-        hidden_nF = hidden[rows] if hidden.shape[0] else act.compute(pre_nF1)
+        hidden_nF, acted_nF = (hidden[rows], None) if hidden.shape[0] else act.recompute(pre_nF1)
         grad_nD2 = grad.index_select(0, tokens)
         grad_hidden_nF = grad_nD2 @ down_proj[expert]
         if inputs is not None:
@@ -122,7 +122,7 @@ def backward(
         grad_nD2 = _weighted(grad_nD2, gate_n1, x.dtype)
         if of_weights is not None:
             of_weights.of_down(expert, grad_nD2, hidden_nF)
-        grad_pre_nF1 = act.backward(_weighted(grad_hidden_nF, gate_n1, x.dtype), pre_nF1)
+        grad_pre_nF1 = act.backward(_weighted(grad_hidden_nF, gate_n1, x.dtype), pre_nF1, acted_nF)
         if of_weights is not None:
             of_weights.of_up(expert, grad_pre_nF1, x.index_select(0, tokens))
         if inputs is not None:
@@ -136,11 +136,11 @@ def backward(
 class _InputGradients:
     """Sums the gradients of tokens and gates over the experts."""
 
-    def __init__(self, x: Tensor, gates: Tensor, slot_of_row: Tensor) -> None:
+    def __init__(self, x: Tensor, gates: Tensor, order: RowOrder) -> None:
         self.dtype = x.dtype
-        self.gates, self.slot_of_row = gates, slot_of_row
+        self.gates, self.order = gates, order
         self.x = x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, gates.dtype))
-        self.by_row = gates.new_zeros(slot_of_row.shape[0])
+        self.by_row = gates.new_zeros(order.slot_of_row.shape[0])
 
     def of_gates(self, rows: slice, grad_act: Tensor, a: Tensor, g: Tensor, down_bias: Tensor | None) -> None:
         dtype = self.gates.dtype
@@ -151,8 +151,7 @@ class _InputGradients:
         self.x.index_add_(0, tokens, rows.to(self.x.dtype))
 
     def finished(self) -> tuple[Tensor, Tensor]:
-        gates = self.gates.new_zeros(self.gates.numel()).index_put_((self.slot_of_row,), self.by_row)
-        return self.x.to(self.dtype), gates.view(self.gates.shape)
+        return self.x.to(self.dtype), self.order.by_slot(self.by_row).view(self.gates.shape)
 
 
 class _WeightGradients:

@@ -36,14 +36,12 @@ def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Grou
 
 def _outer_products(columns: Tensor, rows: Tensor, like: Tensor, groups: Groups) -> Tensor:
     """Returns ``columns^T rows`` of each expert, contiguous, in the shape of ``like``."""
-    out = like.new_empty(like.shape)
+    out = groups.gradient_like(like)
     for expert, (a, b) in zip(groups.experts, groups.of(columns, rows), strict=True):
         if a.shape[0] == 1:
             torch.mul(a.mT, b, out=out[expert])  # the same numbers; a matrix product takes 1.5 times as long
         else:
             torch.mm(a.mT, b, out=out[expert])
-    for experts in groups.idle():
-        out[experts].zero_()
     return out
 
 
@@ -55,10 +53,6 @@ def _sums(rows: Tensor, like: Tensor | None, groups: Groups) -> Tensor | None:
     for expert, (a,) in zip(groups.experts, groups.of(rows), strict=True):
         torch.sum(a, 0, out=out[expert])
     return out
-
-
-def _gates_of_rows(gates: Tensor, order: RowOrder) -> Tensor:
-    return gates.reshape(-1).index_select(0, order.slot_of_row).unsqueeze(-1)
 
 
 def _weighted(rows: Tensor, gates_N1: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,7 +78,7 @@ def forward(
     y_ND2 = _products(hidden_NF, down_proj.mT, down_bias, groups)
     dtype = torch.promote_types(x.dtype, gates.dtype)
     # Unassigned rows add nothing, but a NaN gate shows in its own token.
-    weighted_ND2 = _weighted(y_ND2, _gates_of_rows(gates, order), dtype)
+    weighted_ND2 = _weighted(y_ND2, order.by_row(gates).unsqueeze(-1), dtype)
     out_TD2 = weighted_ND2.new_zeros(x.shape[0], down_proj.shape[1]).index_add_(0, order.token_of_row, weighted_ND2)
     pre_NF1 = pre_NF1 if keep_pre else x.new_empty(0, up_proj.shape[1])
     hidden_NF = hidden_NF if keep_hidden else x.new_empty(0, down_proj.shape[2])
@@ -112,13 +106,13 @@ def backward(
             grad, x, gates, order, groups, weights, pre, hidden, activation, input_grad, weight_grad
         )
     dtype = torch.promote_types(x.dtype, gates.dtype)
-    gates_N1 = _gates_of_rows(gates, order)
+    gates_N1 = order.by_row(gates).unsqueeze(-1)
     x_ND = x.index_select(0, order.token_of_row)
     pre_NF1 = pre if pre.shape[0] else _products(x_ND, up_proj.mT, up_bias, groups)
-    hidden_NF = hidden if hidden.shape[0] else act.compute(pre_NF1)
+    hidden_NF, acted_NF = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
     grad_ND2 = grad.index_select(0, order.token_of_row)
     grad_hidden_NF = _products(grad_ND2, down_proj, None, groups)
-    grad_pre_NF1 = act.backward(_weighted(grad_hidden_NF, gates_N1, x.dtype), pre_NF1)
+    grad_pre_NF1 = act.backward(_weighted(grad_hidden_NF, gates_N1, x.dtype), pre_NF1, acted_NF)
     grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     if input_grad:
         rows_ND = _products(grad_pre_NF1, up_proj, None, groups).to(dtype)
@@ -126,7 +120,7 @@ def backward(
         by_row = (grad_hidden_NF.to(gates.dtype) * hidden_NF.to(gates.dtype)).sum(-1)
         if down_bias is not None:
             by_row += _products(grad_ND2, down_bias.unsqueeze(-1), None, groups).squeeze(-1).to(gates.dtype)
-        grad_gates = torch.empty_like(by_row).scatter_(0, order.slot_of_row, by_row).view(gates.shape)
+        grad_gates = order.by_slot(by_row).view(gates.shape)
     if weight_grad:
         weighted_ND2 = _weighted(grad_ND2, gates_N1, x.dtype)
         grad_up = _outer_products(grad_pre_NF1, x_ND, up_proj, groups)

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from moekit_kernels.plan.dispatch_plan import RowOrder
 
+# So many numbers are set to zero in the time that it takes to begin with another range of them.
+_NUMBERS_OF_A_RANGE = 1 << 16
+
 
 class Groups(NamedTuple):
     """The experts that have rows.
@@ -26,11 +29,16 @@ class Groups(NamedTuple):
         """Returns for each expert its rows of every tensor."""
         return zip(*(each.split_with_sizes(self.sizes)[: len(self.experts)] for each in rows), strict=True)
 
-    def idle(self) -> Iterator[slice]:
-        """Returns the experts without rows, as ranges."""
-        for before, after in pairwise((-1, *self.experts, self.num_experts)):
-            if after - before > 1:
-                yield slice(before + 1, after)
+    def gradient_like(self, weights: Tensor) -> Tensor:
+        """Returns contiguous memory for the gradient of stacked weights: zeros for experts without rows."""
+        between = pairwise((-1, *self.experts, self.num_experts))
+        idle = [slice(before + 1, after) for before, after in between if after - before > 1]
+        if idle and len(self.experts) * weights[0].numel() <= len(idle) * _NUMBERS_OF_A_RANGE:
+            return weights.new_zeros(weights.shape)
+        out = weights.new_empty(weights.shape)
+        for experts in idle:
+            out[experts].zero_()
+        return out
 
     @property
     def single(self) -> bool:

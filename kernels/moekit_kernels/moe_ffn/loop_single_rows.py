@@ -95,12 +95,12 @@ def backward(
     up_proj, down_proj = weights[:2]
     tokens = cast(list[int], order.token_of_row.tolist())
     num_rows = len(tokens)
-    gates_N1 = gates.flatten().index_select(0, order.slot_of_row).unsqueeze(-1)
+    gates_N1 = order.by_row(gates).unsqueeze(-1)
     x_rows, grad_rows = _of_tokens(x, tokens), _of_tokens(grad, tokens)
     pre_NF1 = pre if pre.shape[0] else _products(up_proj, x_rows, num_rows, groups)
-    hidden_NF = hidden if hidden.shape[0] else act.compute(pre_NF1)
+    hidden_NF, acted_NF = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
     grad_hidden_NF = _products(down_proj.mT, grad_rows, num_rows, groups)
-    grad_pre_NF1 = act.backward(grad_hidden_NF * gates_N1, pre_NF1)
+    grad_pre_NF1 = act.backward(grad_hidden_NF * gates_N1, pre_NF1, acted_NF)
     grad_pre_rows = grad_pre_NF1.unbind()
     grad_x = grad_gates = grad_up = grad_down = None
     if input_grad:
@@ -108,16 +108,12 @@ def backward(
         up_T, outputs = up_proj.mT, _of_tokens(grad_x, tokens)
         for expert, grad_pre, out in zip(groups.experts, grad_pre_rows, outputs, strict=False):
             out.addmv_(up_T[expert], grad_pre)
-        by_row = (grad_hidden_NF * hidden_NF).sum(-1)
-        grad_gates = torch.empty_like(by_row).scatter_(0, order.slot_of_row, by_row).view(gates.shape)
+        grad_gates = order.by_slot((grad_hidden_NF * hidden_NF).sum(-1)).view(gates.shape)
     if weight_grad:
-        grad_up, grad_down = up_proj.new_empty(up_proj.shape), down_proj.new_empty(down_proj.shape)
+        grad_up, grad_down = groups.gradient_like(up_proj), groups.gradient_like(down_proj)
         weighted = (hidden_NF * gates_N1).unbind()
         of_rows = zip(groups.experts, grad_pre_rows, x_rows, grad_rows, weighted, strict=False)
         for expert, grad_pre, token, grad_row, hidden_row in of_rows:
             torch.outer(grad_pre, token, out=grad_up[expert])
             torch.outer(grad_row, hidden_row, out=grad_down[expert])
-        for experts in groups.idle():
-            grad_up[experts].zero_()
-            grad_down[experts].zero_()
     return Gradients(grad_x, grad_gates, grad_up, grad_down)

@@ -8,6 +8,7 @@ Letters: T tokens, E experts, K experts per token, N slots and rows.
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -30,6 +31,16 @@ class RowOrder(NamedTuple):
     offsets: Int[Tensor, "E+1"]
     row_of_slot: Int[Tensor, "T K"] | None
     tiles: Int[Tensor, "tiles 2"] | None = None
+
+    def by_slot(self, by_row: Tensor) -> Tensor:
+        """Returns one number for each row ``(N,)`` in the order of the slots: ``(T, K)``, or ``(N,)`` without K."""
+        if self.row_of_slot is not None:
+            return by_row.take(self.row_of_slot)
+        return torch.empty_like(by_row).scatter_(0, self.slot_of_row, by_row)
+
+    def by_row(self, by_slot: Tensor) -> Tensor:
+        """Returns one number for each slot, of any shape, in the order of the rows: ``(N,)``."""
+        return by_slot.take(self.slot_of_row)
 
 
 class DispatchPlan(NamedTuple):
