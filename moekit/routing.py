@@ -12,6 +12,7 @@ from torch import Tensor
 from moekit.plan import DispatchPlan
 from moekit_kernels.eager import all_true
 from moekit_kernels.routing.sums import RoutingCounts, RoutingSums, entropy, routing_sums
+from moekit_kernels.routing.sums_plain import load_of_all
 
 __all__ = [
     "FusedSums",
@@ -189,44 +190,54 @@ def make_stats(
         )
     if routing.sums is not None and routing.sums.of(routing, mask):
         sums, counts = routing.sums.sums, routing.sums.counts
-        load, routed_tokens, nonfinite_tokens = counts.load, counts.num_tokens, counts.nonfinite_tokens
     else:
-        if routing.probs is None:
-            raise ValueError(
-                "routing must have the sums that its router made with these tensors and this mask, or probs: use "
-                "TopKRouter(..., return_logits=True), or statistics of the routing as the router returned it."
-            )
-        tokens, are_all = counted_tokens(routing, mask) if counted is None else counted
-        sums = routing_sums(
-            routing.gates,
-            routing.expert_ids,
-            routing.logits,
-            routing.probs,
-            None if are_all else tokens,
-            masked=mask is not None,
-            by_token=routing.token_ids is None,
-        )
-        if routing.load_probs is None:
-            load = plan.tokens_per_expert.to(sums.prob_sum.dtype)
-        else:
-            load = torch.where(tokens.unsqueeze(-1), routing.load_probs, 0).sum(0)
-        if are_all:
-            routed_tokens = torch.full((), num_tokens, device=tokens.device)
-            nonfinite_tokens = torch.zeros_like(routed_tokens)
-        else:
-            routed_tokens = tokens.sum()
-            nonfinite_tokens = (num_tokens if mask is None else mask.sum()) - routed_tokens
+        counted = counted_tokens(routing, mask) if counted is None else counted
+        sums = _sums(routing, mask, counted)
+        counts = _counts(routing, plan, mask, counted, sums.prob_sum.dtype)
     return RouterStats(
         tokens_per_expert=plan.tokens_per_expert,
         dropped_per_expert=plan.dropped_per_expert,
         prob_sum=sums.prob_sum,
         gate_sum=sums.gate_sum,
-        load=load,
+        load=counts.load,
         logsumexp_sq_sum=sums.logsumexp_sq_sum,
         entropy_sum=sums.entropy_sum,
-        num_tokens=routed_tokens,
-        nonfinite_tokens=nonfinite_tokens,
+        num_tokens=counts.num_tokens,
+        nonfinite_tokens=counts.nonfinite_tokens,
     )
+
+
+def _sums(routing: Routing, mask: Tensor | None, counted: CountedTokens) -> RoutingSums:
+    if routing.probs is None:
+        raise ValueError(
+            "routing must have the sums that its router made with these tensors and this mask, or probs: use "
+            "TopKRouter(..., return_logits=True), or statistics of the routing as the router returned it."
+        )
+    return routing_sums(
+        routing.gates,
+        routing.expert_ids,
+        routing.logits,
+        routing.probs,
+        None if counted.are_all else counted.tokens,
+        masked=mask is not None,
+        by_token=routing.token_ids is None,
+    )
+
+
+def _counts(
+    routing: Routing, plan: DispatchPlan, mask: Tensor | None, counted: CountedTokens, dtype: torch.dtype
+) -> RoutingCounts:
+    tokens, all_tokens = counted.tokens, routing.valid.shape[0]
+    if counted.are_all:
+        load = load_of_all(plan.tokens_per_expert, dtype)
+        num_tokens, nonfinite = (torch.full((), number, device=tokens.device) for number in (all_tokens, 0))
+    else:
+        load = plan.tokens_per_expert.to(dtype)
+        num_tokens = tokens.sum()
+        nonfinite = (all_tokens if mask is None else mask.sum()) - num_tokens
+    if routing.load_probs is not None:
+        load = torch.where(tokens.unsqueeze(-1), routing.load_probs, 0).sum(0)
+    return RoutingCounts(plan.tokens_per_expert, load, num_tokens, nonfinite)
 
 
 def check_stats(stats: object, expected: str = "RouterStats", *, name: str = "stats") -> None:

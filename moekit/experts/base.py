@@ -55,10 +55,15 @@ def check_plan(x: Tensor, plan: DispatchPlan, gates: Tensor, num_experts: int) -
     Raises:
         ValueError: Naming what does not fit.
     """
-    if plan.offsets.shape[0] != num_experts + 1:
-        raise ValueError(f"plan must be for {num_experts} experts, got one for {plan.offsets.shape[0] - 1}.")
+    check_plan_experts(plan, num_experts)
     check_tokens(x, plan)
     check_gates(gates, plan)
+
+
+def check_plan_experts(plan: DispatchPlan, num_experts: int) -> None:
+    """Raises ``ValueError`` unless the plan is for so many experts."""
+    if plan.offsets.shape[0] != num_experts + 1:
+        raise ValueError(f"plan must be for {num_experts} experts, got one for {plan.offsets.shape[0] - 1}.")
 
 
 def input_tensors(

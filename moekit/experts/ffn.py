@@ -13,7 +13,7 @@ from moekit.checks import (
     check_width,
 )
 from moekit.experts.activation import ActivationLike, activation_label, check_same_rows, is_gated
-from moekit.experts.base import Experts, check_plan
+from moekit.experts.base import Experts, check_plan_experts
 from moekit.init import scaled_normal_
 from moekit.plan import DispatchPlan
 from moekit_kernels.impl import Impl, check_impl
@@ -126,12 +126,13 @@ class FFNExperts(Experts):
         Raises:
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
+        weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+        # What the operation does not check; and where these fail, their messages say it in terms of the layer.
         check_rank("x", x, 2, "T, D")
         check_width("x", x, self.dim)
-        check_same_device("x", x, "the experts' weights", self.up_proj)
-        check_same_dtype("x", x, "the experts' weights", self.up_proj)
-        check_plan(x, plan, gates, self.num_experts)
-        weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+        check_same_device("x", x, "the experts' weights", weights.up_proj)
+        check_same_dtype("x", x, "the experts' weights", weights.up_proj)
+        check_plan_experts(plan, self.num_experts)
         # "auto" follows the plan, so that a layer's choice reaches its experts.
         impl = None if self.impl == "auto" else self.impl
         return moe_ffn(x, gates, plan, weights, self.activation, recompute=self.recompute, impl=impl)

@@ -80,10 +80,8 @@ class Gate(SettingsModule):
         check_floating(_INPUT, x)
         check_width(_INPUT, x, self.dim)
         with no_autocast(x.device.type):
-            first, *others = self.layers
-            x = first(x)
-            for layer in others:
-                x = layer(F.relu(x))
+            for place, layer in enumerate(self.layers):
+                x = layer(F.relu(x) if place else x)
         return x
 
 

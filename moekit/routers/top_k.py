@@ -81,7 +81,9 @@ class TopKRouter(Router):
     """
 
     selection_bias: Float[Tensor, "E"] | None
-    _checked_settings = frozenset({"top_k", "scoring", "_renormalize", "jitter", "return_logits", "impl"})
+    _checked_settings = frozenset(
+        {"top_k", "scoring", "_renormalize", "scaling_factor", "jitter", "return_logits", "impl"}
+    )
 
     def __init__(
         self,
@@ -243,12 +245,12 @@ class TopKRouter(Router):
 
     def _plain_gate(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Returns weight and bias of the gate where a kernel multiplies by them, else None; never calls the gate."""
-        if self.num_experts > MAX_LINEAR_EXPERTS or x.dtype not in KERNEL_DTYPES:
-            return None
         num_experts, top_k = self.num_experts, self.top_k
         if resolve_impl(self.impl, LIMITS, x.device, _LOGITS, num_experts=num_experts, top_k=top_k) != "triton":
             return None
-        plain = plain_linear(self.gate, x, self.num_experts)
+        if num_experts > MAX_LINEAR_EXPERTS or x.dtype not in KERNEL_DTYPES:
+            return None
+        plain = plain_linear(self.gate, x, num_experts)
         return plain if plain is not None and plain[0].dtype in KERNEL_DTYPES else None
 
     def _returned(self) -> tuple[bool | None, bool, Impl]:
@@ -264,16 +266,8 @@ class TopKRouter(Router):
 
     def _options(self) -> RouteOptions:
         bias = self.selection_bias
-        return RouteOptions(
-            self.top_k,
-            self.scoring,
-            self.renormalize,
-            self.scaling_factor,
-            # Float32 already, unless a function (torch.func.functional_call) put another tensor in its place.
-            None if bias is None else bias.float(),
-            self.num_groups,
-            self.topk_groups,
-        )
+        # Float32 already, unless a function (torch.func.functional_call) put another tensor in its place.
+        return self._unbiased_options if bias is None else self._unbiased_options._replace(selection_bias=bias.float())
 
     def _check_settings(self) -> None:
         check_top_k(self.top_k, self.num_experts)
@@ -295,3 +289,11 @@ class TopKRouter(Router):
         if self.scoring == "topk_softmax" and self._renormalize is False:
             raise ValueError('scoring="topk_softmax" always renormalises: leave renormalize out, or use "softmax".')
         check_groups(self.num_experts, self.top_k, self.num_groups, self.topk_groups)
+        self._unbiased_options = RouteOptions(
+            self.top_k,
+            self.scoring,
+            self.renormalize,
+            self.scaling_factor,
+            num_groups=self.num_groups,
+            topk_groups=self.topk_groups,
+        )

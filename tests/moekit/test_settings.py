@@ -132,6 +132,15 @@ def test_settings_of_a_top_k_router_take_effect():
         assert torch.equal(mine.expert_ids, theirs.expert_ids)
 
 
+def test_a_refused_setting_of_a_top_k_router_changes_no_decision():
+    x, router = torch.randn(7, DIM), make_router()
+    before = router(x)
+    for name, value in (("top_k", 5), ("scoring", "tanh"), ("jitter", 2.0)):
+        with pytest.raises(ValueError, match=name):
+            setattr(router, name, value)
+        assert torch.equal(router(x).gates, before.gates)
+
+
 def test_the_default_of_renormalize_follows_top_k():
     router = make_router(top_k=1)
     assert not router.renormalize

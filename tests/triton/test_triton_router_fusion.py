@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moekit import FFNExperts, Routing, SparseMoE, TopKRouter, load_balancing_loss, router_stats, router_z_loss
 from moekit.routers import top_k as top_k_module
 from moekit.routers.gate import Gate
+from moekit_kernels.routing.options import RouteOptions
 
 DIM, EXPERTS, TOKENS = 40, 6, 11
 
@@ -29,13 +30,13 @@ def make_input(device: torch.device, *lead: int) -> Tensor:
 def fused(monkeypatch) -> list[Tensor]:
     """The inputs of every routing that multiplied by the weight itself."""
     calls: list[Tensor] = []
-    original = top_k_module.route_linear
+    original = top_k_module.route_linear_by
 
-    def recorded(x: Tensor, *arguments, **options):
+    def recorded(options: RouteOptions, x: Tensor, *arguments):
         calls.append(x)
-        return original(x, *arguments, **options)
+        return original(options, x, *arguments)
 
-    monkeypatch.setattr(top_k_module, "route_linear", recorded)
+    monkeypatch.setattr(top_k_module, "route_linear_by", recorded)
     return calls
 
 

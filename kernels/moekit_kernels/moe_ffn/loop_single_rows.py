@@ -4,6 +4,7 @@ A product of a matrix and a vector adds to the output of its token and is weight
 rows of tokens are neither gathered nor added up. Same functions and letters as :mod:`moekit_kernels.moe_ffn.loop`.
 """
 
+from itertools import chain
 from typing import cast
 
 import torch
@@ -61,7 +62,7 @@ def forward(
     """Computes :func:`moekit_kernels.moe_ffn.loop.forward`."""
     up_proj, down_proj = weights[:2]
     tokens = cast(list[int], order.token_of_row.tolist())
-    gate_of_slot = cast(list[float], gates.flatten().tolist())
+    gate_of_slot = list(chain(*cast(list[list[float]], gates.tolist())))
     gate_of_row = [gate_of_slot[slot] for slot in cast(list[int], order.slot_of_row.tolist())]
     pre_NF1 = _products(up_proj, _of_tokens(x, tokens), len(tokens), groups)
     hidden_NF = ACTIVATIONS[activation].compute(pre_NF1)

@@ -4,7 +4,7 @@ Same bits as :func:`~moekit_kernels.plan.reference.plan_dispatch_reference` with
 """
 
 from array import array
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import cast
 
 import torch
@@ -28,7 +28,7 @@ def few_slots(expert_ids: Tensor, num_experts: int) -> bool:
 def plan_few_slots(expert_ids: Int[Tensor, "T K"], num_experts: int) -> DispatchPlan | None:
     """Sorts slots by expert, stably; returns None if an id is out of range."""
     num_tokens, top_k = expert_ids.shape
-    ids = cast(list[int], expert_ids.flatten().tolist())
+    ids = list(chain(*cast(list[list[int]], expert_ids.tolist())))
     counts = [0] * num_experts
     for expert in ids:
         if not 0 <= expert < num_experts:

@@ -55,12 +55,13 @@ def _decide(finite: FiniteLogits, options: RouteOptions) -> _Decision:
     scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else logits_TE.softmax(-1)
     plain = selection_bias is None and num_groups is None
     # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
-    ranked_TE = logits_TE.detach() if plain or scoring == "topk_softmax" else scores_TE.detach()
+    ranked_TE = logits_TE if plain or scoring == "topk_softmax" else scores_TE
     if selection_bias is not None:
-        ranked_TE = ranked_TE + selection_bias
+        ranked_TE = ranked_TE.detach() + selection_bias
     if num_groups is not None and topk_groups is not None:
         ranked_TE = limit_to_groups(ranked_TE, num_groups, topk_groups)
-    ids_TK = top_k_ids(ranked_TE, top_k)
+    # Logits that are known to be valid were read.
+    ids_TK = top_k_ids(ranked_TE, top_k, readable=True if finite.all_valid and ranked_TE is logits_TE else None)
     logits_TK = logits_TE.gather(-1, ids_TK)
     if scoring == "sigmoid" and renormalize:
         gates_TK = _normalised_sigmoid(logits_TK)

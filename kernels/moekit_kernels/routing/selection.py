@@ -20,19 +20,24 @@ _FEW = 128
 _PASSES = 16
 
 
-def top_k_ids(scores: Float[Tensor, "T E"], k: int) -> Int[Tensor, "T K"]:
+def top_k_ids(scores: Float[Tensor, "T E"], k: int, *, readable: bool | None = None) -> Int[Tensor, "T K"]:
     """Returns the indices of the ``k`` largest scores of each row, largest first, ties to the lowest index.
 
     ``torch.topk`` leaves ties open, so two devices may choose differently; this does not. Scores of
     ``-inf`` are chosen last. No gradient.
+
+    Args:
+        scores: The scores.
+        k: ``K``.
+        readable: Whether the scores may be read here, where that is known already.
     """
-    scores_TE = scores.detach()
-    if not can_read(scores):
-        return _largest_in_order(scores_TE, k)
+    if not (can_read(scores) if readable is None else readable):
+        return _largest_in_order(scores.detach(), k)
     if 0 < scores.numel() <= _FEW:
         rows = cast(list[list[float]], scores.tolist())
         if not math.isnan(sum(map(sum, rows))):
             return _largest_in_python(rows, k)
+    scores_TE = scores.detach()
     # topk is many times faster, and right where the largest k + 1 scores of a row differ. Other rows are rare.
     values_TP, ids_TP = scores_TE.topk(min(k + 1, scores_TE.shape[1]))
     ids_TK = ids_TP[:, :k].contiguous()

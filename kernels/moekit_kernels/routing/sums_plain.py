@@ -69,6 +69,13 @@ def sums_of_all(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor
     return probs.sum(0), gate_sum, logsumexp_sq_sum, entropy_sum
 
 
+def load_of_all(counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns the counts ``(E,)`` in the dtype of the sums."""
+    if counts.is_cpu and 0 < counts.shape[0] <= _FEW and dtype in _TYPECODES:
+        return torch.frombuffer(array(_TYPECODES[dtype], cast(list[float], counts.tolist())), dtype=dtype)
+    return counts.to(dtype)
+
+
 def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums | None:
     """Adds up in float64; returns None for numbers that Python treats in another way than tensors."""
     dtype = probs.dtype
@@ -89,7 +96,7 @@ def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor)
     entropies = [-p * math.log(p) for p in probs_N if p]
     numbers = array(_TYPECODES[dtype], [*prob_sum, *gate_sum, sum(squares), sum(entropies)])
     parts = torch.unsafe_split_with_sizes(torch.frombuffer(numbers, dtype=dtype), [len(prob_sum), len(gate_sum), 1, 1])
-    return parts[0], parts[1], parts[2].view(()), parts[3].view(())
+    return parts[0], parts[1], parts[2][0], parts[3][0]
 
 
 def _logsumexp(logits: list[float]) -> float:
