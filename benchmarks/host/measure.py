@@ -159,9 +159,10 @@ def _times(call: Callable[[], object], repeats: int) -> list[float]:
 
 
 def count(calls: Calls, names: Callable[[], list[str]]) -> dict[str, Counts]:
-    """Returns what inference, forward and backward start, after one step that compiles."""
-    calls.backward(calls.forward())
-    calls.inference()
+    """Returns what inference, forward and backward start, after two steps that compile and are watched, and a third."""
+    for _ in range(3):
+        calls.backward(calls.forward())
+        calls.inference()
     with counting(names) as inference:
         calls.inference()
     with counting(names) as forward:

@@ -108,12 +108,17 @@ def as_on_a_gpu() -> Generator[None]:
         patch.object(our_runtime, "target_of", lambda device: SM_90),
         patch.object(plan_op, "check_range", lambda *arguments: False),
     ]
-    if importlib.util.find_spec("moekit_kernels.eager") is not None:  # which older checkouts do not have
-        patches.append(patch("moekit_kernels.eager.can_read", lambda tensor: False))
     with contextlib.ExitStack() as stack:
-        for each in patches:
+        for each in (*patches, *_answer_no("eager", "can_read")):
             stack.enter_context(each)
         yield
+
+
+def _answer_no(module: str, function: str) -> list[Any]:
+    """Returns the patch of a function of one tensor by one that returns False; none in checkouts without its module."""
+    if importlib.util.find_spec(f"moekit_kernels.{module}") is None:
+        return []
+    return [patch(f"moekit_kernels.{module}.{function}", lambda tensor: False)]
 
 
 @contextlib.contextmanager
@@ -123,7 +128,9 @@ def stubbed() -> Generator[StubDriver]:
     before = runtime.driver._active
     runtime.driver.set_active(stub)
     try:
-        with as_on_a_gpu():
+        with contextlib.ExitStack() as stack:
+            for each in (as_on_a_gpu(), *_answer_no("repeated", "is_on_host")):
+                stack.enter_context(each)
             yield stub
     finally:
         runtime.driver._active = before

@@ -38,3 +38,8 @@ def arrival_counters(device: torch.device, count: int) -> Tensor:
         counters = torch.zeros(max(count, _LEAST), dtype=torch.int32, device=device)
         _counters[key] = counters
     return counters
+
+
+def num_counters_at(address: int) -> int | None:
+    """Returns how many counters that are kept begin at ``address``; None if none do."""
+    return next((each.shape[0] for each in list(_counters.values()) if each.data_ptr() == address), None)

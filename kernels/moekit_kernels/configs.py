@@ -15,13 +15,14 @@ or, from the file that ``python -m benchmarks tune`` writes, around a whole prog
 
 import functools
 import json
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from moekit_kernels.overrides import Override
 from moekit_kernels.precision import float32_precision
 from moekit_kernels.targets import Target
 
@@ -52,7 +53,7 @@ class GemmConfig(NamedTuple):
     per_processor: int
 
 
-_overrides: list[Table] = []
+_override: Override[Table] = Override()
 
 
 def gemm_config(
@@ -74,9 +75,11 @@ def gemm_config(
     """
     operands = operand_class(dtype, aligned)
     classes = ("tf32", "32-bit") if operands == "tf32" else (operands,)
-    for one in classes if _overrides else ():
-        if config := _look_up(_overrides[-1], target.name, kind, one, rows_per_expert):
-            return config
+    table = _override.value
+    if table is not None:
+        for one in classes:
+            if config := _look_up(table, target.name, kind, one, rows_per_expert):
+                return config
     for one in classes:
         if config := _look_up_committed(target.name, kind, one, rows_per_expert):
             return config
@@ -112,17 +115,12 @@ def is_aligned(dtype: torch.dtype, *widths: int) -> bool:
     return all(width * dtype.itemsize % 16 == 0 for width in widths)
 
 
-@contextmanager
-def override(table: Table) -> Generator[None]:
-    """Looks up ``table`` before the committed one; what it lacks comes from there.
+def override(table: Table) -> AbstractContextManager[None]:
+    """Looks up ``table`` before the committed one, for a block of code; what it lacks comes from there.
 
     It holds for the whole process, because backward runs in threads of autograd: keep a backward pass inside.
     """
-    _overrides.append(table)
-    try:
-        yield
-    finally:
-        _overrides.pop()
+    return _override.set_to(table)
 
 
 def load(path: str | Path) -> Table:

@@ -12,6 +12,8 @@ and 12.8 µs with, against 3.0 and 4.1 µs for the same function and ``torch.aut
     scale.register_autograd(backward, setup_context=save)
     scale(x, 2.0)
 
+On a GPU, a call of a kind that was made before repeats its launches (:mod:`moekit_kernels.repeated`), both ways.
+
 A call is plain eager where :func:`is_plain_eager` holds. Then the function itself runs, inside an
 ``autograd.Function`` made of the same ``setup_context`` and ``backward`` where a gradient is needed; saved tensors pass
 the hooks of ``torch.autograd.graph.saved_tensors_hooks`` (activation checkpointing, offloading) as ever. Any other call
@@ -27,6 +29,8 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn import Parameter
+
+from moekit_kernels.repeated import Repeatable
 
 # Subclasses (DTensor, fake tensors, quantised weights) decide for themselves what an operation does, and so do symbols.
 _PLAIN_TYPES = frozenset({Tensor, Parameter, NoneType, bool, int, float, str})
@@ -94,12 +98,13 @@ class Operation:
 
     Attributes:
         registered: The operation of ``torch.library``, for tools such as ``opcheck``.
-        compute: The function itself.
+        compute: The function itself, which starts again what it started in an earlier call of the same kind.
     """
 
     def __init__(self, name: str, compute: Callable[..., Any]) -> None:
-        self.registered = torch.library.custom_op(name, compute, mutates_args=())
-        self.compute = compute
+        self.compute = Repeatable(compute)
+        schema = torch.library.infer_schema(compute, mutates_args=())
+        self.registered = torch.library.custom_op(name, self.compute, mutates_args=(), schema=schema)
         self._apply: Callable[..., Any] = self.registered
 
     def __call__(self, *arguments: Any) -> Any:

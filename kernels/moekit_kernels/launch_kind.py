@@ -16,7 +16,7 @@ _CONSTANT_TYPES = frozenset({bool, int, str, NoneType})
 _RUNTIME_TYPES = frozenset({bool, float, NoneType})
 _MOST_LAYOUTS = 256
 _MOST_INTEGERS = 1 << 16
-_Getter = Callable[[tuple[Any, ...]], tuple[Any, ...]]
+Getter = Callable[[tuple[Any, ...]], tuple[Any, ...]]
 
 
 class _Layout:
@@ -31,8 +31,8 @@ class _Layout:
                 places["numbers" if parameter.do_not_specialize else "integers"].append(place)
             elif issubclass(kind, Tensor):
                 places["tensors"].append(place)
-        self.tensors, self.integers, self.constants = (_getter(places[n]) for n in ("tensors", "integers", "constants"))
-        self.numbers, self.floats = (_getter(places[n]) if places[n] else None for n in ("numbers", "floats"))
+        self.tensors, self.integers, self.constants = (getter(places[n]) for n in ("tensors", "integers", "constants"))
+        self.numbers, self.floats = (getter(places[n]) if places[n] else None for n in ("numbers", "floats"))
 
 
 class Signature:
@@ -81,7 +81,7 @@ class Signature:
             layout.numbers and tuple(map(_width_of, layout.numbers(values))),
             layout.floats and tuple(map(float.hex, layout.floats(values))),
         )
-        return (key if torch.version.hip is None else (*key, *map(_exceeds_2_gib, tensors))), values
+        return (key if torch.version.hip is None else (*key, *map(exceeds_2_gib, tensors))), values
 
     def _new_layout(self, types: tuple[type, ...]) -> _Layout | None:
         if types in self._layouts or not all(map(_is_understood, types, self._parameters)):
@@ -118,7 +118,8 @@ def _width(value: int) -> int:
     return 0 if -(1 << 31) <= value < 1 << 31 else 1 if value < 1 << 63 else 2
 
 
-def _getter(places: list[int]) -> _Getter:
+def getter(places: list[int]) -> Getter:
+    """Returns a function that picks the entries at ``places`` from a tuple, as a tuple."""
     if len(places) > 1:
         return itemgetter(*places)
     if not places:
@@ -137,7 +138,8 @@ def _is_misaligned(tensor: Tensor) -> bool:
     return tensor.data_ptr() % 16 != 0
 
 
-def _exceeds_2_gib(tensor: Tensor) -> bool:
+def exceeds_2_gib(tensor: Tensor) -> bool:
+    """Returns whether the memory of a tensor is too large for the buffer loads of AMD."""
     return tensor.untyped_storage().size() > (1 << 31) - 1
 
 

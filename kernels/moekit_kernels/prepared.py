@@ -15,6 +15,9 @@ of a kernel was assigned anew is not repeated.
 have hooks before their run, arguments of other types, kernels whose compilation is inspected, and all launches while
 :func:`use_prepared_launches` has switched this off.
 
+**A watcher** (:func:`watch_starts`) is told what each launch starts, so that a whole call of an operation can be
+repeated (:mod:`moekit_kernels.repeated`).
+
 **What is kept**: at most :data:`MOST_KEPT` kinds; the oldest leaves first. The compiled kernel is referenced weakly:
 it lives as long as Triton keeps it, and no module is held back that Triton has unloaded. Tensors, streams and graphs
 are not kept. Any number of threads and streams may launch at once: each launch goes to its thread's current stream.
@@ -24,8 +27,9 @@ import contextvars
 import functools
 import threading
 import weakref
-from collections.abc import Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -49,6 +53,24 @@ class _Kept(NamedTuple):
     needs_scratch: bool
 
 
+class Start(NamedTuple):
+    """A launch of a compiled kernel.
+
+    Attributes:
+        kernel: The ``@triton.jit`` function.
+        compiled: What it was compiled to, referenced weakly.
+        needs_scratch: Whether it needs scratch memory.
+        grid: Programs in each of three dimensions.
+        values: All arguments in the order of the kernel, compile-time constants too.
+    """
+
+    kernel: Any
+    compiled: "weakref.ref[Any]"
+    needs_scratch: bool
+    grid: tuple[int, int, int]
+    values: tuple[Any, ...]
+
+
 _jit_function: Any = JITFunction
 _triton_driver: Any = driver
 _runtime: Any = knobs.runtime
@@ -58,21 +80,26 @@ _HAS_CASTS = hasattr(_compilation, "fpsan_homomorphic_casts")  # a knob of Trito
 
 class _Switch:
     is_on = True
+    num_changes = 0
 
 
 _kept: dict[Hashable, _Kept] = {}
 _signatures: dict[int, Signature] = {}
 _lock = threading.Lock()
+_watcher: ContextVar[Callable[[Start | None], None] | None] = ContextVar("_watcher", default=None)
 
 
 def use_prepared_launches(enabled: bool) -> None:
     """Switches prepared launches on (the default) or off, for the process, and drops what was kept.
+
+    Repeated calls (:mod:`moekit_kernels.repeated`) are switched with them.
 
     Args:
         enabled: Whether a launch of a kind that was launched before bypasses Triton's own path.
     """
     with _lock:
         _Switch.is_on = enabled
+        _Switch.num_changes += 1
         _kept.clear()
         _signatures.clear()
 
@@ -106,22 +133,74 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_
         with torch.cuda.device(device):
             start(kernel, grid, arguments, num_warps, num_stages)
         return
-    # From here on as ``JITFunction.run`` and ``compiled[grid]`` do.
-    stream = active.get_current_stream(device if device >= 0 else 0)
+    stream = active.get_current_stream(max(device, 0))
+    three = cast(tuple[int, int, int], grid if len(grid) == 3 else (*grid, 1, 1)[:3])
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(Start(kernel, kept.compiled, kept.needs_scratch, three, values))
     enter_hook, exit_hook, metadata = _runtime.launch_enter_hook, _runtime.launch_exit_hook, None
-    # Chains of hooks, empty unless a profiler is there; what stands in their place is a hook.
-    if getattr(enter_hook, "calls", True) or getattr(exit_hook, "calls", True):
+    if _calls_hooks():
         metadata = None if enter_hook is None else compiled.launch_metadata(grid, stream, *values)
     else:
         enter_hook = exit_hook = None
-    width, height, depth = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
-    settings = (compiled.function, compiled.packed_metadata, metadata, enter_hook, exit_hook)
-    if kept.needs_scratch:
+    start_compiled(compiled, kept.needs_scratch, device, stream, three, (metadata, enter_hook, exit_hook), values)
+
+
+def start_compiled(
+    compiled: Any,
+    needs_scratch: bool,
+    device: int,
+    stream: int,
+    grid: tuple[int, int, int],
+    hooks: tuple[Any, Any, Any],
+    values: Sequence[Any],
+) -> None:
+    """Starts a compiled kernel as ``JITFunction.run`` and ``compiled[grid]`` do.
+
+    Args:
+        compiled: The kernel.
+        needs_scratch: Whether it needs scratch memory.
+        device: Index of the device, which is the current one; -1 on CPU.
+        stream: Where it runs.
+        grid: Programs in each dimension.
+        hooks: What describes the launch to the hooks, the hook before it and the one after it; or None for each.
+        values: All arguments in the order of the kernel; a pointer is a tensor or an address.
+    """
+    settings = (*grid, stream, compiled.function, compiled.packed_metadata, *hooks)
+    if needs_scratch:
         # A copy, because the allocator is set for the context, and other kernels have their own.
-        context = contextvars.copy_context()
-        context.run(_with_allocator, device, compiled.run, width, height, depth, stream, *settings, *values)
+        contextvars.copy_context().run(_with_allocator, device, compiled.run, *settings, *values)
     else:
-        compiled.run(width, height, depth, stream, *settings, *values)
+        compiled.run(*settings, *values)
+
+
+def _calls_hooks() -> bool:
+    """Returns whether a profiler has hooks of launches."""
+    # Chains, empty without a profiler; anything else that stands in their place is a hook.
+    enter_hook, exit_hook = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    return bool(getattr(enter_hook, "calls", True) or getattr(exit_hook, "calls", True))
+
+
+def settings() -> tuple[Hashable, ...] | None:
+    """Returns all that decides how a launch of one kind starts, beside its arguments.
+
+    None where every launch has to pass :func:`start`: prepared launches are switched off, compilation is inspected, or
+    launches have hooks.
+    """
+    if not _Switch.is_on or _runtime.add_stages_inspection_hook is not None or _calls_hooks():
+        return None
+    casts = _HAS_CASTS and _compilation.fpsan_homomorphic_casts
+    return _Switch.num_changes, _triton_driver.active, _runtime.debug, _compilation.instrumentation_mode, casts
+
+
+@contextmanager
+def watch_starts(watcher: Callable[[Start | None], None]) -> Generator[None]:
+    """Tells ``watcher`` of every launch of this thread: what is started, or None if it takes Triton's own path."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def _with_allocator(device: int, run: Any, *arguments: Any) -> None:
@@ -143,6 +222,9 @@ def _start_by_triton(
     kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, num_stages: int
 ) -> Any:
     """Starts a kernel as Triton documents it, and returns what it compiled."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(None)
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     # Fusion of products and sums is Triton's default today; it is stated here because that is to change.
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}

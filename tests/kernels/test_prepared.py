@@ -25,9 +25,10 @@ from triton import knobs
 from triton.runtime import _allocation
 from triton.runtime.jit import JITFunction
 
-from benchmarks.host.stub import StubDriver, StubLauncher, stubbed
+from benchmarks.host.stub import StubDriver
 from moekit_kernels import launch_kind, prepared
 from moekit_kernels.runtime import launch
+from tests.kernels.recorded_launches import Recorded, recorded_launches
 
 
 @triton.jit(do_not_specialize=["free"])
@@ -49,16 +50,6 @@ def copy_tile_kernel(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
     tl.store(y_ptr + offsets[:, None] * BLOCK + offsets[None, :], tile.load([0, 0]))
 
 
-class Recorded(StubLauncher):
-    """Keeps what it is called with."""
-
-    calls: list[tuple[Any, ...]] = []  # noqa: RUF012 (cleared for each test)
-
-    def __call__(self, *arguments: Any) -> None:
-        self.calls.append(arguments)
-        super().__call__(*arguments)
-
-
 class Observed:
     """Launches on a stub, with how many took Triton's own path."""
 
@@ -74,9 +65,7 @@ class Observed:
 @pytest.fixture
 def observed(monkeypatch: pytest.MonkeyPatch):
     run = JITFunction.run
-    Recorded.calls.clear()
-    with stubbed() as stub:
-        stub.launcher_cls = Recorded
+    with recorded_launches() as stub:
         observed = Observed(stub)
 
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -84,9 +73,7 @@ def observed(monkeypatch: pytest.MonkeyPatch):
             return run(*arguments, **options)
 
         monkeypatch.setattr(JITFunction, "run", counted)
-        prepared.use_prepared_launches(True)
         yield observed
-        prepared.use_prepared_launches(True)
         for kernel in (scale_kernel, copy_tile_kernel):
             kernel.device_caches.clear()
 

@@ -11,7 +11,9 @@ from moekit_kernels.availability import triton_is_installed
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-if not triton_is_installed():
+if triton_is_installed():
+    from moekit_kernels.prepared import use_prepared_launches
+else:
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -34,6 +36,12 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_repeats_of_other_tests() -> None:
+    """A test may replace what chooses kernels; calls of another test are no pattern for its own."""
+    use_prepared_launches(True)
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,13 @@ tokens of the up product, and one with F = 512 the tokens for the gradient of th
 """
 
 import functools
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 
 from moekit_kernels.configs import is_aligned
+from moekit_kernels.overrides import Override
 from moekit_kernels.targets import Target
 
 
@@ -71,7 +71,7 @@ BANDWIDTH = 3.03e12
 LAUNCH = 20e-6
 """Seconds of one more launch: some 5 of the GPU and up to 15 of Python, for which the GPU waits at small sizes."""
 
-_chosen: list[Gathers] = []
+_override: Override[Gathers] = Override()
 
 
 def gathers(
@@ -99,8 +99,7 @@ def gathers(
         read_once: Whether each token is read once for all its rows: for a fixed number of rows each.
         weight_grad: Whether the gradients of the weights are computed, which read the gradient of the output too.
     """
-    chosen = _chosen[-1] if _chosen else None
-    return _gathers(target, dtype, num_tokens, num_rows, widths, read_once, weight_grad, chosen)
+    return _gathers(target, dtype, num_tokens, num_rows, widths, read_once, weight_grad, _override.value)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -139,18 +138,13 @@ def _saved(product: str, columns: int) -> float:
     return 2 * columns * (1 / rates.pointers - 1 / rates.descriptors)
 
 
-@contextmanager
-def override(*, up: bool, grad: bool, tokens: bool) -> Generator[None]:
-    """Sets :func:`gathers` by hand, for the whole process, wherever the target and the operands allow it.
+def override(*, up: bool, grad: bool, tokens: bool) -> AbstractContextManager[None]:
+    """Sets :func:`gathers` by hand, for a block of code, wherever the target and the operands allow it.
 
-    It holds for all threads, because backward runs in threads of autograd: keep a backward pass inside.
+    It holds for the whole process, because backward runs in threads of autograd: keep a backward pass inside.
 
     Example:
         >>> with override(up=True, grad=True, tokens=True):
         ...     pass  # layers that run here gather all rows into memory, forward and backward
     """
-    _chosen.append(Gathers(up, grad, tokens))
-    try:
-        yield
-    finally:
-        _chosen.pop()
+    return _override.set_to(Gathers(up, grad, tokens))

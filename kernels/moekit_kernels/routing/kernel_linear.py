@@ -39,7 +39,7 @@ def linear_tile(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def route_linear_fwd_kernel(
     x,
     weight,

@@ -65,7 +65,7 @@ def add_weight(
             tl.store(d_at, acc.to(d_weight.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def route_linear_bwd_kernel(
     d_gates,
     d_finite_logits,
