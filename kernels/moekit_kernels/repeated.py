@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable
 from functools import reduce
 from operator import attrgetter
 from types import NoneType
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from moekit_kernels.launch_kind import exceeds_2_gib, getter
 from moekit_kernels.overrides import num_changes
 from moekit_kernels.precision import float32_precision
 from moekit_kernels.runtime import is_recording
+
+if TYPE_CHECKING:
+    from moekit_kernels.call_record import CallRecord
 
 MOST_KEPT = 256
 """Most kinds of calls that are kept for one operation."""
@@ -78,7 +81,7 @@ class Repeatable:
             raise ValueError(f"{compute.__name__} must have a parameter that is annotated as a tensor, got {hints}.")
         self._first = hints.index(Tensor)
         self._layouts: dict[tuple[type, ...], _Layout] = {}
-        self._kept: dict[Hashable, Any] = {}
+        self._kept: "dict[Hashable, CallRecord | str]" = {}
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
@@ -95,15 +98,16 @@ class Repeatable:
         tensors = layout.tensors(arguments)
         kind = _kind(layout, arguments, tensors, settings)
         kept = self._kept.get(kind)
-        if kept is _CALLED:
+        if kept == _CALLED:
             output, record = _watch_of()(self._compute, arguments, tensors)
-            self._keep(kind, _NEVER if record is None else record)
+            self._keep(kind, record or _NEVER)
             return output
-        kernels = None if kept is None or kept is _NEVER else kept.kernels()
-        if kernels is not None:
-            return kept.start(kernels, device, tensors)
+        if kept is not None and not isinstance(kept, str):
+            kernels = kept.kernels()
+            if kernels is not None:
+                return kept.start(kernels, device, tensors)
         output = self._compute(*arguments)
-        if kept is not _NEVER:
+        if kept != _NEVER:
             self._keep(kind, _CALLED)
         return output
 
@@ -118,7 +122,7 @@ class Repeatable:
             self._layouts.clear()
         return self._layouts.setdefault(types, _Layout(types))
 
-    def _keep(self, kind: Hashable, kept: Any) -> None:
+    def _keep(self, kind: Hashable, kept: "CallRecord | str") -> None:
         with self._lock:
             while len(self._kept) >= MOST_KEPT and kind not in self._kept:
                 del self._kept[next(iter(self._kept))]
@@ -162,7 +166,7 @@ def _settings_of() -> Callable[[torch.device], tuple[Hashable, ...] | None]:
 
 
 @functools.cache
-def _watch_of() -> Callable[..., tuple[Any, Any]]:
+def _watch_of() -> "Callable[..., tuple[Any, CallRecord | None]]":
     from moekit_kernels.call_watch import watch
 
     return watch
