@@ -230,7 +230,8 @@ def _counts(
     tokens, all_tokens = counted.tokens, routing.valid.shape[0]
     if counted.are_all:
         load = load_of_all(plan.tokens_per_expert, dtype)
-        num_tokens, nonfinite = (torch.full((), number, device=tokens.device) for number in (all_tokens, 0))
+        num_tokens = torch.full((), all_tokens, device=tokens.device)
+        nonfinite = torch.full((), 0, device=tokens.device)
     else:
         load = plan.tokens_per_expert.to(dtype)
         num_tokens = tokens.sum()

@@ -137,9 +137,10 @@ def plain_linear(gate: nn.Module, x: Tensor, num_experts: int) -> tuple[Tensor, 
 
 
 def _is_plain(weight: Tensor) -> bool:
+    if type(weight) in (Tensor, nn.Parameter):
+        return True
     # An export that is not strict replaces parameters by fake tensors, which stand for plain ones.
-    exported = torch.compiler.is_exporting() and not is_traceable_wrapper_subclass(weight)
-    return exported or type(weight) in (Tensor, nn.Parameter)
+    return torch.compiler.is_exporting() and not is_traceable_wrapper_subclass(weight)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")
@@ -148,7 +149,11 @@ _any_global_hook: Callable[[], object] = module_hooks._has_any_global_hook  # py
 
 
 def _is_unhooked(module: nn.Module) -> bool:
-    return not any(getattr(module, name) for name in _HOOKS) and "forward" not in module.__dict__
+    attributes = module.__dict__
+    for name in _HOOKS:
+        if attributes.get(name):
+            return False
+    return "forward" not in attributes
 
 
 class _Linear(nn.Linear):

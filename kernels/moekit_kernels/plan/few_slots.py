@@ -39,11 +39,11 @@ def plan_few_slots(expert_ids: Int[Tensor, "T K"], num_experts: int) -> Dispatch
     row_of_slot = [0] * num_slots
     for row, slot in enumerate(slot_of_row):
         row_of_slot[slot] = row
-    numbers = array("q", [slot // top_k for slot in slot_of_row])
+    token_of_row = [slot // top_k for slot in slot_of_row]
+    offsets, dropped = accumulate(counts, initial=0), [0] * num_experts
+    numbers = array("q", [*token_of_row, *slot_of_row, *offsets, *row_of_slot, *counts, *dropped])
     sizes = [num_slots, num_slots, num_experts + 1, num_slots, num_experts, num_experts]
-    for part in (slot_of_row, accumulate(counts, initial=0), row_of_slot, counts, (0,) * num_experts):
-        numbers.extend(part)
     # "Unsafe": each part counts its own changes, so adding to counts in place does not disturb what autograd keeps.
     parts = torch.unsafe_split_with_sizes(torch.frombuffer(numbers, dtype=torch.int64), sizes)
-    token_of_row, slots, offsets, rows, routed, dropped = parts
-    return DispatchPlan(token_of_row, slots, offsets, rows.view(num_tokens, top_k), routed, dropped, num_tokens)
+    tokens, slots, bounds, rows, routed, none_dropped = parts
+    return DispatchPlan(tokens, slots, bounds, rows.view(num_tokens, top_k), routed, none_dropped, num_tokens)

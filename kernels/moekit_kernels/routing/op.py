@@ -207,6 +207,7 @@ def route_by(
     if resolved == "reference":
         return decide_and_sum(logits, options, mask, bool(with_sums), with_logits)
     refuse_forward_mode("route", logits)
-    options = options._replace(scaling_factor=float(options.scaling_factor))
+    if type(options.scaling_factor) is not float:
+        options = options._replace(scaling_factor=float(options.scaling_factor))
     out = RouteOutputs(*_route(logits, *options, mask, with_logits, with_logits))
     return routed_of(out, with_logits, with_sums)

@@ -246,7 +246,8 @@ def route_linear_by(
     if resolved == "reference":
         return decide_and_sum(_linear(x, weight, bias), options, mask, bool(with_sums), with_logits)
     refuse_forward_mode("route", x, weight, bias)
-    options = options._replace(scaling_factor=float(options.scaling_factor))
+    if type(options.scaling_factor) is not float:
+        options = options._replace(scaling_factor=float(options.scaling_factor))
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     kept = with_logits or trained
     out = RouteOutputs(*_route_linear(x, weight, bias, *options, mask, kept, with_logits))

@@ -77,13 +77,15 @@ def load_of_all(counts: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor) -> _Sums | None:
-    """Adds up in float64; returns None for numbers that Python treats in another way than tensors."""
+    """Adds up in float64; returns None for numbers that have no logarithm, and dtypes that Python does not know."""
     dtype = probs.dtype
+    if dtype not in _TYPECODES:
+        return None
     probs_TE = cast(list[list[float]], probs.tolist())
     logits_TE = [] if logits is None else cast(list[list[float]], logits.tolist())
-    probs_N = list(chain(*probs_TE))
-    total = sum(probs_N) + sum(map(sum, logits_TE))
-    if dtype not in _TYPECODES or not math.isfinite(total) or min(probs_N) < 0:
+    try:
+        entropies = [-p * math.log(p) for p in chain(*probs_TE) if p]
+    except ValueError:
         return None
     prob_sum = [sum(column) for column in zip(*probs_TE, strict=True)]
     gate_sum = [0.0] * len(prob_sum)
@@ -93,7 +95,6 @@ def _in_python(gates: Tensor, ids: Tensor, logits: Tensor | None, probs: Tensor)
     for expert, gate in slots:
         gate_sum[expert] += gate
     squares = [lse * lse for lse in map(_logsumexp, logits_TE)]
-    entropies = [-p * math.log(p) for p in probs_N if p]
     numbers = array(_TYPECODES[dtype], [*prob_sum, *gate_sum, sum(squares), sum(entropies)])
     parts = torch.unsafe_split_with_sizes(torch.frombuffer(numbers, dtype=dtype), [len(prob_sum), len(gate_sum), 1, 1])
     return parts[0], parts[1], parts[2][0], parts[3][0]
