@@ -20,10 +20,12 @@ from moekit.layer_parts import (
     flat_router_input,
     hide_masked,
     masked_gates,
+    notify_observers,
     plan_routing,
     repeat_decisions,
     shared_output,
 )
+from moekit.observers import observed
 from moekit.parts import ExpertsPart, RouterPart, check_module, check_part_impl, experts_part, router_part
 from moekit.plan import DROP_POLICIES, DispatchPlan
 from moekit.routers.base import Router
@@ -224,6 +226,8 @@ class SparseMoE(SettingsModule):
         if plan is None:
             counted = counted_tokens(routing, mask_T)
             plan = self._plan(routing, mask_T, counted)
+        if observed():
+            notify_observers(self, routing, plan, mask_T)
         # A view of the same shape would be one more node of autograd's graph.
         flat = len(lead) == 1
         tokens = inputs if flat else [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]

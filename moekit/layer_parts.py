@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moekit.capacity import Capacity
 from moekit.checks import check_mask, check_same_device
+from moekit.observers import RoutingEvent, notify
 from moekit.plan import DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routing import CountedTokens, Routing
 from moekit_kernels.impl import Impl
@@ -169,4 +170,25 @@ def plan_routing(
         gates=routing.gates,
         drop_policy=drop_policy,
         impl=impl,
+    )
+
+
+def notify_observers(layer: nn.Module, routing: Routing, plan: DispatchPlan, mask: Tensor | None) -> None:
+    """Reports the routing of a call to the observers; see :mod:`moekit.observers`."""
+    sums = routing.sums if routing.sums is not None and routing.sums.of(routing, mask) else None
+    notify(
+        RoutingEvent(
+            layer,
+            plan.tokens_per_expert.shape[0],
+            expert_ids=routing.expert_ids if routing.token_ids is None else None,
+            token_ids=routing.token_ids,
+            kept=routing.kept,
+            probs=routing.probs,
+            valid=routing.valid,
+            mask=mask,
+            tokens_per_expert=plan.tokens_per_expert,
+            dropped_per_expert=plan.dropped_per_expert,
+            prob_sum=None if sums is None else sums.sums.prob_sum,
+            entropy_sum=None if sums is None else sums.sums.entropy_sum,
+        )
     )

@@ -12,6 +12,7 @@ from moekit.checks import check_floating, check_mask, check_positive, check_same
 from moekit.experts.base import Experts
 from moekit.init import scaled_normal_
 from moekit.layer import MoEOutput
+from moekit.observers import RoutingEvent, notify, observed
 from moekit.parts import ExpertsPart, experts_part
 from moekit.plan import DispatchPlan
 from moekit.routing import RouterStats, entropy
@@ -142,6 +143,8 @@ class SoftMoE(SettingsModule):
         out = torch.einsum("bsep,ebpd->bsd", combine_weights.to(outputs.dtype), outputs)
         out = torch.where(part.unsqueeze(-1), out, torch.where(real, torch.nan, 0.0).unsqueeze(-1).to(out.dtype))
         out = out.reshape(*x.shape[:-1], out.shape[-1])
+        if observed():
+            self._notify(combine_weights, part, real)
         return MoEOutput(out, self._stats(combine_weights, logits, part, real) if stats else None)
 
     def extra_repr(self) -> str:
@@ -175,6 +178,23 @@ class SoftMoE(SettingsModule):
         plan = DispatchPlan(index, index, offsets, index.unsqueeze(-1), per_expert, torch.zeros_like(per_expert), count)
         gates = torch.ones(count, 1, dtype=rows.dtype, device=rows.device)
         return self.experts(rows, plan, gates).unflatten(0, slots.shape[:3])
+
+    def _notify(self, weights: Tensor, part: Tensor, real: Tensor) -> None:
+        """Reports the combine weights to the observers; there are no decisions."""
+        num_experts = weights.shape[-2]
+        slots = torch.full((num_experts,), part.shape[0] * self.slots_per_expert, device=part.device)
+        probs = torch.where(part.unsqueeze(-1), weights.sum(-1), 0).reshape(-1, num_experts)
+        valid = part | ~real
+        notify(
+            RoutingEvent(
+                self,
+                num_experts,
+                probs=probs,
+                valid=valid.reshape(-1),
+                mask=real.reshape(-1),
+                tokens_per_expert=slots,
+            )
+        )
 
     def _stats(self, weights: Tensor, logits: Tensor, part: Tensor, real: Tensor) -> RouterStats:
         probs = torch.where(part.unsqueeze(-1), weights.sum(-1), 0)
