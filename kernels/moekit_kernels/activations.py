@@ -17,6 +17,8 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+_Parts = tuple[Tensor, Tensor, Tensor]
+
 
 class Activation(NamedTuple):
     """One activation.
@@ -28,9 +30,9 @@ class Activation(NamedTuple):
         interleaved: Whether gate and value alternate; False where it is not gated.
         forward: ``(N, F or 2F) -> (N, F)``, differentiable.
         compute: The same value with fewer temporaries; not to be differentiated.
-        recompute: The same value for a backward pass, and ``scalar(gate)``, which ``backward`` would compute again;
-            None where it is not gated.
-        backward: ``(grad of the output (N, F), pre-activation (N, F or 2F), scalar(gate) or None) -> grad of the
+        recompute: The same value for a backward pass, and what ``backward`` would compute again: gate, value and
+            ``scalar(gate)``; None where it is not gated.
+        backward: ``(grad of the output (N, F), pre-activation (N, F or 2F), parts of recompute or None) -> grad of the
             pre-activation``, in the layout of the pre-activation.
     """
 
@@ -40,7 +42,7 @@ class Activation(NamedTuple):
     interleaved: bool
     forward: Callable[[Tensor], Tensor]
     compute: Callable[[Tensor], Tensor]
-    recompute: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    recompute: Callable[[Tensor], tuple[Tensor, _Parts | None]]
     backward: Callable[..., Tensor]
 
 
@@ -85,7 +87,7 @@ def _plain(scalar: str) -> Activation:
     def recompute(pre: Tensor) -> tuple[Tensor, None]:
         return act(pre), None
 
-    def backward(grad: Tensor, pre: Tensor, acted: Tensor | None = None) -> Tensor:
+    def backward(grad: Tensor, pre: Tensor, parts: None = None) -> Tensor:
         return derivative(grad, pre, torch.empty_like(pre))
 
     return Activation(scalar, False, scalar, False, act, act, recompute, backward)
@@ -103,16 +105,20 @@ def _glu(name: str, scalar: str, *, interleaved: bool = False) -> Activation:
         gate_NF, value_NF = split(pre)
         return act(gate_NF).mul_(value_NF)
 
-    def recompute(pre: Tensor) -> tuple[Tensor, Tensor]:
+    def parts_of(pre: Tensor) -> _Parts:
         gate_NF, value_NF = split(pre)
-        acted_NF = act(gate_NF)
-        return acted_NF * value_NF, acted_NF
+        return gate_NF, value_NF, act(gate_NF)
 
-    def backward(grad: Tensor, pre: Tensor, acted: Tensor | None = None) -> Tensor:
-        gate_NF, value_NF = split(pre)
+    def recompute(pre: Tensor) -> tuple[Tensor, _Parts]:
+        parts = parts_of(pre)
+        _, value_NF, acted_NF = parts
+        return acted_NF * value_NF, parts
+
+    def backward(grad: Tensor, pre: Tensor, parts: _Parts | None = None) -> Tensor:
+        gate_NF, value_NF, acted_NF = parts_of(pre) if parts is None else parts
         grad_pre_NF1 = torch.empty_like(pre)
         grad_gate_NF, grad_value_NF = split(grad_pre_NF1)
-        torch.mul(grad, act(gate_NF) if acted is None else acted, out=grad_value_NF)
+        torch.mul(grad, acted_NF, out=grad_value_NF)
         derivative(grad * value_NF, gate_NF, grad_gate_NF)
         return grad_pre_NF1
 

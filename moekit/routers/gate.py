@@ -15,7 +15,7 @@ from moekit.checks import check_floating, check_positive, check_rank, check_same
 from moekit.init import reset_layer, scaled_normal_
 from moekit.routers.by_rows import linear_by_rows, serves
 from moekit.settings import SettingsModule
-from moekit_kernels.autocast import no_autocast
+from moekit_kernels.autocast import autocast_is_on
 
 _INPUT = "router_input (x unless given)"
 
@@ -79,9 +79,14 @@ class Gate(SettingsModule):
         """
         check_floating(_INPUT, x)
         check_width(_INPUT, x, self.dim)
-        with no_autocast(x.device.type):
-            for place, layer in enumerate(self.layers):
-                x = layer(F.relu(x) if place else x)
+        if not autocast_is_on(x.device.type):
+            return self._logits(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        for place, layer in enumerate(self.layers):
+            x = layer(F.relu(x) if place else x)
         return x
 
 

@@ -114,7 +114,7 @@ def backward(
             continue
         rows, tokens, gate_n1 = slice(start, end), order.token_of_row[start:end], gate_N1[start:end]
         pre_nF1 = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
-        hidden_nF, acted_nF = (hidden[rows], None) if hidden.shape[0] else act.recompute(pre_nF1)
+        hidden_nF, parts = (hidden[rows], None) if hidden.shape[0] else act.recompute(pre_nF1)
         grad_nD2 = grad.index_select(0, tokens)
         grad_hidden_nF = grad_nD2 @ down_proj[expert]
         if inputs is not None:
@@ -122,7 +122,7 @@ def backward(
         grad_nD2 = _weighted(grad_nD2, gate_n1, x.dtype)
         if of_weights is not None:
             of_weights.of_down(expert, grad_nD2, hidden_nF)
-        grad_pre_nF1 = act.backward(_weighted(grad_hidden_nF, gate_n1, x.dtype), pre_nF1, acted_nF)
+        grad_pre_nF1 = act.backward(_weighted(grad_hidden_nF, gate_n1, x.dtype), pre_nF1, parts)
         if of_weights is not None:
             of_weights.of_up(expert, grad_pre_nF1, x.index_select(0, tokens))
         if inputs is not None:

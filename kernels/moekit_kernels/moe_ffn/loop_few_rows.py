@@ -109,10 +109,10 @@ def backward(
     gates_N1 = order.by_row(gates).unsqueeze(-1)
     x_ND = x.index_select(0, order.token_of_row)
     pre_NF1 = pre if pre.shape[0] else _products(x_ND, up_proj.mT, up_bias, groups)
-    hidden_NF, acted_NF = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
+    hidden_NF, parts = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
     grad_ND2 = grad.index_select(0, order.token_of_row)
     grad_hidden_NF = _products(grad_ND2, down_proj, None, groups)
-    grad_pre_NF1 = act.backward(_weighted(grad_hidden_NF, gates_N1, x.dtype), pre_NF1, acted_NF)
+    grad_pre_NF1 = act.backward(_weighted(grad_hidden_NF, gates_N1, x.dtype), pre_NF1, parts)
     grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     if input_grad:
         rows_ND = _products(grad_pre_NF1, up_proj, None, groups).to(dtype)

@@ -99,9 +99,9 @@ def backward(
     gates_N1 = order.by_row(gates).unsqueeze(-1)
     x_rows, grad_rows = _of_tokens(x, tokens), _of_tokens(grad, tokens)
     pre_NF1 = pre if pre.shape[0] else _products(up_proj, x_rows, num_rows, groups)
-    hidden_NF, acted_NF = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
+    hidden_NF, parts = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
     grad_hidden_NF = _products(down_proj.mT, grad_rows, num_rows, groups)
-    grad_pre_NF1 = act.backward(grad_hidden_NF * gates_N1, pre_NF1, acted_NF)
+    grad_pre_NF1 = act.backward(grad_hidden_NF * gates_N1, pre_NF1, parts)
     grad_pre_rows = grad_pre_NF1.unbind()
     grad_x = grad_gates = grad_up = grad_down = None
     if input_grad:

@@ -32,6 +32,7 @@ Recompute = Literal["activation", "none", "all"]
 # The arguments that get a gradient, by their place in the schema: x and gates, then weights and biases.
 _INPUT_PLACES = (0, 1)
 _WEIGHT_PLACES = (7, 8, 9, 10)
+_NUM_ARGUMENTS = 15
 
 # "meta" computes shapes only, and is treated like a CPU.
 _LOOP_DEVICES = ("cpu", "meta")
@@ -151,28 +152,25 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.activation, ctx.keep_pre, ctx.keep_hidden, ctx.impl = inputs
-    ctx.present = [t is not None for t in tensors]
+    *tensors, ctx.activation, _, _, ctx.impl = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*(t for t in tensors if t is not None), *output[1:])
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor | None, *kept_grads: None) -> tuple[Tensor | None, ...]:
-    gradients: list[Tensor | None] = [None] * (len(ctx.present) + 4)
+    gradients: list[Tensor | None] = [None] * _NUM_ARGUMENTS
     if grad is None:
         return tuple(gradients)
     refuse_forward_mode("moe_ffn", grad)
-    *saved, pre, hidden = ctx.saved_tensors
-    remaining = iter(saved)
-    tensors = [next(remaining) if present else None for present in ctx.present]
-    requested = [any(ctx.needs_input_grad[place] for place in places) for places in (_INPUT_PLACES, _WEIGHT_PLACES)]
-    computed = iter(_moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, *requested, ctx.impl))
-    for places, is_requested in zip((_INPUT_PLACES, _WEIGHT_PLACES), requested, strict=True):
-        for place in places:
-            if is_requested and ctx.present[place]:
-                gradient = next(computed)
-                gradients[place] = gradient if ctx.needs_input_grad[place] else None
+    *tensors, pre, hidden = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    input_grad, weight_grad = (any(map(needs.__getitem__, places)) for places in (_INPUT_PLACES, _WEIGHT_PLACES))
+    computed = _moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, input_grad, weight_grad, ctx.impl)
+    places = (*(_INPUT_PLACES if input_grad else ()), *(_WEIGHT_PLACES if weight_grad else ()))
+    present = [place for place in places if tensors[place] is not None]
+    for place, gradient in zip(present, computed, strict=True):
+        gradients[place] = gradient if needs[place] else None
     return tuple(gradients)
 
 
