@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import moekit
+from moekit import inspect as public_inspect
 from moekit import interop as public_interop
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,7 @@ def test_importing_pulls_in_nothing_heavy():
     code = f"""
 import torch
 before = set(sys.modules)
-import moekit, moekit.interop
+import moekit, moekit.inspect, moekit.interop
 new = {{name.partition('.')[0] for name in set(sys.modules) - before}}
 print(sorted(new & {{'triton', *{HEAVY!r}}}))
 """
@@ -90,7 +91,8 @@ def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
         assert set(package.__all__) <= set(public), package.__name__
         assert all(getattr(package, name) is getattr(moekit, name) for name in package.__all__)
     interop = {f"moekit.interop.{name}" for name in public_interop.__all__} | {"moekit.interop.onnx.translation_table"}
-    assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | interop)
+    inspecting = {f"moekit.inspect.{name}" for name in public_inspect.__all__}
+    assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | interop | inspecting)
     assert moekit.__version__.count(".") == 2
 
 

@@ -39,6 +39,9 @@ def test_the_wheel_installs_two_packages_and_no_other_name(built: Path):
         names = archive.namelist()
     assert {name.partition("/")[0] for name in names} == {"moekit", "moekit_kernels", DIST_INFO}
     assert "moekit/py.typed" in names
+    assert {f"moekit/inspect/assets/{name}" for name in ("page.html", "page.css", "page.js", "drawing.js")} <= set(
+        names
+    )
     assert "moekit_kernels/moe_ffn/op.py" in names
     assert f"{DIST_INFO}/licenses/LICENSE" in names
 

@@ -67,7 +67,7 @@ def inspect_checkpoint(path: str | Path) -> list[CheckpointLayer]:
         for name, read in _tensors(file):
             if match := _EXPERTS.match(name):
                 layers.setdefault(match["layer"], _Layer()).add(match["index"], read())
-            elif re.search(r"gate|router|bias", name):
+            elif re.search(r"gate|router|bias", name) and "noise" not in name:
                 gates[name] = read()
     found = [layer for name, each in sorted(layers.items(), key=_in_order) if (layer := each.compared(name, gates))]
     if not found:
@@ -126,7 +126,7 @@ class _Layer:
 def _gate(weight: Tensor) -> tuple[float | None, float]:
     unit = F.normalize(weight, dim=-1)
     cosines = (unit @ unit.T).fill_diagonal_(-1.0)
-    return _ratio(weight.norm(dim=-1)), float(cosines.max())
+    return _ratio(weight.square().sum(-1).sqrt()), float(cosines.max())
 
 
 def _ratio(norms: Tensor) -> float | None:

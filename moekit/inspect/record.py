@@ -35,6 +35,7 @@ class RoutingRecord:
         label_names: Names of the labels.
 
     Example:
+        >>> from moekit.inspect import record_routing
         >>> model = nn.ModuleDict({"moe": SparseMoE.ffn(8, 16, num_experts=4, top_k=2)})
         >>> with record_routing(model, label_names=("noun", "verb")) as record:
         ...     record.label(["noun", "verb", "verb"])  # one for each token, or for each sample

@@ -16,6 +16,7 @@ import torch
 
 import recipes.medmoe.report
 from benchmarks import __main__ as benchmarks_cli
+from moekit.inspect import __main__ as inspect_cli
 from recipes.medmoe import __main__ as medmoe_cli
 from recipes.medmoe import config as medmoe_config
 from recipes.medmoe import retrieve
@@ -144,6 +145,8 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
                     assert argument.startswith("-") or (ROOT / argument).exists(), f"there is no {argument}"
             case [".venv/bin/python" | "python", "-m", "benchmarks", *options]:
                 benchmarks_cli.parse(options)
+            case ["python", "-m", "moekit.inspect", *options]:
+                inspect_cli.parser().parse_args(options)
             case ["pytest", "benchmarks", "--benchmark-only"]:
                 assert "pytest-benchmark" in str(extras["bench"])
             case [".venv/bin/python" | "python", script, *_] if script.endswith(".py"):

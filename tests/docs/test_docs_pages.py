@@ -11,6 +11,7 @@ from markdown.extensions.toc import slugify
 import moekit
 import moekit.contrastive
 import moekit.fusion
+import moekit.inspect
 import moekit.interop
 import moekit_kernels.combine
 import moekit_kernels.grouped_gemm
@@ -31,6 +32,7 @@ PACKAGES = [
     moekit,
     moekit.contrastive,
     moekit.fusion,
+    moekit.inspect,
     moekit.interop,
     moekit_kernels.combine,
     moekit_kernels.grouped_gemm,
