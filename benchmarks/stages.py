@@ -64,8 +64,8 @@ def function_stages(workload: Workload) -> Iterator[Stage]:
 
     yield from _both("up product", product, rows, workload.up, flops=2 * products)
     pre = grouped_gemm(rows, workload.up, plan.offsets)
-    yield from _both("activation", ACTIVATIONS["swiglu"].forward, pre)
-    hidden = ACTIVATIONS["swiglu"].forward(pre)
+    yield from _both("activation", ACTIVATIONS["swiglu"], pre)
+    hidden = ACTIVATIONS["swiglu"](pre)
     yield from _both("down product", product, hidden, workload.down, flops=products)
     y = grouped_gemm(hidden, workload.down, plan.offsets)
     yield from _both("combine", lambda rows, gates: combine(rows, plan, gates), y, workload.gates)

@@ -62,32 +62,63 @@ def _relu(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 0)
 
 
-def _glu(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _situ(x: Tensor) -> Tensor:
+    return 4 * torch.tanh(x / 4) / (1 + torch.exp(-x))
+
+
+def _clamped_swiglu(gate: Tensor, value: Tensor) -> Tensor:
+    gate, value = torch.where(gate > 7, 7, gate), torch.where(value > 7, 7, torch.where(value < -7, -7, value))
+    return (value + 1) * gate / (1 + torch.exp(-1.702 * gate))
+
+
+def _situ_glu(gate: Tensor, value: Tensor) -> Tensor:
+    return _situ(gate) * 25 * torch.tanh(value / 25)
+
+
+def _times(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda gate, value: act(gate) * value
+
+
+def _concatenated(act: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        return act(x[..., :half]) * x[..., half:]
+        return act(x[..., :half], x[..., half:])
 
     return forward
 
 
-def _interleaved(act: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _interleaved(act: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         columns = x.unbind(-1)
-        return torch.stack([act(gate) * value for gate, value in zip(columns[::2], columns[1::2], strict=True)], -1)
+        return torch.stack([act(gate, value) for gate, value in zip(columns[::2], columns[1::2], strict=True)], -1)
 
     return forward
 
 
-NAIVE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": _gelu,
-    "relu": _relu,
-    "silu": _silu,
-    "swiglu": _glu(_silu),
-    "geglu": _glu(_gelu),
-    "swiglu_interleaved": _interleaved(_silu),
-    "geglu_interleaved": _interleaved(_gelu),
+_NAIVE_PAIRS = {
+    "swiglu": _times(_silu),
+    "geglu": _times(_gelu),
+    "geglu_tanh": _times(_gelu_tanh),
+    "clamped_swiglu": _clamped_swiglu,
+    "situ_glu": _situ_glu,
 }
-GATED = ("swiglu", "geglu", "swiglu_interleaved", "geglu_interleaved")
+NAIVE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = (
+    {
+        "gelu": _gelu,
+        "gelu_tanh": _gelu_tanh,
+        "relu": _relu,
+        "relu2": lambda x: _relu(x) ** 2,
+        "silu": _silu,
+        "situ": _situ,
+    }
+    | {name: _concatenated(pair) for name, pair in _NAIVE_PAIRS.items()}
+    | {f"{name}_interleaved": _interleaved(pair) for name, pair in _NAIVE_PAIRS.items()}
+)
+GATED = (*_NAIVE_PAIRS, *(f"{name}_interleaved" for name in _NAIVE_PAIRS))
 
 
 def naive_plan(expert_ids: Tensor, num_experts: int, kept: Tensor | None = None) -> DispatchPlan:

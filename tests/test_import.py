@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import moekit
+from moekit import activations as public_activations
 from moekit import inspect as public_inspect
 from moekit import interop as public_interop
 
@@ -91,8 +92,10 @@ def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
         assert set(package.__all__) <= set(public), package.__name__
         assert all(getattr(package, name) is getattr(moekit, name) for name in package.__all__)
     interop = {f"moekit.interop.{name}" for name in public_interop.__all__} | {"moekit.interop.onnx.translation_table"}
+    activations = {f"moekit.activations.{name}" for name in public_activations.__all__}
     inspecting = {f"moekit.inspect.{name}" for name in public_inspect.__all__}
-    assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | interop | inspecting)
+    elsewhere = interop | activations | inspecting
+    assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | elsewhere)
     assert moekit.__version__.count(".") == 2
 
 

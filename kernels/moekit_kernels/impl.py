@@ -23,6 +23,8 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
+from moekit_kernels.activations import activation_of
+from moekit_kernels.activations.activation import label
 from moekit_kernels.availability import triton_is_installed
 
 Impl = Literal["auto", "reference", "torch", "triton"]
@@ -85,7 +87,7 @@ def resolve_impl(
         operands: Name and dtype of each floating operand.
         num_experts: ``E``, where the operation limits it.
         top_k: ``K``, where the operation limits it.
-        activation: A name, or a function, which no kernel computes.
+        activation: Name of an activation, or a function, which no kernel computes.
 
     Raises:
         ValueError: If ``impl`` is unknown, or ``"triton"`` cannot take the operands or is not installed.
@@ -120,7 +122,9 @@ def _problem(
         if dtype not in KERNEL_DTYPES:
             return f"takes {name} of bfloat16, float16 and float32, got {dtype}"
     if not isinstance(activation, str):
-        return f"needs an activation with a name, got the function {getattr(activation, '__name__', repr(activation))}"
+        return f"needs an activation with Triton functions, got the function {label(activation)}"
+    if activation and not activation_of(activation).has_triton:
+        return f"needs an activation with Triton functions, got {activation!r}, which has none"
     return _size_problem(limits, num_experts, top_k)
 
 

@@ -59,31 +59,45 @@ def fast_sigmoid(x):
 
 
 @triton.jit
-def act(x, NAME: tl.constexpr):
-    """The scalar function of an activation, in float32. ``NAME``: none, relu, silu, gelu (exact, by erf)."""
-    if NAME == "relu":
-        return tl.where(x > 0, x, tl.where(x != x, x, 0.0))
-    elif NAME == "silu":
-        return x * fast_sigmoid(x)
-    elif NAME == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
-        tl.static_assert(NAME == "none")
-        return x
+def tanh(x):
+    """The hyperbolic tangent, to some 4 units in the last place of float32 (libdevice's is not interpreted)."""
+    size = tl.abs(x)
+    far = 1.0 - 2.0 * fast_sigmoid(-2.0 * size)
+    square = x * x
+    # Taylor's series, where the difference above would cancel.
+    tail = 0.13333333333333333 + square * (-0.05396825396825397 + square * 0.021869488536155203)
+    near = x + x * square * (-0.3333333333333333 + square * tail)
+    return tl.where(size < 0.25, near, tl.where(x < 0, -far, far))
+
+
+# An ACTIVATION below is "none", or a moekit_kernels.activations.TritonActivation. Where that is the function of a gate
+# alone, the value is multiplied; kernels call the two steps in turn, so that the value is loaded or rounded in between.
 
 
 @triton.jit
-def act_and_derivative(x, NAME: tl.constexpr):
-    """``act(x)`` and its derivative at ``x``, in float32."""
-    if NAME == "relu":
-        return act(x, "relu"), tl.where(x > 0, 1.0, 0.0)
-    elif NAME == "silu":
-        s = fast_sigmoid(x)
-        value = x * s
-        return value, s + value * (1.0 - s)
-    elif NAME == "gelu":
-        cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
-        return x * cdf, cdf + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
+def act(x, ACTIVATION: tl.constexpr):
+    """The function of one number, in float32; ``x`` itself where ACTIVATION is a function of gate and value."""
+    if ACTIVATION == "none":  # noqa: SIM114 ("none" has no attribute takes_value)
+        return x
+    elif ACTIVATION.takes_value:
+        return x
     else:
-        tl.static_assert(NAME == "none")
-        return x, tl.full(x.shape, 1.0, tl.float32)
+        return ACTIVATION.function(x, *ACTIVATION.constants)
+
+
+@triton.jit
+def act_with_value(gate, value, ACTIVATION: tl.constexpr):
+    """A gated activation, of :func:`act` of the gate and of the value, in float32."""
+    if ACTIVATION.takes_value:
+        return ACTIVATION.function(gate, value, *ACTIVATION.constants)
+    else:
+        return gate * value
+
+
+@triton.jit
+def act_and_slope(x, ACTIVATION: tl.constexpr):
+    """:func:`act` and its derivative at ``x``, in float32; ``x`` twice where it is ``x`` itself."""
+    if ACTIVATION.takes_value:
+        return x, x
+    else:
+        return ACTIVATION.with_derivatives(x, *ACTIVATION.constants)

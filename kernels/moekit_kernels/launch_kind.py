@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CONSTANT_TYPES = frozenset({bool, int, str, NoneType})
+from moekit_kernels.activations import TritonActivation
+
+# An activation in Triton is compared by identity: its functions and constants never change.
+_CONSTANT_TYPES = frozenset({bool, int, str, NoneType, TritonActivation})
 _RUNTIME_TYPES = frozenset({bool, float, NoneType})
 _MOST_LAYOUTS = 256
 _MOST_INTEGERS = 1 << 16

@@ -1,14 +1,34 @@
-"""Activations by name or as a function, and how a hidden width becomes rows of the first matrix."""
+"""Activations of experts, and how a hidden width becomes rows of the first matrix."""
 
 from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
 
-from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.activations import Activation, activation_of
+from moekit_kernels.activations.activation import label
 
-ActivationName = Literal["gelu", "relu", "silu", "swiglu", "geglu", "swiglu_interleaved", "geglu_interleaved"]
-ActivationLike = ActivationName | Callable[[Tensor], Tensor]
+ActivationName = Literal[
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "relu2",
+    "silu",
+    "situ",
+    "swiglu",
+    "geglu",
+    "geglu_tanh",
+    "clamped_swiglu",
+    "situ_glu",
+    "swiglu_interleaved",
+    "geglu_interleaved",
+    "geglu_tanh_interleaved",
+    "clamped_swiglu_interleaved",
+    "situ_glu_interleaved",
+]
+"""Names of the activations of the package, see :mod:`moekit.activations`."""
+
+ActivationLike = ActivationName | Activation | Callable[[Tensor], Tensor]
 
 
 def is_gated(activation: ActivationLike) -> bool:
@@ -17,13 +37,9 @@ def is_gated(activation: ActivationLike) -> bool:
     Raises:
         ValueError: If a name is unknown.
     """
-    if callable(activation):
+    if callable(activation) and not isinstance(activation, Activation):
         return False
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"activation must be one of {', '.join(map(repr, ACTIVATIONS))} or a function, got {activation!r}."
-        )
-    return ACTIVATIONS[activation].gated
+    return activation_of(activation).gated
 
 
 def check_same_rows(activation: ActivationLike, *, gated: bool) -> None:
@@ -39,16 +55,26 @@ def check_same_rows(activation: ActivationLike, *, gated: bool) -> None:
     if is_gated(activation) != gated:
         kind = "a gated one" if gated else "one that is not gated"
         raise ValueError(
-            f"activation must be {kind}, as the weights were built for, got {activation_label(activation)}: "
+            f"activation must be {kind}, as the weights were built for, got {label(activation)}: "
             "build other experts with it."
         )
 
 
 def activation_function(activation: ActivationLike) -> Callable[[Tensor], Tensor]:
     """Returns the activation as a function ``(..., F or 2F) -> (..., F)``."""
-    return activation if callable(activation) else ACTIVATIONS[activation].forward
+    return activation if callable(activation) else activation_of(activation)
 
 
-def activation_label(activation: ActivationLike) -> str:
-    """Returns how the activation is shown in a module's ``repr``."""
-    return repr(activation) if isinstance(activation, str) else getattr(activation, "__name__", repr(activation))
+def why_not_fused(activation: ActivationLike, *, triton: bool) -> str | None:
+    """Returns what keeps the fused kernels from an activation, as a part of a message; None if nothing does.
+
+    Args:
+        activation: The activation.
+        triton: Whether the kernels are those of Triton; else of any device.
+    """
+    if callable(activation) and not isinstance(activation, Activation):
+        return f"the function {label(activation)}"
+    known = activation_of(activation)
+    if known.has_triton or (known.has_derivatives and not triton):
+        return None
+    return f"{known!r}, which has no Triton functions" + ("" if triton else " and no derivatives")

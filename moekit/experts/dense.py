@@ -6,9 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from moekit.checks import check_positive, check_width
-from moekit.experts.activation import ActivationLike, activation_function, activation_label, check_same_rows, is_gated
+from moekit.experts.activation import ActivationLike, activation_function, check_same_rows, is_gated
 from moekit.init import reset_layer
 from moekit.settings import SettingsModule
+from moekit_kernels.activations.activation import label
 
 
 class FFN(SettingsModule):
@@ -79,7 +80,7 @@ class FFN(SettingsModule):
 
     def extra_repr(self) -> str:
         """Shows the settings."""
-        return f"activation={activation_label(self.activation)}"
+        return f"activation={label(self.activation)}"
 
     def _check_settings(self) -> None:
         check_same_rows(self.activation, gated=self._gated_activation)

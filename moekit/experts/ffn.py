@@ -12,10 +12,11 @@ from moekit.checks import (
     check_same_dtype,
     check_width,
 )
-from moekit.experts.activation import ActivationLike, activation_label, check_same_rows, is_gated
+from moekit.experts.activation import ActivationLike, check_same_rows, is_gated, why_not_fused
 from moekit.experts.base import Experts, check_plan_experts
 from moekit.init import scaled_normal_
 from moekit.plan import DispatchPlan
+from moekit_kernels.activations.activation import label
 from moekit_kernels.impl import Impl, check_impl
 from moekit_kernels.moe_ffn import ExpertWeights, Recompute, moe_ffn
 from moekit_kernels.moe_ffn.checks import RECOMPUTE
@@ -34,8 +35,10 @@ class FFNExperts(Experts):
         dim: Width of the tokens, ``D``.
         hidden_dim: Hidden width, ``F``.
         num_experts: ``E``.
-        activation: ``"gelu"``, ``"relu"``, ``"silu"``, ``"swiglu"``, ``"geglu"``, ``"swiglu_interleaved"``,
-            ``"geglu_interleaved"``, or a function ``(N, F) -> (N, F)``.
+        activation: An :class:`~moekit.activations.Activation` or its name: ``"gelu"``, ``"gelu_tanh"``, ``"relu"``,
+            ``"relu2"``, ``"silu"``, ``"situ"``; gated ``"swiglu"``, ``"geglu"``, ``"geglu_tanh"``,
+            ``"clamped_swiglu"`` (GPT-OSS), ``"situ_glu"``, each also with ``"_interleaved"``. Or a function
+            ``(N, F) -> (N, F)``, which runs as an operation of its own.
         bias: Whether both layers have biases.
         out_dim: Width of the output; ``dim`` by default.
         impl: ``"reference"`` is the readable form (every expert on every row), ``"torch"`` the fast one without Triton,
@@ -44,7 +47,8 @@ class FFNExperts(Experts):
             :func:`moekit_kernels.moe_ffn.moe_ffn`.
         recompute: What the backward pass computes again, to keep less until then: ``"activation"`` (kept are
             the tokens and the pre-activations), ``"none"`` (kept is the hidden layer too) or ``"all"`` (kept
-            are the tokens only). Another than the first needs a named activation, and the Triton kernels or a CPU.
+            are the tokens only). Another than the first needs an activation that runs fused, and the Triton kernels
+            or a CPU.
         init_scale: See above.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -142,7 +146,7 @@ class FFNExperts(Experts):
         recompute = "" if self.recompute == "activation" else f", recompute={self.recompute!r}"
         return (
             f"dim={self.dim}, hidden_dim={self.hidden_dim}, num_experts={self.num_experts}, "
-            f"activation={activation_label(self.activation)}, bias={self.up_bias is not None}, impl={self.impl!r}"
+            f"activation={label(self.activation)}, bias={self.up_bias is not None}, impl={self.impl!r}"
             f"{recompute}"
         )
 
@@ -154,13 +158,13 @@ class FFNExperts(Experts):
 
 
 def _check_together(impl: Impl, activation: ActivationLike, recompute: Recompute) -> None:
-    if impl == "triton" and callable(activation):
+    why = why_not_fused(activation, triton=True)
+    if impl == "triton" and why is not None:
         raise ValueError(
-            'impl="triton" needs an activation with a name, got the function '
-            f'{activation_label(activation)}: use impl="auto" or "torch".'
+            f'impl="triton" needs an activation with Triton functions, got {why}: use impl="auto" or "torch".'
         )
-    if recompute != "activation" and (impl == "reference" or callable(activation)):
-        why = f"the function {activation_label(activation)}" if callable(activation) else 'impl="reference"'
+    why = 'impl="reference"' if impl == "reference" else why_not_fused(activation, triton=False)
+    if recompute != "activation" and why is not None:
         raise ValueError(
             f"recompute={recompute!r} needs the fused kernels, got {why}, with which autograd keeps what it needs: "
             'leave recompute at "activation".'

@@ -62,7 +62,11 @@ def test_an_explicit_choice_is_never_changed(device, dtype):
         (("cuda", ONE), {}, "impl must be one of 'auto', 'reference', 'torch', 'triton', got 'cuda'"),
         (("triton", ONE), {"top_k": 3, "limits": SIZED}, 'takes top_k up to 2, got 3: use impl="auto", "torch" or'),
         (("triton", ONE), {"num_experts": 9, "limits": SIZED}, "takes num_experts up to 8, got 9"),
-        (("triton", TWO), {"activation": torch.tanh}, "needs an activation with a name, got the function tanh"),
+        (
+            ("triton", TWO),
+            {"activation": torch.tanh},
+            "an activation with Triton functions, got the function tanh",
+        ),
     ],
 )
 def test_what_cannot_run_is_an_error(arguments, options, message):

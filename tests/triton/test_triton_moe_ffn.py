@@ -7,11 +7,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from moekit_kernels import configs
-from moekit_kernels.activations import ACTIVATIONS
 from moekit_kernels.moe_ffn import launches_few_rows
 from moekit_kernels.moe_ffn.checks import RECOMPUTE
 from moekit_kernels.plan import plan_dispatch, plan_expert_choice
-from tests.oracles import poisoned_empty
+from tests.oracles import NAIVE_ACTIVATIONS, poisoned_empty
 from tests.strategies import Routed, ffn_case
 from tests.triton.moe_ffn_cases import IDS, KEPT, cases, check, operands_of, small_case
 from tests.triton.tolerances import assert_near
@@ -41,7 +40,7 @@ def test_output_and_all_gradients_are_the_reference(path, device):
     law()
 
 
-@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(NAIVE_ACTIVATIONS))
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_every_activation_in_half_precision(activation, dtype, path, device):
     check(operands_of(small_case(activation), dtype, device))

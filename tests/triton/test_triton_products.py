@@ -18,7 +18,7 @@ from moekit_kernels.plan.schedule import tile_schedules
 from tests.oracles import poisoned_empty
 from tests.triton.tolerances import assert_near
 
-ACTIVATION_NAMES = [None, "gelu", "swiglu", "swiglu_interleaved"]
+ACTIVATION_NAMES = [None, "gelu", "swiglu", "swiglu_interleaved", "clamped_swiglu", "clamped_swiglu_interleaved"]
 COUNTS = [0, 5, 0, 0, 19, 1]
 """Rows of each expert: none for the first, more than one tile, and fewer than there are experts in a row."""
 
@@ -59,7 +59,7 @@ class Case(NamedTuple):
         rows = self.x[:count] if self.gather is None else self.x[self.gather[:count]]
         pre = torch.einsum("nd,nfd->nf", rows.double(), self.weight[experts].double()) + self.bias[experts].double()
         seen = pre.to(self.x.dtype).double()
-        return pre if self.activation is None else ACTIVATIONS[self.activation].forward(seen), pre
+        return pre if self.activation is None else ACTIVATIONS[self.activation](seen), pre
 
 
 def _case(device, activation, *, dtype=torch.float16, n_major=False, gathered=False, dim=24, columns=24, counts=COUNTS):

@@ -16,7 +16,7 @@ from moekit_kernels.grouped_gemm.kernel_tiles import (
     row_tile,
     weight_descriptor,
 )
-from moekit_kernels.kernel_language import act
+from moekit_kernels.kernel_language import act, act_with_value
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def _finish(
             store_pair_tile(
                 pre, inside, stride_pm, column, num_columns, seen, seen_value, INTERLEAVED, BLOCK_M, BLOCK_N
             )
-        result = act(seen.to(tl.float32), ACTIVATION) * seen_value.to(tl.float32)
+        result = act_with_value(act(seen.to(tl.float32), ACTIVATION), seen_value.to(tl.float32), ACTIVATION)
     else:
         if bias is not None:
             result += tl.load(bias + columns, mask=columns < num_columns, other=0.0).to(tl.float32)[None, :]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.activations import TritonActivation, activation_of
 from moekit_kernels.configs import GemmConfig, gemm_config, is_aligned
 from moekit_kernels.grouped_gemm import kernel
 from moekit_kernels.plan.schedule import max_tiles, tile_schedules
@@ -26,23 +26,30 @@ class Epilogue(NamedTuple):
     """What follows the product of a tile, as compile-time arguments.
 
     Attributes:
-        scalar: The activation's scalar function: ``"none"``, ``"relu"``, ``"silu"``, ``"gelu"``.
+        activation: ``"none"``, or the Triton functions of the activation; where they do not take the value, it is
+            multiplied by the function of the gate.
         pair: Whether two columns of weights, gate and value, give one column.
         interleaved: Whether a value lies beside its gate, not all values after all gates.
     """
 
-    scalar: str
+    activation: str | TritonActivation
     pair: bool
     interleaved: bool
 
 
 @functools.cache
 def epilogue_of(activation: str | None) -> Epilogue:
-    """Returns the epilogue of a named activation; ``None`` for the bare product."""
+    """Returns the epilogue of a named activation; ``None`` for the bare product.
+
+    Raises:
+        ValueError: If the activation is unknown, or has no Triton functions.
+    """
     if activation is None:
         return Epilogue("none", False, False)
-    act = ACTIVATIONS[activation]
-    return Epilogue(act.scalar, act.gated, act.interleaved)
+    act = activation_of(activation)
+    if act.triton is None:
+        raise ValueError(f"activation must have Triton functions for these kernels, got {act!r}, which has none.")
+    return Epilogue(act.triton, act.gated, act.interleaved)
 
 
 def rows_layout(x: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ def weight_arguments(weight: Tensor, epilogue: Epilogue, loads: WeightLoads, con
         "stride_we": weight.stride(0),
         "stride_wn": weight.stride(1),
         "stride_wk": weight.stride(2),
-        "ACTIVATION": epilogue.scalar,
+        "ACTIVATION": epilogue.activation,
         "PAIR": epilogue.pair,
         "INTERLEAVED": epilogue.interleaved,
         "W_TMA": loads.tma,

@@ -1,8 +1,10 @@
 """Checks of the arguments of the expert FFN: names, dtypes and shapes, never a value on a device."""
 
+from typing import Any
+
 from torch import Tensor
 
-from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.activations import activation_of
 from moekit_kernels.moe_ffn.operands import ExpertWeights
 from moekit_kernels.plan.checks import check_gates, check_tokens
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
@@ -10,11 +12,10 @@ from moekit_kernels.plan.dispatch_plan import DispatchPlan
 RECOMPUTE = ("activation", "none", "all")
 
 
-def check_names(activation: object, recompute: str) -> None:
+def check_names(activation: Any, recompute: str) -> None:
     """Raises ``ValueError`` unless both are known; an activation may also be a function."""
-    if not callable(activation) and activation not in ACTIVATIONS:
-        names = ", ".join(map(repr, ACTIVATIONS))
-        raise ValueError(f"activation must be one of {names} or a function, got {activation!r}.")
+    if not callable(activation):
+        activation_of(activation)
     if recompute not in RECOMPUTE:
         raise ValueError(f"recompute must be one of {', '.join(map(repr, RECOMPUTE))}, got {recompute!r}.")
 
@@ -41,7 +42,7 @@ def check_shapes(x: Tensor, gates: Tensor, plan: DispatchPlan, weights: ExpertWe
         if t.ndim != rank:
             raise ValueError(f"{name} must have shape ({letters}), got shape {tuple(t.shape)}.")
     experts, out_dim, hidden = down_proj.shape
-    gated = isinstance(activation, str) and ACTIVATIONS[activation].gated
+    gated = isinstance(activation, str) and activation_of(activation).gated
     # A function may make any width of the first product its hidden width.
     up_rows = up_proj.shape[1] if callable(activation) else 2 * hidden if gated else hidden
     expected = (

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_tile, store_pair_tile
 from moekit_kernels.grouped_gemm.kernel_tiles import halves, product, row_descriptor, row_tile, weight_descriptor
-from moekit_kernels.kernel_language import act_and_derivative, prefetch
+from moekit_kernels.kernel_language import act_and_slope, prefetch
 
 
 @triton.jit
@@ -52,21 +52,30 @@ def _through_activation(
     in_tile = tl.arange(0, BLOCK_M)[:, None]
     narrow = in_tile * num_columns + columns[None, :]
     weighted_grad = grad * gate
-    a, slope = act_and_derivative(seen.to(tl.float32), ACTIVATION)
+    a, slope = act_and_slope(seen.to(tl.float32), ACTIVATION)
     if PAIR:
         value = value.to(tl.float32)
-        store_pair_tile(
-            dpre, inside, stride_pm, column, num_columns, weighted_grad * value * slope, weighted_grad * a,
-            INTERLEAVED, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
-        a = a * value
+        if ACTIVATION.takes_value:
+            a, by_gate, by_value = ACTIVATION.with_derivatives(a, value, *ACTIVATION.constants)
+            store_pair_tile(
+                dpre, inside, stride_pm, column, num_columns, weighted_grad * by_gate, weighted_grad * by_value,
+                INTERLEAVED, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        else:
+            store_pair_tile(
+                dpre, inside, stride_pm, column, num_columns, weighted_grad * value * slope, weighted_grad * a,
+                INTERLEAVED, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+            a = a * value
     else:
         tl.store(dpre + (in_tile * stride_pm + columns[None, :]), weighted_grad * slope, mask=mask)
     if hidden is not None:
         a = tl.load(hidden + narrow, mask=mask, other=0.0).to(tl.float32)
     tl.store(weighted + narrow, a * gate, mask=mask)
-    # Columns past the last add nothing: A is zero there. Sums of 8 stay in one thread.
+    # Columns past the last add nothing. Sums of 8 stay in one thread.
     WIDTH: tl.constexpr = 8 if BLOCK_N > 8 else BLOCK_N
+    if not ACTIVATION.zero_at_zero:
+        a = tl.where(mask, a, 0.0)
     return parts + tl.sum(tl.reshape(grad * a, (BLOCK_M, BLOCK_N // WIDTH, WIDTH)), 2)
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_tiles import load_weights, weight_descriptor
-from moekit_kernels.kernel_language import act, dot
+from moekit_kernels.kernel_language import act, act_with_value, dot
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def few_rows_fwd_kernel(
                 result = act(gate.to(tl.float32), ACTIVATION)
                 if PAIR:
                     value_seen = value.to(x_ptr.dtype.element_ty)
-                    result *= value_seen.to(tl.float32)
+                    result = act_with_value(result, value_seen.to(tl.float32), ACTIVATION)
                 if pre_ptr is not None:
                     pre = pre_ptr + rows.to(tl.int64)[None, :] * weight_columns + (columns * STEP)[:, None]
                     tl.store(pre, gate, mask=mask)

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from moekit_kernels.combine.kernel import add_parts, add_rows
 from moekit_kernels.grouped_gemm.kernel_tiles import halves, weight_descriptor
-from moekit_kernels.kernel_language import act_and_derivative, arrives_last, dot
+from moekit_kernels.kernel_language import act_and_slope, arrives_last, dot
 from moekit_kernels.moe_ffn.kernel_few_rows import strip_product
 
 
@@ -45,13 +45,18 @@ def _through_activation(
     seen = pre + (rows[None, :] * stride_pm + (columns * STEP)[:, None])
     out = dpre + (rows[None, :] * (num_columns * WIDE) + (columns * STEP)[:, None])
     narrow = rows[None, :] * num_columns + columns[:, None]
-    a, slope = act_and_derivative(tl.load(seen, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
+    a, slope = act_and_slope(tl.load(seen, mask=mask, other=0.0).to(tl.float32), ACTIVATION)
     weighted_grad = grad * gate
     if PAIR:
         value = tl.load(seen + gap, mask=mask, other=0.0).to(tl.float32)
-        tl.store(out, weighted_grad * value * slope, mask=mask)
-        tl.store(out + gap, weighted_grad * a, mask=mask)
-        a = a * value
+        if ACTIVATION.takes_value:
+            a, by_gate, by_value = ACTIVATION.with_derivatives(a, value, *ACTIVATION.constants)
+            tl.store(out, weighted_grad * by_gate, mask=mask)
+            tl.store(out + gap, weighted_grad * by_value, mask=mask)
+        else:
+            tl.store(out, weighted_grad * value * slope, mask=mask)
+            tl.store(out + gap, weighted_grad * a, mask=mask)
+            a = a * value
     else:
         tl.store(out, weighted_grad * slope, mask=mask)
     if hidden is not None:

@@ -18,6 +18,9 @@ from moekit_kernels.runtime import current_target, launch
 
 _BIAS_ROWS = 32  # of one program that multiplies them by the bias of their expert
 
+# Triton functions whose strips of 32 columns do not spill beside the sums of a tile of 256.
+_FEW_REGISTERS = frozenset({"relu", "silu"})
+
 
 def forward(
     x: Tensor,
@@ -216,9 +219,11 @@ def _strip(config: GemmConfig, epilogue: gemm.Epilogue, x_tma: bool) -> int:
     """Returns how many columns the epilogue of the product through the activation takes at a time.
 
     A quarter of the tile, but at most 32: strips beside the tile's 128 registers of sums must not spill. Where they
-    would, 16: pairs in turn are twice as many numbers, erf takes many registers, and so do rows read by pointers.
+    would, 16: pairs in turn are twice as many numbers, most functions take many registers, and so do rows read by
+    pointers.
     """
-    short = config.block_n > 128 and (epilogue.interleaved or epilogue.scalar == "gelu" or not x_tma)
+    many = epilogue.interleaved or str(epilogue.activation) not in _FEW_REGISTERS or not x_tma
+    short = config.block_n > 128 and many
     return min(config.block_n // 4, 16 if short else 32)
 
 

@@ -91,7 +91,7 @@ def _through_activation(
     bias = weights.down_bias
     arguments = {
         **_weight_arguments(weight_EFD2, config),
-        "ACTIVATION": epilogue.scalar,
+        "ACTIVATION": epilogue.activation,
         "PAIR": epilogue.pair,
         "INTERLEAVED": epilogue.interleaved,
         "dout_ptr": grad,

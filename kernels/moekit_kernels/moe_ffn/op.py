@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from moekit_kernels.activations import Activation, activation_of
+from moekit_kernels.activations.activation import name_or_function
 from moekit_kernels.autocast import autocast, autocast_is_on
 from moekit_kernels.eager import operation
 from moekit_kernels.flops import moe_ffn_backward_flops, moe_ffn_flops, register_flops
@@ -194,7 +196,7 @@ def moe_ffn(
     gates: Float[Tensor, "A B"],
     plan: DispatchPlan,
     weights: ExpertWeights,
-    activation: str | Callable[[Tensor], Tensor],
+    activation: str | Activation | Callable[[Tensor], Tensor],
     *,
     recompute: Recompute = "activation",
     impl: Impl | None = None,
@@ -204,21 +206,22 @@ def moe_ffn(
     ``impl`` is resolved by :mod:`moekit_kernels.impl`:
 
     - ``"reference"``: :func:`moe_ffn_reference`, with gradients of every order.
-    - ``"torch"``: on CPU, for an activation with a name, a fused loop over the experts with first-order gradients, the
-      fastest there by measurement (``benchmarks/README.md``). Elsewhere, and for a function, :func:`moe_ffn_parts`:
+    - ``"torch"``: on CPU, for an activation with derivatives, a fused loop over the experts with first-order gradients,
+      the fastest there by measurement (``benchmarks/README.md``). Elsewhere, and for a function, :func:`moe_ffn_parts`:
       gather, two grouped GEMMs, combine, with gradients of every order and without reading anything on the host of a
       GPU.
-    - ``"triton"``: fused Triton kernels with first-order gradients, for an activation with a name.
+    - ``"triton"``: fused Triton kernels with first-order gradients, for an activation with Triton functions.
 
-    With a function and ``"auto"`` on a GPU, the grouped GEMMs and combine of :func:`moe_ffn_parts` are Triton kernels.
-    Fused, frozen weights cost no gradients.
+    With a function or an activation without Triton functions, and ``"auto"`` on a GPU, the grouped GEMMs and combine of
+    :func:`moe_ffn_parts` are Triton kernels. Fused, frozen weights cost no gradients.
 
     Args:
         x: Tokens.
         gates: Weights of the slots, in the dtype of ``x`` or wider.
         plan: The rows of each expert.
         weights: Matrices and biases of the experts, in the dtype of ``x``.
-        activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`, or a function ``(N, F1) -> (N, F)``.
+        activation: An :class:`~moekit_kernels.activations.Activation`, its name, or a function
+            ``(N, F1) -> (N, F)``, which may read any number of columns.
         recompute: What the fused backward pass computes again. ``"activation"``: the activation; kept are ``x`` and
             the pre-activations ``(N, F1)``. ``"none"``: nothing; the hidden rows ``(N, F)`` are kept too. ``"all"``:
             the first product too; only ``x`` is kept.
@@ -231,17 +234,19 @@ def moe_ffn(
         ValueError: If dtypes or shapes do not fit, a name is unknown, or ``impl`` cannot run here.
     """
     impl = plan.impl if impl is None else impl
-    check_names(activation, recompute)
+    named = name_or_function(activation)
+    check_names(named, recompute)
     if autocast_is_on(x.device.type):
         up_proj, down_proj, up_bias, down_bias = weights
         weights = ExpertWeights(autocast(up_proj), autocast(down_proj), autocast(up_bias), autocast(down_bias))
         x = autocast(x)
     check_dtypes(x, weights)
-    check_shapes(x, gates, plan, weights, activation)
-    resolved = _resolve(impl, x, gates, activation)
-    fused = resolved == "triton" or (resolved == "torch" and x.device.type in _LOOP_DEVICES)
-    if fused and isinstance(activation, str):
-        return _fused(x, gates, plan, weights, activation, recompute, impl)
+    check_shapes(x, gates, plan, weights, named)
+    resolved = _resolve(impl, x, gates, named)
+    if isinstance(named, str):
+        in_loop = resolved == "torch" and x.device.type in _LOOP_DEVICES and activation_of(named).has_derivatives
+        if resolved == "triton" or in_loop:
+            return _fused(x, gates, plan, weights, named, recompute, impl)
     if recompute != "activation":
         raise ValueError(
             f"recompute={recompute!r} needs the fused kernels, got impl={resolved!r} on device {str(x.device)!r}, "

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.activations import Activation
+from moekit_kernels.activations.activation import activate
 from moekit_kernels.grouped_gemm.reference import grouped_gemm_reference
 from moekit_kernels.moe_ffn.operands import ExpertWeights
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
@@ -19,7 +20,7 @@ def moe_ffn_reference(
     gates: Float[Tensor, "A B"],
     plan: DispatchPlan,
     weights: ExpertWeights,
-    activation: str | Callable[[Tensor], Tensor],
+    activation: str | Activation | Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "T D2"]:
     """``out[t] = sum over the rows r of t of gates[slot of r] * down(act(up(x[t])))``.
 
@@ -28,15 +29,14 @@ def moe_ffn_reference(
         gates: Weights, whose flat index is the slot.
         plan: The rows of each expert.
         weights: Stacked matrices and biases of the experts.
-        activation: A name of :data:`moekit_kernels.activations.ACTIVATIONS`, or a function ``(N, F1) -> (N, F)``.
+        activation: An activation, its name, or a function ``(N, F1) -> (N, F)``.
 
     Returns:
         Shape ``(T, D2)``. Products and sums over slots are taken in the wider dtype of gates and rows.
     """
     up_proj, down_proj, up_bias, down_bias = weights
-    function = activation if callable(activation) else ACTIVATIONS[activation].forward
     x_ND = x[plan.token_of_row]
-    hidden_NF = function(grouped_gemm_reference(x_ND, up_proj, plan.offsets, up_bias))
+    hidden_NF = activate(activation, grouped_gemm_reference(x_ND, up_proj, plan.offsets, up_bias))
     y_ND2 = grouped_gemm_reference(hidden_NF, down_proj, plan.offsets, down_bias)
     gates_N = gates.reshape(-1)[plan.slot_of_row]
     weighted_ND2 = gates_N.unsqueeze(-1) * y_ND2
