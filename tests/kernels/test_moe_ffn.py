@@ -103,6 +103,28 @@ def test_half_precision_is_the_float64_reference_of_the_rounded_operands(activat
         torch.testing.assert_close(actual[name].double(), value, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [16, 12])  # 12 is too narrow for grouped_mm in half precision
+@pytest.mark.parametrize("strided", [True, False])
+def test_products_by_grouped_mm_are_the_float64_reference_of_the_rounded_operands(dim, dtype, strided, monkeypatch):
+    products, original = [], torch.nn.functional.grouped_mm
+    monkeypatch.setattr(
+        torch.nn.functional, "grouped_mm", lambda *args, **options: products.append(1) or original(*args, **options)
+    )
+    case = _case("swiglu", bias=False, dim=dim, hidden=16, out_dim=16)
+    rounded = case._replace(**{name: getattr(case, name).to(dtype).double() for name in NAMES[:4]})
+    if strided:
+        case = case._replace(up_proj=case.up_proj.mT.contiguous().mT)
+    exact = _run_with_gradients(moe_ffn_reference, rounded, torch.float64)
+    with poisoned_empty():
+        actual = _run_with_gradients(moe_ffn, case, dtype)
+    tolerance = 2 * TOLERANCE[dtype]
+    for name, value in exact.items():
+        torch.testing.assert_close(actual[name].double(), value, rtol=tolerance, atol=tolerance)
+    # Two forward, two for the gradients of hidden rows and of tokens.
+    assert len(products) == (4 if dim == 16 or dtype == torch.float32 else 2)
+
+
 @each_loop
 @pytest.mark.parametrize("activation", sorted(NAIVE_ACTIVATIONS))
 @pytest.mark.parametrize("bias", [True, False])

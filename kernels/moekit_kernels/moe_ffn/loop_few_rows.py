@@ -6,6 +6,7 @@ intermediate results of all rows are small enough for the cache. Same functions 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moekit_kernels.activations import ACTIVATIONS
@@ -14,8 +15,19 @@ from moekit_kernels.moe_ffn.loop_groups import Groups, groups_of
 from moekit_kernels.moe_ffn.operands import ExpertWeights, Gradients
 from moekit_kernels.plan.dispatch_plan import RowOrder
 
+_GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Groups) -> Tensor:
+
+def _fits_grouped_mm(rows: Tensor, weights: Tensor, groups: Groups) -> bool:
+    """Returns whether ``F.grouped_mm`` takes the operands, and is faster: it visits experts without rows too."""
+    if rows.dtype not in _GROUPED_MM_DTYPES or 2 * len(groups.experts) < groups.num_experts:
+        return False
+    if not rows.is_contiguous() or not (weights.is_contiguous() or weights.mT.is_contiguous()):
+        return False
+    return all(width * rows.element_size() % 16 == 0 for width in weights.shape[1:])
+
+
+def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Groups, ends: Tensor) -> Tensor:
     """Returns the rows of each expert times its matrix; zero for unassigned rows.
 
     Args:
@@ -23,7 +35,12 @@ def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Grou
         weights: ``(E, k, n)``.
         biases: ``(E, n)``.
         groups: The rows of each expert.
+        ends: ``(E,)`` int32, where the rows of each expert end.
     """
+    if biases is None and _fits_grouped_mm(rows, weights, groups):
+        out = F.grouped_mm(rows, weights, offs=ends)
+        groups.clear_unassigned(out)
+        return out
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     groups.clear_unassigned(out)
     for expert, (a, c) in zip(groups.experts, groups.of(rows, out), strict=True):
@@ -73,9 +90,10 @@ def forward(
     groups = groups_of(order)
     if loop_single_rows.fits(x, gates, weights, groups):
         return loop_single_rows.forward(x, gates, order, groups, weights, activation, keep_pre, keep_hidden)
-    pre_NF1 = _products(x.index_select(0, order.token_of_row), up_proj.mT, up_bias, groups)
+    ends = order.offsets[1:].int()
+    pre_NF1 = _products(x.index_select(0, order.token_of_row), up_proj.mT, up_bias, groups, ends)
     hidden_NF = ACTIVATIONS[activation].compute(pre_NF1)
-    y_ND2 = _products(hidden_NF, down_proj.mT, down_bias, groups)
+    y_ND2 = _products(hidden_NF, down_proj.mT, down_bias, groups, ends)
     dtype = torch.promote_types(x.dtype, gates.dtype)
     # Unassigned rows add nothing, but a NaN gate shows in its own token.
     weighted_ND2 = _weighted(y_ND2, order.by_row(gates).unsqueeze(-1), dtype)
@@ -105,21 +123,21 @@ def backward(
         return loop_single_rows.backward(
             grad, x, gates, order, groups, weights, pre, hidden, activation, input_grad, weight_grad
         )
-    dtype = torch.promote_types(x.dtype, gates.dtype)
+    dtype, ends = torch.promote_types(x.dtype, gates.dtype), order.offsets[1:].int()
     gates_N1 = order.by_row(gates).unsqueeze(-1)
     x_ND = x.index_select(0, order.token_of_row)
-    pre_NF1 = pre if pre.shape[0] else _products(x_ND, up_proj.mT, up_bias, groups)
+    pre_NF1 = pre if pre.shape[0] else _products(x_ND, up_proj.mT, up_bias, groups, ends)
     hidden_NF, parts = (hidden, None) if hidden.shape[0] else act.recompute(pre_NF1)
     grad_ND2 = grad.index_select(0, order.token_of_row)
-    grad_hidden_NF = _products(grad_ND2, down_proj, None, groups)
+    grad_hidden_NF = _products(grad_ND2, down_proj, None, groups, ends)
     grad_pre_NF1 = act.backward(_weighted(grad_hidden_NF, gates_N1, x.dtype), pre_NF1, parts)
     grad_x = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     if input_grad:
-        rows_ND = _products(grad_pre_NF1, up_proj, None, groups).to(dtype)
+        rows_ND = _products(grad_pre_NF1, up_proj, None, groups, ends).to(dtype)
         grad_x = rows_ND.new_zeros(x.shape).index_add_(0, order.token_of_row, rows_ND).to(x.dtype)
         by_row = (grad_hidden_NF.to(gates.dtype) * hidden_NF.to(gates.dtype)).sum(-1)
         if down_bias is not None:
-            by_row += _products(grad_ND2, down_bias.unsqueeze(-1), None, groups).squeeze(-1).to(gates.dtype)
+            by_row += _products(grad_ND2, down_bias.unsqueeze(-1), None, groups, ends).squeeze(-1).to(gates.dtype)
         grad_gates = order.by_slot(by_row).view(gates.shape)
     if weight_grad:
         weighted_ND2 = _weighted(grad_ND2, gates_N1, x.dtype)
