@@ -63,8 +63,9 @@ from moekit.losses import (
     router_z_loss,
 )
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
-from moekit.routers import ExpertChoiceRouter, HardRouter, HashRouter, Router, TopKRouter
+from moekit.routers import ExpertChoiceRouter, HardRouter, HashRouter, Router, TopKRouter, bias_update_rate
 from moekit.routing import FusedSums, RouterStats, Routing, RoutingCounts, RoutingSums, router_stats
+from moekit.sequence_loss import sequence_balancing_loss
 from moekit.soft import SoftMoE
 
 __all__ = [
@@ -105,6 +106,7 @@ __all__ = [
     "all_gather_with_gradient",
     "all_reduce_stats",
     "attention_maps",
+    "bias_update_rate",
     "combine",
     "concatenate_glu",
     "dispatch",
@@ -128,6 +130,7 @@ __all__ = [
     "router_stats",
     "router_z_loss",
     "sdpa_attention",
+    "sequence_balancing_loss",
     "weighted_attention",
     "word_alignment_loss",
     "xformers_attention",

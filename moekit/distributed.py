@@ -1,6 +1,7 @@
 """Sums of statistics and concatenations of tensors over ranks."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, cast, overload
 
 import torch
 import torch.distributed as dist
@@ -11,34 +12,54 @@ from torch.distributed import _functional_collectives as functional  # the colle
 from moekit.routing import RouterStats, check_stats
 
 
-def all_reduce_stats(stats: RouterStats, group: dist.ProcessGroup | None = None) -> RouterStats:
+@overload
+def all_reduce_stats(stats: RouterStats, group: dist.ProcessGroup | None = None) -> RouterStats: ...
+@overload
+def all_reduce_stats(stats: Sequence[RouterStats], group: dist.ProcessGroup | None = None) -> list[RouterStats]: ...
+def all_reduce_stats(
+    stats: RouterStats | Sequence[RouterStats], group: dist.ProcessGroup | None = None
+) -> RouterStats | list[RouterStats]:
     """Adds statistics up over the ranks of ``group``; a loss of the sum is that of the global batch.
 
-    One collective for all fields, which compiles with ``fullgraph=True``. They are sent as float64, in which counts
-    below 2^53 are exact.
+    One collective for all fields and all layers, which compiles with ``fullgraph=True``. They are sent as float64, in
+    which counts below 2^53 are exact.
 
     Differentiable: each rank's sums receive the gradients of all ranks' losses. With DDP, which averages
     gradients over ranks, a loss of global statistics therefore counts once, as it should. All ranks must run backward
     through the result, or none.
 
     Args:
-        stats: This rank's statistics, for the same number of experts on every rank.
+        stats: This rank's statistics, for the same number of experts on every rank; or those of several layers, as
+            many on every rank and in the same order.
         group: Process group; the default group if None.
 
     Returns:
-        The same on every rank, in the dtypes of ``stats``; ``stats`` itself where no process group is initialised.
+        The same on every rank, in the dtypes of ``stats``, a list of those of several layers; the statistics
+        themselves where no process group is initialised.
 
     Raises:
-        ValueError: If ``stats`` is not a :class:`~moekit.RouterStats`.
+        ValueError: If ``stats`` is neither a :class:`~moekit.RouterStats` nor a sequence of some.
     """
-    check_stats(stats)
+    # A RouterStats is a sequence too, and so are a MoEOutput, which has statistics, and None is none.
+    if isinstance(stats, RouterStats) or not isinstance(stats, Sequence) or hasattr(stats, "stats"):  # pyright: ignore[reportUnnecessaryIsInstance]
+        check_stats(stats, "RouterStats or a sequence of them")
+        return _all_reduce([cast(RouterStats, stats)], group)[0]
+    for place, each in enumerate(stats):
+        check_stats(each, name=f"stats[{place}]")
+    return _all_reduce(list(stats), group) if stats else []
+
+
+def _all_reduce(layers: list[RouterStats], group: dist.ProcessGroup | None) -> list[RouterStats]:
     if not dist.is_available() or not dist.is_initialized():
-        return stats
-    packed = torch.cat([field.reshape(-1).to(torch.float64) for field in stats])
+        return layers
+    fields = [field for stats in layers for field in stats]
+    packed = torch.cat([field.reshape(-1).to(torch.float64) for field in fields])
     # torch's own types leave the result of apply unknown.
     total = cast(Tensor, _AllReduce.apply(packed, group))
-    parts = cast(tuple[Tensor, ...], total.split([field.numel() for field in stats]))
-    return RouterStats(*(part.reshape(field.shape).to(field.dtype) for part, field in zip(parts, stats, strict=True)))
+    parts = cast(tuple[Tensor, ...], total.split([field.numel() for field in fields]))
+    reduced = [part.reshape(field.shape).to(field.dtype) for part, field in zip(parts, fields, strict=True)]
+    size = len(RouterStats._fields)
+    return [RouterStats(*reduced[start : start + size]) for start in range(0, len(reduced), size)]
 
 
 class _AllReduce(torch.autograd.Function):

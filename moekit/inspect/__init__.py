@@ -4,6 +4,7 @@
 ``record.write_page("routing.html")``. ``python -m moekit.inspect`` shows a record or a checkpoint.
 """
 
+from moekit.inspect.collector import StatsCollector
 from moekit.inspect.findings import Finding, Thresholds
 from moekit.inspect.layer_record import LayerRecord
 from moekit.inspect.record import RoutingRecord
@@ -15,6 +16,7 @@ __all__ = [
     "LayerRecord",
     "LayerSummary",
     "RoutingRecord",
+    "StatsCollector",
     "Thresholds",
     "record_routing",
 ]

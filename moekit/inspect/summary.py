@@ -1,6 +1,7 @@
 """Figures of a layer, computed from its sums."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 from jaxtyping import Float
@@ -17,8 +18,8 @@ class LayerSummary(NamedTuple):
     Attributes:
         name: Name of the layer.
         num_experts: ``E``.
-        top_k: Experts per token; 0 for expert choice and Soft MoE.
-        calls: Calls that were recorded.
+        top_k: Experts per token; 0 for expert choice and Soft MoE, and of a collector, where it is not known.
+        calls: Calls that were recorded; 0 of a collector.
         tokens: Tokens that were routed.
         slots: Slots routed to experts, before any is dropped.
         max_violation: ``max(load) / mean(load) - 1``: 0 at balance, ``E / K - 1`` where all tokens choose the same
@@ -68,11 +69,19 @@ def summaries_over_time(name: str, layer: LayerRecord) -> list[LayerSummary]:
     return [_summary(name, layer, window) for window in layer.windows]
 
 
-def _summary(name: str, layer: LayerRecord, window: Float[Tensor, "columns"]) -> LayerSummary:
-    window = window.cpu()
-    num_experts = layer.num_experts
-    columns = dict(zip(COLUMNS, cast(list[float], window[: len(COLUMNS)].tolist()), strict=True))
-    load, dropped = window[len(COLUMNS) :].reshape(2, num_experts)
+def figures_of(
+    name: str, columns: Mapping[str, float], load: Float[Tensor, "E"], dropped: Float[Tensor, "E"], *, top_k: int = 0
+) -> LayerSummary:
+    """Computes the figures from sums.
+
+    Args:
+        name: Name of the layer.
+        columns: Sums of ``COLUMNS``; a figure whose sum is missing is ``None``.
+        load: Slots of each expert before any is dropped.
+        dropped: Slots of each expert over its capacity.
+        top_k: Experts per token.
+    """
+    num_experts = len(load)
     slots, tokens = int(load.sum()), int(columns["tokens"])
     most = math.log(num_experts)
     busiest = int(load.argmax()) if slots else None
@@ -80,28 +89,35 @@ def _summary(name: str, layer: LayerRecord, window: Float[Tensor, "columns"]) ->
     if slots:
         max_violation = float(load.max()) * num_experts / slots - 1
         load_entropy = float(entropy(load / slots)) / most if most else 1.0
-    prob_entropy = _ratio(columns["entropy_sum"], columns["entropy_tokens"])
+    prob_entropy = _ratio(columns.get("entropy_sum"), columns.get("entropy_tokens"))
     if prob_entropy is not None:
         prob_entropy = prob_entropy / most if most else 0.0
     return LayerSummary(
         name,
         num_experts,
-        layer.top_k,
-        int(columns["calls"]),
+        top_k,
+        int(columns.get("calls", 0)),
         tokens,
         slots,
         max_violation,
         load_entropy,
         prob_entropy,
-        confidence=_ratio(columns["confidence_sum"], columns["confidence_tokens"]),
+        confidence=_ratio(columns.get("confidence_sum"), columns.get("confidence_tokens")),
         dropped=_ratio(float(dropped.sum()), slots),
-        dead_experts=int((load == 0).sum()) if slots else num_experts,
+        dead_experts=int((load == 0).sum()),
         busiest=busiest,
         busiest_share=None if busiest is None else float(load[busiest]) / slots,
-        unrouted=_ratio(columns["unrouted_tokens"], tokens),
+        unrouted=_ratio(columns.get("unrouted_tokens"), tokens),
         nonfinite_tokens=int(columns["nonfinite_tokens"]),
     )
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _summary(name: str, layer: LayerRecord, window: Float[Tensor, "columns"]) -> LayerSummary:
+    window = window.cpu()
+    columns: dict[str, float] = dict(zip(COLUMNS, cast(list[float], window[: len(COLUMNS)].tolist()), strict=True))
+    load, dropped = window[len(COLUMNS) :].reshape(2, layer.num_experts)
+    return figures_of(name, columns, load, dropped, top_k=layer.top_k)
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None

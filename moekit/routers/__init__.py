@@ -4,6 +4,7 @@ from moekit.routers.base import Router
 from moekit.routers.expert_choice import ExpertChoiceRouter
 from moekit.routers.hard import HardRouter
 from moekit.routers.hash import HashRouter
+from moekit.routers.schedule import bias_update_rate
 from moekit.routers.top_k import TopKRouter
 
-__all__ = ["ExpertChoiceRouter", "HardRouter", "HashRouter", "Router", "TopKRouter"]
+__all__ = ["ExpertChoiceRouter", "HardRouter", "HashRouter", "Router", "TopKRouter", "bias_update_rate"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from moekit import (
+    MoEOutput,
     RouterStats,
     TopKRouter,
     all_reduce_stats,
@@ -19,6 +20,7 @@ from moekit import (
     router_stats,
     router_z_loss,
 )
+from moekit.inspect import StatsCollector
 
 DIM, EXPERTS, RANKS = 5, 4, 2
 SIZES = (7, 12)  # of the ranks' batches, unequal so that a mean of the ranks' losses would be wrong
@@ -64,10 +66,17 @@ def compiled_gradient(x: Tensor) -> tuple[RouterStats, Tensor]:
     return summed.detach(), router.gate.layers[0].weight.grad
 
 
-def count_collectives(stats: RouterStats) -> int:
+def count_collectives(stats: RouterStats | list[RouterStats]) -> int:
     with CommDebugMode() as counter:
         all_reduce_stats(stats)
     return counter.get_total_counts()
+
+
+def collected(layers: list[RouterStats]) -> list[tuple[Tensor, ...]]:
+    """Sums over ranks of what a collector added up."""
+    collector = StatsCollector()
+    collector.add(layers)
+    return [tuple(total) for total in collector.totals().values()]
 
 
 def large_counts(stats: RouterStats) -> RouterStats:
@@ -95,8 +104,13 @@ def run_rank(rank: int, folder: str) -> None:
     loss_of(summed).backward()
     by_group = all_reduce_stats(finite_stats.detach(), group=dist.group.WORLD)
     compiled_sums, compiled_weight_grad = compiled_gradient(x)
+    both = [counted, finite_stats.detach()]
     result = {
         "collectives": count_collectives(finite_stats),
+        "collectives_of_layers": count_collectives(both),
+        "layers": [tuple(stats) for stats in all_reduce_stats(both)],
+        "layers_alone": [tuple(all_reduce_stats(stats)) for stats in both],
+        "collected": collected(both),
         "large": tuple(large_counts(finite_stats.detach())),
         "second_gradient": second_gradient(),
         "compiled": tuple(compiled_sums),
@@ -147,10 +161,19 @@ def test_gradients_averaged_over_ranks_are_those_of_the_global_batch(ranks: list
 def test_without_a_process_group_statistics_pass_through() -> None:
     stats = stats_of(make_router(), make_batches()[1])
     assert all_reduce_stats(stats) is stats
+    assert all_reduce_stats([stats, stats]) == [stats, stats]
+    assert all_reduce_stats([]) == []
 
 
 def test_one_collective_adds_up_all_fields(ranks: list[dict]) -> None:
     assert [result["collectives"] for result in ranks] == [1, 1]
+
+
+def test_one_collective_adds_up_all_layers(ranks: list[dict]) -> None:
+    for result in ranks:
+        assert result["collectives_of_layers"] == 1
+        torch.testing.assert_close(result["layers"], result["layers_alone"])
+        torch.testing.assert_close(result["collected"], result["layers_alone"])
 
 
 def test_a_compiled_step_gives_the_same_sums_and_gradients(ranks: list[dict]) -> None:
@@ -173,5 +196,12 @@ def test_gradients_of_gradients_are_summed_over_ranks_too(ranks: list[dict]) -> 
 
 
 def test_what_is_no_statistics_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"stats must be RouterStats, got None: the layer was called with stats=False"):
+    with pytest.raises(
+        ValueError, match=r"stats must be RouterStats or a sequence.*got None: the layer was called with"
+    ):
         all_reduce_stats(None)
+    stats = stats_of(make_router(), make_batches()[1])
+    with pytest.raises(ValueError, match=r"stats\[1\] must be RouterStats, got None"):
+        all_reduce_stats([stats, None])
+    with pytest.raises(ValueError, match=r"stats must be RouterStats or a sequence.*got a MoEOutput: pass its .stats"):
+        all_reduce_stats(MoEOutput(torch.zeros(1), stats))
