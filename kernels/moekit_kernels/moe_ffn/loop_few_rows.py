@@ -1,6 +1,7 @@
 """The fused expert FFN on CPU for few rows: whole steps over all rows, in which only the products go by expert.
 
-With few rows the time is that of starting operations, not of computing, so there are as few of them as can be. The
+With few rows the time is that of starting operations, not of computing, so there are as few of them as can be: all
+products of one kind are one call of ``F.grouped_mm``, where it takes the operands and most experts have rows. The
 intermediate results of all rows are small enough for the cache. Same functions and letters as
 :mod:`moekit_kernels.moe_ffn.loop`.
 """
@@ -18,13 +19,17 @@ from moekit_kernels.plan.dispatch_plan import RowOrder
 _GROUPED_MM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _fits_grouped_mm(rows: Tensor, weights: Tensor, groups: Groups) -> bool:
+def _fits_grouped_mm(groups: Groups, *operands: Tensor) -> bool:
     """Returns whether ``F.grouped_mm`` takes the operands, and is faster: it visits experts without rows too."""
-    if rows.dtype not in _GROUPED_MM_DTYPES or 2 * len(groups.experts) < groups.num_experts:
+    if operands[0].dtype not in _GROUPED_MM_DTYPES or 2 * len(groups.experts) < groups.num_experts:
         return False
-    if not rows.is_contiguous() or not (weights.is_contiguous() or weights.mT.is_contiguous()):
-        return False
-    return all(width * rows.element_size() % 16 == 0 for width in weights.shape[1:])
+    return all(map(_is_aligned, operands))
+
+
+def _is_aligned(operand: Tensor) -> bool:
+    """Returns whether rows ``(N, k)``, or rows and columns ``(E, k, n)``, are dense and of a multiple of 16 bytes."""
+    is_dense = operand.is_contiguous() or (operand.ndim == 3 and operand.mT.is_contiguous())
+    return is_dense and all(width * operand.element_size() % 16 == 0 for width in operand.shape[1:])
 
 
 def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Groups, ends: Tensor) -> Tensor:
@@ -37,7 +42,7 @@ def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Grou
         groups: The rows of each expert.
         ends: ``(E,)`` int32, where the rows of each expert end.
     """
-    if biases is None and _fits_grouped_mm(rows, weights, groups):
+    if biases is None and _fits_grouped_mm(groups, rows, weights):
         out = F.grouped_mm(rows, weights, offs=ends)
         groups.clear_unassigned(out)
         return out
@@ -51,8 +56,13 @@ def _products(rows: Tensor, weights: Tensor, biases: Tensor | None, groups: Grou
     return out
 
 
-def _outer_products(columns: Tensor, rows: Tensor, like: Tensor, groups: Groups) -> Tensor:
+def _outer_products(columns: Tensor, rows: Tensor, like: Tensor, groups: Groups, ends: Tensor) -> Tensor:
     """Returns ``columns^T rows`` of each expert, contiguous, in the shape of ``like``."""
+    if _fits_grouped_mm(groups, columns, rows):
+        out = F.grouped_mm(columns.mT, rows, offs=ends)
+        for experts in groups.idle():
+            out[experts].zero_()
+        return out
     out = groups.gradient_like(like)
     for expert, (a, b) in zip(groups.experts, groups.of(columns, rows), strict=True):
         if a.shape[0] == 1:
@@ -141,7 +151,7 @@ def backward(
         grad_gates = order.by_slot(by_row).view(gates.shape)
     if weight_grad:
         weighted_ND2 = _weighted(grad_ND2, gates_N1, x.dtype)
-        grad_up = _outer_products(grad_pre_NF1, x_ND, up_proj, groups)
-        grad_down = _outer_products(weighted_ND2, hidden_NF, down_proj, groups)
+        grad_up = _outer_products(grad_pre_NF1, x_ND, up_proj, groups, ends)
+        grad_down = _outer_products(weighted_ND2, hidden_NF, down_proj, groups, ends)
         grad_up_bias, grad_down_bias = _sums(grad_pre_NF1, up_bias, groups), _sums(weighted_ND2, down_bias, groups)
     return Gradients(grad_x, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)

@@ -29,10 +29,14 @@ class Groups(NamedTuple):
         """Returns for each expert its rows of every tensor."""
         return zip(*(each.split_with_sizes(self.sizes)[: len(self.experts)] for each in rows), strict=True)
 
+    def idle(self) -> list[slice]:
+        """Returns the experts without rows, as ranges."""
+        between = pairwise((-1, *self.experts, self.num_experts))
+        return [slice(before + 1, after) for before, after in between if after - before > 1]
+
     def gradient_like(self, weights: Tensor) -> Tensor:
         """Returns contiguous memory for the gradient of stacked weights: zeros for experts without rows."""
-        between = pairwise((-1, *self.experts, self.num_experts))
-        idle = [slice(before + 1, after) for before, after in between if after - before > 1]
+        idle = self.idle()
         if idle and len(self.experts) * weights[0].numel() <= len(idle) * _NUMBERS_OF_A_RANGE:
             return weights.new_zeros(weights.shape)
         out = weights.new_empty(weights.shape)
