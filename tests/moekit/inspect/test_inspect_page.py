@@ -111,4 +111,3 @@ def test_the_page_works_in_a_browser(record: RoutingRecord, tmp_path: Path) -> N
     assert re.fullmatch(r"calls \d+ to \d+\nmax / mean: [\d.]+", shown["balance"])
     assert re.match(r"of the [\d,]+ tokens of expert 0\n[\d.]+ % also chose expert \d", shown["pairs"])
     assert re.match(r"noun, expert \d\n[\d.]+ % of the label, [\d,]+ slots", shown["labels"])
-    assert layer.num_experts == NUM_EXPERTS
