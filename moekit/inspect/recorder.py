@@ -87,6 +87,8 @@ def record_routing(
 
 
 def _layer_names(model: nn.Module) -> dict[nn.Module, str]:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = cast(nn.Module, model.module)
     names: dict[nn.Module, str] = {}
     # torch's own types leave the modules unknown.
     for path, module in cast(Iterator[tuple[str, nn.Module]], model.named_modules()):

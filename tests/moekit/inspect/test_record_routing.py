@@ -1,7 +1,10 @@
 """Recording counts what was routed, and changes nothing of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -207,6 +210,17 @@ def test_the_number_of_windows_is_checked() -> None:
     expected = r"max_windows must be even and at least 2.*got 3"
     with pytest.raises(ValueError, match=expected), record_routing(stack(), max_windows=3):
         pass
+
+
+def test_names_are_those_of_the_model_without_its_wrapper_for_ranks(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(stack())
+        with record_routing(model) as record:
+            model(torch.randn(3, DIM)).sum().backward()
+        assert list(record.layers) == ["0.moe", "1.moe"]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_shared_modules_keep_one_name() -> None:
