@@ -1,4 +1,7 @@
-"""Blocks of Hugging Face ``transformers`` as :class:`~moekit.layer.SparseMoE`. Does not import it."""
+"""Hugging Face ``transformers``: its blocks as :class:`~moekit.layer.SparseMoE`, its experts computed by moekit.
+
+Importing this module does not import it.
+"""
 
 from typing import TypedDict
 
@@ -13,6 +16,74 @@ from moekit.layer import SparseMoE
 from moekit.routers.hard import HardRouter
 from moekit.routers.top_k import TopKRouter
 from moekit_kernels.impl import Impl
+
+
+_NEEDS = 'the experts of transformers 5.0 or newer: pip install "transformers>=5.0".'
+
+
+def register_experts() -> None:
+    """Registers ``experts_implementation="moekit"`` with ``transformers``, for the experts of every model.
+
+    Models that are built or loaded with it, or told so by ``model.set_experts_implementation("moekit")``, keep their
+    modules, parameters, routers and checkpoints; only the experts are computed by :func:`moekit_kernels.moe_ffn.moe_ffn`
+    on a plan of the router's choice. ``set_experts_implementation("grouped_mm")`` turns back.
+
+    - Transposed weights are read as views. Their gradients are made in moekit's layout and copied into theirs.
+    - Experts whose activation is recognised run fused; others run the module's own gate between two grouped GEMMs, and
+      so do those with a norm after each expert. :func:`fused_activation` tells.
+    - With expert parallelism of ``transformers``, slots of other ranks are left out.
+    - Under ``torch.autocast``, products are in the autocast dtype, as in ``F.linear``; sums over experts are rounded to
+      it once.
+    - Gradients are of first order where experts run fused.
+
+    May be called more than once.
+
+    Raises:
+        ImportError: If ``transformers`` is not installed, or is older than 5.0.
+
+    Example:
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> register_experts()
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 20}
+        >>> heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+        >>> model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+        >>> before = model(torch.arange(6)[None]).logits
+        >>> model.set_experts_implementation("moekit")
+        >>> torch.allclose(model(torch.arange(6)[None]).logits, before, atol=1e-6)
+        True
+    """
+    try:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    except ImportError as error:
+        raise ImportError(f"register_experts needs {_NEEDS}") from error
+    from moekit.interop._transformers_experts import experts_forward
+
+    ALL_EXPERTS_FUNCTIONS.register("moekit", experts_forward)
+
+
+def fused_activation(experts: nn.Module) -> str | None:
+    """Returns the activation by which ``experts_implementation="moekit"`` runs experts fused; None if unfused.
+
+    Args:
+        experts: A module of stacked experts, such as ``model.model.layers[0].mlp.experts``.
+
+    Returns:
+        A name of an activation of :class:`~moekit.experts.ffn.FFNExperts`, or None.
+
+    Raises:
+        ImportError: If ``transformers`` is not installed, or is older than 5.0.
+
+    Example:
+        >>> from transformers import MixtralConfig
+        >>> from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+        >>> fused_activation(MixtralExperts(MixtralConfig(hidden_size=16, intermediate_size=8)))
+        'swiglu'
+    """
+    try:
+        from moekit.interop import _transformers_gates
+    except ImportError as error:
+        raise ImportError(f"fused_activation needs {_NEEDS}") from error
+    return _transformers_gates.fused_activation(experts)
 
 
 def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:

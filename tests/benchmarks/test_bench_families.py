@@ -1,0 +1,132 @@
+"""Every family of transformers with moekit's experts: built small, compared to eager, and in the committed table."""
+
+import pytest
+import torch
+import transformers
+
+from benchmarks.__main__ import main
+from benchmarks.families import compare as compare_module
+from benchmarks.families.build import build, experts_of, families, model_class
+from benchmarks.families.command import PAGE
+from benchmarks.families.compare import compare, errors, output_of, reloads_equal, same_tokens, tokens
+from moekit.interop import fused_activation, register_experts
+
+# Of each kind: concatenated, transposed, interleaved with biases, not gated, a norm after each expert, a gate of its
+# own, a gate in float32, a skipped expert, a text model of a vision model, linear attention, a shared expert.
+REPRESENTATIVE = (
+    "aria",
+    "beam",
+    "deepseek_v4",
+    "gpt_oss",
+    "mixtral",
+    "muse_spark",
+    "nemotron_h",
+    "qwen2_moe",
+    "qwen3_next",
+    "qwen3_vl_moe",
+    "zaya",
+)
+# Those whose gate or norm no fused activation computes.
+UNFUSED = {
+    "beam",
+    "deepseek_v4",
+    "diffusion_gemma",
+    "gemma4",
+    "glm5_next",
+    "gpt_oss",
+    "hy_v4",
+    "hy_v4_vl",
+    "inkling2",
+    "inkling2_loop",
+    "minimax_m3_vl",
+    "muse_spark",
+    "nemotron_h",
+    "openai_privacy_filter",
+}
+# No family is left out: each builds.
+OTHERS = sorted(set(families()) - set(REPRESENTATIVE))
+# Sums that cancel: of these the gradient of the last mixing of streams is 1e-4 of its terms; it is held in float64.
+CANCELLING = {"hy_v4": "hc_head", "hy_v4_vl": "hc_head"}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    register_experts()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+    transformers.logging.set_verbosity_warning()
+
+
+def _check(family):
+    model = build(family)
+    model.set_experts_implementation("eager")
+    with torch.no_grad():
+        before = output_of(model, tokens())
+    fp32 = errors(model)
+    assert fp32.output <= 1e-5
+    assert fp32.gradients <= 1e-5
+    if family in CANCELLING and fp32.worst > 1e-5:
+        assert CANCELLING[family] in fp32.parameter
+        assert errors(build(family).double()).worst <= 1e-9
+    else:
+        assert fp32.worst <= 1e-5, fp32.parameter
+    assert {fused_activation(experts) is None for experts in experts_of(model)} == {family in UNFUSED}
+    if model.can_generate():
+        assert same_tokens(model)
+    assert reloads_equal(model)
+    model.set_experts_implementation("eager")
+    with torch.no_grad():
+        assert torch.equal(output_of(model, tokens()), before)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, about the models' own defaults
+@pytest.mark.parametrize("family", REPRESENTATIVE)
+def test_representative_families_are_eager(family):
+    _check(family)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", OTHERS)
+def test_all_other_families_are_eager(family):
+    _check(family)
+
+
+def test_every_decorated_file_is_a_family_that_has_experts_when_built_small():
+    assert len(families()) >= 67 or transformers.__version__ < "5.24"
+    assert {"mixtral", "gpt_oss", "qwen3_moe"} <= set(families())
+    for family in REPRESENTATIVE:
+        with torch.device("meta"):
+            assert experts_of(model_class(family)(build(family).config)), family
+
+
+def test_the_committed_table_has_every_family_and_no_failure():
+    rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    assert {row[0].strip() for row in rows} == set(families())
+    assert not [row for row in rows if "no" in (cell.strip() for cell in row[-3:])]
+    assert max(float(cell) for row in rows for cell in row[3:5]) <= 1e-5
+    assert {row[0].strip() for row in rows if row[2].strip() == "no"} == UNFUSED
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_writes_a_table(tmp_path):
+    path = tmp_path / "table.md"
+    assert main(["families", "--family", "mixtral", "--out", str(path)]) == 0
+    assert "| mixtral | `MixtralForCausalLM` | `swiglu` | " in path.read_text()
+    assert path.read_text().rstrip().endswith("| yes | yes | yes |")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_difference_is_seen(monkeypatch):
+    model = build("mixtral")
+    real = compare_module.output_of
+
+    def wrong(model, ids):
+        return real(model, ids) * (1.01 if model.config._experts_implementation == "moekit" else 1.0)
+
+    monkeypatch.setattr(compare_module, "output_of", wrong)
+    assert errors(model).output > 1e-3
+    assert errors(model).gradients > 1e-3
+    assert not compare("mixtral").fp32.worst <= 1e-5
