@@ -45,7 +45,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": _HALF_LINEAR | {"mlp_layer_types": ["dense", "sparse"]},
     "beam": {"mlp_layer_types": ["dense", "sparse"]},
     "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse"]},
-    "ernie4_5_vl_moe": {"moe_intermediate_size": [24, 24], 
+    "ernie4_5_vl_moe": {
+        "moe_intermediate_size": [24, 24],
         "mlp_layer_types": ["dense", "sparse"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
     },
@@ -77,7 +78,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "qwen3_5_moe": _HALF_LINEAR,
     "qwen3_next": _HALF_LINEAR,
-    "qwen4_exp": _HALF_LINEAR | {
+    "qwen4_exp": _HALF_LINEAR
+    | {
         "hc_lowrank": 8,
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
@@ -88,8 +90,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 # Where the first class that generates is not the one with the experts.
-CLASSES: dict[str, str] = {
-}
+CLASSES: dict[str, str] = {}
 KINDS = ("ForCausalLM", "TextModel", "ForTokenClassification")
 
 
@@ -125,7 +126,7 @@ def build(family: str, dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(family)._from_config(config, dtype=dtype).eval()
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.1)
     return model

@@ -20,7 +20,8 @@ class Errors(NamedTuple):
     Attributes:
         output: Of the logits, or of the hidden states of a model without a head.
         gradients: Of all gradients as one vector.
-        worst: The largest of the errors of each parameter's gradient.
+        worst: The largest of the errors of each parameter's gradient; one of less than a millionth of the norm of all
+            gradients counts as zero, and is compared to that millionth.
         parameter: Its name.
     """
 
@@ -38,6 +39,7 @@ class Comparison(NamedTuple):
         model: Class of the model.
         activations: By which its experts run fused; None for those that run unfused.
         fp32: Errors in float32.
+        fp64: Errors in float64, in which sums that cancel leave no doubt.
         bf16: Errors of a model in bfloat16, which rounds to 4e-3.
         bf16_grouped_mm: Those of transformers' own ``"grouped_mm"``, to compare.
         generates: Whether greedy generation gives the same tokens; None of a model that does not generate.
@@ -49,6 +51,7 @@ class Comparison(NamedTuple):
     model: str
     activations: tuple[str | None, ...]
     fp32: Errors
+    fp64: Errors
     bf16: Errors
     bf16_grouped_mm: Errors
     generates: bool | None
@@ -69,10 +72,11 @@ def compare(family: str) -> Comparison:
     model.set_experts_implementation("eager")
     with torch.no_grad():
         returns = torch.equal(before, output_of(model, tokens()))
+    fp64 = errors(build(family, torch.float64))
     rounded = build(family, torch.bfloat16)
     bf16 = [errors(rounded, implementation) for implementation in ("moekit", "grouped_mm")]
     name = type(model).__name__
-    return Comparison(family, name, tuple(activations), fp32, *bf16, generates, reloads, returns)
+    return Comparison(family, name, tuple(activations), fp32, fp64, *bf16, generates, reloads, returns)
 
 
 def tokens(length: int = PROMPT, batch: int = 2) -> Tensor:
@@ -94,15 +98,16 @@ def errors(model: Any, implementation: str = "moekit") -> Errors:
         model.zero_grad()
         output = output_of(model, tokens())
         weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
-        (output.float() * weight).sum().backward()
-        outputs.append(output.detach().float())
-        gradients.append({name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None})
+        (output * weight.to(output.dtype)).sum().backward()
+        outputs.append(output.detach().double())
+        gradients.append({name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None})
     eager, ours = gradients
     if eager.keys() != ours.keys():
         raise ValueError(f"these parameters have a gradient in one case only: {sorted(eager.keys() ^ ours.keys())}")
-    of_parameters = {name: _relative(ours[name], eager[name]) for name in eager}
-    worst = max(of_parameters, key=lambda name: of_parameters[name])
     whole = [torch.cat([gradient.flatten() for gradient in each.values()]) for each in (ours, eager)]
+    least = 1e-6 * whole[1].norm().item()
+    of_parameters = {name: _relative(ours[name], eager[name], least) for name in eager}
+    worst = max(of_parameters, key=lambda name: of_parameters[name])
     return Errors(_relative(outputs[1], outputs[0]), _relative(*whole), of_parameters[worst], worst)
 
 
@@ -130,6 +135,6 @@ def reloads_equal(model: Any) -> bool:
         return complete and _relative(output_of(loaded.eval(), tokens()), expected) <= 1e-6
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    size = b.norm().item()
-    return (a - b).norm().item() / size if size else float(a.norm().item() > 0)
+def _relative(a: Tensor, b: Tensor, least: float = 0.0) -> float:
+    difference, size = (a - b).norm().item(), max(b.norm().item(), least)
+    return difference / size if size else float(difference > 0)

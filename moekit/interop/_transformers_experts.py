@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moekit.interop._transformers_gates import fused_activation
+from moekit.observers import RoutingEvent, notify, observed
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch
 from moekit_kernels.grouped_gemm import grouped_gemm
 from moekit_kernels.moe_ffn import ExpertWeights, moe_ffn
@@ -40,17 +41,20 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
             f'experts_implementation="moekit" takes weights of bfloat16, float16, float32 or float64, got {dtype} in '
             f"{type(self).__name__}: dequantise them, or choose another experts_implementation."
         )
+    num_experts = weights.down_proj.shape[0]
+    if observed():
+        notify(RoutingEvent(self, num_experts, expert_ids=top_k_index))
     # As the implementations of transformers do where a model keeps its residual stream in another dtype.
     x_TD = hidden_states if hidden_states.dtype == dtype else hidden_states.to(dtype)
     if top_k_weights.shape != top_k_index.shape:
         top_k_weights = top_k_weights.gather(-1, top_k_index)
     kept = None
     if getattr(self, "_is_expert_parallel", False):
-        kept = top_k_index < weights.down_proj.shape[0]
+        kept = top_k_index < num_experts
         top_k_weights = top_k_weights.masked_fill(~kept, 0.0)
     if top_k_weights.dtype != dtype:
         top_k_weights = top_k_weights.to(torch.promote_types(top_k_weights.dtype, dtype))
-    plan = plan_dispatch(top_k_index, weights.down_proj.shape[0], kept=kept)
+    plan = plan_dispatch(top_k_index, num_experts, kept=kept)
     activation = fused_activation(self)
     if activation is None:
         output = _unfused(self, x_TD, plan, top_k_weights, weights)

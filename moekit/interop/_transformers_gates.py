@@ -5,9 +5,10 @@ Experts with a gate compute ``_apply_gate(pre-activation)``, a method that a mod
 
 - ``act_fn`` is of a class whose function is known, and
 - ``_apply_gate``, called on a stand-in that has that function and a few settings and nothing else, gives the numbers of
-  that activation on random values of all magnitudes.
+  that activation, in float64, on random values of all magnitudes.
 
-So a method that reads anything else, or computes anything else, is not recognised, and the experts run unfused.
+So a method that reads anything else, computes anything else or rounds to another dtype is not recognised, and the
+experts run unfused.
 """
 
 from collections.abc import Callable
@@ -25,20 +26,13 @@ from transformers.activations import (
     SiLUActivation,
 )
 
-from moekit_kernels.activations import ACTIVATIONS
+from moekit_kernels.activations import ACTIVATIONS, clamped_swiglu
+from moekit_kernels.activations.activation import BUILT_IN
 
 Setting = float | int | bool | str | None
 
 SETTINGS = ("limit", "alpha", "swiglu_limit", "swiglu_alpha")
 """What a gate may read of its module beside ``act_fn``, and still be recognised."""
-
-_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu2": lambda x: F.relu(x).square(),
-}
 
 # Of these exact classes; a subclass or a wrapper may compute anything. nn.GELU has a setting of its own.
 _NAMES: dict[object, str] = {
@@ -54,7 +48,10 @@ _NAMES: dict[object, str] = {
     ReLUSquaredActivation: "relu2",
 }
 
-_ROWS, _HIDDEN = 64, 16
+# Whoever hooks it wants its calls.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_ROWS, _HIDDEN = 128, 16
 # Both sides compute the same few operations in float64.
 _TOLERANCE = 1e-12
 
@@ -68,13 +65,13 @@ def fused_activation(experts: nn.Module) -> str | None:
         experts: A module of ``transformers`` whose class is decorated with ``use_experts_implementation``.
 
     Returns:
-        A name of :data:`moekit_kernels.activations.ACTIVATIONS`.
+        Its name.
     """
     if getattr(experts, "has_post_expert_norm", False):
         return None
     act = _function_name(getattr(experts, "act_fn", None))
     if not getattr(experts, "has_gate", True):
-        return act if act in ACTIVATIONS else None
+        return act or None
     if "_apply_gate" in vars(experts):
         return None
     settings = tuple(getattr(experts, name, None) for name in SETTINGS)
@@ -85,7 +82,7 @@ def _function_name(act: object) -> str:
     """Returns the name of a function of one number, or ``""``."""
     if not isinstance(act, nn.Module):
         return _NAMES.get(act, "")
-    if act._forward_hooks or act._forward_pre_hooks or act._backward_hooks or act._backward_pre_hooks:
+    if any(getattr(act, hooks) for hooks in _HOOKS):
         return ""
     if type(act) is nn.GELU:
         return "gelu" if act.approximate == "none" else "gelu_tanh"
@@ -105,7 +102,7 @@ def _matching(apply_gate: Callable[..., Tensor], act: str, settings: dict[str, S
     """Returns the name of the gated activation that gives the numbers of ``apply_gate``."""
     stand_in = SimpleNamespace(**{name: value for name, value in settings.items() if value is not None})
     if act:
-        stand_in.act_fn = _FUNCTIONS[act]
+        stand_in.act_fn = ACTIVATIONS[act]
     # Real numbers on CPU, also where tensors are fake or on the meta device.
     with _disable_current_modes(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         pre = _probe()
@@ -115,18 +112,33 @@ def _matching(apply_gate: Callable[..., Tensor], act: str, settings: dict[str, S
             return None
         if type(gated) is not Tensor or gated.shape != (_ROWS, _HIDDEN):
             return None
-        for name, activation in ACTIVATIONS.items():
-            if activation.gated and _equal(gated, activation.forward(pre)):
+        for name in sorted(BUILT_IN):
+            if ACTIVATIONS[name].gated and _equal(gated, ACTIVATIONS[name](pre)):
                 return name
+        return _matching_clamped(gated, pre, settings)
+
+
+def _matching_clamped(gated: Tensor, pre: Tensor, settings: dict[str, Setting]) -> str | None:
+    """Returns the name of the clamped SwiGLU of these settings that gives the numbers of ``gated``."""
+    limit = settings["limit"] if settings["swiglu_limit"] is None else settings["swiglu_limit"]
+    alpha = settings["alpha"] if settings["swiglu_alpha"] is None else settings["swiglu_alpha"]
+    if not isinstance(limit, float | int) or limit <= 0:
+        return None
+    slope = float(alpha) if isinstance(alpha, float | int) else 1.0
+    halves = {False: pre.chunk(2, dim=-1), True: (pre[:, ::2], pre[:, 1::2])}
+    for interleaved, (gate, value) in halves.items():
+        g, v = gate.clamp(max=limit), value.clamp(-limit, limit)
+        for offset in (0.0, 1.0):
+            if _equal(gated, (v + offset) * g * (slope * g).sigmoid()):
+                return clamped_swiglu(slope, float(limit), interleaved, offset=offset).name
     return None
 
 
 def _probe() -> Tensor:
-    """Returns random numbers of both signs, from 1e-3 to 1e3 in magnitude."""
+    """Returns random numbers of both signs, from 1e-3 to 1e6 in magnitude."""
     generator = torch.Generator().manual_seed(0)
-    size, kind = (_ROWS, 2 * _HIDDEN), {"generator": generator, "dtype": torch.float64, "device": "cpu"}
-    magnitudes = 10 ** (6 * torch.rand(size, **kind) - 3)  # pyright: ignore[reportArgumentType]
-    return magnitudes * torch.randn(size, **kind).sign()  # pyright: ignore[reportArgumentType]
+    exponents, signs = torch.rand(2, _ROWS, 2 * _HIDDEN, generator=generator, dtype=torch.float64, device="cpu")
+    return 10 ** (9 * exponents - 3) * (signs - 0.5).sign()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -17,7 +17,6 @@ from moekit.routers.hard import HardRouter
 from moekit.routers.top_k import TopKRouter
 from moekit_kernels.impl import Impl
 
-
 _NEEDS = 'the experts of transformers 5.0 or newer: pip install "transformers>=5.0".'
 
 
@@ -25,8 +24,8 @@ def register_experts() -> None:
     """Registers ``experts_implementation="moekit"`` with ``transformers``, for the experts of every model.
 
     Models that are built or loaded with it, or told so by ``model.set_experts_implementation("moekit")``, keep their
-    modules, parameters, routers and checkpoints; only the experts are computed by :func:`moekit_kernels.moe_ffn.moe_ffn`
-    on a plan of the router's choice. ``set_experts_implementation("grouped_mm")`` turns back.
+    modules, parameters, routers and checkpoints; only the experts are computed by moekit, on a plan of the router's
+    choice. ``set_experts_implementation("grouped_mm")`` turns back.
 
     - Transposed weights are read as views. Their gradients are made in moekit's layout and copied into theirs.
     - Experts whose activation is recognised run fused; others run the module's own gate between two grouped GEMMs, and

@@ -27,26 +27,11 @@ REPRESENTATIVE = (
     "zaya",
 )
 # Those whose gate or norm no fused activation computes.
-UNFUSED = {
-    "beam",
-    "deepseek_v4",
-    "diffusion_gemma",
-    "gemma4",
-    "glm5_next",
-    "gpt_oss",
-    "hy_v4",
-    "hy_v4_vl",
-    "inkling2",
-    "inkling2_loop",
-    "minimax_m3_vl",
-    "muse_spark",
-    "nemotron_h",
-    "openai_privacy_filter",
-}
+UNFUSED = {"beam", "inkling2", "inkling2_loop", "muse_spark"}
 # No family is left out: each builds.
 OTHERS = sorted(set(families()) - set(REPRESENTATIVE))
-# Sums that cancel: of these the gradient of the last mixing of streams is 1e-4 of its terms; it is held in float64.
-CANCELLING = {"hy_v4": "hc_head", "hy_v4_vl": "hc_head"}
+# Gradients that are sums which cancel, or are zero; there float64 says whether they are right.
+CANCELLING = {"deepseek_v4": "mlp.gate.weight", "hy_v4": "hc_head", "hy_v4_vl": "hc_head"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,11 +52,8 @@ def _check(family):
     fp32 = errors(model)
     assert fp32.output <= 1e-5
     assert fp32.gradients <= 1e-5
-    if family in CANCELLING and fp32.worst > 1e-5:
-        assert CANCELLING[family] in fp32.parameter
-        assert errors(build(family).double()).worst <= 1e-9
-    else:
-        assert fp32.worst <= 1e-5, fp32.parameter
+    assert fp32.worst <= 1e-5 or CANCELLING.get(family, "none") in fp32.parameter, fp32
+    assert errors(build(family, torch.float64)).worst <= 1e-6  # of a model that computes parts in float32
     assert {fused_activation(experts) is None for experts in experts_of(model)} == {family in UNFUSED}
     if model.can_generate():
         assert same_tokens(model)
@@ -107,6 +89,7 @@ def test_the_committed_table_has_every_family_and_no_failure():
     assert {row[0].strip() for row in rows} == set(families())
     assert not [row for row in rows if "no" in (cell.strip() for cell in row[-3:])]
     assert max(float(cell) for row in rows for cell in row[3:5]) <= 1e-5
+    assert max(float(row[6]) for row in rows) <= 1e-6
     assert {row[0].strip() for row in rows if row[2].strip() == "no"} == UNFUSED
 
 

@@ -18,8 +18,10 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts, MixtralForCausalLM
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
+from moekit.inspect import record_routing
 from moekit.interop import _transformers_experts, fused_activation, register_experts
-from moekit.interop._transformers_gates import _FUNCTIONS, _NAMES, _function_name
+from moekit.interop._transformers_gates import _NAMES, _function_name
+from moekit_kernels.activations import ACTIVATIONS
 from tests.oracles import assert_close, relative_error
 from tests.test_import import ROOT
 
@@ -122,14 +124,23 @@ def test_functions_stand_for_the_classes_and_functions_they_are_listed_for():
     x = torch.linspace(-6, 6, 101, dtype=torch.float64)
     for listed, name in _NAMES.items():
         act = listed() if isinstance(listed, type) else listed
-        assert_close(act(x), _FUNCTIONS[name](x))
+        assert_close(act(x), ACTIVATIONS[name](x))
     assert _function_name(nn.GELU()) == "gelu"
     assert _function_name(nn.GELU(approximate="tanh")) == "gelu_tanh"
     assert {_function_name(ACT2FN[name]) for name in ("mish", "quick_gelu", "leaky_relu", "linear")} == {""}
 
 
 @pytest.mark.parametrize(
-    ("act", "activation"), [("silu", "swiglu"), ("swish", "swiglu"), ("gelu", "geglu"), ("mish", None), ("relu6", None)]
+    ("act", "activation"),
+    [
+        ("silu", "swiglu"),
+        ("swish", "swiglu"),
+        ("gelu", "geglu"),
+        ("gelu_pytorch_tanh", "geglu_tanh"),
+        ("gelu_new", "geglu_tanh"),
+        ("relu", None),
+        ("mish", None),
+    ],
 )
 def test_which_activations_run_fused(act, activation):
     experts = _experts(MixtralExperts, hidden_act=act)
@@ -167,6 +178,34 @@ def test_a_gate_is_recognised_by_its_numbers_whoever_wrote_it():
     assert fused_activation(_with_gate(lambda self, pre: self.act_fn(pre[..., HIDDEN:]) * pre[..., :HIDDEN])) is None
 
 
+def _clamped(self, pre):
+    gate, up = pre.chunk(2, dim=-1)
+    return self.act_fn(gate.clamp(max=self.limit)) * up.clamp(-self.limit, self.limit)
+
+
+def _clamped_after(self, pre):
+    gate, up = pre.chunk(2, dim=-1)
+    return self.act_fn(gate).clamp(max=self.limit) * up.clamp(-self.limit, self.limit)
+
+
+def test_clamped_gates_are_recognised_with_their_settings():
+    assert fused_activation(_experts(GptOssExperts)) == "clamped_swiglu_interleaved"
+    experts = _experts(GptOssExperts)
+    experts.alpha, experts.limit = 1.5, 3.0
+    name = fused_activation(experts)
+    pre = 5 * torch.randn(7, 2 * HIDDEN, dtype=torch.float64)
+    assert_close(ACTIVATIONS[name](pre), experts._apply_gate(pre))
+    _compare(experts, *_inputs())
+    experts = _with_gate(_clamped, limit=2.0)
+    assert_close(ACTIVATIONS[fused_activation(experts)](pre), experts._apply_gate(pre))
+    assert fused_activation(_with_gate(_clamped_after, limit=2.0)) is None
+    assert fused_activation(_with_gate(_clamped, limit=-2.0)) is None
+
+
+def _rounds(self, pre):
+    return _own_swiglu(self, pre.float()).to(pre.dtype)
+
+
 def _clamped_far_out(self, pre):
     return _own_swiglu(self, pre).clamp(max=1e5)
 
@@ -192,7 +231,9 @@ def _writes_its_input(self, pre):
     return pre[..., :half].clamp_(max=2.0) * pre[..., half:]
 
 
-@pytest.mark.parametrize("gate", [_clamped_far_out, _reads_another_setting, _reads_the_rows, _random, _wrong_width])
+@pytest.mark.parametrize(
+    "gate", [_clamped_far_out, _rounds, _reads_another_setting, _reads_the_rows, _random, _wrong_width]
+)
 def test_a_gate_that_is_not_understood_is_not_guessed(gate):
     assert fused_activation(_with_gate(gate, scale=1.0)) is None
 
@@ -438,6 +479,18 @@ def test_a_whole_model_compiles_without_a_graph_break():
         assert relative_error(compiled[name], gradient) <= 1e-5, name
 
 
+def test_routing_of_a_model_is_recorded():
+    model = _model()
+    with torch.no_grad(), record_routing(model) as record:
+        ids = torch.arange(14).view(2, 7)
+        model(input_ids=ids)
+        assert not record.layers
+        model.set_experts_implementation("moekit")
+        model(input_ids=ids)
+    assert list(record.layers) == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    assert [layer.load.sum().item() for layer in record.layers.values()] == [14 * TOP_K] * 2
+
+
 def test_registering_again_changes_nothing():
     names = set(ALL_EXPERTS_FUNCTIONS.valid_keys())
     function = ALL_EXPERTS_FUNCTIONS["moekit"]
@@ -475,6 +528,6 @@ def test_an_older_transformers_is_refused_in_the_same_words():
     older = SimpleNamespace(__name__="transformers.integrations.moe")
     with (
         patch.dict(sys.modules, {"transformers.integrations.moe": older}),
-        pytest.raises(ImportError, match="register_experts needs the experts of transformers 5.0 or newer"),
+        pytest.raises(ImportError, match=r"register_experts needs the experts of transformers 5\.0 or newer"),
     ):
         register_experts()
