@@ -26,7 +26,8 @@ from triton.runtime import _allocation
 from triton.runtime.jit import JITFunction
 
 from benchmarks.host.stub import StubDriver
-from moekit_kernels import launch_kind, prepared
+from moekit_kernels import kernel_language, launch_kind, prepared
+from moekit_kernels.activations import TritonActivation
 from moekit_kernels.runtime import launch
 from tests.kernels.recorded_launches import Recorded, recorded_launches
 
@@ -144,6 +145,37 @@ TENSORS = {
     "tensor for None": lambda: {"bias_ptr": torch.zeros(64)},
     "None for a tensor and back": lambda: {"bias_ptr": None},
 }
+
+
+@triton.jit
+def _double(x, FACTOR: tl.constexpr):
+    return FACTOR * x
+
+
+@triton.jit
+def _double_with_derivatives(x, FACTOR: tl.constexpr):
+    return FACTOR * x, FACTOR
+
+
+@triton.jit
+def activation_kernel(x_ptr, y_ptr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    places = tl.arange(0, BLOCK)
+    tl.store(y_ptr + places, kernel_language.act(tl.load(x_ptr + places), ACTIVATION))
+
+
+def test_an_activation_is_a_constant_by_identity(observed: Observed):
+    doubles = [TritonActivation(_double, _double_with_derivatives, (factor,)) for factor in (2.0, 3.0, 2.0)]
+    arguments = {"x_ptr": torch.zeros(64), "y_ptr": torch.zeros(64), "BLOCK": 64}
+    for _ in range(3):
+        for activation in ("none", *doubles):
+            launch(activation_kernel, (1,), arguments | {"ACTIVATION": activation})
+    assert observed.by_triton == 4
+    functions = [call[4] for call in observed.calls]
+    assert len(set(functions[:3])) == 3
+    assert functions[3] == functions[1]  # equal functions and constants are one compiled kernel
+    assert functions[4:8] == functions[:4]
+    assert functions[8:] == functions[:4]
+    activation_kernel.device_caches.clear()
 
 
 @pytest.mark.parametrize("change", [*CHANGES, *TENSORS])

@@ -12,6 +12,7 @@ if not triton_is_installed() or interpreting():
     pytest.skip("launches of compiled kernels", allow_module_level=True)
 
 from moekit import SparseMoE
+from moekit.activations import clamped_swiglu
 from moekit_kernels import call_record, repeated
 from moekit_kernels.combine import combine
 from moekit_kernels.grouped_gemm import grouped_gemm
@@ -105,6 +106,8 @@ LAYERS = {
     "biases": (300, {"bias": True}),
     "float32": (64, {"dtype": torch.float32}),
     "gelu": (300, {"activation": "gelu"}),
+    "a function of gate and value": (300, {"activation": clamped_swiglu(limit=2.5)}),
+    "a function of gate and value, few tokens": (16, {"activation": clamped_swiglu(limit=2.5)}),
     "everything again": (300, {"recompute": "all"}),
     "nothing again": (300, {"recompute": "none"}),
     "nothing again, few tokens": (16, {"recompute": "none"}),
