@@ -37,6 +37,9 @@ DESCRIPTOR_KERNELS = frozenset({"grouped_gemm_bwd_dw_rows_kernel"})
 
 BF16_ALONE = frozenset(
     {
+        "FFN clamped",
+        "FFN clamped concatenated",
+        "FFN decode clamped",
         "FFN decode gelu",
         "FFN geglu interleaved",
         "FFN gelu",

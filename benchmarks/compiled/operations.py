@@ -261,6 +261,14 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "FFN geglu interleaved": partial(
             ffn, shape=qwen3, activation="geglu_interleaved", biased=True, recompute="all"
         ),
+        # GPT-OSS's: a function of gate and value, in turn, and weights stored (E, D, F).
+        "FFN clamped": partial(
+            ffn, shape=qwen3, activation="clamped_swiglu_interleaved", biased=True, n_major=True, gathers=INTO_MEMORY
+        ),
+        "FFN decode clamped": partial(
+            ffn, shape=decode, activation="clamped_swiglu_interleaved", biased=True, n_major=True
+        ),
+        "FFN clamped concatenated": partial(ffn, shape=qwen3, activation="clamped_swiglu", biased=True),
         "FFN bias": partial(bias_dot, shape=SHAPES["qwen3"]),
         "FFN gelu": partial(ffn, shape=qwen3, activation="gelu", biased=True, recompute="none", choice=True),
         "FFN decode gelu": partial(ffn, shape=decode, activation="gelu", biased=True),

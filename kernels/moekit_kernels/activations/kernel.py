@@ -108,21 +108,24 @@ def situ_glu_with_derivatives(gate, value, BETA: tl.constexpr, VALUE_BETA: tl.co
 
 
 @triton.jit
-def clamped_swiglu(gate, value, ALPHA: tl.constexpr, LIMIT: tl.constexpr, OFFSET: tl.constexpr):
-    """``(v + OFFSET) g sigmoid(ALPHA g)`` with the gate ``g`` up to ``LIMIT``, ``v`` in ``[-LIMIT, LIMIT]``."""
-    g = tl.where(gate > LIMIT, LIMIT, gate)  # keeps NaN, as the next line does
-    v = tl.where(value > LIMIT, LIMIT, tl.where(value < -LIMIT, -LIMIT, value))
-    return (v + OFFSET) * (g * fast_sigmoid(ALPHA * g))
+def _clamp(x, LEAST: tl.constexpr, MOST: tl.constexpr):
+    """``x`` within the limits, NaN where ``x`` is."""
+    x = tl.minimum(x, MOST, propagate_nan=tl.PropagateNan.ALL)
+    return tl.maximum(x, LEAST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def clamped_swiglu_with_derivatives(
-    gate, value, ALPHA: tl.constexpr, LIMIT: tl.constexpr, OFFSET: tl.constexpr
-):  # fmt: skip
+def clamped_swiglu(gate, value, ALPHA: tl.constexpr, LIMIT: tl.constexpr, OFFSET: tl.constexpr):
+    """``(v + OFFSET) g sigmoid(ALPHA g)`` with the gate ``g`` up to ``LIMIT``, ``v`` in ``[-LIMIT, LIMIT]``."""
+    g = tl.minimum(gate, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+    return (_clamp(value, -LIMIT, LIMIT) + OFFSET) * (g * fast_sigmoid(ALPHA * g))
+
+
+@triton.jit
+def clamped_swiglu_with_derivatives(gate, value, ALPHA: tl.constexpr, LIMIT: tl.constexpr, OFFSET: tl.constexpr):
     """:func:`clamped_swiglu` and its derivatives by gate and value: zero at the limits, as those of torch.clamp."""
-    g = tl.where(gate > LIMIT, LIMIT, gate)
-    v = tl.where(value > LIMIT, LIMIT, tl.where(value < -LIMIT, -LIMIT, value))
+    g = tl.minimum(gate, LIMIT, propagate_nan=tl.PropagateNan.ALL)
     s = fast_sigmoid(ALPHA * g)
-    swish, factor = g * s, v + OFFSET
-    slope = s + ALPHA * swish * (1.0 - s)
-    return factor * swish, tl.where(gate < LIMIT, factor * slope, 0.0), tl.where(tl.abs(value) < LIMIT, swish, 0.0)
+    swish, factor = g * s, _clamp(value, -LIMIT, LIMIT) + OFFSET
+    by_gate = factor * (s + ALPHA * swish * (1.0 - s))
+    return factor * swish, tl.where(gate < LIMIT, by_gate, 0.0), tl.where(tl.abs(value) < LIMIT, swish, 0.0)
