@@ -25,12 +25,14 @@ def overview_picture(layers: Mapping[str, LayerRecord]) -> Any:
     load_axes.set(title="Load over an equal share", xlabel="expert", yticks=range(len(layers)))
     load_axes.set_yticklabels(list(layers))
     figure.colorbar(image, ax=load_axes)
-    for name, layer in layers.items():
-        violations = [(each.max_violation or 0.0) + 1 for each in summaries_over_time(name, layer)]
-        time_axes.plot(_ends(layer), violations, label=name)
-    time_axes.set(title="Largest load over the mean", xlabel="call", ylabel="max / mean")
-    if len(layers) <= 8:
-        time_axes.legend(fontsize="small")
+    ratios = [
+        [1 + (each.max_violation or 0.0) for each in summaries_over_time(name, layer)] for name, layer in layers.items()
+    ]
+    top = max((ratio for row in ratios for ratio in row), default=1.0)
+    for place, (layer, row) in enumerate(zip(layers.values(), ratios, strict=True)):
+        image = _draw_over_time(time_axes, layer, [row], first=place, vmin=1, vmax=max(top, 2.0))
+    time_axes.set(title="Largest load over the mean", xlabel="call", yticks=[], ylim=(len(layers) - 0.5, -0.5))
+    figure.colorbar(image, ax=time_axes)
     return figure
 
 
@@ -47,23 +49,23 @@ def layer_picture(name: str, layer: LayerRecord, label_names: Sequence[str]) -> 
     bars.set(title="Share of the slots", xlabel="expert")
     bars.legend(fontsize="small")
     shares = layer.load / layer.load.sum(-1, keepdim=True).clamp(min=1)
-    ends = _ends(layer)
-    extent = (0, ends[-1] if ends else 1, layer.num_experts - 0.5, -0.5)
-    image = time.imshow(shares.T.tolist() or [[0.0]], aspect="auto", cmap=_MAP, vmin=0, extent=extent)
+    image = _draw_over_time(time, layer, cast(list[list[float]], shares.T.tolist()), vmin=0)
     time.set(title="Share of the slots over time", xlabel="call", ylabel="expert")
+    time.invert_yaxis()
     figure.colorbar(image, ax=time)
     both = layer.coactivation / layer.coactivation.diagonal().clamp(min=1).unsqueeze(-1)
     image = together.imshow(both.fill_diagonal_(torch.nan).tolist(), cmap=_MAP, vmin=0)
     together.set(title="Tokens of the row's expert that chose the column's", xlabel="expert", ylabel="expert")
     figure.colorbar(image, ax=together)
     over_time = summaries_over_time(name, layer)
-    for figure_name, label in (
-        ("load_entropy", "entropy of the load / ln E"),
-        ("prob_entropy", "entropy of the probabilities / ln E"),
-        ("confidence", "confidence"),
+    for figure_name, label, style in (
+        ("load_entropy", "entropy of the load / ln E", "-"),
+        ("prob_entropy", "entropy of the probabilities / ln E", "--"),
+        ("confidence", "confidence", ":"),
     ):
         values = [getattr(each, figure_name) for each in over_time]
-        balance.plot(ends, [torch.nan if value is None else value for value in values], label=label)
+        shown = [torch.nan if value is None else value for value in values]
+        balance.plot(_ends(layer), shown, style, label=label)
     balance.set(title="Balance and certainty", xlabel="call", ylim=(0, 1.05))
     balance.legend(fontsize="small")
     if has_labels:
@@ -84,6 +86,14 @@ def _draw_labels(figure: Any, axes: Any, layer: LayerRecord, label_names: Sequen
         one.set(title=title, xlabel="expert", yticks=range(len(label_names)))
         one.set_yticklabels(list(label_names))
         figure.colorbar(image, ax=one)
+
+
+def _draw_over_time(
+    axes: Any, layer: LayerRecord, rows: Sequence[Sequence[float]], *, first: int = 0, **limits: float
+) -> Any:
+    """Draws one row of cells for each row of values by window, which need not be of one width."""
+    edges = [first + place - 0.5 for place in range(len(rows) + 1)]
+    return axes.pcolormesh([0.0, *_ends(layer)], edges, rows, cmap=_MAP, rasterized=True, **limits)
 
 
 def _ends(layer: LayerRecord) -> list[float]:

@@ -79,7 +79,7 @@ function step(range, most) {
 }
 
 // values: rows of numbers, null for no cell. options: rowNames, columnTitle, columnLabel(i), top, describe(r, c), onRow;
-// markZero crosses out the cells of 0; readableRows leaves room for every row's name.
+// show(top) writes the highest value; markZero crosses out the cells of 0; readableRows leaves room for every row's name.
 function heatMap(holder, values, options) {
   const rows = values.length;
   const columns = largest(values.map((row) => row.length), 1);
@@ -88,7 +88,7 @@ function heatMap(holder, values, options) {
   probe.font = "12px system-ui, sans-serif";
   const widest = largest(options.rowNames.map((name) => probe.measureText(name).width), 0);
   const left = Math.min(widest + 12, holder.clientWidth * 0.34, 220);
-  const inner = holder.clientWidth - left - 64;
+  const inner = holder.clientWidth - left - 76;
   const side = options.square ? Math.min(inner, 380) : inner;
   const cellHeight = options.square ? side / rows : rowHeight;
   const plotHeight = cellHeight * rows;
@@ -99,7 +99,7 @@ function heatMap(holder, values, options) {
   const gap = cellWidth > 8 && cellHeight > 8 ? 1 : 0;
   values.forEach((row, r) => row.forEach((value, c) => {
     if (value === null) return;
-    pen.fillStyle = heat(value / (options.top || 1));
+    pen.fillStyle = heat(value / options.top);
     const [x, y, extra] = [left + c * cellWidth, r * cellHeight, gap ? -gap : 0.5];
     pen.fillRect(x, y, cellWidth + extra, cellHeight + extra);
     if (!options.markZero || value > 0) return;
@@ -126,7 +126,7 @@ function heatMap(holder, values, options) {
   const everyColumn = Math.max(Math.ceil((pen.measureText(label(columns - 1)).width + 12) / cellWidth), 1);
   for (let c = 0; c < columns; c += everyColumn) pen.fillText(label(c), left + (c + 0.5) * cellWidth, plotHeight + 11);
   pen.fillText(options.columnTitle, left + side / 2, plotHeight + 29);
-  key(pen, left + side + 12, Math.min(plotHeight, 160), options.top || 1);
+  key(pen, left + side + 12, Math.min(plotHeight, 160), (options.show || percent)(options.top));
   const cellAt = (event) => {
     const box = canvas.getBoundingClientRect();
     const c = Math.floor((event.clientX - box.left - left) / cellWidth);
@@ -155,7 +155,7 @@ function key(pen, left, height, top) {
   pen.fillStyle = color("soft");
   pen.textAlign = "left";
   pen.textBaseline = "top";
-  pen.fillText(number(top, top < 0.1 ? 3 : 2), left + 14, 0);
+  pen.fillText(top, left + 14, 0);
   pen.textBaseline = "bottom";
   pen.fillText("0", left + 14, height);
   pen.textBaseline = "middle";

@@ -94,6 +94,7 @@ function drawOverview() {
     markZero: true,
     columnTitle: "expert",
     top,
+    show: (value) => value.toFixed(1),
     describe: (r, c) => `${layers[r].name}\nexpert ${c}: ${relative[r][c].toFixed(2)} times an equal share`,
     onRow: (r) => choose(r, true),
   });
