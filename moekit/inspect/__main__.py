@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--csv", action="store_true", help="print all figures as comma-separated values")
     parser.add_argument("--page", type=Path, metavar="HTML", help="write the interactive page")
     parser.add_argument("--figure", type=Path, metavar="IMAGE", help="draw the record with matplotlib")
-    parser.add_argument("--layer", help="the layer to draw; all of them by default")
+    parser.add_argument("--layer", help="the layer to draw, or to print over time; all of them by default")
     return parser
 
 
@@ -57,7 +57,7 @@ def _shown(options: argparse.Namespace) -> str:
         record.write_page(options.page, title=paths[0].name)
     if options.figure:
         record.figure(options.layer).savefig(options.figure)
-    return record.csv().rstrip("\n") if options.csv else str(record)
+    return record.csv(options.layer).rstrip("\n") if options.csv else str(record)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from moekit.inspect.findings import Finding, Thresholds, described, findings_of
 from moekit.inspect.layer_record import LayerRecord
 from moekit.inspect.page import page_of
 from moekit.inspect.pictures import layer_picture, overview_picture
-from moekit.inspect.summary import LayerSummary, latest_summary, summary
+from moekit.inspect.summary import LayerSummary, latest_summary, summaries_over_time, summary
 from moekit.inspect.table import csv_table, scalars_of, text_table
 
 NO_LABEL = -100
@@ -133,9 +133,27 @@ class RoutingRecord:
         """Returns the figures of all layers as text, one line each."""
         return text_table(self.summaries())
 
-    def csv(self) -> str:
-        """Returns the figures of all layers as comma-separated values."""
-        return csv_table(self.summaries())
+    def csv(self, layer: str | None = None) -> str:
+        """Returns the figures as comma-separated values.
+
+        Args:
+            layer: Name of a layer, for one line for each window of time; all layers, one line each, by default.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        return csv_table(self.summaries() if layer is None else self.over_time(layer))
+
+    def over_time(self, layer: str) -> list[LayerSummary]:
+        """Returns the figures of a layer for each window of time; ``calls`` is the width of the window.
+
+        Args:
+            layer: Its name.
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        return summaries_over_time(layer, self._layer(layer))
 
     def scalars(self, prefix: str = "moe/", *, latest: bool = False) -> dict[str, float]:
         """Returns the figures as ``{"moe/LAYER/FIGURE": value}``, as loggers take them.
@@ -163,9 +181,7 @@ class RoutingRecord:
         """
         if layer is None:
             return overview_picture(self.layers)
-        if layer not in self.layers:
-            raise ValueError(f"layer must be one of {', '.join(self.layers)}, got {layer!r}.")
-        return layer_picture(layer, self.layers[layer], self.label_names)
+        return layer_picture(layer, self._layer(layer), self.label_names)
 
     def save(self, path: str | Path) -> None:
         """Writes the record: versioned JSON, compressed by gzip."""
@@ -194,6 +210,11 @@ class RoutingRecord:
     def __str__(self) -> str:
         """The findings in words, then the table."""
         return f"{described(self.findings())}\n\n{self.table()}"
+
+    def _layer(self, name: str) -> LayerRecord:
+        if name not in self.layers:
+            raise ValueError(f"layer must be one of {', '.join(self.layers)}, got {name!r}.")
+        return self.layers[name]
 
     def _index(self, label: str | int) -> int:
         if isinstance(label, int):

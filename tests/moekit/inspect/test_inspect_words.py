@@ -118,6 +118,14 @@ def test_a_growing_imbalance_is_told() -> None:
     assert texts(RoutingRecord({"layer": layer})) == ["warning: the imbalance grows: max/mean went from 1.0 to 3.0"]
 
 
+def test_calls_of_few_slots_show_no_growth_by_chance() -> None:
+    layer = LayerRecord(4)
+    for call in range(16):
+        expert = 0 if call in (12, 13) else call % 4
+        layer.add(RoutingEvent(nn.Identity(), 4, expert_ids=torch.full((3, 1), expert)))
+    assert texts(RoutingRecord({"layer": layer})) == []
+
+
 def test_tables_and_scalars_hold_the_figures() -> None:
     model = stack(2, capacity_factor=0.5)
     with record_routing(model) as record:
@@ -134,6 +142,22 @@ def test_tables_and_scalars_hold_the_figures() -> None:
     lines = record.table().splitlines()
     assert [line.split()[0] for line in lines] == ["layer", "0.moe", "1.moe"]
     assert f"{first.max_violation:.3f}" in lines[1]
+
+
+def test_figures_over_time_add_up_to_those_of_the_record() -> None:
+    model = stack(1, capacity_factor=0.5)
+    with record_routing(model, max_windows=4) as record:
+        for _ in range(10):
+            model(torch.randn(9, DIM))
+    over_time = record.over_time("0.moe")
+    (total,) = record.summaries()
+    assert [each.calls for each in over_time] == [4, 4, 2]
+    assert sum(each.slots for each in over_time) == total.slots
+    dropped = [each.slots * (each.dropped or 0.0) for each in over_time]
+    assert sum(dropped) == pytest.approx(total.slots * (total.dropped or 0.0))
+    assert [row["calls"] for row in csv.DictReader(io.StringIO(record.csv("0.moe")))] == ["4", "4", "2"]
+    with pytest.raises(ValueError, match=r"layer must be one of 0.moe, got 'x'"):
+        record.over_time("x")
 
 
 def test_latest_figures_are_those_of_the_last_window() -> None:
