@@ -49,20 +49,22 @@ Observer = Callable[[RoutingEvent], None]
 
 _OBSERVERS: list[Observer] = []
 
-# The public names do not tell whether backward runs; torch.utils.checkpoint asks the same.
+# No public names tell whether backward runs (torch.utils.checkpoint asks the same), or a transform is active.
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore
+_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active  # pyright: ignore
 
 
 def observed() -> bool:
     """Returns whether a call should be reported: something observes, and the call is an eager forward pass.
 
-    False while the call is traced (``torch.compile``, ``torch.export``), so compiled code holds nothing of this, and
-    inside of a backward pass, where activation checkpointing computes the same call again.
+    False while the call is traced (``torch.compile``, ``torch.export``), so compiled code holds nothing of
+    this; under transforms of ``torch.func``, whose tensors no observer may keep; and inside of a backward
+    pass, where activation checkpointing computes the same call again.
     """
     # First, because the compiler evaluates it and then guards nothing of what follows.
     if torch.compiler.is_compiling() or not _OBSERVERS:
         return False
-    return _graph_task() == -1
+    return _graph_task() == -1 and not _transforms_active()
 
 
 def notify(event: RoutingEvent) -> None:

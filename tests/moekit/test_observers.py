@@ -67,6 +67,17 @@ def test_a_checkpointed_call_is_reported_once(events: list[RoutingEvent], reentr
     assert len(events) == 1
 
 
+def test_transforms_are_not_reported(events: list[RoutingEvent]) -> None:
+    layer = SparseMoE.ffn(8, 8, num_experts=4, top_k=2, impl="reference")
+    x = torch.randn(6, 8)
+
+    def run(x: Tensor) -> Tensor:
+        return layer(x).output
+
+    torch.func.grad(lambda x: run(x).sum())(x)
+    assert events == []
+
+
 def test_compiled_code_reports_nothing_and_stays_one_graph(events: list[RoutingEvent]) -> None:
     layer = SparseMoE.ffn(8, 8, num_experts=4, top_k=2)
     x = torch.randn(6, 8)
