@@ -5,6 +5,7 @@ A step has a part that is prepared and a part that is timed. On a GPU the L2 cac
 """
 
 import functools
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,8 @@ def time_in_turn(
 ) -> dict[str, Timing]:
     """Times different steps in turn, so that what else the machine does, or its clock rate, falls on all alike.
 
+    Each round has an order of its own, because a step finds in the caches what the one before it left there.
+
     Args:
         steps: Steps by name.
         device: Where they run.
@@ -118,8 +121,10 @@ def time_in_turn(
     run(row, device, len(row))
     estimate = sum(run(row, device, len(row))) / 1e3
     rounds = min(most, max(least, int(seconds / max(estimate, 1e-6))))
-    times = run(row, device, rounds * len(row))
-    return {name: summary(times[i :: len(row)]) for i, name in enumerate(steps)}
+    order = [place for round_ in range(rounds) for place in random.Random(round_).sample(range(len(row)), len(row))]
+    times = run([row[place] for place in order], device, len(order))
+    of_place = [[time_ms for time_ms, at in zip(times, order, strict=True) if at == i] for i in range(len(row))]
+    return {name: summary(of_place[i]) for i, name in enumerate(steps)}
 
 
 def time_wall(

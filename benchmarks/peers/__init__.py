@@ -26,6 +26,7 @@ PEERS: tuple[Peer, ...] = (
     Transformers("eager"),
     Transformers("grouped_mm"),
     Transformers("batched_mm"),
+    Transformers("moekit"),
     TransformersBlock("eager"),
     TransformersBlock("grouped_mm"),
     TransformersBlock("batched_mm"),

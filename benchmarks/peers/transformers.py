@@ -7,13 +7,14 @@ from torch import nn
 
 from benchmarks.peers.base import Layer, Peer, leaf, not_importable
 from benchmarks.workload import Workload
+from moekit.interop import register_experts
 
 # batched_mm copies the weights of an expert for every slot; beyond this it is of no use.
 _MOST_COPIED_BYTES = {"cuda": 8 << 30, "cpu": 1 << 30}
 
 
 class Transformers(Peer):
-    """``MixtralExperts`` with ``experts_implementation`` eager, grouped_mm or batched_mm."""
+    """``MixtralExperts`` with ``experts_implementation`` eager, grouped_mm, batched_mm or, of this package, moekit."""
 
     def __init__(self, implementation: str) -> None:
         self.implementation = implementation
@@ -55,6 +56,8 @@ class Transformers(Peer):
             num_local_experts=shape.num_experts,
             num_experts_per_tok=shape.top_k,
         )
+        if self.implementation == "moekit":
+            register_experts()
         config._experts_implementation = self.implementation
         return config
 

@@ -53,11 +53,12 @@ def test_a_verdict_is_met_up_to_its_bound_and_missed_beyond() -> None:
 
 
 def test_steps_take_turns() -> None:
-    """So that what else the machine does falls on all of them."""
+    """So that what else the machine does falls on all of them; in other orders, so that none always follows one."""
     seen: list[str] = []
     steps = {name: Step(lambda _, name=name: seen.append(name)) for name in "ab"}
-    timings = time_in_turn(steps, torch.device("cpu"), seconds=0.0, least=3)
-    assert [timing.repeats for timing in timings.values()] == [3, 3]
-    assert seen[-6:] == ["a", "b"] * 3
+    timings = time_in_turn(steps, torch.device("cpu"), seconds=0.0, least=8)
+    assert [timing.repeats for timing in timings.values()] == [8, 8]
+    rounds = {tuple(seen[start : start + 2]) for start in range(len(seen) - 16, len(seen), 2)}
+    assert rounds == {("a", "b"), ("b", "a")}
     with pytest.raises(ValueError, match="steps must hold at least one step"):
         time_in_turn({}, torch.device("cpu"))
