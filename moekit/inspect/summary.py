@@ -103,11 +103,11 @@ def figures_of(
         load_entropy,
         prob_entropy,
         confidence=_ratio(columns.get("confidence_sum"), columns.get("confidence_tokens")),
-        dropped=_ratio(float(dropped.sum()), slots),
+        dropped=_ratio(float(dropped.sum()), float(slots)),
         dead_experts=int((load == 0).sum()),
         busiest=busiest,
         busiest_share=None if busiest is None else float(load[busiest]) / slots,
-        unrouted=_ratio(columns.get("unrouted_tokens"), tokens),
+        unrouted=_ratio(columns.get("unrouted_tokens"), columns["tokens"]),
         nonfinite_tokens=int(columns["nonfinite_tokens"]),
     )
 

@@ -9,6 +9,7 @@ from jaxtyping import install_import_hook
 with install_import_hook(["moekit", "moekit_kernels"], "beartype.beartype"):
     import moekit
     import moekit.contrastive
+    import moekit.inspect
     import moekit.routers.noise
     import moekit.routing
     from moekit_kernels.grouped_gemm import grouped_gemm, grouped_gemm_reference
@@ -158,6 +159,23 @@ def call_contrastive() -> None:
     moekit.contrastive.attention_maps(regions, *states)
 
 
+def call_inspect(x: Tensor) -> None:
+    """Records layers of each kind, and what becomes of a record."""
+    choice = moekit.SparseMoE(moekit.ExpertChoiceRouter(DIM, EXPERTS), moekit.FFNExperts(DIM, DIM, EXPERTS))
+    soft = moekit.SoftMoE(DIM, moekit.FFNExperts(DIM, DIM, EXPERTS))
+    layers = nn.ModuleDict({"top": moekit.SparseMoE.ffn(DIM, DIM, EXPERTS, 2), "choice": choice, "soft": soft})
+    with moekit.inspect.record_routing(layers, label_names=("a", "b"), max_windows=2) as record:
+        record.label(torch.arange(len(x)) % 2)
+        for _ in range(3):
+            outputs = [layer(x) for layer in layers.values()]
+    merged = record.merged(record).merged(record.merged(record), parallel=True)
+    assert len(merged.summaries()) == len(merged.over_time("top")) + 1 == len(outputs)
+    collector = moekit.inspect.StatsCollector()
+    collector.add([output.stats for output in outputs])
+    assert len(collector.scalars()) > len(outputs)
+    moekit.sequence_balancing_loss(layers["top"].route(x), 1, mask=torch.ones(len(x), dtype=torch.bool))
+
+
 def refuse_wrong_shapes(x: Tensor, routing: moekit.Routing, stats: moekit.RouterStats) -> None:
     """Shows that the hook is on: annotations that do not hold are errors."""
     wrong = {
@@ -188,6 +206,7 @@ def main() -> None:
     call_plans_and_kernels(x, routing)
     stats = call_layers(x)[0].stats
     call_losses(stats)
+    call_inspect(x)
     call_contrastive()
     refuse_wrong_shapes(x, routing, stats)
     print("all shape annotations hold")

@@ -8,7 +8,7 @@ Names end with the letters of their layout: N rows, F hidden width, F1 columns o
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ NO_DERIVATIVES = (
 )
 
 
+@runtime_checkable
 class Form(Protocol):
     """What every form has.
 

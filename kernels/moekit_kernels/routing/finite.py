@@ -50,5 +50,5 @@ def finite_logits(logits: Float[Tensor, "T E"]) -> FiniteLogits:
 
 def _sum(logits: Tensor) -> float:
     if logits.numel() <= _FEW:
-        return sum(map(sum, cast(list[list[float]], logits.tolist())))
+        return sum(map(sum, cast(list[list[float]], logits.tolist())), 0.0)
     return logits.detach().sum().item()
