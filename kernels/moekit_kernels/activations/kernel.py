@@ -124,8 +124,10 @@ def clamped_swiglu(gate, value, ALPHA: tl.constexpr, LIMIT: tl.constexpr, OFFSET
 @triton.jit
 def clamped_swiglu_with_derivatives(gate, value, ALPHA: tl.constexpr, LIMIT: tl.constexpr, OFFSET: tl.constexpr):
     """:func:`clamped_swiglu` and its derivatives by gate and value: zero at the limits, as those of torch.clamp."""
+    # Of what is clamped, so that what was loaded needs no registers any more.
     g = tl.minimum(gate, LIMIT, propagate_nan=tl.PropagateNan.ALL)
+    v = _clamp(value, -LIMIT, LIMIT)
     s = fast_sigmoid(ALPHA * g)
-    swish, factor = g * s, _clamp(value, -LIMIT, LIMIT) + OFFSET
-    by_gate = factor * (s + ALPHA * swish * (1.0 - s))
-    return factor * swish, tl.where(gate < LIMIT, by_gate, 0.0), tl.where(tl.abs(value) < LIMIT, swish, 0.0)
+    swish = g * s
+    by_gate = (v + OFFSET) * (s + ALPHA * swish * (1.0 - s))
+    return (v + OFFSET) * swish, tl.where(g < LIMIT, by_gate, 0.0), tl.where(tl.abs(v) < LIMIT, swish, 0.0)
