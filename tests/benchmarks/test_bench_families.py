@@ -9,6 +9,7 @@ from benchmarks.families import compare as compare_module
 from benchmarks.families.build import build, experts_of, families, model_class
 from benchmarks.families.command import PAGE
 from benchmarks.families.compare import compare, errors, output_of, reloads_equal, same_tokens, tokens
+from benchmarks.records import read
 from moekit.interop import fused_activation, register_experts
 
 # Of each kind: concatenated, transposed, interleaved with biases, not gated, a norm after each expert, a gate of its
@@ -91,6 +92,17 @@ def test_the_committed_table_has_every_family_and_no_failure():
     assert max(float(cell) for row in rows for cell in row[3:5]) <= 1e-5
     assert max(float(row[6]) for row in rows) <= 1e-6
     assert {row[0].strip() for row in rows if row[2].strip() == "no"} == UNFUSED
+
+
+def test_the_recorded_times_are_at_most_a_tenth_above_the_faster_of_eager_and_grouped_mm():
+    times: dict[tuple[int, str], dict[str, float]] = {}
+    for record in read(PAGE.parents[1] / "cpu-transformers.jsonl"):
+        if record.status == "ok":
+            times.setdefault((record.shape[0], record.direction), {})[record.name] = record.median_ms
+    assert {tokens for tokens, _ in times} == {1, 4, 16, 64, 256, 1024, 4096}
+    for point, of in times.items():
+        faster = min(of["transformers-eager"], of["transformers-grouped_mm"])
+        assert of["transformers-moekit"] <= 1.1 * faster, point
 
 
 @pytest.mark.filterwarnings("ignore")
