@@ -17,7 +17,9 @@ from moekit.routers.hard import HardRouter
 from moekit.routers.top_k import TopKRouter
 from moekit_kernels.impl import Impl
 
-_NEEDS = 'the experts of transformers 5.0 or newer: pip install "transformers>=5.0".'
+# Before, models accepted no implementation but those of transformers.
+_OLDEST = (5, 7)
+_NEEDS = 'needs transformers 5.7 or newer: pip install "transformers>=5.7".'
 
 
 def register_experts() -> None:
@@ -38,7 +40,7 @@ def register_experts() -> None:
     May be called more than once.
 
     Raises:
-        ImportError: If ``transformers`` is not installed, or is older than 5.0.
+        ImportError: If ``transformers`` is not installed, or is older than 5.7.
 
     Example:
         >>> from transformers import MixtralConfig, MixtralForCausalLM
@@ -52,9 +54,13 @@ def register_experts() -> None:
         True
     """
     try:
+        import transformers
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     except ImportError as error:
-        raise ImportError(f"register_experts needs {_NEEDS}") from error
+        raise ImportError(f"register_experts {_NEEDS}") from error
+    installed = transformers.__version__
+    if tuple(int(part) for part in installed.split(".")[:2]) < _OLDEST:
+        raise ImportError(f"register_experts {_NEEDS} Installed is {installed}.")
     from moekit.interop._transformers_experts import experts_forward
 
     ALL_EXPERTS_FUNCTIONS.register("moekit", experts_forward)
@@ -70,7 +76,7 @@ def fused_activation(experts: nn.Module) -> str | None:
         A name of an activation of :class:`~moekit.experts.ffn.FFNExperts`, or None.
 
     Raises:
-        ImportError: If ``transformers`` is not installed, or is older than 5.0.
+        ImportError: If ``transformers`` is not installed.
 
     Example:
         >>> from transformers import MixtralConfig
@@ -81,7 +87,7 @@ def fused_activation(experts: nn.Module) -> str | None:
     try:
         from moekit.interop import _transformers_gates
     except ImportError as error:
-        raise ImportError(f"fused_activation needs {_NEEDS}") from error
+        raise ImportError(f"fused_activation {_NEEDS}") from error
     return _transformers_gates.fused_activation(experts)
 
 

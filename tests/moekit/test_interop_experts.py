@@ -520,14 +520,19 @@ for call in (moekit.interop.register_experts, lambda: moekit.interop.fused_activ
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    needs = 'the experts of transformers 5.0 or newer: pip install "transformers>=5.0".'
-    assert done.stdout.splitlines() == [f"register_experts needs {needs}", f"fused_activation needs {needs}"]
+    needs = 'needs transformers 5.7 or newer: pip install "transformers>=5.7".'
+    assert done.stdout.splitlines() == [f"register_experts {needs}", f"fused_activation {needs}"]
 
 
-def test_an_older_transformers_is_refused_in_the_same_words():
-    older = SimpleNamespace(__name__="transformers.integrations.moe")
-    with (
-        patch.dict(sys.modules, {"transformers.integrations.moe": older}),
-        pytest.raises(ImportError, match=r"register_experts needs the experts of transformers 5\.0 or newer"),
-    ):
+@pytest.mark.parametrize("version", ["5.6.2", "5.0.0", "4.57.1"])
+def test_an_older_transformers_is_refused(monkeypatch, version):
+    """Its models would refuse the setting, naming only implementations of their own."""
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
+    with pytest.raises(ImportError, match=rf"register_experts needs transformers 5\.7 or newer: .* is {version}"):
+        register_experts()
+
+
+def test_a_transformers_without_the_interface_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.integrations.moe", SimpleNamespace())
+    with pytest.raises(ImportError, match=r"register_experts needs transformers 5\.7 or newer: pip install"):
         register_experts()
