@@ -9,7 +9,7 @@ from moekit_kernels.routing.kernel_scores import keep_finite, load_rows
 from moekit_kernels.routing.kernel_sums import add_up
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
 def route_fwd_kernel(
     logits,
     selection_bias,
@@ -86,7 +86,7 @@ def route_fwd_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
 def route_bwd_kernel(
     d_gates,
     d_finite_logits,

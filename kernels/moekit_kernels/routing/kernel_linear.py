@@ -39,7 +39,7 @@ def linear_tile(
     return acc
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
 def route_linear_fwd_kernel(
     x,
     weight,
@@ -100,7 +100,7 @@ def route_linear_fwd_kernel(
     program = tl.program_id(0) // SPLITS
     programs = tl.num_programs(0) // SPLITS
     split = tl.program_id(0) % SPLITS
-    size = num_tokens.to(tl.int64) * E
+    size = tl.cast(num_tokens, tl.int64) * E  # a number has no method `to`
     count = tl.zeros((EP,), tl.int32)
     prob = tl.zeros((EP,), tl.float32)
     gate = tl.zeros((EP,), tl.float32)

@@ -65,7 +65,7 @@ def add_weight(
             tl.store(d_at, acc.to(d_weight.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit
 def route_linear_bwd_kernel(
     d_gates,
     d_finite_logits,
@@ -128,7 +128,7 @@ def route_linear_bwd_kernel(
     end = tl.minimum(begin + rows_per_chunk, num_tokens)
     expert = tl.arange(0, EP)
     is_expert = expert < E
-    size = num_tokens.to(tl.int64) * E
+    size = tl.cast(num_tokens, tl.int64) * E  # a number has no method `to`
 
     bias_sum = tl.zeros((SUB_ROWS, EP), tl.float32)
     for start in range(begin, end, SUB_ROWS):
