@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moekit_kernels.activations import TritonActivation
 
-# An activation in Triton is compared by identity: its functions and constants never change.
+# Two activations in Triton are equal if their functions and constants are, which never change.
 _CONSTANT_TYPES = frozenset({bool, int, str, NoneType, TritonActivation})
 _RUNTIME_TYPES = frozenset({bool, float, NoneType})
 _MOST_LAYOUTS = 256
@@ -93,8 +93,7 @@ class Signature:
             return None
         if len(self._layouts) >= _MOST_LAYOUTS:
             self._layouts.clear()
-        self._layouts[types] = layout = _Layout(types, self._parameters)
-        return layout
+        return self._layouts.setdefault(types, _Layout(types, self._parameters))
 
 
 class _IntegerClass(dict[int, int]):

@@ -46,8 +46,9 @@ _PLAIN_TYPES = _TENSOR_TYPES | {NoneType, bool, int, float, str}
 _shape, _dtype = attrgetter("shape"), attrgetter("dtype")
 _address, _stride, _device = Tensor.data_ptr, Tensor.stride, Tensor.get_device
 
-# In place of a record: a kind that was called once, and one whose calls cannot be repeated.
-_CALLED, _NEVER = "called", "never"
+# In place of a record: a kind that was called once, one that is watched once more because a launch was not prepared
+# yet (another thread may compile the same), and one whose calls cannot be repeated.
+_CALLED, _AGAIN, _NEVER = "called", "again", "never"
 
 
 class _Layout:
@@ -98,9 +99,9 @@ class Repeatable:
         tensors = layout.tensors(arguments)
         kind = _kind(layout, arguments, tensors, settings)
         kept = self._kept.get(kind)
-        if kept == _CALLED:
+        if kept in (_CALLED, _AGAIN):
             output, record = _watch_of()(self._compute, arguments, tensors)
-            self._keep(kind, record or _NEVER)
+            self._keep(kind, record or (_AGAIN if kept == _CALLED else _NEVER))
             return output
         if kept is not None and not isinstance(kept, str):
             kernels = kept.kernels()

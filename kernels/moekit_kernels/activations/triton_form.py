@@ -16,7 +16,7 @@ Constant = bool | int | float
 
 @final
 class TritonActivation:
-    """What kernels compute of an activation; compared by identity.
+    """What kernels compute of an activation; equal to another of the same functions and constants.
 
     A function of one number is called as ``function(x, *constants)``, one of gate and value as
     ``function(gate, value, *constants)``; operands are tiles in float32, and so are the results.
@@ -53,6 +53,18 @@ class TritonActivation:
             )
         self.takes_value = counts[0] == 2
         self.constants = _kernel_constants(self.numbers)
+
+    def _contents(self) -> tuple[Any, ...]:
+        # With their types: Triton compiles for 1 otherwise than for 1.0.
+        return self.function, self.with_derivatives, self.numbers, tuple(map(type, self.numbers)), self.zero_at_zero
+
+    def __eq__(self, other: object) -> bool:
+        """Compares functions and constants."""
+        return isinstance(other, TritonActivation) and self._contents() == other._contents()
+
+    def __hash__(self) -> int:
+        """Equal ones have equal hashes."""
+        return hash(self._contents())
 
     @property
     def cache_key(self) -> str:
