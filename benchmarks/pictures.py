@@ -94,8 +94,15 @@ def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
     return _save(figure, path)
 
 
-_STYLES = {"dense": ("#7a7a7a", "--"), "grouped_mm": ("#c9772b", "-."), "liger": ("#8a4fbf", ":")}
-"""Colour and dashes of the other layers in a curve; ours are in their own colour."""
+_STYLES = {
+    "moekit": (_OURS, "-"),
+    "dense": ("#7a7a7a", "--"),
+    "eager": ("#7a7a7a", "--"),
+    "grouped_mm": ("#c9772b", "-."),
+    "liger": ("#8a4fbf", ":"),
+    "batched_mm": ("#8a4fbf", ":"),
+}
+"""Colour and dashes of the layers in a curve, by a part of their name."""
 
 
 def draw_curves(records: Sequence[Record], path: Path) -> list[Path]:
@@ -119,7 +126,7 @@ def _draw_curve(curve: str, points: Sequence[Record], path: Path) -> Path:
     for axis, (direction, label, value) in zip(axes, panels, strict=True):
         for name in names:
             own = [r for r in points if r.name == name and r.direction == direction and value(r)]
-            colour, dashes = _style(name)
+            colour, dashes = style_of(name)
             xs = [GROWS[curve](r) for r in own]
             axis.plot(xs, [value(r) for r in own], dashes, color=colour, linewidth=1.2, marker=".", label=name)
         if curve != "skew":
@@ -128,16 +135,17 @@ def _draw_curve(curve: str, points: Sequence[Record], path: Path) -> Path:
         axis.set_xlabel(LABELS[curve])
         axis.set_title(label, fontsize=8, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    # Under the panels, where no line crosses it.
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(names))
     clock = f", {PROCESSOR_TIME}" if PROCESSOR_TIME in points[0].remark else ""
     figure.suptitle(f"{_fixed(curve, points)}, {points[0].dtype}{clock}", fontsize=8)
     return _save(figure, path)
 
 
-def _style(name: str) -> tuple[str, str]:
-    if name.startswith("moekit"):
-        return _OURS, "-"
-    return _STYLES.get(name, (_OTHERS, "--"))
+def style_of(name: str) -> tuple[str, str]:
+    """Returns colour and dashes of a layer in a curve."""
+    parts = name.split("-")
+    return next((style for part, style in _STYLES.items() if part in parts), (_OTHERS, "--"))
 
 
 def _fixed(curve: str, points: Sequence[Record]) -> str:

@@ -1,16 +1,19 @@
 """How cost grows: the points of the curves, their records, tables and pictures."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import curves
 from benchmarks.__main__ import main
 from benchmarks.curve_tables import PROCESSOR_TIME, curve_tables, memory_label
-from benchmarks.pictures import draw_curves
+from benchmarks.pictures import draw_curves, style_of
 from benchmarks.records import Record, read
 from benchmarks.shapes import Shape
 
 BASE = Shape(1024, 256, 256, 16, 4)
+RESULTS = Path(curves.__file__).parent / "results"
 
 
 def of(name):
@@ -64,6 +67,15 @@ def test_the_command_measures_and_the_report_draws(tmp_path, monkeypatch):
     assert "experts per token" in pictures[1].read_text()
     first = pictures[0].read_bytes()
     assert draw_curves(records, path)[0].read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "path", [RESULTS / "cpu-curves.jsonl", RESULTS / "cpu-transformers.jsonl"], ids=lambda path: path.stem
+)
+def test_layers_of_one_committed_picture_look_different(path):
+    names = {record.name for record in read(path) if record.kind == "curve" and record.median_ms is not None}
+    assert len(names) > 1
+    assert len(set(map(style_of, names))) == len(names)
 
 
 def test_time_of_the_processor_is_said(tmp_path, monkeypatch):
