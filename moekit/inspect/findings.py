@@ -1,4 +1,4 @@
-"""Collapse and its relatives, in words."""
+"""What is wrong with the routing of a layer, in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, cast

@@ -5,8 +5,8 @@ def bias_update_rate(step: int, *, start: float = 1e-2, end: float = 1e-3, num_s
     """Computes a rate for :meth:`~moekit.TopKRouter.update_bias_` that starts large and falls to its final value.
 
     ``rate = start * (end / start) ** min(step / num_steps, 1)``. A step of the bias is in units of the score, whatever
-    the imbalance: at the constant rate of the paper, 1e-3, a bias gets no further than 0.2 in 200 steps. A rate that
-    stays large moves the biases to and fro around balance for good.
+    the imbalance: at the constant rate of the paper, 1e-3, a bias gets no further than 0.2 in 200 steps. With a
+    rate that stays large the biases keep oscillating around balance.
 
     Args:
         step: Optimiser steps so far, at least 0.
