@@ -257,6 +257,8 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "plan most": partial(sort, shape=Shape(8192, 1024, 1024, 4096, 64), capped=False),
         "plan capped": partial(sort, shape=qwen3, capped=True),
         "plan decode capped": partial(sort, shape=decode, capped=True),
+        # As many experts as a histogram of all slots holds.
+        "plan thousands capped": partial(sort, shape=Shape(1024, 1024, 1024, 1022, 8), capped=True),
         "combine expert choice": partial(combine_tokens, shape=qwen3, choice=True),
         "FFN geglu interleaved": partial(
             ffn, shape=qwen3, activation="geglu_interleaved", biased=True, recompute="all"

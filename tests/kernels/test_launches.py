@@ -92,8 +92,13 @@ def test_rows_are_gathered_into_memory_where_the_copy_engine_saves_more():
 @pytest.mark.parametrize(
     ("tokens", "limit", "kernels"),
     [
-        (4096, None, "few"),
-        (4096, plan.Limit(9), "few_drop few"),
+        (128, None, "few"),
+        (128, plan.Limit(9), "few_drop few"),
+        (128, plan.Limit(9, gates=_empty(128, 2)), "few_drop few"),
+        (129, None, "count_all"),
+        (4096, None, "count_all"),
+        (4096, plan.Limit(9), "count_all_drop count_all"),
+        (4096, plan.Limit(9, gates=_empty(4096, 2)), "few_drop count_all"),
         (4097, None, "count scan place"),
         (4097, plan.Limit(9), "count scan drop_late count scan place"),
         (4097, plan.Limit(9, gates=_empty(4097, 2)), "count scan place drop_small count scan place"),
@@ -118,12 +123,33 @@ _COUNTED = {"offsets", "tokens_per_expert", "dropped_per_expert", "arrivals"}  #
 WRITTEN = {
     "plan_few_kernel": _SORTED | _COUNTED,
     "plan_few_drop_kernel": {"left"},
+    "plan_count_all_kernel": _SORTED | _COUNTED,
+    "plan_count_all_drop_kernel": {"left"},
     "plan_count_kernel": {"counts"},
     "plan_scan_kernel": {"before", "totals", *_COUNTED},
     "plan_place_kernel": _SORTED,
     "plan_drop_late_kernel": {"left"},
     "plan_drop_small_kernel": {"left"},
 }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "experts", "kernels"),
+    [(512, 1022, "count_all"), (512, 1023, "few"), (513, 1023, "count scan place"), (4096, 1022, "count_all")],
+)
+def test_very_many_experts_are_counted_in_three_launches_from_fewer_slots_on(tokens, experts, kernels):
+    with record(SM_90) as launches:
+        plan.plan_slots(_index(tokens, 2), experts)
+    assert _names(launches) == [f"plan_{name}_kernel" for name in kernels.split()]
+
+
+def test_programs_of_a_plan_are_its_parts_its_entries_and_one_that_writes_what_is_counted():
+    with record(SM_90) as launches:
+        planned = plan.plan_slots(_index(4001, 2), 8)
+    assert launches[0].grid == (-(-8002 // 128) + planned.tiles.shape[0] // 32 + 1,)
+    with record(SM_90) as launches:
+        planned = plan.plan_slots(_index(4200, 2), 8)
+    assert launches[2].grid == (-(-8400 // 128) + planned.tiles.shape[0] // 32,)
 
 
 def test_few_rows_take_three_launches_and_two_and_no_schedule():

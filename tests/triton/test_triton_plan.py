@@ -1,4 +1,4 @@
-"""The counting sort and the comparison of few slots, held bit for bit to the sort."""
+"""The counting sort, the comparison of few slots and the count of all of them, held bit for bit to the sort."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moekit_kernels import configs, targets
-from moekit_kernels.plan import launches, plan_dispatch, plan_dispatch_reference, schedule
+from moekit_kernels.plan import launches, launches_few, plan_dispatch, plan_dispatch_reference, schedule
 from tests.oracles import poisoned_empty
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,10 +54,20 @@ def _check_tiles(plan):
         assert torch.equal(schedule.tiles_of(plan.order, num_rows, height), expected)
 
 
-@pytest.fixture(params=["few", "many"])
-def slots(request, monkeypatch):
-    """Both ways, whatever the size."""
-    monkeypatch.setattr(launches, "FEW_SLOTS", 2**30 if request.param == "few" else 0)
+WAYS = {"compared": (2**30, 2**30), "counted": (2**30, -1), "many": (-1, -1)}
+
+
+def _take(way, monkeypatch):
+    """Makes every plan go one way, whatever its size."""
+    few_slots, compared_slots = WAYS[way]
+    monkeypatch.setattr(launches, "FEW_SLOTS", few_slots)
+    monkeypatch.setattr(launches_few, "COMPARED_SLOTS", compared_slots)
+    monkeypatch.setattr(launches_few, "COMPARED_WITH_MANY_EXPERTS", compared_slots)
+
+
+@pytest.fixture(params=list(WAYS))
+def way(request, monkeypatch):
+    _take(request.param, monkeypatch)
     return request.param
 
 
@@ -74,9 +84,9 @@ _cases = given(
 )
 
 
-@pytest.mark.parametrize("few", [True, False])
-def test_same_bits_as_the_sort(few, monkeypatch):
-    monkeypatch.setattr(launches, "FEW_SLOTS", 2**30 if few else 0)
+@pytest.mark.parametrize("way", list(WAYS))
+def test_same_bits_as_the_sort(way, monkeypatch):
+    _take(way, monkeypatch)
 
     @quick
     @_cases
@@ -92,33 +102,33 @@ def test_same_bits_as_the_sort(few, monkeypatch):
 
 @pytest.mark.parametrize("num_experts", [127, 128])
 @pytest.mark.parametrize("policy", ["position", "gate"])
-def test_many_experts(num_experts, policy, slots):
+def test_many_experts(num_experts, policy, way):
     ids, kept, gates = _case(90, 8, num_experts, "zipf", 1, "slots")
     _same(ids, num_experts, kept=kept, capacity=6, gates=gates, drop_policy=policy)
 
 
 def test_more_experts_than_one_histogram_holds(monkeypatch):
-    monkeypatch.setattr(launches, "FEW_SLOTS", 0)
+    _take("many", monkeypatch)
     monkeypatch.setattr(launches, "_MOST_BINS", 64)
     ids, kept, _ = _case(150, 2, 150, "even", 2, "tokens")
     _same(ids, 150, kept=kept)
 
 
-def test_no_tokens(slots):
+def test_no_tokens(way):
     ids = torch.zeros(0, 2, dtype=torch.int64, device=DEVICE)
     _same(ids, 3, capacity=1)
     _same(ids, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
-def test_any_integers_of_any_strides(dtype, slots):
+def test_any_integers_of_any_strides(dtype, way):
     ids, kept, gates = _case(2 * 40, 2, 5, "even", 3, "slots")
     ids, kept, gates = ids.to(dtype)[::2].flip(1).mT.contiguous().mT, kept[::2].flip(1), gates[1::2]
     assert not ids.is_contiguous()
     _same(ids, 5, kept=kept, capacity=9, gates=gates, drop_policy="gate")
 
 
-def test_ids_out_of_range_write_nothing_outside(slots):
+def test_ids_out_of_range_write_nothing_outside(way):
     ids = torch.tensor([[0, 99], [-7, 2]], device=DEVICE)
     plan = launches.plan_slots(ids, 3, limit=launches.Limit(1))
     assert all(map(torch.equal, plan[:6], plan_dispatch_reference(ids, 3, capacity=1)[:6]))
@@ -126,14 +136,48 @@ def test_ids_out_of_range_write_nothing_outside(slots):
     assert plan.offsets.tolist() == [0, 1, 1, 2]
 
 
-def test_both_ways_are_taken_by_size():
-    ids, _, _ = _case(launches.FEW_SLOTS // 2 + 1, 2, 2, "even", 4)
-    _same(ids, 2)
+# Around the slots of a program that places them, of a block that is counted, and of a step of counting.
+_EDGES = [1, 127, 128, 129, 255, 256, 257, 511, 513, 2047, 2048, 2049, 2177]
+
+
+@pytest.mark.parametrize("way", ["counted", "many"])
+def test_same_bits_around_the_edges_of_blocks(way, monkeypatch):
+    _take(way, monkeypatch)
+
+    @quick
+    @given(
+        st.sampled_from(_EDGES),
+        st.sampled_from([1, 2, 16, 62, 63, 128, 512]),
+        st.sampled_from(["even", "zipf", "one"]),
+        st.sampled_from([None, "slots"]),
+        st.sampled_from([None, 0, 3, 100]),
+        st.integers(0, 99),
+    )
+    def check(num_slots, num_experts, skew, left_out, capacity, seed):
+        ids, kept, _ = _case(num_slots, 1, num_experts, skew, seed, left_out)
+        _same(ids, num_experts, kept=kept, capacity=capacity)
+
+    check()
+
+
+@pytest.mark.parametrize("num_slots", [launches_few.COMPARED_SLOTS, launches.FEW_SLOTS])
+@pytest.mark.parametrize("more", [0, 2])
+def test_each_way_is_taken_by_size(num_slots, more):
+    ids, kept, _ = _case(num_slots // 2 + more // 2, 2, 16, "even", 4, "tokens")
+    _same(ids, 16, kept=kept)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "num_experts", "capacity"), [(260, 1022, 9), (256, 1023, 9), (257, 1023, None), (3, 4096, 1)]
+)
+def test_as_many_experts_as_a_histogram_of_all_slots_holds_and_more(num_tokens, num_experts, capacity):
+    ids, kept, _ = _case(num_tokens, 4, num_experts, "zipf", 8, "slots")
+    _same(ids, num_experts, kept=kept, capacity=capacity)
 
 
 @pytest.mark.parametrize("heights", [(16, 32), (16, 32, 64, 128)])
 @pytest.mark.parametrize("skew", ["even", "one"])
-def test_schedules_of_several_heights(heights, skew, slots, monkeypatch):
+def test_schedules_of_several_heights(heights, skew, way, monkeypatch):
     monkeypatch.setattr(configs, "tile_heights", lambda target: heights)
     monkeypatch.setattr(launches, "tile_heights", lambda target: heights)
     monkeypatch.setattr(schedule, "tile_heights", lambda target: heights)
@@ -141,7 +185,7 @@ def test_schedules_of_several_heights(heights, skew, slots, monkeypatch):
     _same(ids, 33, kept=kept)
 
 
-def test_the_same_plan_twice(slots):
+def test_the_same_plan_twice(way):
     ids, kept, gates = _case(300, 2, 5, "zipf", 5, "slots")
     once, again = (
         plan_dispatch(ids, 5, kept=kept, capacity=40, gates=gates, drop_policy="gate", impl="triton") for _ in range(2)

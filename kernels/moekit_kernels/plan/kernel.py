@@ -18,7 +18,7 @@ def expert_of(ids, kept, slot, inside, NUM_EXPERTS: tl.constexpr, TOP_K: tl.cons
 
 
 @triton.jit
-def _slot_at(place, num_slots, TOP_K: tl.constexpr, BY_CHOICE: tl.constexpr):
+def slot_at(place, num_slots, TOP_K: tl.constexpr, BY_CHOICE: tl.constexpr):
     """The slot at a place of the order: its own, or with all first choices before all second choices."""
     if BY_CHOICE:
         num_tokens = num_slots // TOP_K
@@ -46,7 +46,7 @@ def plan_count_kernel(
     block = tl.program_id(0)
     place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < num_slots
-    slot = _slot_at(place, num_slots, TOP_K, BY_CHOICE)
+    slot = slot_at(place, num_slots, TOP_K, BY_CHOICE)
     first = tl.program_id(1) * (BINS - 1)
     bin_of = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K) - first
     bin_of = tl.where(inside & (bin_of >= 0) & (bin_of < BINS - 1), bin_of, BINS - 1)
@@ -111,19 +111,32 @@ def plan_scan_kernel(
 
 
 @triton.jit
+def rank_in_part(key, PART: tl.constexpr):
+    """How many slots of a part come before each of its slots and have its expert, by comparison.
+
+    The others lie along the first dimension, which one thread has whole: it adds up without asking other threads.
+    """
+    lane = tl.arange(0, PART)
+    earlier = (key[:, None] == key[None, :]) & (lane[:, None] < lane[None, :])
+    return tl.sum(earlier.to(tl.int32), 0)
+
+
+@triton.jit
 def _rank(
-    ids, kept, key, place, first, num_slots,
+    ids, kept, key, part, num_slots,
     NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr, KEPT_K: tl.constexpr, BY_CHOICE: tl.constexpr,
-    BLOCK: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """How many slots of the block come before each of its slots and have its expert, by comparison."""
-    rank = tl.zeros((BLOCK,), tl.int32)
-    for begin in range(0, BLOCK, CHUNK):
-        other = first + begin + tl.arange(0, CHUNK)
-        slot = _slot_at(other, num_slots, TOP_K, BY_CHOICE)
-        other_key = expert_of(ids, kept, slot, other < num_slots, NUM_EXPERTS, TOP_K, KEPT_K)
-        earlier = (other_key[None, :] == key[:, None]) & (other[None, :] < place[:, None])
-        rank += tl.sum(earlier.to(tl.int32), 1)
+    """How many slots of its block come before each slot of a part of the block and have its expert."""
+    rank = rank_in_part(key, PART)
+    if PART < BLOCK:
+        first = part * PART // BLOCK * BLOCK
+        while first < part * PART:
+            place = first + tl.arange(0, PART)
+            slot = slot_at(place, num_slots, TOP_K, BY_CHOICE)
+            earlier_key = expert_of(ids, kept, slot, place < num_slots, NUM_EXPERTS, TOP_K, KEPT_K)
+            rank += tl.sum((earlier_key[:, None] == key[None, :]).to(tl.int32), 0)
+            first += PART
     return rank
 
 
@@ -147,28 +160,29 @@ def plan_place_kernel(
     HEIGHT_2: tl.constexpr,
     HEIGHT_3: tl.constexpr,
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """Puts each slot into its row: where its expert begins, plus earlier blocks, plus earlier slots of the block.
+    """Puts each slot into its row: where its expert begins, plus earlier blocks, plus earlier slots of its block.
 
-    The programs after those of the blocks write the schedules of tiles.
+    The programs after those of the parts write the schedules of tiles.
     """
-    block = tl.program_id(0)
-    if block < num_blocks:
-        slot = block * BLOCK + tl.arange(0, BLOCK)
+    part = tl.program_id(0)
+    num_parts = tl.cdiv(num_slots, PART)
+    if part < num_parts:
+        slot = part * PART + tl.arange(0, PART)
         inside = slot < num_slots
         key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
-        rank = _rank(ids, kept, key, slot, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, False, BLOCK, CHUNK)
-        here = tl.load(offsets + key, mask=inside, other=0) + rank
-        here += tl.load(before + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+        here = tl.load(offsets + key, mask=inside, other=0)
+        here += tl.load(before + key.to(tl.int64) * num_blocks + part * PART // BLOCK, mask=inside, other=0)
+        here += _rank(ids, kept, key, part, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, False, BLOCK, PART)
         tl.store(row_of_slot + slot, here, mask=inside)
         tl.store(slot_of_row + here, slot.to(tl.int64), mask=inside)
         tl.store(token_of_row + here, (slot // TOP_K).to(tl.int64), mask=inside)
     elif tiles is not None:
         write_entries(
-            offsets, tiles, (block - num_blocks) * BLOCK_T, num_slots, NUM_EXPERTS, HEIGHT_0, HEIGHT_1, HEIGHT_2,
+            offsets, tiles, (part - num_parts) * BLOCK_T, num_slots, NUM_EXPERTS, HEIGHT_0, HEIGHT_1, HEIGHT_2,
             HEIGHT_3, BLOCK_T, BLOCK_E,
         )  # fmt: skip
 
@@ -187,16 +201,16 @@ def plan_drop_late_kernel(
     TOP_K: tl.constexpr,
     KEPT_K: tl.constexpr,
     BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
+    PART: tl.constexpr,
 ):
     """``left[slot]``: its expert, or ``NUM_EXPERTS`` where ``limit`` slots of it stand before it in the queue."""
-    block = tl.program_id(0)
-    place = block * BLOCK + tl.arange(0, BLOCK)
+    part = tl.program_id(0)
+    place = part * PART + tl.arange(0, PART)
     inside = place < num_slots
-    slot = _slot_at(place, num_slots, TOP_K, True)
+    slot = slot_at(place, num_slots, TOP_K, True)
     key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
-    rank = _rank(ids, kept, key, place, block * BLOCK, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, True, BLOCK, CHUNK)
-    rank += tl.load(before + key.to(tl.int64) * num_blocks + block, mask=inside, other=0)
+    rank = tl.load(before + key.to(tl.int64) * num_blocks + part * PART // BLOCK, mask=inside, other=0)
+    rank += _rank(ids, kept, key, part, num_slots, NUM_EXPERTS, TOP_K, KEPT_K, True, BLOCK, PART)
     if limit_at is not None:
         limit = tl.load(limit_at)
     tl.store(left + slot, tl.where(rank < limit, key, NUM_EXPERTS), mask=inside)

@@ -30,6 +30,41 @@ def _bounds(offsets, group, num_rows, NUM_EXPERTS: tl.constexpr):
 
 
 @triton.jit
+def _schedule_at(
+    entry, num_rows, NUM_EXPERTS: tl.constexpr, HEIGHT_0: tl.constexpr, HEIGHT_1: tl.constexpr, HEIGHT_2: tl.constexpr,
+    HEIGHT_3: tl.constexpr,
+):  # fmt: skip
+    """Height and first entry of the schedule that ``entry`` belongs to."""
+    end_0 = schedule_end(0, num_rows, NUM_EXPERTS, HEIGHT_0)
+    end_1 = schedule_end(end_0, num_rows, NUM_EXPERTS, HEIGHT_1)
+    end_2 = schedule_end(end_1, num_rows, NUM_EXPERTS, HEIGHT_2)
+    height = tl.where(entry < end_0, HEIGHT_0, tl.where(entry < end_1, HEIGHT_1, HEIGHT_2))
+    height = tl.where(entry < end_2, height, HEIGHT_3)
+    begin = tl.where(entry < end_0, 0, tl.where(entry < end_1, end_0, end_1))
+    return height, tl.where(entry < end_2, begin, end_2)
+
+
+@triton.jit
+def _groups_ended(tile, last, group, NUM_EXPERTS: tl.constexpr):
+    """How many groups end, in tiles, at or before each tile, and where the last of them ends.
+
+    Groups lie along the first dimension: a thread has many of them, and adds up before it asks other threads.
+    """
+    ended = (last[:, None] <= tile[None, :]) & (group <= NUM_EXPERTS)[:, None]
+    return tl.sum(ended.to(tl.int32), 0), tl.max(tl.where(ended, last[:, None], 0), 0)
+
+
+@triton.jit
+def _store_entries(tiles, entry, tile, group, first_row, first_tile, height, num_tiles, of_experts, num_rows):
+    """Stores one entry for each tile; tile -1 is the entry with the numbers of tiles."""
+    live = (tile >= 0) & (tile < num_tiles)
+    left = tl.where(live, group, tl.where(tile < 0, of_experts, -1))
+    right = tl.where(live, first_row + (tile - first_tile) * height, tl.where(tile < 0, num_tiles, num_rows))
+    tl.store(tiles + 2 * entry, left)
+    tl.store(tiles + 2 * entry + 1, right)
+
+
+@triton.jit
 def write_entries(
     offsets, tiles, first_entry, num_rows, NUM_EXPERTS: tl.constexpr, HEIGHT_0: tl.constexpr, HEIGHT_1: tl.constexpr,
     HEIGHT_2: tl.constexpr, HEIGHT_3: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -39,13 +74,7 @@ def write_entries(
     The tile ``t`` belongs to the group for which exactly as many groups end, in tiles, at or before ``t``: a
     comparison of ``t`` with every end, which is balanced however the rows are spread.
     """
-    end_0 = schedule_end(0, num_rows, NUM_EXPERTS, HEIGHT_0)
-    end_1 = schedule_end(end_0, num_rows, NUM_EXPERTS, HEIGHT_1)
-    end_2 = schedule_end(end_1, num_rows, NUM_EXPERTS, HEIGHT_2)
-    height = tl.where(first_entry < end_0, HEIGHT_0, tl.where(first_entry < end_1, HEIGHT_1, HEIGHT_2))
-    height = tl.where(first_entry < end_2, height, HEIGHT_3)
-    begin = tl.where(first_entry < end_0, 0, tl.where(first_entry < end_1, end_0, end_1))
-    begin = tl.where(first_entry < end_2, begin, end_2)
+    height, begin = _schedule_at(first_entry, num_rows, NUM_EXPERTS, HEIGHT_0, HEIGHT_1, HEIGHT_2, HEIGHT_3)
     entry = first_entry + tl.arange(0, BLOCK_T)
     tile = entry - begin - 1
     before = tl.zeros((BLOCK_T,), tl.int32)
@@ -56,18 +85,33 @@ def write_entries(
         group = chunk + tl.arange(0, BLOCK_E)
         low, high = _bounds(offsets, group, num_rows, NUM_EXPERTS)
         count = (high - low + height - 1) // height
-        last = num_tiles + tl.cumsum(count, 0)
-        ended = (last[None, :] <= tile[:, None]) & (group <= NUM_EXPERTS)[None, :]
-        before += tl.sum(ended.to(tl.int32), 1)
-        first_tile = tl.maximum(first_tile, tl.max(tl.where(ended, last[None, :], 0), 1))
+        ended, last_end = _groups_ended(tile, num_tiles + tl.cumsum(count, 0), group, NUM_EXPERTS)
+        before += ended
+        first_tile = tl.maximum(first_tile, last_end)
         num_tiles += tl.sum(count, 0)
         of_experts += tl.sum(tl.where(group < NUM_EXPERTS, count, 0), 0)
     live = (tile >= 0) & (tile < num_tiles)
     first_row = tl.load(offsets + before, mask=live, other=0, cache_modifier=".cg").to(tl.int32)
-    left = tl.where(live, before, tl.where(tile < 0, of_experts, -1))
-    right = tl.where(live, first_row + (tile - first_tile) * height, tl.where(tile < 0, num_tiles, num_rows))
-    tl.store(tiles + 2 * entry, left)
-    tl.store(tiles + 2 * entry + 1, right)
+    _store_entries(tiles, entry, tile, before, first_row, first_tile, height, num_tiles, of_experts, num_rows)
+
+
+@triton.jit
+def write_counted_entries(
+    counts, begins, tiles, first_entry, num_rows, NUM_EXPERTS: tl.constexpr, HEIGHT_0: tl.constexpr,
+    HEIGHT_1: tl.constexpr, HEIGHT_2: tl.constexpr, HEIGHT_3: tl.constexpr, BLOCK_T: tl.constexpr, BINS: tl.constexpr,
+):  # fmt: skip
+    """:func:`write_entries` from the rows of all groups and where they begin, ``(BINS,)``, held by the program."""
+    height, begin = _schedule_at(first_entry, num_rows, NUM_EXPERTS, HEIGHT_0, HEIGHT_1, HEIGHT_2, HEIGHT_3)
+    entry = first_entry + tl.arange(0, BLOCK_T)
+    tile = entry - begin - 1
+    group = tl.arange(0, BINS)
+    count = tl.where(group <= NUM_EXPERTS, (counts + height - 1) // height, 0)
+    before, first_tile = _groups_ended(tile, tl.cumsum(count, 0), group, NUM_EXPERTS)
+    of_experts = tl.sum(tl.where(group < NUM_EXPERTS, count, 0), 0)
+    first_row = tl.gather(begins, before, 0)
+    _store_entries(
+        tiles, entry, tile, before, first_row, first_tile, height, tl.sum(count, 0), of_experts, num_rows
+    )  # fmt: skip
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Starts the kernels of the plan: a counting sort of many slots, a comparison of few slots with each other."""
+"""Starts the kernels of the plan: a counting sort of many slots; few slots take one launch."""
 
 from typing import Any, NamedTuple
 
@@ -7,57 +7,18 @@ from torch import Tensor
 
 from moekit_kernels.arrivals import arrival_counters
 from moekit_kernels.configs import tile_heights
+from moekit_kernels.plan import launches_few
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
-from moekit_kernels.plan.schedule import BLOCK_T, height_arguments, schedule_arguments, schedule_bounds
+from moekit_kernels.plan.schedule import BLOCK_T, schedule_arguments, schedule_bounds
+from moekit_kernels.plan.slots import Limit, Slots, block_of_experts
 from moekit_kernels.runtime import current_target, launch
 
 FEW_SLOTS = 8192
-"""Up to so many slots each is compared with all others, which is one launch where counting takes three."""
+"""Up to so many slots take one launch, where a counting sort takes three (:mod:`.launches_few`)."""
 
-_FEW = {"BLOCK": 32, "CHUNK": 64}
-_CHUNK = 16
+_PART = 128  # slots of a program that places them
 _MOST_BINS = 4096
 _PLACES = ("token_of_row", "slot_of_row", "row_of_slot")
-
-
-class _Slots(NamedTuple):
-    """The expert of each slot: arguments that most kernels have."""
-
-    ids: Tensor
-    kept: Tensor | None
-    num_experts: int
-    top_k: int
-
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "ids": self.ids,
-            "kept": self.kept,
-            "num_slots": self.ids.numel(),
-            "NUM_EXPERTS": self.num_experts,
-            "TOP_K": self.top_k,
-            "KEPT_K": self.top_k if self.kept is None else self.kept.shape[1],
-        }
-
-
-class Limit(NamedTuple):
-    """Most rows of one expert, and which slots keep their place.
-
-    Attributes:
-        number: Known on the host; None for no limit, or with ``tensor``.
-        tensor: The same as a tensor without dimensions, on the device.
-        gates: ``(T, K)``: the larger gate keeps its place; by position where None.
-    """
-
-    number: int | None = None
-    tensor: Tensor | None = None
-    gates: Tensor | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        return {"limit": 0 if self.number is None else self.number, "limit_at": self.tensor}
-
-    @property
-    def largest(self) -> float:
-        return torch.finfo(torch.float32 if self.gates is None else self.gates.dtype).max
 
 
 class _Counts(NamedTuple):
@@ -74,7 +35,7 @@ class _Counts(NamedTuple):
     totals: Tensor
 
     def arguments(self) -> dict[str, Any]:
-        return {"before": self.before, "num_blocks": self.before.shape[1], "BLOCK": self.block, "CHUNK": _CHUNK}
+        return {"before": self.before, "num_blocks": self.before.shape[1], "BLOCK": self.block, "PART": _PART}
 
 
 def plan_slots(
@@ -98,9 +59,10 @@ def plan_slots(
     num_slots, top_k = expert_ids.numel(), expert_ids.shape[1]
     if num_slots >= 2**31:
         raise ValueError(f"expert_ids must have fewer than 2**31 elements, got {num_slots}: plan in several calls.")
-    slots = _Slots(expert_ids.contiguous(), None if kept is None else kept.contiguous(), num_experts, top_k)
+    slots = Slots(expert_ids.contiguous(), None if kept is None else kept.contiguous(), num_experts, top_k)
     plan = outputs(expert_ids, num_experts, heights)
-    sort = _few if num_slots <= FEW_SLOTS else _many
+    few = num_slots <= FEW_SLOTS and launches_few.serves(num_slots, num_experts)
+    sort = launches_few.sort if few else _many
     sort(slots, _effective(limit, num_slots), plan, heights)
     return plan
 
@@ -138,41 +100,7 @@ def outputs(expert_ids: Tensor, num_experts: int, heights: tuple[int, ...]) -> D
     )
 
 
-def _few(slots: _Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple[int, ...]) -> None:
-    from moekit_kernels.plan import kernel_few_rows
-
-    row_blocks = -(-slots.ids.numel() // _FEW["BLOCK"])
-    left = None
-    if limit is not None:
-        left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
-        launch(
-            kernel_few_rows.plan_few_drop_kernel,
-            (row_blocks,),
-            {
-                **slots.arguments(),
-                **limit.arguments(),
-                "gates": limit.gates,
-                "left": left,
-                "LARGEST": limit.largest,
-                **_FEW,
-            },
-        )
-    launch(
-        kernel_few_rows.plan_few_kernel,
-        (row_blocks - (-(slots.num_experts + 1) // _FEW["BLOCK"]),),
-        {
-            **slots.arguments(),
-            "left": left,
-            **_outputs(plan),
-            "arrivals": arrival_counters(slots.ids.device, 1),
-            **height_arguments(heights),
-            **_FEW,
-            "BLOCK_E": _block_of_experts(slots.num_experts),
-        },
-    )
-
-
-def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple[int, ...]) -> None:
+def _many(slots: Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple[int, ...]) -> None:
     from moekit_kernels.plan import kernel
 
     routed = None
@@ -187,9 +115,9 @@ def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple
         if by_choice:
             launch(
                 kernel.plan_drop_late_kernel,
-                (counts.before.shape[1],),
+                (-(-slots.ids.numel() // _PART),),
                 {**slots.arguments(), **limit.arguments(), **counts.arguments(), "left": left},
-                num_warps=counts.block // 64,
+                num_warps=_PART // 32,
             )
         else:
             _place(slots, before, counts, ())
@@ -214,7 +142,7 @@ def _many(slots: _Slots, limit: Limit | None, plan: DispatchPlan, heights: tuple
     _place(slots, plan, _count(slots, False, plan, routed), heights)
 
 
-def _count(slots: _Slots, by_choice: bool, plan: DispatchPlan, routed: Tensor | None) -> _Counts:
+def _count(slots: Slots, by_choice: bool, plan: DispatchPlan, routed: Tensor | None) -> _Counts:
     """Counts the slots in their order, or with all first choices before all second choices; computes the offsets.
 
     ``routed`` are the totals before slots were dropped, or None.
@@ -254,20 +182,20 @@ def _count(slots: _Slots, by_choice: bool, plan: DispatchPlan, routed: Tensor | 
             "num_blocks": num_blocks,
             "NUM_EXPERTS": slots.num_experts,
             "BLOCK": 1024,
-            "BLOCK_E": _block_of_experts(slots.num_experts),
+            "BLOCK_E": block_of_experts(slots.num_experts),
         },
     )
     return _Counts(block, before, totals)
 
 
-def _place(slots: _Slots, plan: DispatchPlan, counts: _Counts, heights: tuple[int, ...]) -> None:
+def _place(slots: Slots, plan: DispatchPlan, counts: _Counts, heights: tuple[int, ...]) -> None:
     """Puts every slot into its row, and cuts the rows into tiles of ``heights``."""
     from moekit_kernels.plan import kernel
 
-    num_blocks, tiles = counts.before.shape[1], plan.tiles
+    num_parts, tiles = -(-slots.ids.numel() // _PART), plan.tiles
     launch(
         kernel.plan_place_kernel,
-        (num_blocks + (0 if tiles is None else tiles.shape[0] // BLOCK_T),),
+        (num_parts + (0 if tiles is None else tiles.shape[0] // BLOCK_T),),
         {
             **slots.arguments(),
             **counts.arguments(),
@@ -275,14 +203,5 @@ def _place(slots: _Slots, plan: DispatchPlan, counts: _Counts, heights: tuple[in
             **{name: getattr(plan, name) for name in ("offsets", *_PLACES)},
             "tiles": tiles,
         },
-        num_warps=counts.block // 64,
+        num_warps=_PART // 32,
     )
-
-
-def _block_of_experts(num_experts: int) -> int:
-    """Returns how many experts one program looks at together."""
-    return min(1 << num_experts.bit_length(), 1024)
-
-
-def _outputs(plan: DispatchPlan) -> dict[str, Tensor]:
-    return {name: value for name, value in plan._asdict().items() if isinstance(value, Tensor)}
