@@ -26,23 +26,40 @@ def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
 def routed(
     target: Target, tokens: int, dim: int, experts: int, top_k: int, logits: bool = True, dtype: torch.dtype = BF16
 ) -> tuple[Launch, Launch]:
-    """The launches of forward and backward."""
+    """The launches of forward, and of the products backward."""
+    forward, *backward = all_routed(target, tokens, dim, experts, top_k, logits, dtype)
+    return forward, backward[-1]
+
+
+def all_routed(
+    target: Target, tokens: int, dim: int, experts: int, top_k: int, logits: bool = True, dtype: torch.dtype = BF16
+) -> list[Launch]:
+    """All launches: one forward, then those of backward."""
     x, weight, options = empty(tokens, dim), empty(experts, dim, dtype=dtype), RouteOptions(top_k)
     with record(target) as started:
         out = launches_linear.forward(x, weight, None, options, None, logits, logits)
         grads = RouteGradients(*(getattr(out, name) for name in RouteGradients._fields))
         kept = (empty(tokens, experts, dtype=FP32), out.valid, out.ids, None, options)
         launches_linear.backward(grads, x, weight, None, *kept, (True, True, False))
-    forward, backward = started
-    return forward, backward
+    return list(started)
 
 
 @TARGETS
-@pytest.mark.parametrize("tokens", [0, 1, 32, 4096, 32768])
+@pytest.mark.parametrize("tokens", [0, 1, 32, 4096])
 def test_the_router_is_one_launch_each_way(target: Target, tokens: int) -> None:
-    forward, backward = routed(target, tokens, 2048, 64, 8)
-    assert forward.kernel.fn.__name__ == "route_linear_fwd_kernel"
-    assert backward.kernel.fn.__name__ == "route_linear_bwd_kernel"
+    names = [launch.kernel.fn.__name__ for launch in all_routed(target, tokens, 2048, 64, 8)]
+    assert names == ["route_linear_fwd_kernel", "route_linear_bwd_kernel"]
+
+
+@TARGETS
+@pytest.mark.parametrize("tokens", [4097, 32768, 131072])
+def test_the_gradients_of_many_tokens_logits_are_a_launch_of_their_own(target: Target, tokens: int) -> None:
+    forward, gradients, products = all_routed(target, tokens, 2048, 64, 8)
+    names = [launch.kernel.fn.__name__ for launch in (forward, gradients, products)]
+    assert names == ["route_linear_fwd_kernel", "route_linear_grad_kernel", "route_linear_bwd_kernel"]
+    assert target.processors <= gradients.grid[0] <= 16 * target.processors
+    assert gradients.arguments["grad_parts"] is products.arguments["grad_parts"]
+    assert products.arguments["APART"]
 
 
 @TARGETS

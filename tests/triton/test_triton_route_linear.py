@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from moekit_kernels.routing import Routed, route_linear, route_reference
+from moekit_kernels.routing import Routed, blocks_linear, route_linear, route_reference
 from moekit_kernels.routing.kernel_products import part
 from moekit_kernels.routing.outputs import FLOAT_OUTPUTS, RouteOutputs
 from tests.oracles import poisoned_empty
@@ -133,6 +133,33 @@ def test_many_tokens_and_many_experts(device, tokens: int, dim: int, experts: in
     check(a_case(tokens, dim, experts, top_k, BF16, FP32, True).to(device))
 
 
+@pytest.mark.parametrize("dtypes", [(BF16, BF16), (BF16, FP32), (FP32, FP32), (FP16, FP16)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "experts", "bias"), [(150, 6, True), (70, 130, True), (33, 20, False), (1, 7, True)]
+)
+def test_gradients_of_logits_in_a_launch_of_their_own(
+    device, monkeypatch: pytest.MonkeyPatch, tokens: int, experts: int, bias: bool, dtypes
+) -> None:
+    """As for many tokens; the mask and every output's gradient pass through."""
+    monkeypatch.setattr(blocks_linear, "_MOST_TOGETHER", 0)
+    mask = torch.rand(tokens) > 0.3
+    check(a_case(tokens, 40, experts, 2, *dtypes, bias, mask=mask).to(device))
+
+
+def test_bias_alone_is_trained_by_one_launch(device, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = a_case(90, 24, 5, 2, bias=True).to(device)
+    gradients = []
+    for most in (0, 4096):
+        monkeypatch.setattr(blocks_linear, "_MOST_TOGETHER", most)
+        bias = case.bias.clone().requires_grad_()
+        routed = route_linear(case.x, case.weight, 2, bias=bias, impl="triton")
+        gradients.append(
+            torch.autograd.grad(routed.gates.square().sum() + routed.sums.prob_sum.square().sum(), bias)[0]
+        )
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
 def scaled(case: Case, name: str) -> Case:
     """The case with operands that are hard for sums of parts."""
     generator = torch.Generator().manual_seed(5)
@@ -150,10 +177,13 @@ def scaled(case: Case, name: str) -> Case:
 
 
 @dtypes
-@pytest.mark.parametrize("name", ["plain", "large", "small", "spread", "cancelling"])
-def test_logits_are_as_exact_as_those_of_float32(device, name: str, x_dtype, w_dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [("plain", 256), ("plain", 4096), ("large", 256), ("small", 256), ("spread", 256), ("cancelling", 256)],
+)
+def test_logits_are_as_exact_as_those_of_float32(device, name: str, dim: int, x_dtype, w_dtype) -> None:
     """Errors are in units of ``sum |x| |w|``, which bounds those of every order of summation."""
-    case = scaled(a_case(64, 256, 12, 1, x_dtype, w_dtype), name).to(device)
+    case = scaled(a_case(64, dim, 12, 1, x_dtype, w_dtype), name).to(device)
     exact = exact_logits(case)
     scale = F.linear(case.x.double().abs(), case.weight.double().abs())
     logits = route_linear(case.x, case.weight, 1, impl="triton").logits

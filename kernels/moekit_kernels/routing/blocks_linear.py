@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from moekit_kernels.routing.launches import power_of_two
+from moekit_kernels.routing.launches import blocks, power_of_two, programs_of
 from moekit_kernels.targets import Target
 
 
@@ -28,7 +28,7 @@ class LinearBlocks(NamedTuple):
     splits: int
 
 
-# Values of the weight's tile, which every step splits in registers, and the least depth of a matrix instruction.
+# Values of the weight's tile, and the least depth of a matrix instruction.
 _WEIGHT_TILE = 4096
 _LEAST_DEPTH = 16
 
@@ -51,12 +51,14 @@ def forward_blocks(
     """
     width = max(power_of_two(num_experts), 16)
     split = x_parts > 1
-    rows = 32 if width > 128 else 64 if split else 128
+    rows = 32 if width > 128 else 64 if split or (target.tma and w_parts > 1 and width == 64) else 128
     while rows > 16 and -(-num_tokens // rows) < target.processors // 2:
         rows //= 2
     num_warps = 4 if (rows <= 32 and width <= 128) or (target.tma and width <= 64 and not split) else 8
     most = (2048 if target.tma else 1024) if split else 8192
-    depth = min(128 if w_parts == 1 else 64, _WEIGHT_TILE // width, most // rows)
+    # Parts of the weight are made in registers, where instructions before wgmma hold the tile once for each warp.
+    weight_tile = _WEIGHT_TILE if w_parts == 1 or target.tma else _WEIGHT_TILE // 2
+    depth = min(128 if w_parts == 1 else 64, weight_tile // width, most // rows)
     depth = max(depth, _LEAST_DEPTH)
     sub_rows = min(rows, num_warps * 256 // width)
     tiles = max(-(-num_tokens // rows), 1)
@@ -79,6 +81,7 @@ class BackwardBlocks(NamedTuple):
         chunks: Chunks of tokens.
         num_warps: Warps of a program.
         num_stages: Steps in flight.
+        apart: Whether the gradients of logits are a launch of their own.
     """
 
     width: int
@@ -90,17 +93,22 @@ class BackwardBlocks(NamedTuple):
     chunks: int
     num_warps: int
     num_stages: int
+    apart: bool
 
 
 # Partial products of the weight's gradient, which one program adds up.
 _MOST_CHUNKS = 16
 _LEAST_COLUMNS = 16
 
+# Tokens up to which the gradients of logits are computed along with the products: a launch costs more than they do.
+_MOST_TOGETHER = 4096
+
 
 def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target, x_parts: int = 1) -> BackwardBlocks:
     """Returns the tile of the backward kernel.
 
-    Every slice of columns computes the gradients of the logits anew, so there are as few slices as fill the processors.
+    Where every slice of columns computes the gradients of the logits anew, there are as few slices as fill the
+    processors.
 
     Args:
         num_tokens: ``T``.
@@ -110,13 +118,13 @@ def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target,
         x_parts: Parts of ``x``.
     """
     width = max(power_of_two(num_experts), 16)
-    num_warps, split = 8, x_parts > 1
+    num_warps, split, apart = 8, x_parts > 1, num_tokens > _MOST_TOGETHER
     rows = min(64 if target.tma and not split else 32, max(8192 // width, 16))
     rows = min(rows, max(power_of_two(max(num_tokens, 1)), 16))
     # Where matrix instructions read shared memory, the parts of the weight are no registers.
     tile = 8192 if target.tma else 2048 if target.backend == "hip" else 4096
     if target.name == "sm_100" and width == 128:  # with more, code for a 16-bit weight spills under Triton 3.8
-        tile = 4096
+        tile, rows = 4096, min(rows, 32)
     columns = max(min(128, (tile // 2 if split else tile) // width), _LEAST_COLUMNS)
     tiles = max(-(-num_tokens // rows), 1)
     chunks = min(_MOST_CHUNKS, max(tiles // 4, 1))
@@ -127,4 +135,33 @@ def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target,
     rows_per_chunk = -(-tiles // chunks) * rows
     chunks = max(-(-num_tokens // rows_per_chunk), 1)
     share = -(-blocks // max(target.processors // chunks, 1))
-    return BackwardBlocks(width, rows, sub_rows, columns, -(-blocks // share), rows_per_chunk, chunks, num_warps, 2)
+    slices = -(-blocks // share)
+    return BackwardBlocks(width, rows, sub_rows, columns, slices, rows_per_chunk, chunks, num_warps, 2, apart)
+
+
+class GradientBlocks(NamedTuple):
+    """The rows of a program of the kernel of the gradients of logits.
+
+    Attributes:
+        rows: Tokens of a tile.
+        num_warps: Warps of a program.
+        programs: How many there are.
+    """
+
+    rows: int
+    num_warps: int
+    programs: int
+
+
+def gradient_blocks(num_tokens: int, num_experts: int, target: Target) -> GradientBlocks:
+    """Returns the tile of the kernel of the gradients of logits.
+
+    Args:
+        num_tokens: ``T``.
+        num_experts: ``E``.
+        target: What the kernel is compiled for.
+    """
+    tile = blocks(max(num_experts, 16))
+    if tile.width < 128:  # with more, code for three parts spills registers on sm_90 under Triton 3.8
+        tile = tile._replace(rows=tile.rows // 2)
+    return GradientBlocks(tile.rows, tile.num_warps, programs_of(tile, num_tokens, target))

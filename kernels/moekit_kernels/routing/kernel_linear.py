@@ -5,7 +5,7 @@ import triton.language as tl
 
 from moekit_kernels.kernel_language import arrives_last
 from moekit_kernels.routing.kernel_decision import decide
-from moekit_kernels.routing.kernel_products import product
+from moekit_kernels.routing.kernel_products import minus_product
 from moekit_kernels.routing.kernel_sums import add_up
 
 
@@ -30,13 +30,13 @@ def linear_tile(
     expert = tl.arange(0, EP)[None, :]
     x_rows = x + rows.to(tl.int64)[:, None] * stride_x
     inside = (rows < num_tokens)[:, None]
-    acc = tl.zeros((ROWS, EP), tl.float32)
+    minus = tl.zeros((ROWS, EP), tl.float32)
     for step in range(first, last):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         x_tile = tl.load(x_rows + k[None, :], mask=inside & (k[None, :] < DIM), other=0.0)
         w_tile = tl.load(weight + expert * DIM + k[:, None], mask=(expert < E) & (k[:, None] < DIM), other=0.0)
-        acc = product(x_tile, w_tile, acc, X_PARTS, W_PARTS, 3)
-    return acc
+        minus = minus_product(x_tile, w_tile, minus, X_PARTS, W_PARTS, 3)
+    return -minus
 
 
 @triton.jit

@@ -4,31 +4,14 @@ import triton
 import triton.language as tl
 
 from moekit_kernels.kernel_language import arrives_last, dot
-from moekit_kernels.routing.kernel_gradient import logit_gradients
+from moekit_kernels.routing.kernel_linear_gradient import add_bias, store_logit_gradients
 from moekit_kernels.routing.kernel_products import part
-from moekit_kernels.routing.kernel_scores import load_rows
 
 
 @triton.jit
 def pick(first, second, third, INDEX: tl.constexpr):
     """One of three tiles."""
     return first if INDEX == 0 else second if INDEX == 1 else third
-
-
-@triton.jit
-def add_bias(d_bias, partials, counter, total, chunk, slice_, E: tl.constexpr, EP: tl.constexpr, CHUNKS: tl.constexpr):
-    """Adds the gradient of the bias up over chunks, by the programs of the first slice."""
-    if slice_ == 0:
-        expert = tl.arange(0, EP)
-        if CHUNKS == 1:
-            tl.store(d_bias + expert, total.to(d_bias.dtype.element_ty), mask=expert < E)
-        else:
-            tl.store(partials + chunk * EP + expert, total)
-            if arrives_last(counter, CHUNKS):
-                total = tl.zeros((EP,), tl.float32)
-                for one in range(CHUNKS):
-                    total += tl.load(partials + one * EP + expert, cache_modifier=".cg")
-                tl.store(d_bias + expert, total.to(d_bias.dtype.element_ty), mask=expert < E)
 
 
 @triton.jit
@@ -112,13 +95,15 @@ def route_linear_bwd_kernel(
     TOP_K: tl.constexpr,
     SCORING: tl.constexpr,
     RENORMALIZE: tl.constexpr,
+    APART: tl.constexpr,
 ):
     """The gradients of ``x``, ``weight`` and ``bias``, of those that are not None.
 
     A program has a chunk of tokens and a slice of the columns of D. First it computes the gradient of its logits and
-    writes it as bfloat16 parts, ``grad_parts (PARTS, T, E)``; the programs of one chunk write the same numbers. Then,
-    for each block of columns, it multiplies these by the weight for the gradient of ``x``, and by ``x`` for that of the
-    weight. Of several chunks, the last program of a block of columns adds the products up.
+    writes it as bfloat16 parts, ``grad_parts (PARTS, T, E)``; the programs of one chunk write the same numbers. Where
+    ``APART``, that and the gradient of the bias are done. Then, for each block of columns, it multiplies these by the
+    weight for the gradient of ``x``, and by ``x`` for that of the weight. Of several chunks, the last program of a
+    block of columns adds the products up.
     """
     BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
     SHARE: tl.constexpr = (BLOCKS + SLICES - 1) // SLICES
@@ -129,35 +114,27 @@ def route_linear_bwd_kernel(
     expert = tl.arange(0, EP)
     is_expert = expert < E
     size = tl.cast(num_tokens, tl.int64) * E  # a number has no method `to`
-
-    bias_sum = tl.zeros((SUB_ROWS, EP), tl.float32)
-    for start in range(begin, end, SUB_ROWS):
-        sub_rows = start + tl.arange(0, SUB_ROWS)
-        inside = sub_rows < end
-        valid = tl.load(valid_rows + sub_rows, mask=inside, other=0)[:, None] != 0
-        z = load_rows(logits, sub_rows, expert[None, :], end, E, 1, E)
-        grad = logit_gradients(
-            z, valid, sub_rows, end,
-            d_gates, d_finite_logits, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum,
-            ids, mask, stride_mask, stride_logits_t, stride_logits_e, stride_probs_t, stride_probs_e, scaling_factor,
-            E, EP, SUB_ROWS, TOP_K, SCORING, RENORMALIZE,
-        )  # fmt: skip
-        if d_bias is not None:
-            bias_sum += grad
-        if d_x is not None or d_weight is not None:
-            at = grad_parts + sub_rows.to(tl.int64)[:, None] * E + expert[None, :]
-            for i in tl.static_range(PARTS):
-                tl.store(at + i * size, part(grad, i), mask=inside[:, None] & is_expert[None, :])
-    if d_bias is not None:
-        add_bias(d_bias, bias_partials, counters + BLOCKS, tl.sum(bias_sum, axis=0), chunk, slice_, E, EP, CHUNKS)
+    if not APART:
+        bias_sum = tl.zeros((SUB_ROWS, EP), tl.float32)
+        for start in range(begin, end, SUB_ROWS):
+            grad = store_logit_gradients(
+                d_gates, d_finite_logits, d_probs, d_prob_sum, d_gate_sum, d_logsumexp_sq_sum, d_entropy_sum,
+                logits, valid_rows, ids, mask, grad_parts, start, end, num_tokens,
+                stride_mask, stride_logits_t, stride_logits_e, stride_probs_t, stride_probs_e, scaling_factor,
+                E, EP, SUB_ROWS, PARTS, TOP_K, SCORING, RENORMALIZE,
+            )  # fmt: skip
+            if d_bias is not None:
+                bias_sum += grad
+        if d_bias is not None and slice_ == 0:
+            add_bias(d_bias, bias_partials, counters + BLOCKS, tl.sum(bias_sum, axis=0), chunk, E, EP, CHUNKS)
+        tl.debug_barrier()  # parts that other threads have stored are read below
     if d_x is not None or d_weight is not None:
-        tl.debug_barrier()
         for block in tl.range(slice_ * SHARE, tl.minimum((slice_ + 1) * SHARE, BLOCKS), disable_licm=True):
             column = block * BLOCK_D + tl.arange(0, BLOCK_D)
             is_column = column < DIM
             w_at = weight + expert[:, None] * DIM + column[None, :]
             w_tile = tl.load(w_at, mask=is_expert[:, None] & is_column[None, :], other=0.0)
-            acc = tl.zeros((BLOCK_D, EP), tl.float32)
+            minus = tl.zeros((BLOCK_D, EP), tl.float32)
             for start in range(begin, end, ROWS):
                 rows = start + tl.arange(0, ROWS)
                 row = rows.to(tl.int64)[:, None]
@@ -180,10 +157,12 @@ def route_linear_bwd_kernel(
                     tl.store(d_x + row * DIM + column[None, :], d_tile.to(d_x.dtype.element_ty), mask=whole)
                 if d_weight is not None:
                     x_tile = tl.trans(tl.load(x + row * stride_x + column[None, :], mask=whole, other=0.0))
+                    total = tl.zeros((BLOCK_D, EP), tl.float32)
                     for step in tl.static_range(W_ORDER + 1):
                         for j in tl.static_range(X_PARTS):
                             if W_ORDER - step - j >= 0 and W_ORDER - step - j < PARTS:
                                 g = pick(g0, g1, g2, W_ORDER - step - j)
-                                acc = dot(x_tile if X_PARTS == 1 else part(x_tile, j), g, acc, "ieee")
+                                total = dot(x_tile if X_PARTS == 1 else part(x_tile, j), g, total, "ieee")
+                    minus -= total  # see minus_product
             if d_weight is not None:
-                add_weight(d_weight, partials, counters + block, acc, chunk, block, DIM, E, EP, BLOCK_D, CHUNKS)
+                add_weight(d_weight, partials, counters + block, -minus, chunk, block, DIM, E, EP, BLOCK_D, CHUNKS)

@@ -7,6 +7,7 @@ from torch import Tensor
 from moekit_kernels.routing.options import RouteOptions
 from moekit_kernels.routing.outputs import RouteGradients, RouteOutputs, outputs, sum_arguments
 from moekit_kernels.runtime import current_target, launch
+from moekit_kernels.targets import Target
 
 # Warps per multiprocessor: enough to hide latency, few enough for the partial sums to stay small.
 _WARPS_PER_PROCESSOR = 16
@@ -40,6 +41,12 @@ def blocks(num_experts: int) -> Blocks:
     if width == 128:  # with 8 rows, code for sm_100 spills registers under Triton 3.8
         return Blocks(width, 4, 4)
     return Blocks(width, max(512 // width, 1), max(width // 512, 1))
+
+
+def programs_of(tile: Blocks, num_tokens: int, target: Target) -> int:
+    """Returns how many programs share the tokens; one at least, which writes the sums of no tokens."""
+    most = _WARPS_PER_PROCESSOR // tile.num_warps * target.processors
+    return max(min(-(-num_tokens // tile.rows), most), 1)
 
 
 def backward_warps(tile: Blocks) -> int:
@@ -81,8 +88,7 @@ def forward(
 
     num_tokens, num_experts = logits.shape
     tile = blocks(num_experts)
-    programs = min(-(-num_tokens // tile.rows), _WARPS_PER_PROCESSOR // tile.num_warps * target.processors)
-    programs = max(programs, 1)  # which writes the sums of no tokens
+    programs = programs_of(tile, num_tokens, target)
     out = outputs(logits, num_tokens, num_experts, options.top_k, with_logits, with_probs)
     arguments: dict[str, Any] = {
         "logits": logits,

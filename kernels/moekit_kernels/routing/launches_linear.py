@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.arrivals import arrival_counters
-from moekit_kernels.routing.blocks_linear import backward_blocks, forward_blocks
+from moekit_kernels.routing.blocks_linear import backward_blocks, forward_blocks, gradient_blocks
 from moekit_kernels.routing.launches import decision_arguments
 from moekit_kernels.routing.options import RouteOptions
 from moekit_kernels.routing.outputs import RouteGradients, RouteOutputs, outputs, sum_arguments
 from moekit_kernels.runtime import current_target, launch
+from moekit_kernels.targets import Target
 
 # The parts of bfloat16 that add up to a number of a dtype.
 _PARTS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
@@ -144,55 +145,60 @@ def backward(
     d_x = x.new_empty(num_tokens, dim) if needs[0] else None
     d_weight = weight.new_empty(num_experts, dim) if needs[1] else None
     d_bias = bias.new_empty(num_experts) if bias is not None and needs[2] else None
-    x_parts, w_parts = _PARTS[x.dtype], _PARTS[weight.dtype]
     x_order, w_order = _ORDER[x.dtype], _ORDER[weight.dtype]
     # Of three parts, which float32 has, no product needs a fourth.
     grad_parts = min(max(x_order, w_order) + 1, 3)
-    grad = partials = bias_partials = None
-    if d_x is not None or d_weight is not None:
-        grad = x.new_empty(grad_parts, num_tokens, num_experts, dtype=torch.bfloat16)
-    if tile.chunks > 1:
-        float32 = torch.float32
-        if d_weight is not None:
-            partials = x.new_empty(tile.chunks, blocks, tile.columns, tile.width, dtype=float32)
-        if d_bias is not None:
-            bias_partials = x.new_empty(tile.chunks, tile.width, dtype=float32)
-    arguments: dict[str, Any] = {
+    has_products = d_x is not None or d_weight is not None
+    grad = x.new_empty(grad_parts, num_tokens, num_experts, dtype=torch.bfloat16) if has_products else None
+    gradients: dict[str, Any] = {
         **grads.kernel_arguments(),
-        "x": x,
-        "weight": weight,
         "logits": logits,
         "valid_rows": valid,
         "ids": ids,
         "mask": mask,
-        "d_x": d_x,
-        "d_weight": d_weight,
-        "d_bias": d_bias,
         "grad_parts": grad,
-        "partials": partials,
-        "bias_partials": bias_partials,
-        "counters": arrival_counters(x.device, blocks + 1 if tile.chunks > 1 else 1),
         "num_tokens": num_tokens,
-        "rows_per_chunk": tile.rows_per_chunk,
-        "stride_x": x.stride(0),
         "stride_mask": 0 if mask is None else mask.stride(0),
         "scaling_factor": float(options.scaling_factor),
-        "DIM": dim,
         "E": num_experts,
         "EP": tile.width,
+        "PARTS": grad_parts,
+        "TOP_K": options.top_k,
+        "SCORING": options.scoring,
+        "RENORMALIZE": options.renormalize or options.scoring == "topk_softmax",
+    }
+    if tile.apart:
+        _logit_gradients(gradients, d_bias, target)
+        if not has_products:
+            return LinearGradients(d_x, d_weight, d_bias)
+    partials = bias_partials = None
+    if tile.chunks > 1 and d_weight is not None:
+        partials = x.new_empty(tile.chunks, blocks, tile.columns, tile.width, dtype=torch.float32)
+    if d_bias is not None and not tile.apart:
+        bias_partials = x.new_empty(tile.chunks, tile.width, dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        **gradients,
+        "x": x,
+        "weight": weight,
+        "d_x": d_x,
+        "d_weight": d_weight,
+        "d_bias": None if tile.apart else d_bias,
+        "partials": partials,
+        "bias_partials": bias_partials,
+        "counters": arrival_counters(x.device, blocks + 1),
+        "rows_per_chunk": tile.rows_per_chunk,
+        "stride_x": x.stride(0),
+        "DIM": dim,
         "ROWS": tile.rows,
         "SUB_ROWS": tile.sub_rows,
         "BLOCK_D": tile.columns,
         "SLICES": tile.slices,
         "CHUNKS": tile.chunks,
-        "PARTS": grad_parts,
-        "X_PARTS": x_parts,
-        "W_PARTS": w_parts,
+        "X_PARTS": _PARTS[x.dtype],
+        "W_PARTS": _PARTS[weight.dtype],
         "X_ORDER": x_order,
         "W_ORDER": w_order,
-        "TOP_K": options.top_k,
-        "SCORING": options.scoring,
-        "RENORMALIZE": options.renormalize or options.scoring == "topk_softmax",
+        "APART": tile.apart,
     }
     launch(
         kernel_linear_backward.route_linear_bwd_kernel,
@@ -202,3 +208,27 @@ def backward(
         num_stages=tile.num_stages,
     )
     return LinearGradients(d_x, d_weight, d_bias)
+
+
+def _logit_gradients(arguments: dict[str, Any], d_bias: Tensor | None, target: Target) -> None:
+    """Starts the kernel that writes the gradient of the logits, and that of the bias, if any."""
+    from moekit_kernels.routing import kernel_linear_gradient
+
+    logits: Tensor = arguments["logits"]
+    num_tokens, num_experts = logits.shape
+    tile = gradient_blocks(num_tokens, num_experts, target)
+    bias_partials = None if d_bias is None else logits.new_empty(tile.programs, arguments["EP"])
+    arguments = {
+        **arguments,
+        "d_bias": d_bias,
+        "bias_partials": bias_partials,
+        "counters": arrival_counters(logits.device, 1),
+        "SUB_ROWS": tile.rows,
+    }
+    launch(
+        kernel_linear_gradient.route_linear_grad_kernel,
+        (tile.programs,),
+        arguments,
+        num_warps=tile.num_warps,
+        num_stages=1,
+    )
