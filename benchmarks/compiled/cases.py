@@ -51,6 +51,8 @@ BF16_ALONE = frozenset(
         "combine mixtral",
         "grouped GEMM odd",
         "router deepseek",
+        "router odd",
+        "router odd qwen3",
         "router olmoe",
         "rows odd",
     }

@@ -223,6 +223,8 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "router deepseek": partial(
             route_linear, tokens=8192, dim=7168, experts=256, top_k=8, scoring="sigmoid", wide=True
         ),
+        "router odd": partial(route_linear, tokens=32777, dim=2048, experts=64, top_k=8, wide=True),
+        "router odd qwen3": partial(route_linear, tokens=32777, dim=2048, experts=128, top_k=8),
         "router decode": partial(route_linear, tokens=32, dim=1024, experts=8, top_k=2),
         "combine parts": partial(combine_parts, shape=SHAPES["decode"]),
         "grouped GEMM biased": partial(multiply, shape=SHAPES["qwen3"], biased=True),

@@ -19,7 +19,7 @@ class Blocks(NamedTuple):
     Attributes:
         width: Columns of the tile: the experts, up to the next power of two.
         rows: Rows of the tile.
-        num_warps: So many that a thread of the forward holds 8 logits, 4 of 128 experts, or 16 of more; up to 512
+        num_warps: So many that a thread of the forward holds 8 logits, or 16 from 128 experts on; up to 512
             no row spans two warps.
     """
 
@@ -38,8 +38,8 @@ def blocks(num_experts: int) -> Blocks:
     width = power_of_two(num_experts)
     if width < 128:
         return Blocks(width, 1024 // width, 4)
-    if width == 128:  # with 8 rows, code for sm_100 spills registers under Triton 3.8
-        return Blocks(width, 4, 4)
+    if width == 128:  # with 8 rows or 4 warps, code of some target spills registers under Triton 3.6 or 3.8
+        return Blocks(width, 4, 1)
     return Blocks(width, max(512 // width, 1), max(width // 512, 1))
 
 
