@@ -250,6 +250,8 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "FFN tf32": partial(ffn_in_tf32, shape=qwen3, **swiglu),
         "FFN tf32 few": partial(ffn_in_tf32, shape=SHAPES["few"], **swiglu),
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
+        # Eight of 128 experts: programs counted by rows, narrow strips through pointers.
+        "FFN decode of one token": partial(ffn, shape=PRESETS["decode-qwen3-1"], **swiglu),
         "FFN decode of 16 rows": partial(ffn, shape=decode._replace(tokens=64), **swiglu),
         "FFN decode of 32 rows": partial(ffn, shape=decode._replace(tokens=128), **swiglu),
         "FFN decode odd": partial(ffn, shape=SHAPES["odd"]._replace(tokens=101), **swiglu),

@@ -163,6 +163,51 @@ def test_few_rows_take_three_launches_and_two_and_no_schedule():
     assert combine.arguments["SPLITS"] == down.grid[2]
 
 
+def test_programs_of_few_rows_are_counted_by_rows_where_those_are_fewer_than_experts():
+    """Qwen3's layer: one token takes 8 of 128 experts; with 16 tokens there are as many rows as experts."""
+    sizes = {"dim": 2048, "hidden": 768, "experts": 128, "top_k": 8}
+    for tokens, places, num_offsets in ((1, 8, 128), (15, 120, 128), (16, 128, 0)):
+        forward, backward = _launches(SM_90, tokens=tokens, **sizes)
+        launches = [*forward[:2], backward[0]]
+        assert [launch.grid[1] for launch in launches] == [places] * 3
+        rest = backward[1].arguments
+        assert (rest["num_places"], rest["gates_begin"]) == (places, rest["num_strips"] * places * rest["PARTS"])
+        assert all(launch.arguments["BLOCK_E"] == num_offsets for launch in (*launches, backward[1]))
+    assert launches_few_rows.block_of_experts(8, 100) == 128
+    assert launches_few_rows.block_of_experts(8, 4096) == 4096
+    # Beyond, a program stands for an expert whatever the rows: comparing it with all offsets takes too long.
+    assert launches_few_rows.block_of_experts(8, 4097) == 0
+    assert launches_few_rows.num_programs(8, 4097) == 4097
+
+
+@pytest.mark.parametrize(
+    ("target", "tokens", "stored", "config"),
+    [
+        (SM_90, 1, "(F, D)", (32, 128)),  # 8 experts of 12 strips: 96 programs for 132 processors
+        (SM_90, 2, "(F, D)", (32, 128)),
+        (SM_90, 3, "(F, D)", (64, 64)),  # 24 experts of 12 strips: two for each
+        (SM_90, 1, "(D, F)", (64, 64)),
+        (SM_80, 1, "(F, D)", (32, 256)),
+        (GFX942, 1, "(F, D)", (32, 128)),  # the table's
+    ],
+)
+def test_strips_are_narrow_where_they_are_too_few_for_the_processors(target, tokens, stored, config):
+    weight = _empty(128, 2 * 768, 2048) if stored == "(F, D)" else _empty(128, 2048, 2 * 768).mT
+    strips = launches_few_rows.strips_of(target, 8 * tokens, weight, 768)
+    assert (strips.config.block_n, strips.config.block_k) == config
+    assert strips.narrow == (config != (64, 64) and target is not GFX942)
+
+
+def test_narrow_strips_keep_their_step_within_the_depth_and_come_by_pointers():
+    shallow, odd = _empty(8, 512, 96), _empty(8, 500, 333)
+    for weight in (shallow, odd):
+        assert not launches_few_rows.strips_of(SM_90, 8, weight, weight.shape[1]).narrow
+    forward, _ = _launches(SM_90, tokens=1, dim=2048, hidden=768, experts=128, top_k=8)
+    assert not any(launch.arguments["W_TMA"] for launch in forward[:2])
+    forward, _ = _launches(SM_90, tokens=32, dim=2048, hidden=768, experts=128, top_k=8)
+    assert all(launch.arguments["W_TMA"] for launch in forward[:2])
+
+
 @pytest.mark.parametrize("requested", [(True, False), (False, True)])
 def test_gradients_of_few_rows_that_are_not_requested_have_no_programs(requested):
     tensors = (

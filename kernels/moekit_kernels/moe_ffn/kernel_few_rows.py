@@ -1,9 +1,10 @@
 """The expert FFN for few rows: bound by reading the touched weights once. Triton only.
 
 No tiles are planned: a program takes one expert and a strip of its weights, returns at once if the expert has no rows,
-and multiplies all of the expert's rows, 16 at a time. Weights are the left operand of the product (64 of
-their rows fill a tensor core, 16 tokens do not), and the depth may be split over programs, whose partial results
-are added in a fixed order by combine.
+and multiplies all of the expert's rows, 16 at a time. Where there are fewer rows than experts, programs are counted by
+rows, and the one of an expert's first row works. Weights are the left operand of the product (64 of their rows fill a
+tensor core, 16 tokens do not), and the depth may be split over programs, whose partial results are added in a fixed
+order by combine.
 """
 
 import triton
@@ -11,6 +12,34 @@ import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_tiles import load_weights, weight_descriptor
 from moekit_kernels.kernel_language import act, act_with_value, dot
+
+
+@triton.jit
+def rows_of_program(place, offsets_ptr, num_experts, BLOCK_E: tl.constexpr):
+    """Returns the expert of the programs with number ``place``, and where its rows begin and end.
+
+    With ``BLOCK_E`` 0 the number is that of the expert. Else it is that of a row, which may be of no expert: its expert
+    is found by comparing it with all offsets, at most ``BLOCK_E``, and the rows are none unless it is the first one.
+    """
+    if BLOCK_E == 0:
+        return place, tl.load(offsets_ptr + place), tl.load(offsets_ptr + place + 1)
+    else:
+        experts = tl.arange(0, BLOCK_E)
+        ends = tl.load(offsets_ptr + 1 + experts, mask=experts < num_experts, other=0)
+        expert = tl.sum(((ends <= place) & (experts < num_experts)).to(tl.int32), 0)
+        # In terms of the number, not of an offset loaded at ``expert``: Triton 3.8 knows nothing of the alignment of
+        # what depends on a reduction, and would load the rows one number at a time.
+        row = tl.cast(place, tl.int64)
+        is_first = tl.load(offsets_ptr + expert) == row
+        return expert, row, tl.where(is_first, tl.load(offsets_ptr + tl.minimum(expert + 1, num_experts)), row)
+
+
+@triton.jit
+def _load_rows(x_ptr, row_offsets, inside, k, K, EVEN_K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``(BLOCK_M, BLOCK_K)``, depth from ``k``; only rows ``inside`` are read, the others are zeros."""
+    depth = k + tl.arange(0, BLOCK_K)
+    places = x_ptr + row_offsets[:, None] + depth[None, :]
+    return tl.load(places, mask=inside[:, None] if EVEN_K else inside[:, None] & (depth < K)[None, :], other=0.0)
 
 
 @triton.jit
@@ -34,26 +63,24 @@ def _load_strip(
 
 @triton.jit
 def strip_product(
-    x_ptr, w, row_offsets, expert, column, first_k, last_k, K, stride_we, stride_wn, stride_wk, limit,
+    x_ptr, w, row_offsets, inside, expert, column, first_k, last_k, K, stride_we, stride_wn, stride_wk, limit,
     W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``weights @ rows.T``, ``(BLOCK_N, BLOCK_M)``, of one strip over the depth ``first_k : last_k``, in float32."""
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for k in range(first_k, last_k, BLOCK_K):
-        depth = k + tl.arange(0, BLOCK_K)
-        x_places = x_ptr + row_offsets[:, None] + depth[None, :]
-        x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
+    for k in range(first_k, last_k, BLOCK_K):  # weights are loaded before rows, whose places may still be on their way
         b = _load_strip(
             w, expert, column, k, K, stride_we, stride_wn, stride_wk, limit, W_TMA, K_MAJOR, EVEN_K, BLOCK_N, BLOCK_K
         )
+        x = _load_rows(x_ptr, row_offsets, inside, k, K, EVEN_K, BLOCK_K)
         acc = dot(b, x.T, acc, PRECISION)
     return acc
 
 
 @triton.jit
 def _pair_product(
-    x_ptr, w, row_offsets, expert, column, num_columns, first_k, last_k, K, stride_we, stride_wn, stride_wk,
+    x_ptr, w, row_offsets, inside, expert, column, num_columns, first_k, last_k, K, stride_we, stride_wn, stride_wk,
     INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -63,7 +90,7 @@ def _pair_product(
     """
     if INTERLEAVED:
         both = strip_product(
-            x_ptr, w, row_offsets, expert, 2 * column, first_k, last_k, K, stride_we, stride_wn, stride_wk,
+            x_ptr, w, row_offsets, inside, expert, 2 * column, first_k, last_k, K, stride_we, stride_wn, stride_wk,
             2 * num_columns, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, 2 * BLOCK_N, BLOCK_K,
         )  # fmt: skip
         gate, value = tl.split(tl.permute(tl.reshape(both, (BLOCK_N, 2, BLOCK_M)), (0, 2, 1)))
@@ -71,9 +98,6 @@ def _pair_product(
         gate = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         value = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
         for k in range(first_k, last_k, BLOCK_K):
-            depth = k + tl.arange(0, BLOCK_K)
-            x_places = x_ptr + row_offsets[:, None] + depth[None, :]
-            x = tl.load(x_places) if EVEN_K else tl.load(x_places, mask=(depth < K)[None, :], other=0.0)
             b = _load_strip(
                 w, expert, column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, W_TMA, K_MAJOR, EVEN_K,
                 BLOCK_N, BLOCK_K,
@@ -82,6 +106,7 @@ def _pair_product(
                 w, expert, num_columns + column, k, K, stride_we, stride_wn, stride_wk, 2 * num_columns, W_TMA, K_MAJOR,
                 EVEN_K, BLOCK_N, BLOCK_K,
             )  # fmt: skip
+            x = _load_rows(x_ptr, row_offsets, inside, k, K, EVEN_K, BLOCK_K)
             gate = dot(b, x.T, gate, PRECISION)
             value = dot(c, x.T, value, PRECISION)
     return gate, value
@@ -94,15 +119,15 @@ def few_rows_fwd_kernel(
     stride_xm, stride_we, stride_wn, stride_wk, stride_be, split_k,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """``out[s, r] = act(w[e(r)] x[gather[r]] + bias[e(r)])`` over the part ``s`` of the depth; the first adds the bias.
 
     ``pre_ptr`` takes the pre-activations. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; where
-    there is an activation there is one part.
+    there is an activation there is one part. The second number of a program is that of :func:`rows_of_program`.
     """
-    expert, part = tl.program_id(1), tl.program_id(2)
-    start, end = tl.load(offsets_ptr + expert), tl.load(offsets_ptr + expert + 1)
+    part = tl.program_id(2)
+    expert, start, end = rows_of_program(tl.program_id(1), offsets_ptr, num_experts, BLOCK_E)
     if start < end:
         w = w_ptr
         if W_TMA:
@@ -119,17 +144,16 @@ def few_rows_fwd_kernel(
         for first_row in range(start, end, BLOCK_M):
             rows = first_row + tl.arange(0, BLOCK_M)
             inside = rows < end
-            places = tl.where(inside, rows, first_row)
-            sources = places if gather_ptr is None else tl.load(gather_ptr + places)
+            sources = rows if gather_ptr is None else tl.load(gather_ptr + rows, mask=inside, other=0)
             row_offsets = sources.to(tl.int64) * stride_xm
             if PAIR:
                 result, value = _pair_product(
-                    x_ptr, w, row_offsets, expert, column, num_columns, part * split_k, depth_end, K, stride_we,
+                    x_ptr, w, row_offsets, inside, expert, column, num_columns, part * split_k, depth_end, K, stride_we,
                     stride_wn, stride_wk, INTERLEAVED, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
             else:
                 result = strip_product(
-                    x_ptr, w, row_offsets, expert, column, part * split_k, depth_end, K, stride_we, stride_wn,
+                    x_ptr, w, row_offsets, inside, expert, column, part * split_k, depth_end, K, stride_we, stride_wn,
                     stride_wk, weight_columns, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
                 )  # fmt: skip
                 value = result

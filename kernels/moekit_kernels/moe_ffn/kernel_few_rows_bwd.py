@@ -10,7 +10,7 @@ import triton.language as tl
 from moekit_kernels.combine.kernel import add_parts, add_rows
 from moekit_kernels.grouped_gemm.kernel_tiles import halves, weight_descriptor
 from moekit_kernels.kernel_language import act_and_slope, arrives_last, dot
-from moekit_kernels.moe_ffn.kernel_few_rows import strip_product
+from moekit_kernels.moe_ffn.kernel_few_rows import rows_of_program, strip_product
 
 
 @triton.jit
@@ -76,16 +76,16 @@ def few_rows_bwd_act_kernel(
     stride_dm, stride_we, stride_wn, stride_wk, stride_pm,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """With ``dA' = dout[token[r]] W_down[e(r)]``: ``<dA', A>`` of these columns, ``gate * A`` and ``dPre``.
 
     ``num_columns`` is F, the depth is the width of the output. ``hidden_ptr`` is A where it was kept. The first strip
     adds ``<dout, bias>`` to its part. ``weighted_ptr`` and ``partial_ptr`` are None where nothing reads them.
     """
-    block_n, expert = tl.program_id(0), tl.program_id(1)
-    start = tl.load(offsets_ptr + expert)
-    num = (tl.load(offsets_ptr + expert + 1) - start).to(tl.int32)
+    block_n = tl.program_id(0)
+    expert, start, end = rows_of_program(tl.program_id(1), offsets_ptr, num_experts, BLOCK_E)
+    num = (end - start).to(tl.int32)
     if num > 0:
         w = w_ptr
         if W_TMA:
@@ -103,10 +103,10 @@ def few_rows_bwd_act_kernel(
         for first in range(0, num, BLOCK_M):
             rows = first + tl.arange(0, BLOCK_M)
             inside = rows < num
-            row_offsets = tl.load(token_ptr + base + tl.where(inside, rows, first)).to(tl.int64) * stride_dm
+            row_offsets = tl.load(token_ptr + base + rows, mask=inside, other=0).to(tl.int64) * stride_dm
             grad = strip_product(
-                dout_ptr, w, row_offsets, expert, column, 0, K, K, stride_we, stride_wn, stride_wk, num_columns, W_TMA,
-                K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                dout_ptr, w, row_offsets, inside, expert, column, 0, K, K, stride_we, stride_wn, stride_wk, num_columns,
+                W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             # Half by half: gradients, pre-activations and addresses of a whole tile do not fit the registers.
             left, right = halves(grad, BLOCK_N, BLOCK_M)
@@ -176,19 +176,18 @@ def _outer_products(
 @triton.jit
 def _strip_of_rows(
     index, dpre_ptr, w_ptr, parts_ptr, dx_ptr, row_of_slot_ptr, offsets_ptr, arrivals_ptr, num_rows, num_tokens,
-    num_experts, D, K, num_strips, split_k, stride_we, stride_wn, stride_wk,
+    num_experts, num_places, D, K, num_strips, split_k, stride_we, stride_wn, stride_wk,
     W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TOP_K: tl.constexpr, PARTS: tl.constexpr, UNROLL: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, TOP_K: tl.constexpr, PARTS: tl.constexpr,
+    UNROLL: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """One part of the depth of ``dPre W_up`` for the rows of one expert and a strip of ``BLOCK_N`` columns.
 
     The last of the programs of a strip adds up the rows of every token there, where ``dx_ptr`` is not None.
     """
     strip = index % num_strips
-    expert = index // num_strips % num_experts
-    part = index // num_strips // num_experts
-    start, end = tl.load(offsets_ptr + expert), tl.load(offsets_ptr + expert + 1)
+    part = index // num_strips // num_places
+    expert, start, end = rows_of_program(index // num_strips % num_places, offsets_ptr, num_experts, BLOCK_E)
     if start < end:
         w = w_ptr
         if W_TMA:
@@ -198,16 +197,16 @@ def _strip_of_rows(
         for first_row in range(start, end, BLOCK_M):
             rows = first_row + tl.arange(0, BLOCK_M)
             inside = rows < end
-            row_offsets = tl.where(inside, rows, first_row).to(tl.int64) * K
+            row_offsets = rows.to(tl.int64) * K
             result = strip_product(
-                dpre_ptr, w, row_offsets, expert, strip * BLOCK_N, part * split_k, depth_end, K, stride_we, stride_wn,
-                stride_wk, D, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                dpre_ptr, w, row_offsets, inside, expert, strip * BLOCK_N, part * split_k, depth_end, K, stride_we,
+                stride_wn, stride_wk, D, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
             places = parts_ptr + (tl.cast(part, tl.int64) * num_rows + start) * D
             places += (rows - start).to(tl.int32)[None, :] * D + columns[:, None]
             tl.store(places, result, mask=(columns < D)[:, None] & inside[None, :])
     if dx_ptr is not None:  # noqa: SIM102 (known when compiled)
-        if arrives_last(arrivals_ptr + strip, num_experts * PARTS):
+        if arrives_last(arrivals_ptr + strip, num_places * PARTS):
             tile = tl.zeros((), tl.int32)
             while tile * BLOCK_T < num_tokens:
                 add_rows(
@@ -220,17 +219,19 @@ def _strip_of_rows(
 
 @triton.jit(
     do_not_specialize=[
-        "num_rows", "num_tokens", "num_experts", "num_parts", "num_strips", "gates_begin", "down_begin", "up_begin",
+        "num_rows", "num_tokens", "num_experts", "num_places", "num_parts", "num_strips", "gates_begin", "down_begin",
+        "up_begin",
     ]
 )  # fmt: skip
 def few_rows_bwd_rest_kernel(
     dout_ptr, x_ptr, dpre_ptr, weighted_ptr, w_ptr, parts_ptr, dx_ptr, partial_ptr, dgates_ptr, dw_down_ptr,
     db_down_ptr, dw_up_ptr, db_up_ptr, gates_ptr, token_ptr, slot_ptr, row_of_slot_ptr, offsets_ptr, arrivals_ptr,
-    num_rows, num_tokens, num_experts, num_parts, num_strips, gates_begin, down_begin, up_begin, D, D2, F, K, split_k,
-    stride_dm, stride_xm, stride_we, stride_wn, stride_wk,
+    num_rows, num_tokens, num_experts, num_places, num_parts, num_strips, gates_begin, down_begin, up_begin,
+    D, D2, F, K, split_k, stride_dm, stride_xm, stride_we, stride_wn, stride_wk,
     W_TMA: tl.constexpr, K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GRAD_N: tl.constexpr, TILES: tl.constexpr, TOP_K: tl.constexpr,
-    PARTS: tl.constexpr, UNROLL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, GRAD_N: tl.constexpr, TILES: tl.constexpr,
+    TOP_K: tl.constexpr, PARTS: tl.constexpr, UNROLL: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """What follows ``dPre``: the gradients of tokens, gates, down and up matrices and biases, by ranges of programs.
 
@@ -243,8 +244,8 @@ def few_rows_bwd_rest_kernel(
         if parts_ptr is not None:
             _strip_of_rows(
                 index, dpre_ptr, w_ptr, parts_ptr, dx_ptr, row_of_slot_ptr, offsets_ptr, arrivals_ptr, num_rows,
-                num_tokens, num_experts, D, K, num_strips, split_k, stride_we, stride_wn, stride_wk, W_TMA, K_MAJOR,
-                EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, TOP_K, PARTS, UNROLL, BLOCK_T,
+                num_tokens, num_experts, num_places, D, K, num_strips, split_k, stride_we, stride_wn, stride_wk, W_TMA,
+                K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_E, TOP_K, PARTS, UNROLL, BLOCK_T,
             )  # fmt: skip
     elif index < down_begin:
         if dgates_ptr is not None:

@@ -109,10 +109,11 @@ def _through_activation(
         "num_columns": columns,
         "stride_dm": grad.stride(0),
         "stride_pm": pre.stride(0),
+        "BLOCK_E": launches_few_rows.block_of_experts(num_rows, num_experts),
     }
     launch(
         kernel_few_rows_bwd.few_rows_bwd_act_kernel,
-        (strips if num_rows else 0, num_experts),
+        (strips if num_rows else 0, launches_few_rows.num_programs(num_rows, num_experts)),
         arguments,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -137,6 +138,7 @@ def _rest(
     num_experts, dim, depth = weight_EDF1.shape
     out_dim, hidden = down_proj.shape[1:]
     num_rows, num_tokens = dpre.shape[0], x.shape[0]
+    places = max(1, launches_few_rows.num_programs(num_rows, num_experts))
     config = _config(weight_EDF1, num_rows)
     grad_n = 2 * config.block_n
     strips, steps = -(-dim // config.block_n), -(-depth // config.block_k)
@@ -147,7 +149,7 @@ def _rest(
     rows_end = gates_end = 0
     if partial is not None:
         parts_SND = torch.empty(parts, num_rows, dim, dtype=torch.float32, device=x.device)
-        rows_end = gates_end = strips * num_experts * parts if num_tokens else 0
+        rows_end = gates_end = strips * places * parts if num_tokens else 0
         if by_slot:
             grad_x = torch.empty(num_tokens, dim, dtype=x.dtype, device=x.device)
             grad_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
@@ -184,6 +186,7 @@ def _rest(
         "arrivals_ptr": arrival_counters(x.device, strips) if grad_x is not None else None,
         "num_rows": num_rows,
         "num_tokens": num_tokens,
+        "num_places": places,
         "num_parts": 0 if partial is None else partial.shape[0],
         "num_strips": strips,
         "gates_begin": rows_end,
@@ -195,6 +198,7 @@ def _rest(
         "split_k": -(-steps // parts) * config.block_k,
         "stride_dm": grad.stride(0),
         "stride_xm": x.stride(0),
+        "BLOCK_E": launches_few_rows.block_of_experts(num_rows, num_experts),
         "GRAD_N": grad_n,
         "TILES": _TILES,
         "TOP_K": top_k,
