@@ -140,14 +140,14 @@ def test_ids_out_of_range_write_nothing_outside(way):
 _EDGES = [1, 127, 128, 129, 255, 256, 257, 511, 513, 2047, 2048, 2049, 2177]
 
 
-@pytest.mark.parametrize("way", ["counted", "many"])
-def test_same_bits_around_the_edges_of_blocks(way, monkeypatch):
+@pytest.mark.parametrize(("way", "most_experts"), [("counted", 512), ("many", 200)])
+def test_same_bits_around_the_edges_of_blocks(way, most_experts, monkeypatch):
     _take(way, monkeypatch)
 
     @quick
     @given(
         st.sampled_from(_EDGES),
-        st.sampled_from([1, 2, 16, 62, 63, 128, 512]),
+        st.sampled_from([1, 2, 16, 62, 63, 128, most_experts]),
         st.sampled_from(["even", "zipf", "one"]),
         st.sampled_from([None, "slots"]),
         st.sampled_from([None, 0, 3, 100]),
@@ -168,7 +168,7 @@ def test_each_way_is_taken_by_size(num_slots, more):
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "num_experts", "capacity"), [(260, 1022, 9), (256, 1023, 9), (257, 1023, None), (3, 4096, 1)]
+    ("num_tokens", "num_experts", "capacity"), [(260, 1022, 9), (65, 1023, 2), (256, 1023, None), (257, 1023, None)]
 )
 def test_as_many_experts_as_a_histogram_of_all_slots_holds_and_more(num_tokens, num_experts, capacity):
     ids, kept, _ = _case(num_tokens, 4, num_experts, "zipf", 8, "slots")

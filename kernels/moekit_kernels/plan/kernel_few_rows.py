@@ -88,12 +88,6 @@ def plan_few_kernel(
         tl.store(token_of_row + here, (slot // TOP_K).to(tl.int64), mask=inside)
 
 
-@triton.jit
-def _urgency(gates, slot, inside, TOP_K: tl.constexpr, LARGEST: tl.constexpr):
-    """What a larger one of goes first: an earlier choice, or a larger gate."""
-    return -(slot % TOP_K) if gates is None else gate_of(gates, slot, inside, LARGEST)
-
-
 @triton.jit(do_not_specialize=["num_slots", "limit"])
 def plan_few_drop_kernel(
     ids,
@@ -117,18 +111,26 @@ def plan_few_drop_kernel(
     slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = slot < num_slots
     key = expert_of(ids, kept, slot, inside, NUM_EXPERTS, TOP_K, KEPT_K)
-    urgency = _urgency(gates, slot, inside, TOP_K, LARGEST)
+    num_tokens = num_slots // TOP_K
+    place = slot % TOP_K * num_tokens + slot // TOP_K
+    if gates is not None:
+        gate = gate_of(gates, slot, inside, LARGEST)
     rank = tl.zeros((BLOCK,), tl.int32)
     first = 0
     while first < num_slots:
         other = first + tl.arange(0, CHUNK)
         exists = other < num_slots
         other_key = expert_of(ids, kept, other, exists, NUM_EXPERTS, TOP_K, KEPT_K)
-        other_urgency = _urgency(gates, other, exists, TOP_K, LARGEST)
-        tied = (other_urgency[None, :] == urgency[:, None]) & (other[None, :] < slot[:, None])
-        before = tied | (other_urgency[None, :] > urgency[:, None])
-        before &= (other_key[None, :] == key[:, None]) & exists[None, :]
-        rank += tl.sum(before.to(tl.int32), 1)
+        if gates is None:
+            other_place = other % TOP_K * num_tokens + other // TOP_K
+            before = other_place[:, None] < place[None, :]
+        else:
+            other_gate = gate_of(gates, other, exists, LARGEST)
+            tied = (other_gate[:, None] == gate[None, :]) & (other[:, None] < slot[None, :])
+            before = tied | (other_gate[:, None] > gate[None, :])
+        # The others lie along the first dimension: a thread has many of them, and adds up before it asks other threads.
+        before &= (other_key[:, None] == key[None, :]) & exists[:, None]
+        rank += tl.sum(before.to(tl.int32), 0)
         first += CHUNK
     if limit_at is not None:
         limit = tl.load(limit_at)

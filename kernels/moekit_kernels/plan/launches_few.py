@@ -21,6 +21,7 @@ COMPARED_WITH_MANY_EXPERTS = 1024
 
 _MOST_BINS = 1024  # of a histogram that one program holds in registers, beside the one of the slots before its own
 _COMPARE = {"BLOCK": 32, "CHUNK": 64}
+_DROP = {"BLOCK": 32, "CHUNK": 128}  # as many others as threads, so that each is loaded once
 _COUNT = {"PART": 128, "CHUNK": 2048}
 _COUNT_WARPS = 8
 
@@ -58,14 +59,14 @@ def _drop_by_comparison(slots: Slots, limit: Limit) -> Tensor:
     left = torch.empty(slots.ids.numel(), dtype=torch.int32, device=slots.ids.device)
     launch(
         kernel_few_rows.plan_few_drop_kernel,
-        (-(-slots.ids.numel() // _COMPARE["BLOCK"]),),
+        (-(-slots.ids.numel() // _DROP["BLOCK"]),),
         {
             **slots.arguments(),
             **limit.arguments(),
             "gates": limit.gates,
             "left": left,
             "LARGEST": limit.largest,
-            **_COMPARE,
+            **_DROP,
         },
     )
     return left
