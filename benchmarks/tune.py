@@ -40,6 +40,7 @@ WORKLOADS: dict[str, Shape] = {
     "qwen3, 16 rows an expert": PRESETS["qwen3-30b-a3b"]._replace(tokens=256),
     "recipe": PRESETS["medvlmoe-paper"],
     "decode": PRESETS["decode-qwen3-32"],
+    "decode, one token": PRESETS["decode-qwen3-1"],
 }
 """What tiles are tuned for, each class of rows by those that fall into it."""
 
@@ -102,11 +103,18 @@ def reject_bad_code(one: runtime.Launch, config: GemmConfig, allow_spills: bool)
         compiled = one.kernel[one.grid](**one.arguments, num_warps=one.num_warps, num_stages=one.num_stages)
     except Exception as error:  # the compiler and the driver have many ways to refuse
         raise RejectedError(f"{type(error).__name__}: {first_line(error)}") from None
-    blocks = tuple(one.arguments.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
-    on_trial = blocks == config[:3] and (one.num_warps, one.num_stages) == (config.num_warps, config.num_stages)
     spills = getattr(compiled, "n_spills", 0) or 0
-    if on_trial and spills and not allow_spills:
+    if spills and not allow_spills and is_on_trial(one, config):
         raise RejectedError(f"spills {spills} bytes")
+
+
+def is_on_trial(one: runtime.Launch, config: GemmConfig) -> bool:
+    """Returns whether a launch has the tile ``config``; or, for few rows, the narrower and deeper strip made of it."""
+    height, width, depth = (one.arguments.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    if height != config.block_m or (one.num_warps, one.num_stages) != (config.num_warps, config.num_stages):
+        return False
+    narrowed = "BLOCK_E" in one.arguments and width * depth == config.block_n * config.block_k
+    return narrowed or (width, depth) == (config.block_n, config.block_k)
 
 
 def _leasts(classes: Mapping[str, Any], dtype: str) -> list[int]:

@@ -134,6 +134,23 @@ def test_a_search_is_summed_up_in_a_line():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "num_stages", "on_trial"),
+    [
+        ({"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_E": 0}, 4, True),
+        ({"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128, "BLOCK_E": 128}, 4, True),
+        ({"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 64, "BLOCK_E": 128}, 4, False),
+        ({"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_K": 128}, 4, False),  # no kernel for few rows
+        ({"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64, "BLOCK_E": 0}, 3, False),
+        ({}, 4, False),  # no product
+    ],
+)
+def test_narrow_strips_are_on_trial_with_the_tile_they_are_made_of(arguments, num_stages, on_trial):
+    """Half as wide and twice as deep, in the kernels for few rows."""
+    launch = Launch(None, (1,), arguments, num_warps=4, num_stages=num_stages)
+    assert tune.is_on_trial(launch, GemmConfig(16, 64, 64, 1, 4, 4, 2)) == on_trial
+
+
+@pytest.mark.parametrize(
     ("config", "allow_spills", "rejected"),
     [(CURRENT, False, True), (CURRENT, True, False), (CURRENT._replace(block_m=64), False, False)],
 )
