@@ -110,7 +110,8 @@ def reject_bad_code(one: runtime.Launch, config: GemmConfig, allow_spills: bool)
 
 def is_on_trial(one: runtime.Launch, config: GemmConfig) -> bool:
     """Returns whether a launch has the tile ``config``; or, for few rows, the narrower and deeper strip made of it."""
-    height, width, depth = (one.arguments.get(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    blocks: list[int] = [one.arguments.get(name, 0) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")]
+    height, width, depth = blocks
     if height != config.block_m or (one.num_warps, one.num_stages) != (config.num_warps, config.num_stages):
         return False
     narrowed = "BLOCK_E" in one.arguments and width * depth == config.block_n * config.block_k
