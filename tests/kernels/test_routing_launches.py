@@ -91,7 +91,7 @@ def test_buffers_of_partial_results_are_small_beside_the_tokens(target: Target) 
     assert forward.arguments["partials"].nbytes < tokens / 100
     assert forward.arguments["parts"] is forward.arguments["finite_logits"]
     assert backward.arguments["partials"].nbytes <= 16 * 4 * 64 * 2048
-    assert backward.grid[0] <= target.processors
+    assert backward.grid[0] <= 2 * target.processors
     assert backward.arguments["grad_parts"].shape[0] == 2
 
 

@@ -2,7 +2,8 @@
 
 For few tokens the kernel of the products computes it. For many it is a launch of its own
 (:func:`route_linear_grad_kernel`): along with the products it is computed anew for every slice of columns, a few rows
-at a time, while the tensor cores wait (measured on an H200, 32,768 tokens of width 2048, 128 experts: 1.4 ms together).
+at a time, while the tensor cores wait (measured on an H200, 32,768 tokens of width 2048, 128 experts: 1.22 ms together,
+0.24 ms apart).
 """
 
 import triton
