@@ -3,12 +3,13 @@
 import math
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
+def scaled_normal_(weight: Tensor, fan_in: int, scale: float, generator: torch.Generator | None = None) -> None:
     """Fills ``weight`` from a normal of variance ``scale / fan_in``, truncated at two standard deviations.
 
     The fan-in is an argument because that of stacked expert weights ``(E, out, in)`` cannot be read off their shape.
@@ -22,7 +23,7 @@ def scaled_normal_(weight: Tensor, fan_in: int, scale: float) -> None:
     if std == 0:
         nn.init.zeros_(weight)
     else:
-        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
 
 
 def reset_parameters(module: nn.Module) -> None:
