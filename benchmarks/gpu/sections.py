@@ -108,7 +108,7 @@ def curves(setting: Setting, left: Left) -> Iterator[Record]:
 SECTIONS: dict[str, Section] = {
     "compile": Section("compiles the kernels of the sections side by side", 10, 60, compile_first),
     "checks": Section("large comparisons with formulas, and the bits of two runs", 15, 50, checks.checks),
-    "criteria": Section("the workloads of the criteria, with what PyTorch alone has", 25, 80, cases.criteria),
+    "criteria": Section("the workloads of the criteria, with what PyTorch alone has", 25, 110, cases.criteria),
     "steps": Section("wall time of eager steps of whole layers", 10, 30, steps.steps),
     "tests": Section("the compiled tests of tests/triton", 25, 90, checks.tests),
     "kernels": Section("each kernel alone on the workloads of the criteria", 10, 30, cases.kernels),
