@@ -12,7 +12,7 @@ from moekit_kernels.runtime import current_target, launch
 from moekit_kernels.targets import Target
 
 MOST_ROWS = 512
-PREFETCHED_BYTES = 12 * 10**6  # read from memory in 3 microseconds, in which a launch ends and the next one starts
+PREFETCHED_BYTES = 0  # measured on an H200: 12 MB save 1.3 us of 44.8 for one token, and cost 2 of 74.9 for 32
 _PREFETCHING = frozenset({"sm_80", "sm_86", "sm_90"})  # on sm_100 the compiler spills a few registers for it
 _LINE_BYTES = 128
 NARROWEST = 32  # strip of columns
