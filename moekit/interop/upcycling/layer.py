@@ -32,6 +32,7 @@ class UpcycledMLP(nn.Module):
     Attributes:
         moe: The sparse layer.
         dropout: The dropouts, or None.
+        granularity: Number of parts of the hidden layer.
         shard_of_expert: See above.
     """
 
@@ -47,14 +48,10 @@ class UpcycledMLP(nn.Module):
         self.moe = moe
         self.dropout = nn.Sequential(*output_dropouts) if output_dropouts else None
         self.shard_of_expert = tuple(shard_of_expert)
+        self.granularity = 1 + max(shard_of_expert)
         # In a tuple, so that it is no part of the model: it has no weights, and only tells how to build the MLP again.
         self._dense = (_without_weights(dense),)
         self._layout = layout
-
-    @property
-    def granularity(self) -> int:
-        """Number of parts of the hidden layer from which the experts started."""
-        return 1 + max(self.shard_of_expert)
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D2"]:
         """Routes, computes and combines.
