@@ -208,42 +208,6 @@ def test_narrow_strips_keep_their_step_within_the_depth_and_come_by_pointers():
     assert all(launch.arguments["W_TMA"] for launch in forward[:2])
 
 
-@pytest.mark.parametrize(
-    ("sizes", "parts", "lines"),
-    [
-        # One token of Qwen3: 8 experts of 2048 columns, of which five lines each are 10.5 MB of 25.
-        ({"tokens": 1, "dim": 2048, "hidden": 768, "experts": 128, "top_k": 8}, 1, 5),
-        ({"tokens": 32, "dim": 1024, "hidden": 4096}, 2, 5),
-        ({"tokens": 1, "dim": 64, "hidden": 320, "experts": 4}, 1, 5),  # whole columns
-        ({"tokens": 32, "dim": 2048, "hidden": 768, "experts": 128, "top_k": 8}, None, None),  # one line is 34 MB
-    ],
-)
-def test_the_first_product_of_few_rows_prefetches_what_the_second_loads_first(sizes, parts, lines):
-    (up, down, _), _ = _launches(SM_90, **sizes)
-    assert down.arguments["next_ptr"] is None
-    own = up.arguments
-    if parts is None:
-        assert own["next_ptr"] is None
-        return
-    assert own["next_ptr"] is down.arguments["w_ptr"]
-    assert (own["next_rows"], own["next_width"]) == (sizes["dim"], sizes["hidden"])
-    assert (own["next_parts"], own["next_lines"]) == (down.grid[2], own["next_lines"]) == (parts, lines)
-    assert own["next_split"] == down.arguments["split_k"]
-    assert (parts - 1) * own["next_split"] + lines * own["LINE"] <= sizes["hidden"], "no line beyond the matrix"
-    assert sizes["dim"] * parts * lines * 128 * min(sizes["tokens"] * 2, 8) <= launches_few_rows.PREFETCHED_BYTES
-
-
-@pytest.mark.parametrize("target", [GFX942, SM_100, SM_90], ids=lambda target: target.name)
-def test_nothing_is_prefetched_where_it_cannot_be_or_must_not(target):
-    """Not on AMD and sm_100; not of weights that are stored the other way, whose columns are not contiguous."""
-    stored = _empty(8, 256, 512).mT if target is SM_90 else _empty(8, 512, 256)
-    with record(target) as launches:
-        launches_few_rows.up(
-            _empty(4, 256), _empty(8, 1024, 256), _index(9), 8, None, "swiglu", _index(8), False, stored
-        )
-    assert launches[0].arguments["next_ptr"] is None
-
-
 @pytest.mark.parametrize("requested", [(True, False), (False, True)])
 def test_gradients_of_few_rows_that_are_not_requested_have_no_programs(requested):
     tensors = (

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from moekit_kernels import configs
 from moekit_kernels.moe_ffn import launches_few_rows
-from moekit_kernels.moe_ffn.kernel_few_rows import first_lines
 from moekit_kernels.targets import target_of
 from tests.oracles import poisoned_empty
 from tests.strategies import Routed, ffn_case
@@ -97,17 +94,3 @@ def test_narrow_strips_of_weights(activation, device):
         assert strips.narrow
         assert (strips.config.block_n, strips.config.block_k) == (32, 32)
         check(tensors)
-
-
-@triton.jit
-def _write_first_lines(out_ptr, rows, width, num_parts, lines, split, LINE: tl.constexpr, BLOCK: tl.constexpr):
-    number = tl.arange(0, BLOCK)
-    tl.store(out_ptr + number, first_lines(number, rows, width, num_parts, lines, split, LINE))
-
-
-def test_what_is_prefetched_are_the_first_lines_of_each_part_of_each_row(device):
-    """Of a matrix (3, 40), cut into parts of 16 numbers, two lines of 4 each; numbers past the last stand for it."""
-    out = torch.empty(32, dtype=torch.int32, device=device)
-    _write_first_lines[(1,)](out, 3, 40, 3, 2, 16, LINE=4, BLOCK=32)
-    expected = [row * 40 + part * 16 + line * 4 for row in range(3) for part in range(3) for line in range(2)]
-    assert out.tolist() == expected + [expected[-1]] * (32 - len(expected))

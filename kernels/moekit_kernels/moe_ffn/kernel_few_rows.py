@@ -11,9 +11,7 @@ import triton
 import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_tiles import load_weights, weight_descriptor
-from moekit_kernels.kernel_language import act, act_with_value, dot, prefetch
-
-_PREFETCHED = tl.constexpr(512)  # cache lines at once
+from moekit_kernels.kernel_language import act, act_with_value, dot
 
 
 @triton.jit
@@ -114,41 +112,19 @@ def _pair_product(
     return gate, value
 
 
-@triton.jit
-def first_lines(line, rows, width, num_parts, lines, split, LINE: tl.constexpr):
-    """Places in a matrix ``(rows, width)`` of cache lines by their numbers: of each row, part by part, the first ones.
-
-    Args:
-        line: Numbers from 0 on; those past the last line stand for the last.
-        rows: Of the matrix.
-        width: Of the matrix.
-        num_parts: Into how many parts a row is cut.
-        lines: Of each part.
-        split: Numbers of a part.
-        LINE: Numbers of a cache line.
-    """
-    line = tl.minimum(line, rows * num_parts * lines - 1)
-    part = line // lines
-    return part // num_parts * width + part % num_parts * split + line % lines * LINE
-
-
-@triton.jit(do_not_specialize=["num_rows", "num_experts", "next_rows", "next_parts", "next_lines"])
+@triton.jit(do_not_specialize=["num_rows", "num_experts"])
 def few_rows_fwd_kernel(
     x_ptr, w_ptr, bias_ptr, out_ptr, pre_ptr, gather_ptr, offsets_ptr,
     num_rows, num_experts, num_columns, weight_columns, K,
     stride_xm, stride_we, stride_wn, stride_wk, stride_be, split_k,
-    next_ptr, next_rows, next_width, next_parts, next_lines, next_split,
     ACTIVATION: tl.constexpr, PAIR: tl.constexpr, INTERLEAVED: tl.constexpr, W_TMA: tl.constexpr,
     K_MAJOR: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr, LINE: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """``out[s, r] = act(w[e(r)] x[gather[r]] + bias[e(r)])`` over the part ``s`` of the depth; the first adds the bias.
 
     ``pre_ptr`` takes the pre-activations. ``split_k`` is the depth of a part, a multiple of ``BLOCK_K``; where
     there is an activation there is one part. The second number of a program is that of :func:`rows_of_program`.
-
-    ``next_ptr`` are weights ``(E, next_rows, next_width)`` that the next launch multiplies by, or None: what it loads
-    first is brought to the L2 cache, a share by each strip, while programs end and others start.
     """
     part = tl.program_id(2)
     expert, start, end = rows_of_program(tl.program_id(1), offsets_ptr, num_experts, BLOCK_E)
@@ -201,9 +177,3 @@ def few_rows_fwd_kernel(
                         tl.store(pre + gap, value_seen, mask=mask)
             out = out_ptr + (tl.cast(part, tl.int64) * num_rows + rows)[None, :] * num_columns + columns[:, None]
             tl.store(out, result, mask=mask)
-        if next_ptr is not None:
-            share = tl.cdiv(next_rows * next_parts * next_lines, tl.num_programs(0))
-            matrix = next_ptr + tl.cast(expert, tl.int64) * next_rows * next_width
-            for first in range(0, share, _PREFETCHED):
-                line = tl.program_id(0) * share + tl.minimum(first + tl.arange(0, _PREFETCHED), share - 1)
-                prefetch(matrix + first_lines(line, next_rows, next_width, next_parts, next_lines, next_split, LINE))

@@ -44,9 +44,7 @@ def forward(
     token, offsets = order.token_of_row, order.offsets
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
     if launches_few_rows.serves(num_rows, num_experts):
-        hidden_NF, pre_NF1 = launches_few_rows.up(
-            x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre, down_proj
-        )
+        hidden_NF, pre_NF1 = launches_few_rows.up(x, up_proj, offsets, num_rows, up_bias, activation, token, keep_pre)
         y_ND2 = launches_few_rows.down(hidden_NF, down_proj, offsets, num_rows, down_bias)
     else:
         up = gemm.forward_config(x, up_proj, num_rows, activation)

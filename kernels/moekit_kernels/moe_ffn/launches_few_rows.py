@@ -1,6 +1,6 @@
 """Starts the expert FFN for few rows, and decides when its kernels are used."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,9 +12,6 @@ from moekit_kernels.runtime import current_target, launch
 from moekit_kernels.targets import Target
 
 MOST_ROWS = 512
-PREFETCHED_BYTES = 0  # measured on an H200: 12 MB save 1.3 us of 44.8 for one token, and cost 2 of 74.9 for 32
-_PREFETCHING = frozenset({"sm_80", "sm_86", "sm_90"})  # on sm_100 the compiler spills a few registers for it
-_LINE_BYTES = 128
 NARROWEST = 32  # strip of columns
 MOST_OFFSETS = 4096  # that a program looks through: as many as there are experts in other kernels
 
@@ -37,15 +34,14 @@ def up(
     activation: str,
     token: Tensor,
     keep_pre: bool,
-    down_proj: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``(hidden (N, F), pre-activations (N or 0, F1))`` of the tokens ``x``; prefetches weights of :func:`down`."""
+    """``(hidden (N, F), pre-activations (N or 0, F1))`` of the tokens ``x``."""
     epilogue = epilogue_of(activation)
     weight_columns = up_proj.shape[1]
     columns = weight_columns // 2 if epilogue.pair else weight_columns
     hidden = x.new_empty(num_rows, columns)
     pre = x.new_empty(num_rows if keep_pre else 0, weight_columns)
-    _launch(x, up_proj, offsets, num_rows, bias, activation, token, hidden, pre if keep_pre else None, 1, down_proj)
+    _launch(x, up_proj, offsets, num_rows, bias, activation, token, hidden, pre if keep_pre else None, 1)
     return hidden, pre
 
 
@@ -128,41 +124,6 @@ def depth_parts(config: GemmConfig, target: Target, num_rows: int, weight: Tenso
     return max(1, min(enough, 8, depth // (4 * config.block_k)))
 
 
-def _depth_of_part(config: GemmConfig, depth: int, parts: int) -> int:
-    """Returns a multiple of the depth of a step; the last part may be shorter."""
-    steps = -(-depth // config.block_k)
-    return -(-steps // parts) * config.block_k
-
-
-def _prefetch_arguments(weight: Tensor | None, num_rows: int, target: Target) -> dict[str, Any]:
-    """Returns what of the weights ``(E, columns, depth)`` of the next launch is brought to the L2 cache.
-
-    At most :data:`PREFETCHED_BYTES` of the experts that can have rows: of each column, what its programs load first.
-    """
-    none = {"next_ptr": None, "LINE": 1}
-    none |= dict.fromkeys(("next_rows", "next_width", "next_parts", "next_lines", "next_split"), 0)
-    if weight is None or target.name not in _PREFETCHING or not weight.is_contiguous() or num_rows == 0:
-        return none
-    num_experts, columns, depth = weight.shape
-    config = strips_of(target, num_rows, weight, columns).config
-    parts = depth_parts(config, target, num_rows, weight)
-    split = _depth_of_part(config, depth, parts)
-    numbers = _LINE_BYTES // weight.itemsize
-    most = PREFETCHED_BYTES // (_LINE_BYTES * min(num_rows, num_experts) * columns * parts)
-    lines = min(most, (depth - (parts - 1) * split) // numbers)
-    if lines < 1:
-        return none
-    return {
-        "next_ptr": weight,
-        "next_rows": columns,
-        "next_width": depth,
-        "next_parts": parts,
-        "next_lines": lines,
-        "next_split": split,
-        "LINE": numbers,
-    }
-
-
 def _launch(
     x: Tensor,
     weight: Tensor,
@@ -174,7 +135,6 @@ def _launch(
     out: Tensor,
     pre: Tensor | None,
     parts: int,
-    next_weight: Tensor | None = None,
 ) -> None:
     target, epilogue = current_target(x.device), epilogue_of(activation)
     x, weight = rows_layout(x), weight_layout(weight)
@@ -184,6 +144,7 @@ def _launch(
     loads = WeightLoads.of(weight, target, epilogue)
     if narrow:
         loads = loads._replace(tma=False)
+    steps = -(-depth // config.block_k)
     arguments = {
         **weight_arguments(weight, epilogue, loads, config),
         "x_ptr": x,
@@ -197,9 +158,8 @@ def _launch(
         "weight_columns": weight_columns,
         "stride_xm": x.stride(0),
         "stride_be": weight_columns,
-        "split_k": _depth_of_part(config, depth, parts),
+        "split_k": -(-steps // parts) * config.block_k,
         "BLOCK_E": block_of_experts(num_rows, num_experts),
-        **_prefetch_arguments(next_weight, num_rows, target),
     }
     grid = (-(-columns // config.block_n) if num_rows else 0, num_programs(num_rows, num_experts), parts)
     launch(
