@@ -44,6 +44,12 @@ _HALF_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 OPTIONS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": _HALF_LINEAR | {"mlp_layer_types": ["dense", "sparse"]},
     "beam": {"mlp_layer_types": ["dense", "sparse"]},
+    "dbrx": {
+        "n_heads": 4,
+        "n_layers": 2,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse"]},
     "ernie4_5_vl_moe": {
         "moe_intermediate_size": [24, 24],
@@ -112,17 +118,17 @@ def model_class(family: str) -> type[Any]:
     return next(each for kind in KINDS for each in own if each.__name__.endswith(kind))
 
 
-def small_config(family: str) -> Any:
-    """Returns a configuration of :func:`model_class` with small sizes."""
+def small_config(family: str, **settings: Any) -> Any:
+    """Returns a configuration of :func:`model_class` with small sizes, and with these settings."""
     kind = model_class(family).config_class
     known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", ()))
     sizes = {name: value for name, value in SMALL.items() if name in known} | OPTIONS.get(family, {})
-    return kind(**{name: value for name, value in sizes.items() if value is not None})
+    return kind(**{name: value for name, value in sizes.items() if value is not None} | settings)
 
 
-def build(family: str, dtype: torch.dtype = torch.float32) -> Any:
+def build(family: str, dtype: torch.dtype = torch.float32, **settings: Any) -> Any:
     """Returns the small model with random weights, in evaluation mode."""
-    config = small_config(family)
+    config = small_config(family, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(family)._from_config(config, dtype=dtype).eval()

@@ -1,6 +1,12 @@
 """Layers of other libraries as moekit layers, and moekit layers in other formats."""
 
-from moekit.interop.transformers import from_transformers, fused_activation, register_experts
+from moekit.interop.transformers import (
+    from_transformers,
+    fused_activation,
+    register_experts,
+    swap_moe_blocks_,
+    to_transformers,
+)
 from moekit.interop.upcycling import (
     Copies,
     DropUpcycling,
@@ -28,6 +34,8 @@ __all__ = [
     "merge_experts_",
     "prune_experts_",
     "register_experts",
+    "swap_moe_blocks_",
     "to_dense_",
+    "to_transformers",
     "upcycle_",
 ]

@@ -15,7 +15,8 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts, Mixtral
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from moekit.inspect import record_routing
-from moekit.interop import _transformers_experts, fused_activation, register_experts
+from moekit.interop import fused_activation, register_experts
+from moekit.interop.transformers import _experts as experts_backend
 from tests.moekit.interop_experts_cases import (
     DIM,
     EXPERTS,
@@ -90,7 +91,7 @@ def test_gates_of_all_experts_are_read_at_the_chosen_ones():
 
 def test_transposed_weights_are_views():
     experts = experts_of(GptOssExperts)
-    weights = _transformers_experts._weights(experts)
+    weights = experts_backend._weights(experts)
     assert weights.up_proj.data_ptr() == experts.gate_up_proj.data_ptr()
     assert weights.down_proj.data_ptr() == experts.down_proj.data_ptr()
     assert weights.up_proj.shape == (EXPERTS, 2 * HIDDEN, DIM)
@@ -205,9 +206,9 @@ def test_on_the_meta_device_and_with_fake_tensors():
 
 
 def _forget():
-    from moekit.interop import _transformers_gates
+    from moekit.interop.transformers import _gates
 
-    _transformers_gates._recognised.clear()
+    _gates._recognised.clear()
 
 
 def test_nothing_is_written_to_the_module():

@@ -10,8 +10,9 @@ from transformers.activations import ACT2FN
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
-from moekit.interop import _transformers_experts, fused_activation, register_experts
-from moekit.interop._transformers_gates import _NAMES, _function_name
+from moekit.interop import fused_activation, register_experts
+from moekit.interop.transformers import _experts as experts_backend
+from moekit.interop.transformers._gates import _NAMES, _function_name
 from moekit_kernels.activations import ACTIVATIONS
 from tests.moekit.interop_experts_cases import (
     HIDDEN,
@@ -55,7 +56,7 @@ def test_functions_stand_for_the_classes_and_functions_they_are_listed_for():
 def test_which_activations_run_fused(act, activation):
     experts = experts_of(MixtralExperts, hidden_act=act)
     assert fused_activation(experts) == activation
-    with patch.object(_transformers_experts, "_unfused", side_effect=AssertionError("unfused")):
+    with patch.object(experts_backend, "_unfused", side_effect=AssertionError("unfused")):
         experts.config._experts_implementation = "moekit"
         if activation is None:
             with pytest.raises(AssertionError, match="unfused"):

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers.activations import ACT2FN
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeModel, Qwen3MoeSparseMoeBlock
 
 from moekit import load_balancing_loss
 from moekit.interop import from_transformers
+from moekit.interop.transformers._forms import FORMS
 from tests.moekit import transformers_blocks
 from tests.oracles import assert_close, naive_experts, naive_top_k, relative_error, stacked_expert
 
@@ -147,22 +149,26 @@ def test_large_blocks_without_storage_convert_and_no_random_numbers_are_drawn_fo
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen2"])
-def test_exact_gelu_is_converted(name):
-    block, x = _block(name, hidden_act="gelu"), torch.randn(1, 7, DIM)
+@pytest.mark.parametrize("hidden_act", ["gelu", "gelu_python", "gelu_pytorch_tanh", "gelu_new"])
+def test_gelu_and_its_tanh_form_are_converted(name, hidden_act):
+    block, x = _block(name, hidden_act=hidden_act), torch.randn(1, 7, DIM)
     assert relative_error(from_transformers(block)(x).output, block(x)) <= PARITY[torch.float32]
 
 
-@pytest.mark.parametrize("hidden_act", ["gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu", "gelu_python"])
+@pytest.mark.parametrize("hidden_act", ["relu", "quick_gelu"])
 def test_other_activations_are_refused(hidden_act):
-    with pytest.raises(ValueError, match=r"block must use SiLU or exact GELU in its experts, got "):
+    with pytest.raises(ValueError, match=r"block must use an activation of moekit .*, got experts\.act_fn="):
         from_transformers(_block("qwen3", hidden_act=hidden_act))
-
-
-def test_two_activations_are_refused():
     block = _block("qwen2")
-    block.shared_expert.act_fn = nn.GELU()
-    with pytest.raises(ValueError, match="block must use one activation in all experts, got swiglu and geglu"):
+    block.shared_expert.act_fn = ACT2FN[hidden_act]
+    with pytest.raises(ValueError, match=r"block must use an activation of moekit .*, got shared_expert\.act_fn="):
         from_transformers(block)
+
+
+def test_the_shared_expert_may_have_an_activation_of_its_own():
+    block, x = _block("qwen2"), torch.randn(1, 7, DIM)
+    block.shared_expert.act_fn = nn.GELU()
+    assert relative_error(from_transformers(block)(x).output, block(x)) <= PARITY[torch.float32]
 
 
 def test_a_block_of_a_model_that_recorded_its_router_is_converted():
@@ -181,14 +187,16 @@ def test_a_block_of_a_model_that_recorded_its_router_is_converted():
 def test_what_is_no_block_is_refused():
     with pytest.raises(ValueError, match=r"block must be an nn\.Module, got a str"):
         from_transformers("mixtral")
-    with pytest.raises(ValueError, match=r"got a Linear without gate.weight, experts.gate_up_proj, experts.down_proj"):
+    with pytest.raises(ValueError, match=r"block must be a sparse block of transformers .*, got a Linear of torch"):
         from_transformers(nn.Linear(2, 2))
     block = _block("mixtral")
     block.experts.down_proj = nn.Parameter(torch.zeros(EXPERTS, DIM, HIDDEN + 1))
     with pytest.raises(ValueError, match=r"got a MixtralSparseMoeBlock with experts.intermediate_dim=24"):
         from_transformers(block)
     block.experts.intermediate_dim = HIDDEN + 1
-    with pytest.raises(ValueError, match=r"block must hold gate.weight \(E, D\).*got shapes \(8, 16\), \(8, 48, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"block must hold experts.gate_up_proj \(E, 2F, D\) of shape \(8, 50, 16\), got \(8, 48"
+    ):
         from_transformers(block)
     del block.experts.gate_up_proj
     with pytest.raises(ValueError, match=r"without experts.gate_up_proj"):
@@ -229,7 +237,8 @@ CHANGES = {
     "with routed_scaling_factor=2.5": lambda b: setattr(b, "routed_scaling_factor", 2.5),
     "with gate.top_k=9": lambda b: setattr(b.gate, "top_k", EXPERTS + 1),
     "with gate.norm_topk_prob='yes'": lambda b: setattr(b.gate, "norm_topk_prob", "yes"),
-    "with experts.has_bias=True": lambda b: setattr(b.experts, "has_bias", True),
+    "without experts.gate_up_proj_bias, experts.down_proj_bias": lambda b: setattr(b.experts, "has_bias", True),
+    "without experts.up_proj with experts.gate_up_proj": lambda b: setattr(b.experts, "has_gate", False),
     "with experts.is_concatenated=False": lambda b: setattr(b.experts, "is_concatenated", False),
     "with experts._is_expert_parallel=True": lambda b: setattr(b.experts, "_is_expert_parallel", True),
     "with gate.forward=": lambda b: setattr(b.gate, "forward", b.gate.forward),
@@ -238,7 +247,9 @@ CHANGES = {
     "backward_hooks on gate": lambda b: b.gate.register_full_backward_hook(lambda *args: None),
     "with weights that share memory": _share_weights,
     "freeze both or neither": lambda b: b.shared_expert.up_proj.requires_grad_(False),
-    "shared expert must hold shapes": lambda b: setattr(b.shared_expert, "up_proj", nn.Linear(DIM, 3, bias=False)),
+    r"must hold shared_expert.up_proj.weight \(S, D\) of shape \(20, 16\), got \(3, 16\)": lambda b: setattr(
+        b.shared_expert, "up_proj", nn.Linear(DIM, 3, bias=False)
+    ),
 }
 
 
@@ -300,34 +311,21 @@ def _assert_equal_or_refused(model: str, name: str) -> bool:
     try:
         moe = from_transformers(block)
     except ValueError as refusal:
-        if f"got a {name}" in str(refusal):
+        if name in str(refusal):
             return False
         raise
     theirs = torch.randn(2, 5, transformers_blocks.DIM, requires_grad=True)
     mine = theirs.detach().clone().requires_grad_()
     expected, output = copy.deepcopy(block)(theirs), moe(mine).output
+    expected = (expected if isinstance(expected, torch.Tensor) else expected[0]).view(output.shape)
     weight = torch.randn_like(output)
     gradients = torch.autograd.grad((output * weight).sum(), [mine, *moe.parameters()])
     (expected_gradient,) = torch.autograd.grad((expected * weight).sum(), theirs)
     assert relative_error(output, expected) <= PARITY[torch.float32]
     assert relative_error(gradients[0], expected_gradient) <= PARITY[torch.float32]
-    assert sum(p.numel() for p in moe.parameters()) == sum(p.numel() for p in block.parameters())
+    sizes = [sum(each.numel() for each in module.state_dict().values()) for module in (moe, block)]
+    assert sizes[0] == sizes[1]
     return True
-
-
-SOME = [
-    ("deepseek_v3", "DeepseekV3MoE", "shared_experts, gate.e_score_correction_bias, gate.routed_scaling_factor=2.5"),
-    ("gpt_oss", "GptOssMLP", "router, experts.gate_up_proj_bias, experts.down_proj_bias"),
-    ("ernie4_5_moe", "Ernie4_5_MoeSparseMoeBlock", "gate.moe_statics, shared_experts"),
-    ("qwen3_next", "Qwen3NextSparseMoeBlock", "got a Qwen3NextSparseMoeBlock. Build"),
-]
-
-
-@pytest.mark.parametrize(("model", "name", "unknown"), SOME)
-def test_other_blocks_are_refused_with_all_that_is_not_understood(model, name, unknown):
-    with pytest.raises(ValueError, match=r"block must be a Mixtral.* or Qwen3MoeSparseMoeBlock of transf") as refusal:
-        from_transformers(transformers_blocks.build(model, name))
-    assert unknown in str(refusal.value)
 
 
 @pytest.mark.slow  # imports every model of transformers
@@ -335,4 +333,4 @@ def test_every_sparse_block_of_transformers_is_equal_or_refused():
     classes = transformers_blocks.block_classes()
     assert len(classes) > 30
     converted = {name for model, name in classes if _assert_equal_or_refused(model, name)}
-    assert converted == {"MixtralSparseMoeBlock", "Qwen2MoeSparseMoeBlock", "Qwen3MoeSparseMoeBlock"}
+    assert converted == set(FORMS)

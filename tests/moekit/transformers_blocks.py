@@ -27,7 +27,12 @@ SIZES = {
     "n_shared_experts": 1,
 }
 # Where the defaults are no configuration.
-OPTIONS = {"DbrxConfig": {"ffn_config": {"moe_num_experts": EXPERTS, "moe_top_k": TOP_K, "ffn_hidden_size": HIDDEN}}}
+OPTIONS = {
+    "DbrxConfig": {
+        "d_model": DIM,
+        "ffn_config": {"moe_num_experts": EXPERTS, "moe_top_k": TOP_K, "ffn_hidden_size": HIDDEN},
+    }
+}
 
 
 @cache

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moekit.interop._transformers_read import BlockContents, read_block
+from moekit.interop.transformers._parts import modules_of, size_of, tensor_at
+from moekit.interop.transformers._read import BlockContents, read_block
 
 TOKENS = 5
-DIM, HIDDEN, SHARED = 6, 4, 3
+# Of the widths; numbers of experts stay.
+SMALL = {"D": 6, "F": 4, "S": 3}
 # The block takes its softmax in float32 in every dtype: a few roundings of 6e-8.
 TOLERANCE = 1e-5
 
@@ -28,7 +30,7 @@ def check_small_copy(block: nn.Module, contents: BlockContents, build: Callable[
         small = _small_copy(block, contents)
         layer = build(read_block(small))
         generator = torch.Generator().manual_seed(1)
-        x = torch.randn(1, TOKENS, DIM, generator=generator, dtype=torch.float64, device="cpu")
+        x = torch.randn(1, TOKENS, SMALL["D"], generator=generator, dtype=torch.float64, device="cpu")
         for training in (True, False):
             theirs = _output_and_gradients(small.train(training), x)
             mine = _output_and_gradients(layer.train(training), x)
@@ -45,27 +47,19 @@ def check_small_copy(block: nn.Module, contents: BlockContents, build: Callable[
 def _small_copy(block: nn.Module, contents: BlockContents) -> nn.Module:
     """Returns a copy of the block with random weights, whose widths are those above."""
     generator = torch.Generator().manual_seed(0)
-    num_experts = contents.down_proj.shape[0]
-
-    def random(*shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu"))
-
-    replaced: dict[int, object] = {
-        id(contents.gate): random(num_experts, DIM),
-        id(contents.gate_up_proj): random(num_experts, 2 * HIDDEN, DIM),
-        id(contents.down_proj): random(num_experts, DIM, HIDDEN),
-    }
-    widths = {"hidden_dim": DIM, "hidden_size": DIM, "intermediate_dim": HIDDEN, "intermediate_size": SHARED}
-    if contents.shared is not None:
-        shapes = ((SHARED, DIM), (SHARED, DIM), (DIM, SHARED), (1, DIM))
-        for weight, shape in zip(contents.shared, shapes, strict=True):
-            replaced[id(weight)] = random(*shape)
+    sizes = contents.sizes | {letter: size for letter, size in SMALL.items() if letter in contents.sizes}
+    replaced: dict[int, object] = {}
+    for path, letters in contents.parts.shapes.items():
+        shape = [size_of(each, sizes) or 0 for each in letters]
+        weight = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        tensor = tensor_at(block, path)
+        replaced[id(tensor)] = nn.Parameter(weight) if isinstance(tensor, nn.Parameter) else weight
     # deepcopy takes what its memo holds in place of a copy.
     small = copy.deepcopy(block, replaced)
-    for module in small.modules():
-        for name, width in widths.items():
-            if name in vars(module):
-                setattr(module, name, width)
+    for path, module in modules_of(small).items():
+        for name, known in contents.parts.settings.get(path, {}).items():
+            if isinstance(known, str) and name in vars(module):
+                setattr(module, name, size_of(known, sizes))
         if isinstance(module, nn.Linear):
             module.out_features, module.in_features = module.weight.shape
         if "config" in vars(module):
@@ -77,7 +71,7 @@ def _small_copy(block: nn.Module, contents: BlockContents) -> nn.Module:
 def _output_and_gradients(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clone().requires_grad_()
     output = module(x.clone())  # a copy, because a block may write into its input
-    output = output if isinstance(output, Tensor) else output[0]
+    output = (output if isinstance(output, Tensor) else output[0]).view(x.shape)
     weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view(output.shape)
     (gradient,) = torch.autograd.grad((output * weight).sum(), x)
     return output.detach(), gradient

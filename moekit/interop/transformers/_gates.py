@@ -79,6 +79,16 @@ def fused_activation(experts: nn.Module) -> str | None:
     return _recognise(type(experts)._apply_gate, act, *settings)  # pyright: ignore
 
 
+# The gated activation that multiplies a function of the gate by the value.
+_GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
+
+
+def activation_name(act: object, *, gated: bool) -> str | None:
+    """Returns the activation of ``act(x)``, or of ``act(gate) * value``; None if it is not known."""
+    name = _function_name(act)
+    return _GATED.get(name) if gated else name or None
+
+
 def _function_name(act: object) -> str:
     """Returns the name of a function of one number, or ``""``."""
     if not isinstance(act, nn.Module):

@@ -1,0 +1,143 @@
+"""The sparse blocks of ``transformers`` whose rules are known, and how each class names and lays out its parts.
+
+Letters in shapes: E experts, D width, F hidden width of an expert, S hidden width of the shared expert.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from moekit_kernels.routing.options import Scoring
+
+
+class Form(NamedTuple):
+    """How the blocks of a class are made.
+
+    Attributes:
+        router: Name of the router in the block.
+        scoring: As of :class:`~moekit.routers.top_k.TopKRouter`.
+        renormalize: Whether the gates of a token are divided by their sum; None where a setting of the block says so.
+        weight: Name of the matrix in the router.
+        selection_bias: Name in the block of what is added to the scores for selection; some blocks have none.
+        epsilon: Added to the sum that gates are divided by.
+        shared: Name of the shared expert in the block; some blocks have none.
+        shared_gate: Name of the linear layer whose sigmoid weights the shared expert.
+        float_logits: Whether the router returns float32 in every dtype.
+        split: Whether the experts keep three matrices ``(E * F, D)``, as DBRX does.
+    """
+
+    router: str = "gate"
+    scoring: Scoring = "softmax"
+    renormalize: bool | None = None
+    weight: str = "weight"
+    selection_bias: str | None = None
+    epsilon: float = 0.0
+    shared: str | None = None
+    shared_gate: str | None = None
+    float_logits: bool = False
+    split: bool = False
+
+
+_QWEN2 = Form(shared="shared_expert", shared_gate="shared_expert_gate")
+_DEEPSEEK_V3 = Form(
+    scoring="sigmoid", selection_bias="gate.e_score_correction_bias", shared="shared_experts", float_logits=True
+)
+
+FORMS: Final[Mapping[str, Form]] = {
+    "MixtralSparseMoeBlock": Form(renormalize=True),
+    "Qwen2MoeSparseMoeBlock": _QWEN2,
+    "Qwen3MoeSparseMoeBlock": Form(),
+    "Qwen3NextSparseMoeBlock": _QWEN2,
+    "OlmoeSparseMoeBlock": Form(),
+    "FlexOlmoSparseMoeBlock": Form(),
+    "DeepseekV2Moe": Form(renormalize=False, shared="shared_experts", float_logits=True),
+    "DeepseekV3MoE": _DEEPSEEK_V3,
+    "Glm4MoeMoE": _DEEPSEEK_V3,
+    "Dots1MoE": _DEEPSEEK_V3,
+    "NemotronHMoE": _DEEPSEEK_V3,
+    "Ernie4_5_MoeSparseMoeBlock": Form(
+        renormalize=True,
+        selection_bias="gate.moe_statics.e_score_correction_bias",
+        shared="shared_experts",
+        float_logits=True,
+    ),
+    "MiniMaxM2SparseMoeBlock": Form(scoring="sigmoid", renormalize=True, selection_bias="e_score_correction_bias"),
+    "GraniteMoeMoE": Form("router", "topk_softmax", renormalize=True, float_logits=True),
+    "JambaSparseMoeBlock": Form("router", renormalize=False),
+    "DbrxFFN": Form("router", weight="layer.weight", split=True),
+    "Lfm2MoeSparseMoeBlock": Form(scoring="sigmoid", selection_bias="expert_bias", epsilon=1e-6),
+    "GptOssMLP": Form("router", "topk_softmax", renormalize=True),
+    "HunYuanMoEV1Moe": Form(renormalize=True, weight="wg.weight", shared="shared_mlp"),
+    "AriaTextMoELayer": Form("router", "topk_softmax", renormalize=True, shared="shared_experts"),
+}
+"""By the name of the class."""
+
+Known = str | tuple[Any, ...] | Callable[[Any], bool]
+"""Values that a setting may have: the size of a letter, one of some, or those of which a function says so."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_any(value: Any) -> bool:
+    return True
+
+
+def _is_negligible(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1e-12
+
+
+# A setting of the same name has the same meaning in every class that has it.
+BLOCK: Final[Mapping[str, Known]] = {
+    "top_k": _is_count,
+    "num_experts": "E",
+    "hidden_dim": "D",
+    "input_size": "D",
+    "ffn_dim": "F",
+    "jitter_noise": (0, None),
+    "shared_experts": (None,),
+    "use_expert_bias": _is_flag,
+    "moe_normalize_expert_weights": (None, 1),
+}
+ROUTER: Final[Mapping[str, Known]] = {
+    "top_k": _is_count,
+    "num_experts": "E",
+    "hidden_dim": "D",
+    "hidden_size": "D",
+    "norm_topk_prob": _is_flag,
+    "routed_scaling_factor": _is_number,
+    "num_group": lambda value: value is None or _is_count(value),
+    "topk_group": lambda value: value is None or _is_count(value),
+    "topk_method": ("greedy",),
+    "norm_min": _is_negligible,
+    "moe_jitter_eps": (None,),
+    "use_expert_bias": _is_flag,
+    "layer_idx": _is_any,
+}
+EXPERTS: Final[Mapping[str, Known]] = {
+    "num_experts": "E",
+    "moe_num_experts": "E",
+    "hidden_dim": "D",
+    "hidden_size": "D",
+    "intermediate_dim": "F",
+    "intermediate_size": "F",
+    "ffn_hidden_size": "F",
+    "has_gate": _is_flag,
+    "has_bias": _is_flag,
+    "has_post_expert_norm": (False,),
+    "is_transposed": _is_flag,
+    "is_concatenated": _is_flag,
+    "_is_expert_parallel": (False,),
+    "act_fn": _is_any,  # a function; whether it is known is asked elsewhere
+    "alpha": _is_number,
+    "limit": _is_number,
+}
+SHARED: Final[Mapping[str, Known]] = {"hidden_size": "D", "intermediate_size": "S"}

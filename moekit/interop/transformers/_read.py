@@ -1,0 +1,266 @@
+"""Reads a block of ``transformers``, and names all of it that has no place in a layer."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from moekit.interop.transformers._forms import FORMS, Form, Known
+from moekit.interop.transformers._parts import PartsOfBlock, Shape, modules_of, parts_of, size_of
+from moekit.interop.transformers._pieces import Piece, pieces_of
+from moekit.parts import check_module
+from moekit_kernels.activations import activation_of
+from moekit_kernels.routing.options import Scoring
+
+# What every module has; any other entry of its dictionary is a setting, or a forward that was replaced.
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# The configuration only serves to build: what counts of it is in the settings. The other marks initialised modules.
+_NO_RULES = ("config", "_is_hf_initialized")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# transformers' own hooks that only record what passes.
+_RECORDING = "transformers.utils.output_capturing"
+
+
+class Rule(NamedTuple):
+    """How a router chooses experts and weights them; see :class:`~moekit.routers.top_k.TopKRouter`.
+
+    Attributes:
+        top_k: ``K``.
+        scoring: See there.
+        renormalize: Whether the gates of a token are divided by their sum.
+        epsilon: Added to that sum.
+        scaling_factor: Multiplies the gates.
+        num_groups: Groups of experts, or None.
+        topk_groups: Groups chosen, or None.
+    """
+
+    top_k: int
+    scoring: Scoring
+    renormalize: bool
+    epsilon: float = 0.0
+    scaling_factor: float = 1.0
+    num_groups: int | None = None
+    topk_groups: int | None = None
+
+
+class BlockContents(NamedTuple):
+    """All that a block consists of.
+
+    Attributes:
+        form: Of its class.
+        rule: Of its router.
+        activation: Of its experts, by name.
+        shared_activation: Of its shared expert, by name; None without one.
+        pieces: Each weight of the layer that it becomes, with the block's own tensors.
+        parts: Names, shapes and settings.
+        sizes: Of the letters in shapes.
+    """
+
+    form: Form
+    rule: Rule
+    activation: str
+    shared_activation: str | None
+    pieces: tuple[Piece, ...]
+    parts: PartsOfBlock
+    sizes: dict[str, int]
+
+
+def read_block(block: nn.Module) -> BlockContents:
+    """Reads a block.
+
+    Raises:
+        ValueError: If its class is none of :data:`FORMS`, or it has anything else; the message names it all.
+    """
+    form = form_of(block)
+    parts = parts_of(form, block)
+    tensors = _tensors(block)
+    missing = [name for name in parts.shapes if name not in tensors]
+    sizes = _sizes(parts.shapes, tensors)
+    unknown = _unknown_parts(block, parts, missing) + _unknown_settings(block, parts, sizes)
+    if missing or unknown:
+        what = [f"without {', '.join(missing)}"] if missing else []
+        what += [f"with {', '.join(unknown)}"] if unknown else []
+        raise ValueError(
+            "block must have nothing that its class does not have by default, and no setting that is not understood, "
+            f"got a {type(block).__name__} {' '.join(what)}. Build a SparseMoE of its parts and copy the weights "
+            "instead."
+        )
+    _check_shapes(parts.shapes, tensors, sizes)
+    activation, of_shared = _activations(block, form, parts)
+    pieces = pieces_of(block, form, parts)
+    for piece in pieces:
+        piece.check_freezing()
+    return BlockContents(form, _rule(block, form, sizes["E"]), activation, of_shared, pieces, parts, sizes)
+
+
+def form_of(block: nn.Module) -> Form:
+    """Returns the form of a block's class.
+
+    Raises:
+        ValueError: If it is not known.
+    """
+    kind = type(check_module("block", block))
+    if kind.__name__ in FORMS and kind.__module__.startswith("transformers.models."):
+        return FORMS[kind.__name__]
+    named = ", ".join(_tensors(block))
+    raise ValueError(
+        f"block must be a sparse block of transformers whose rules are known ({', '.join(FORMS)}), got a "
+        f"{kind.__name__} of {kind.__module__}{f', which holds {named}' if named else ''}. Build a SparseMoE of its "
+        "parts and copy the weights instead."
+    )
+
+
+def _tensors(block: nn.Module) -> dict[str, Tensor]:
+    parameters = block.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(block.named_buffers(remove_duplicate=False))}
+
+
+def _sizes(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Returns the sizes of letters that stand alone as a dimension, the last tensor's where they differ."""
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name in tensors and tensors[name].ndim == len(shape):
+            sizes |= {letter: size for letter, size in zip(shape, tensors[name].shape, strict=True) if len(letter) == 1}
+    sizes.pop("1", None)
+    rows = tensors.get("experts.mlp.w2")
+    if rows is not None and "E" in sizes:
+        sizes["F"] = rows.shape[0] // sizes["E"]
+    return sizes
+
+
+def _unknown_parts(block: nn.Module, parts: PartsOfBlock, missing: list[str]) -> list[str]:
+    """Returns what a block has beyond its parts, by name; of an unknown part the outermost."""
+    own, unknown = type(block).__module__, list[str]()
+    known = set(parts.settings) | parts.linear | parts.identity | parts.activations
+    for path, module in modules_of(block).items():
+        if path not in known:
+            if not unknown or not path.startswith(unknown[-1] + "."):
+                unknown.append(path)
+            continue
+        kind = type(module)
+        of_torch = (path in parts.linear and kind is nn.Linear) or (path in parts.identity and kind is nn.Identity)
+        if path not in parts.activations and not of_torch and kind.__module__ != own:
+            unknown.append(f"{path}, a {kind.__module__}.{kind.__name__}")
+    tensors = _tensors(block)
+    outside = tuple(each + "." for each in unknown)
+    unknown += [name for name in tensors if name not in parts.shapes and not name.startswith(outside)]
+    kept = [each for name, each in tensors.items() if name in parts.shapes and not each.is_meta and each.numel()]
+    if len({each.data_ptr() for each in kept}) < len(kept):
+        unknown.append("weights that share memory")
+    return unknown + _hooks(block)
+
+
+def _hooks(block: nn.Module) -> list[str]:
+    hooked = list[str]()
+    for path, module in modules_of(block).items():
+        for kind in _HOOKS:
+            hooks: Mapping[int, object] = getattr(module, kind)
+            if any(getattr(hook, "__module__", "") != _RECORDING for hook in hooks.values()):
+                hooked.append(f"{kind.strip('_')} on {path or 'the block'}")
+    return hooked
+
+
+def _check_shapes(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+    for name, shape in shapes.items():
+        expected = tuple(size_of(each, sizes) for each in shape)
+        if tuple(tensors[name].shape) != expected:
+            letters = ", ".join(shape)
+            raise ValueError(
+                f"block must hold {name} ({letters}) of shape {expected}, got {tuple(tensors[name].shape)}."
+            )
+
+
+def _unknown_settings(block: nn.Module, parts: PartsOfBlock, sizes: Mapping[str, int]) -> list[str]:
+    """Returns settings of the parts that are not known, or have another value than any known one."""
+    unknown = list[str]()
+    for path, module in modules_of(block).items():
+        known = parts.settings.get(path)
+        if known is None and path in parts.linear and type(module) is nn.Linear:
+            known = {"in_features": (module.weight.shape[-1],), "out_features": (module.weight.shape[0],)}
+        if known is None:
+            continue
+        for name, value in vars(module).items():
+            if name in _OF_EVERY_MODULE or name in _NO_RULES:
+                continue
+            if not _is_known(known.get(name, ()), value, sizes):
+                unknown.append(f"{path}.{name}={value!r}" if path else f"{name}={value!r}")
+    return unknown + _out_of_range(block, parts, sizes)
+
+
+def _is_known(known: Known, value: object, sizes: Mapping[str, int]) -> bool:
+    if isinstance(known, str):
+        return value == size_of(known, sizes)
+    if callable(known):
+        return known(value)
+    return any(value is each or value == each for each in known)
+
+
+def _out_of_range(block: nn.Module, parts: PartsOfBlock, sizes: Mapping[str, int]) -> list[str]:
+    """Returns numbers of experts per token that cannot be, or differ between router and block."""
+    counts = {path: vars(module).get("top_k") for path, module in modules_of(block).items() if path in parts.settings}
+    numbers = {path: count for path, count in counts.items() if isinstance(count, int)}
+    wrong = {path: each for path, each in numbers.items() if each > sizes.get("E", each)}
+    if len(set(numbers.values())) > 1:
+        wrong |= numbers
+    return [f"{path}.top_k={each}" if path else f"top_k={each}" for path, each in wrong.items()]
+
+
+def _rule(block: nn.Module, form: Form, num_experts: int) -> Rule:
+    of_block, of_router = vars(block), vars(block.get_submodule(form.router))
+    settings = of_block | of_router
+    renormalize = form.renormalize
+    if renormalize is None:
+        of_norm = settings.get("moe_normalize_expert_weights")
+        renormalize = settings.get("norm_topk_prob", of_norm is not None)
+    num_groups, topk_groups = settings.get("num_group"), settings.get("topk_group")
+    if "topk_method" in settings or num_groups == 1:
+        num_groups = topk_groups = None
+    if num_groups is not None and (num_experts % num_groups or num_experts // num_groups < 2):
+        raise ValueError(
+            f"block must have groups of at least 2 experts each, got {num_experts} experts with "
+            f"{form.router}.num_group={num_groups}."
+        )
+    return Rule(
+        settings["top_k"],
+        form.scoring,
+        renormalize,
+        form.epsilon if renormalize else 0.0,
+        float(settings.get("routed_scaling_factor", 1.0)),
+        num_groups,
+        topk_groups,
+    )
+
+
+def _activations(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[str, str | None]:
+    # The block is one of transformers, so it is installed; whoever imports moekit need not have it.
+    from moekit.interop.transformers._gates import activation_name, fused_activation
+
+    experts = block.get_submodule("experts")
+    if form.split:
+        activation = activation_name(experts.get_submodule("mlp.activation_fn"), gated=True)
+    else:
+        activation = fused_activation(experts)
+        concatenated = vars(experts).get("is_concatenated", True)
+        if activation is not None and concatenated == activation_of(activation).interleaved:
+            raise ValueError(
+                f"block must say how gate and value lie, got a {type(block).__name__} with "
+                f"experts.is_concatenated={concatenated}, whose experts compute {activation}."
+            )
+    of_shared = None
+    if form.shared is not None and form.shared in parts.settings:
+        gated = f"{form.shared}.gate_proj.weight" in parts.shapes
+        of_shared = activation_name(block.get_submodule(f"{form.shared}.act_fn"), gated=gated)
+        if of_shared is None:
+            raise ValueError(_unknown_activation(block, f"{form.shared}.act_fn"))
+    if activation is None:
+        raise ValueError(_unknown_activation(block, "experts.mlp.activation_fn" if form.split else "experts.act_fn"))
+    return activation, of_shared
+
+
+def _unknown_activation(block: nn.Module, path: str) -> str:
+    owner, _, name = path.rpartition(".")
+    got = getattr(block.get_submodule(owner), name, None)
+    return (
+        "block must use an activation of moekit in its experts (SiLU, GELU, its tanh form, or the clamped SwiGLU of "
+        f"GPT-OSS; without a gate also ReLU and its square), got {path}={got!r}."
+    )

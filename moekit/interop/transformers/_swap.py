@@ -1,0 +1,217 @@
+"""Blocks of a model computed by moekit in place: routers and experts change their class, and nothing else."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
+
+from moekit.interop.transformers._build import empty_layer, understand
+from moekit.interop.transformers._forms import FORMS
+from moekit.interop.transformers._parts import modules_of, tensor_at
+from moekit.interop.transformers._read import BlockContents, form_of
+from moekit.routers.base import Router
+from moekit.routing import Routing
+
+_STATE = "_moekit"
+
+
+class Swapped(nn.Module):
+    """What every swapped module is, before the class that it had.
+
+    Its class is made of both. It is pickled and copied by these, as it has no name of its own.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Returns how to make it again."""
+        swapped, own = type(self).__bases__
+        return _new, (swapped, own), self.__dict__
+
+
+def _new(swapped: type[Swapped], own: type[nn.Module]) -> nn.Module:
+    kind = swapped_class(swapped, own)
+    return kind.__new__(kind)
+
+
+@cache
+def swapped_class(swapped: type[Swapped], own: type[nn.Module]) -> type[nn.Module]:
+    """Returns the class of a module of class ``own`` while it is swapped."""
+    return type(f"{swapped.__name__}{own.__name__}", (swapped, own), {"__module__": own.__module__})
+
+
+class RouterState(NamedTuple):
+    """What a swapped router, or block, knows.
+
+    Attributes:
+        router: Router of moekit, without weights of its own.
+        weight: Name of the matrix in the router of the block.
+        selection_bias: Name in the same of what is added to the scores; None where it is an argument, or there is none.
+        float_logits: Whether logits and gates are returned in float32 or wider.
+    """
+
+    router: Router
+    weight: str
+    selection_bias: str | None
+    float_logits: bool
+
+
+class MoekitRouter(Swapped):
+    """A router of ``transformers`` computed by one of moekit, with its own weights."""
+
+    def forward(self, hidden_states: Tensor, selection_bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns logits ``(T, E)``, gates and ids ``(T, K)``.
+
+        Args:
+            hidden_states: ``(..., D)``.
+            selection_bias: ``(E,)``, of blocks that keep it outside of the router.
+        """
+        state: RouterState = self.__dict__[_STATE]
+        weight = tensor_at(self, state.weight)
+        tensors = {"gate.layers.0.weight": weight}
+        if self._parameters.get("bias") is not None:
+            tensors["gate.layers.0.bias"] = cast(Tensor, self.bias)
+        if state.selection_bias is not None:
+            selection_bias = tensor_at(self, state.selection_bias).flatten()
+        if selection_bias is not None:
+            tensors["selection_bias"] = selection_bias.float()
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        routing = cast(Routing, functional_call(state.router, tensors, (rows,)))
+        logits = cast(Tensor, routing.logits)
+        dtype = logits.dtype if state.float_logits else weight.dtype
+        return logits.to(dtype), routing.gates.to(dtype), routing.expert_ids
+
+
+class MoekitExperts(Swapped):
+    """Stacked experts of ``transformers`` computed by moekit."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Returns the gate-weighted sum of every token's experts."""
+        from moekit.interop.transformers._experts import experts_forward
+
+        return experts_forward(self, hidden_states, top_k_index, top_k_weights)
+
+
+class MoekitRoutingBlock(Swapped):
+    """A block of DBRX, which decides by the logits that its router returns."""
+
+    def route_tokens_to_experts(self, router_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns gates and ids ``(T, K)``."""
+        state: RouterState = self.__dict__[_STATE]
+        routing: Routing = state.router(router_logits)
+        return routing.gates.to(router_logits.dtype), routing.expert_ids
+
+
+class MoekitSplitExperts(Swapped):
+    """Experts of DBRX computed by moekit."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Returns the gate-weighted sum of every token's experts, of the shape of ``hidden_states``."""
+        from moekit.interop.transformers._experts import split_experts_forward
+
+        return split_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+
+
+class _Change(NamedTuple):
+    module: nn.Module
+    own: type[nn.Module]
+
+
+class SwappedBlocks:
+    """The blocks of a model that moekit computes; also a context manager that swaps them back when it closes.
+
+    Attributes:
+        names: Of the blocks, as in ``model.named_modules()``.
+    """
+
+    def __init__(self, names: tuple[str, ...], changes: tuple[_Change, ...]) -> None:
+        self.names = names
+        self._changes = changes
+
+    def restore(self) -> None:
+        """Swaps the blocks back. Swapped back already, they stay as they are.
+
+        Raises:
+            ValueError: If the class of a swapped module was changed since, as by FSDP; then none is swapped back.
+        """
+        for module, own in self._changes:
+            base = type(module).__bases__[0]
+            if type(module) is not swapped_class(cast(type[Swapped], base), own):
+                raise ValueError(
+                    f"model must hold the blocks as they were swapped, got a {type(module).__name__} in place of a "
+                    f"{own.__name__}: undo what changed its class first."
+                )
+        for module, own in self._changes:
+            module.__class__ = own
+            module.__dict__.pop(_STATE, None)
+        self._changes = ()
+
+    def __enter__(self) -> "SwappedBlocks":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"SwappedBlocks({', '.join(self.names)})"
+
+
+def swap(model: nn.Module) -> SwappedBlocks:
+    """See :func:`moekit.interop.transformers.swap_moe_blocks_`."""
+    blocks = _blocks(model)
+    if not blocks:
+        raise ValueError(
+            f"model must hold sparse blocks of transformers, got a {type(model).__name__} without any of "
+            f"{', '.join(FORMS)}."
+        )
+    contents: dict[nn.Module, BlockContents] = {}
+    for name, block in blocks.items():
+        if block in contents:
+            continue
+        if any(isinstance(module, Swapped) for module in block.modules()):
+            raise ValueError(f"model must hold blocks that are not swapped, but {name} is: restore() it first.")
+        try:
+            contents[block] = understand(block)
+        except ValueError as refusal:
+            raise ValueError(f"model must hold blocks that are understood, but {name} is not: {refusal}") from refusal
+    # All are read before the first is changed.
+    changes = [change for block, each in contents.items() for change in _swap_block(block, each)]
+    return SwappedBlocks(tuple(blocks), tuple(changes))
+
+
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns every module that holds experts, by name."""
+    return {
+        name: module
+        for name, module in modules_of(model).items()
+        if "experts" in dict(module.named_children()) and type(module).__module__.startswith("transformers.models.")
+    }
+
+
+def _swap_block(block: nn.Module, contents: BlockContents) -> list[_Change]:
+    form = form_of(block)
+    router, experts = block.get_submodule(form.router), block.get_submodule("experts")
+    layer = empty_layer(contents, "auto", "meta")
+    bias = form.selection_bias
+    prefix = f"{form.router}."
+    inside = bias.removeprefix(prefix) if bias is not None and bias.startswith(prefix) else None
+    if form.split:
+        layer.router.gate = nn.Identity()  # its input are the logits
+        state = RouterState(layer.router, form.weight, None, form.float_logits)
+        return [_change(block, MoekitRoutingBlock, state), _change(experts, MoekitSplitExperts)]
+    state = RouterState(layer.router, form.weight, inside, form.float_logits)
+    return [_change(router, MoekitRouter, state), _change(experts, MoekitExperts)]
+
+
+def _change(module: nn.Module, swapped: type[Swapped], state: RouterState | None = None) -> _Change:
+    own = type(module)
+    if state is not None:
+        module.__dict__[_STATE] = state  # not by setattr, which would take a router for a part of the model
+    module.__class__ = swapped_class(swapped, own)
+    return _Change(module, own)
