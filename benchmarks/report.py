@@ -63,14 +63,17 @@ def between(page: Path, begin: str, end: str, text: str) -> str:
 
 
 def write_briefly(page: Path, results: Path) -> None:
-    """Rewrites the tables of the newest records of a GPU on another page, where it has their markers."""
-    path = newest_of_a_gpu(results)
-    if path is None:
+    """Rewrites the tables of the newest records of a GPU on another page, where it has their markers.
+
+    A table that these have no records for is made of the newest ones that do, and says of which.
+    """
+    paths = of_a_gpu(results)
+    if not paths:
         return
-    records = read(path)
-    texts = {name: "\n".join(line for table in tables for line in table(records)) for name, tables in BRIEFLY.items()}
-    texts["about"] = f"{summary.about(records)}\n"
-    picture = draw_bars(summary.many_slots(records), path.with_suffix(".many.svg"))
+    runs = [read(path) for path in paths]
+    texts = {name: "\n".join(_newest(tables, runs)) for name, tables in BRIEFLY.items()}
+    texts["about"] = f"{summary.about(runs[0])}\n"
+    picture = draw_bars(summary.many_slots(runs[0]), paths[0].with_suffix(".many.svg"))
     if picture is not None:
         place = Path(os.path.relpath(picture, page.parent)).as_posix()
         texts["picture"] = f"![Speed relative to a dense network of as many operations.]({place})\n"
@@ -80,11 +83,27 @@ def write_briefly(page: Path, results: Path) -> None:
             page.write_text(between(page, begin, end, text))
 
 
+def _newest(
+    tables: Sequence[Callable[[Sequence[Record]], list[str]]], runs: Sequence[Sequence[Record]]
+) -> Iterable[str]:
+    """Yields the lines of tables, each of the first run that has records for it."""
+    for table in tables:
+        lines = next(((run, lines) for run in runs if (lines := table(run))), None)
+        if lines is not None:
+            run, text = lines
+            yield from text if run is runs[0] else [*text, f"These are of {summary.source(run)}.", ""]
+
+
 def newest_of_a_gpu(results: Path) -> Path | None:
     """Returns the file of records in which our kernels were timed last; None if there is none."""
-    files = [(path, read(path)) for path in sorted(results.glob("*.jsonl"))]
+    return next(iter(of_a_gpu(results)), None)
+
+
+def of_a_gpu(results: Path) -> list[Path]:
+    """Returns the files of records in which our kernels were timed, the newest first; of one day the last by name."""
+    files = [(path, read(path)) for path in results.glob("*.jsonl")]
     dated = [(str(records[0].environment.get("date")), path) for path, records in files if summary.is_of_a_gpu(records)]
-    return max(dated)[1] if dated else None
+    return [path for _, path in sorted(dated, reverse=True)]
 
 
 def file_section(path: Path) -> str:

@@ -42,6 +42,12 @@ def about(records: Sequence[Record]) -> str:
     )
 
 
+def source(records: Sequence[Record]) -> str:
+    """Returns device and commit."""
+    environment = records[0].environment
+    return f"one {environment.get('device')}, commit {environment.get('commit')}, {environment.get('date')}"
+
+
 def experts_table(records: Sequence[Record]) -> list[str]:
     """Returns the experts with many tokens: times, rates, and how many times as fast as each other layer."""
     lines = [
@@ -110,6 +116,7 @@ def kernels_table(records: Sequence[Record]) -> list[str]:
     presets = [preset for preset in _presets(stages) if any(r.direction == "backward" for r in stages)]
     presets = [p for p in presets if Shape(*next(r.shape for r in stages if r.preset == p)).slots >= MANY_SLOTS]
     rows = list(dict.fromkeys((r.direction, r.name) for r in stages if r.preset in presets))
+    rows.sort(key=lambda row: (row[0] == "backward", row[1]))  # names begin with the number of the launch
     if not rows:
         return []
     lines = [f"| kernel | {' | '.join(presets)} |", f"|---|{'---:|' * len(presets)}"]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environment import HERE, UNKNOWN, commit_of
+from benchmarks.environment import HERE, commit_of
 from benchmarks.gpu.criteria import judge
 from benchmarks.gpu.precompile import settle_keys
 from benchmarks.gpu.processes import Waiting, wait_for_seconds
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"sections to run, by default {' '.join(default)}. {listed}",
     )
     parser.add_argument("--sonicmoe", type=Path, metavar="PATH", help="checkout of SonicMoE to compare with")
-    parser.add_argument("--commit", help="commit of this code, for the records, where git cannot tell")
+    parser.add_argument("--commit", help="commit of this code, for the records; by default what git says")
     parser.add_argument("--rehearsal", action="store_true", help="tiny workloads on CPU: does the command work?")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the one section, in this process
 
@@ -146,12 +146,12 @@ def main(options: argparse.Namespace) -> int:
         raise OptionError(f"--sonicmoe must be a checkout that holds the folder sonicmoe, got {options.sonicmoe}.")
     options.section = [name for name in SECTIONS if name in options.section]  # correctness before speed
     path = options.out / "records.jsonl"
-    commit = commit_of(HERE)[0]
-    write(path, earlier(path, options.section, options.commit or commit if commit == UNKNOWN else commit))
+    write(path, earlier(path, options.section, options.commit or commit_of(HERE)[0]))
     problems = run_all(options)
     records = read(path)
-    records = with_ratios([*records, *problems], [r for r in records if r.kind == "ceiling"])
     about = next((r.environment for r in records if r.environment), {})
+    problems = [dataclasses.replace(problem, environment=about) for problem in problems]
+    records = with_ratios([*records, *problems], [r for r in records if r.kind == "ceiling"])
     dtype = "fp32" if options.rehearsal else "bf16"
     records += [dataclasses.replace(record, environment=about) for record in judge(records, dtype)]
     write(path, records)

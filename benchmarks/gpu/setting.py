@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.environment import UNKNOWN, commit_of, environment
+from benchmarks.environment import commit_of, environment
 from benchmarks.shapes import DTYPES, Shape
 from benchmarks.workload import Workload, draw
 
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 
         Args:
             sonicmoe: A checkout of SonicMoE, whose commit the records name.
-            commit: Of this code, where git cannot tell.
+            commit: Of this code; by default what git says.
 
         Raises:
             SystemExit: If there is no GPU.
@@ -61,7 +61,7 @@ class Setting(NamedTuple):
         require_gpu()
         device = torch.device("cuda")
         about = environment(device)
-        if commit is not None and about["commit"] == UNKNOWN:
+        if commit is not None:
             about |= {"commit": commit, "dirty": False}
         if sonicmoe is not None:
             about["versions"]["sonicmoe"] = f"checkout {commit_of(sonicmoe)[0]}"

@@ -111,16 +111,29 @@ def test_a_page_shows_the_newest_records_of_a_gpu(tmp_path, records, case):
 
 def test_the_committed_pages_show_what_the_committed_records_say():
     """So no figure of a table is written by hand."""
-    path = report.newest_of_a_gpu(report.HERE / "results")
-    assert path is not None
-    records = read(path)
+    runs = [read(path) for path in report.of_a_gpu(report.HERE / "results")]
     readme, docs = (report.HERE.parent / name for name in ("README.md", "docs/benchmarks.md"))
     for page, names in ((readme, ("experts",)), (docs, tuple(report.BRIEFLY))):
         for name in names:
-            lines = [line for table in report.BRIEFLY[name] for line in table(records) if line]
-            assert lines
-            assert "\n".join(lines) in page.read_text(), f"{page.name}: python -m benchmarks report"
-        assert summary.about(records) in page.read_text()
+            (table,) = report.BRIEFLY[name]
+            newest = next(lines for run in runs if (lines := table(run)))
+            assert "\n".join(filter(None, newest)) in page.read_text(), f"{page.name}: python -m benchmarks report"
+        assert summary.about(runs[0]) in page.read_text()
+
+
+def test_a_table_without_newest_records_is_of_older_ones_and_says_so(tmp_path, records, case):
+    pytest.importorskip("matplotlib")
+    steps = [dataclasses.replace(r, section="steps") for r in records if r.kind == "case"]
+    older = [dataclasses.replace(r, environment=ABOUT | {"date": "2029-01-01", "commit": "1234567"}) for r in steps]
+    write(tmp_path / "results" / "zzz.jsonl", older)
+    write(tmp_path / "results" / "aaa.jsonl", [r for r in records if r.section != "steps"])
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- gpu {n}: begin -->\n<!-- gpu {n}: end -->\n" for n in ("experts", "steps")))
+    report.write_briefly(page, tmp_path / "results")
+    experts, steps_text = page.read_text().split("<!-- gpu experts: end -->")
+    assert "These are of" not in experts
+    assert "These are of one invented, commit 1234567, 2029-01-01." in steps_text
+    assert "| workload |" in steps_text
 
 
 def test_the_committed_records_of_a_gpu_say_where_they_are_from():
