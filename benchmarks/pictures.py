@@ -60,8 +60,9 @@ def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
         ordered = sorted(rows, key=lambda r: r.of_dense or 0)
         colours = [_OURS if r.name.startswith("moekit") else _OTHERS for r in ordered]
         bars = axis.barh([r.name for r in ordered], [r.of_dense for r in ordered], color=colours)
-        axis.bar_label(bars, fmt="%.2f", padding=2)
-        axis.axvline(1, color="black", linewidth=0.8)
+        # The line of the dense network passes behind bars and figures.
+        axis.bar_label(bars, fmt="%.2f", padding=2, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+        axis.axvline(1, color="black", linewidth=0.8, zorder=0.5)
         axis.set_title(f"{workload}: {direction}", fontsize=8, loc="left")
         axis.set_xlabel("speed relative to a dense network of as many operations")
         axis.spines[["top", "right"]].set_visible(False)
