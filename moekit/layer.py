@@ -1,6 +1,7 @@
 """The sparse layer: router, plan, experts and combine, composed."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,10 @@ from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
 from moekit.layer_parts import (
     EXPERT_CHOICE_CAPACITY,
+    GATES_ON,
+    GatesOn,
     check_routing,
+    experts_on_gated_inputs,
     flat_mask,
     flat_router_input,
     hide_masked,
@@ -52,6 +56,8 @@ class MoEOutput(NamedTuple):
 class SparseMoE(SettingsModule):
     """A sparsely activated Mixture-of-Experts layer: ``y = sum_k gate_k * expert_k(x) + shared(x)``.
 
+    With ``gates_on="inputs"``, as in Llama 4: ``y = sum_k expert_k(gate_k * x) + shared(x)``.
+
     Four parts, each replaceable alone: a router chooses experts for each token, a plan orders the chosen slots by
     expert, experts compute, combine adds each token's results. Nothing is written in ``forward``; counts are returned.
 
@@ -65,6 +71,8 @@ class SparseMoE(SettingsModule):
         capacity_factor: Drops what an expert gets beyond ``ceil(capacity_factor * T * K / E)`` slots, where
             ``T`` counts the unmasked tokens; a dropped slot contributes nothing. Dropless by default. May be set later.
         drop_policy: Which slots keep their place; see :func:`~moekit.plan.plan_dispatch`. May be set later.
+        gates_on: What gates multiply: ``"outputs"`` of the experts, or their ``"inputs"``, which then are one copy of
+            the token for each slot. The latter needs a router that chooses experts for tokens. May be set later.
         impl: Implementation of plan and combine, and of experts whose own is ``"auto"``; see
             :mod:`moekit_kernels.impl`. The router has its own. An explicit choice of a part must be the same.
 
@@ -79,7 +87,7 @@ class SparseMoE(SettingsModule):
         (torch.Size([2, 10, 64]), 40)
     """
 
-    _checked_settings = frozenset({"capacity_factor", "drop_policy", "impl"})
+    _checked_settings = frozenset({"capacity_factor", "drop_policy", "gates_on", "impl"})
     _router_part: RouterPart
     _experts_part: ExpertsPart
 
@@ -91,6 +99,7 @@ class SparseMoE(SettingsModule):
         shared: nn.Module | None = None,
         capacity_factor: float | None = None,
         drop_policy: str = "position",
+        gates_on: GatesOn = "outputs",
         impl: Impl = "auto",
     ) -> None:
         super().__init__()
@@ -101,6 +110,7 @@ class SparseMoE(SettingsModule):
         self.shared = shared
         self.capacity_factor = capacity_factor
         self.drop_policy = drop_policy
+        self.gates_on: GatesOn = gates_on
         if self._router_part.num_experts != self._experts_part.num_experts:
             raise ValueError(
                 f"router and experts must agree on the number of experts, got {self._router_part.num_experts} "
@@ -232,7 +242,9 @@ class SparseMoE(SettingsModule):
         flat = len(lead) == 1
         tokens = inputs if flat else [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
         gates = masked_gates(routing, mask_T)
-        y: Tensor = self.experts(tokens if self._experts_part.takes_pyramid else tokens[0], plan, gates)
+        rows = tokens if self._experts_part.takes_pyramid else tokens[0]
+        compute = self.experts if self.gates_on == "outputs" else partial(experts_on_gated_inputs, self.experts)
+        y: Tensor = compute(rows, plan, gates)
         y = y if flat else y.reshape(*lead, *y.shape[1:])
         if self.shared is not None:
             y = y + shared_output(self.shared, x, mask)
@@ -282,9 +294,10 @@ class SparseMoE(SettingsModule):
 
     def extra_repr(self) -> str:
         """Shows the settings that are not a part's own."""
-        if self.capacity_factor is None:
-            return "dropless"
-        return f"capacity_factor={self.capacity_factor}, drop_policy={self.drop_policy!r}"
+        shown = "dropless"
+        if self.capacity_factor is not None:
+            shown = f"capacity_factor={self.capacity_factor}, drop_policy={self.drop_policy!r}"
+        return shown if self.gates_on == "outputs" else f"{shown}, gates_on={self.gates_on!r}"
 
     def _plan(self, routing: Routing, mask: Tensor | None, counted: CountedTokens) -> DispatchPlan:
         return plan_routing(
@@ -302,6 +315,12 @@ class SparseMoE(SettingsModule):
         check_part_impl("router", self.router, self.impl)
         check_part_impl("experts", self.experts, self.impl)
         check_choice("drop_policy", self.drop_policy, DROP_POLICIES)
+        check_choice("gates_on", self.gates_on, GATES_ON)
+        if self.gates_on == "inputs" and self._router_part.top_k == 0:
+            raise ValueError(
+                'gates_on="inputs" needs a router that chooses experts for tokens, got expert choice: leave it at '
+                '"outputs".'
+            )
         if self.capacity_factor is not None and self._router_part.top_k == 0:
             raise ValueError(EXPERT_CHOICE_CAPACITY)
         self._capacity = None if self.capacity_factor is None else Capacity(self.capacity_factor)

@@ -1,7 +1,8 @@
 """Steps of a sparse layer as functions: masking, repeating decisions, planning a routing."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from moekit.observers import RoutingEvent, notify
 from moekit.plan import DispatchPlan, plan_dispatch, plan_expert_choice
 from moekit.routing import CountedTokens, Routing
 from moekit_kernels.impl import Impl
+
+GatesOn = Literal["outputs", "inputs"]
+GATES_ON: tuple[GatesOn, ...] = ("outputs", "inputs")
 
 EXPERT_CHOICE_CAPACITY = "capacity_factor of an expert-choice layer belongs to its router: set it there."
 
@@ -92,6 +96,41 @@ def masked_gates(routing: Routing, mask: Tensor | None) -> Tensor:
         return routing.gates
     real = mask.unsqueeze(-1) if routing.token_ids is None else mask[routing.token_ids]
     return torch.where(real, routing.gates, 0)
+
+
+def experts_on_gated_inputs(
+    experts: Callable[..., Tensor], x: Tensor | Sequence[Tensor], plan: DispatchPlan, gates: Tensor
+) -> Tensor:
+    """Computes ``sum_k expert_k(gate_k * x)``: every slot is a token of its own, with a gate of 1.
+
+    Args:
+        experts: As :class:`~moekit.experts.base.Experts` are called.
+        x: Tokens ``(T, ...)``, or maps of pyramids.
+        plan: Of token choice.
+        gates: ``(T, K)``.
+
+    Returns:
+        One output per token; zero for one without an expert, NaN where a gate is NaN.
+    """
+    num_tokens, top_k = gates.shape
+    slots = plan._replace(
+        token_of_row=plan.slot_of_row,
+        row_of_slot=None if plan.row_of_slot is None else plan.row_of_slot.view(-1, 1),
+        num_tokens=num_tokens * top_k,
+    )
+
+    factors = torch.where(gates.isnan(), 0, gates)  # whose slots are in no expert's rows; NaN would reach gradients
+
+    def gated(each: Tensor) -> Tensor:
+        copies = each.unsqueeze(1) * factors.view(num_tokens, top_k, *(1,) * (each.ndim - 1))
+        return copies.to(each.dtype).flatten(0, 1)
+
+    inputs = gated(x) if isinstance(x, Tensor) else [gated(each) for each in x]
+    y = experts(inputs, slots, gates.new_ones(num_tokens * top_k, 1))
+    y = y.view(num_tokens, top_k, *y.shape[1:]).sum(1)
+    # A token with a NaN gate is in no expert's rows; it must not look like one without an expert.
+    nothing = (gates.detach() * 0).sum(1).to(y.dtype)
+    return y + nothing.view(num_tokens, *(1,) * (y.ndim - 1))
 
 
 def repeat_decisions(routing: Routing, shared_by: torch.Size) -> Routing:
