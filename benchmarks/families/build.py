@@ -75,6 +75,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "kimi_linear": _HALF_LINEAR,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {"zero_expert_num": 2},
     "mimo_v2_flash": {"num_key_value_heads": 2},
     "nemotron_h": {
         "num_hidden_layers": None,
@@ -82,6 +83,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "mamba_num_heads": 8,
         "mamba_head_dim": 8,
     },
+    # With its default, no two experts of a random model are near enough to share a token.
+    "phimoe": {"router_jitter_noise": 0.5},
     "qwen3_5_moe": _HALF_LINEAR,
     "qwen3_next": _HALF_LINEAR,
     "qwen4_exp": _HALF_LINEAR

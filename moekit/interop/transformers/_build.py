@@ -5,13 +5,15 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from moekit.experts.base import Experts
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
+from moekit.interop.transformers._banks import IdentityExperts, InputGatedExperts, LatentExperts
 from moekit.interop.transformers._check import check_small_copy
 from moekit.interop.transformers._parts import modules_of
 from moekit.interop.transformers._pieces import Piece
 from moekit.interop.transformers._read import BlockContents, read_block
-from moekit.interop.transformers._router import NormalizedTopKRouter
+from moekit.interop.transformers._routers import GroupMaxRouter, NormalizedTopKRouter, SparseMixerRouter
 from moekit.layer import SparseMoE
 from moekit.routers.base import Router
 from moekit.routers.hard import HardRouter
@@ -70,15 +72,22 @@ def empty_layer(contents: BlockContents, impl: Impl, device: torch.device | str 
         where = _place(piece.first)
         return where if device is None else {"device": torch.device(device), "dtype": where["dtype"]}
 
-    experts = FFNExperts(
-        sizes["D"],
+    bank = "experts.experts" if "experts.experts.down_proj" in pieces else "experts"
+    experts: Experts = (InputGatedExperts if contents.form.experts == "input_gated" else FFNExperts)(
+        sizes["L"] if "L" in sizes else sizes["D"],
         sizes["F"],
         sizes["E"],
         activation=contents.activation,  # pyright: ignore[reportArgumentType]
-        bias="experts.up_bias" in pieces,
+        bias=f"{bank}.up_bias" in pieces,
         impl=impl,
-        **place(pieces["experts.down_proj"]),
+        **place(pieces[f"{bank}.down_proj"]),
     )
+    if "L" in sizes:
+        bias = "experts.into_latent.bias" in pieces
+        where = place(pieces["experts.into_latent.weight"])
+        experts = LatentExperts(sizes["D"], experts, sizes["L"], bias=bias, **where)
+    if contents.form.experts == "identity":
+        experts = IdentityExperts(experts, sizes["Z"])
     shared = None
     if contents.shared_activation is not None:
         shared = FFN(
@@ -93,13 +102,26 @@ def empty_layer(contents: BlockContents, impl: Impl, device: torch.device | str 
 
 
 def _router(contents: BlockContents, place: _Place) -> Router:
-    rule, dim, num_experts = contents.rule, contents.sizes["D"], contents.sizes["E"]
+    rule, dim = contents.rule, contents.sizes["D"]
+    num_experts = contents.sizes.get("A", contents.sizes["E"])
     names = {piece.name for piece in contents.pieces}
     gate_bias, selection_bias = "router.gate.layers.0.bias" in names, "router.selection_bias" in names
     plain = rule.num_groups is None and not selection_bias and rule.scaling_factor == 1.0
     if rule.top_k == 1 and rule.renormalize and plain and rule.epsilon == 0.0:
         # A single gate divided by itself: 1, without a gradient.
         return HardRouter(dim, num_experts, gradient="none", gate_bias=gate_bias, **place)
+    if rule.scoring == "sparse_mixer":
+        return SparseMixerRouter(dim, num_experts, epsilon=rule.epsilon, **place)
+    if rule.groups_by_max:
+        return GroupMaxRouter(
+            dim,
+            num_experts,
+            rule.top_k,
+            num_groups=rule.num_groups or 1,
+            topk_groups=rule.topk_groups or 1,
+            scaling_factor=rule.scaling_factor,
+            **place,
+        )
     options = _Options(
         scoring=rule.scoring,
         scaling_factor=rule.scaling_factor,

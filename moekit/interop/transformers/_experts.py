@@ -63,30 +63,6 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     return output if output.dtype == hidden_states.dtype else output.to(hidden_states.dtype)
 
 
-def split_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """Computes experts of DBRX, whose three matrices ``(E * F, D)`` lie apart, without joining them.
-
-    Args:
-        self: The module of experts.
-        hidden_states: ``(..., D)``.
-        top_k_index: ``(T, K)``.
-        top_k_weights: ``(T, K)``.
-
-    Returns:
-        Of the shape of ``hidden_states``.
-    """
-    glu, num_experts = self.mlp, self.num_experts
-    if observed():
-        notify(RoutingEvent(self, num_experts, expert_ids=top_k_index))
-    gate, value, down = (each.view(num_experts, -1, each.shape[-1]) for each in (glu.w1, glu.v1, glu.w2))
-    plan = plan_dispatch(top_k_index, num_experts)
-    rows_ND = dispatch(hidden_states.reshape(-1, hidden_states.shape[-1]).to(gate.dtype), plan)
-    gate_NF = grouped_gemm(rows_ND, gate, plan.offsets)
-    hidden_NF = glu.activation_fn(gate_NF) * grouped_gemm(rows_ND, value, plan.offsets)
-    y_ND = grouped_gemm(hidden_NF, down.mT, plan.offsets)
-    return combine(y_ND, plan, top_k_weights).view(hidden_states.shape).to(hidden_states.dtype)
-
-
 def _weights(experts: Any) -> ExpertWeights:
     """Returns the module's parameters, transposed ones as views."""
     name = "gate_up_proj" if getattr(experts, "has_gate", True) else "up_proj"

@@ -1,12 +1,17 @@
 """The sparse blocks of ``transformers`` whose rules are known, and how each class names and lays out its parts.
 
-Letters in shapes: E experts, D width, F hidden width of an expert, S hidden width of the shared expert.
+Letters in shapes: E experts, A experts that the router knows (more only beside Z identity experts), D width, L width of
+the experts (another only between latent projections), F hidden width of an expert, S hidden width of the shared expert.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from moekit_kernels.routing.options import Scoring
+
+Bank = Literal["stacked", "split", "input_gated", "identity"]
+"""Experts of one stack; of three matrices ``(E * F, D)`` (DBRX); with gates on their inputs, without an interface
+(Llama 4); and beside identity experts (LongCat)."""
 
 
 class Form(NamedTuple):
@@ -14,7 +19,7 @@ class Form(NamedTuple):
 
     Attributes:
         router: Name of the router in the block.
-        scoring: As of :class:`~moekit.routers.top_k.TopKRouter`.
+        scoring: As of :class:`~moekit.routers.top_k.TopKRouter`, or PhiMoE's sparse mixer.
         renormalize: Whether the gates of a token are divided by their sum; None where a setting of the block says so.
         weight: Name of the matrix in the router.
         selection_bias: Name in the block of what is added to the scores for selection; some blocks have none.
@@ -22,11 +27,11 @@ class Form(NamedTuple):
         shared: Name of the shared expert in the block; some blocks have none.
         shared_gate: Name of the linear layer whose sigmoid weights the shared expert.
         float_logits: Whether the router returns float32 in every dtype.
-        split: Whether the experts keep three matrices ``(E * F, D)``, as DBRX does.
+        experts: How the experts are kept.
     """
 
     router: str = "gate"
-    scoring: Scoring = "softmax"
+    scoring: Scoring | Literal["sparse_mixer"] = "softmax"
     renormalize: bool | None = None
     weight: str = "weight"
     selection_bias: str | None = None
@@ -34,7 +39,7 @@ class Form(NamedTuple):
     shared: str | None = None
     shared_gate: str | None = None
     float_logits: bool = False
-    split: bool = False
+    experts: Bank = "stacked"
 
 
 _QWEN2 = Form(shared="shared_expert", shared_gate="shared_expert_gate")
@@ -63,8 +68,18 @@ FORMS: Final[Mapping[str, Form]] = {
     "MiniMaxM2SparseMoeBlock": Form(scoring="sigmoid", renormalize=True, selection_bias="e_score_correction_bias"),
     "GraniteMoeMoE": Form("router", "topk_softmax", renormalize=True, float_logits=True),
     "JambaSparseMoeBlock": Form("router", renormalize=False),
-    "DbrxFFN": Form("router", weight="layer.weight", split=True),
+    "DbrxFFN": Form("router", weight="layer.weight", experts="split"),
     "Lfm2MoeSparseMoeBlock": Form(scoring="sigmoid", selection_bias="expert_bias", epsilon=1e-6),
+    "LongcatFlashMoE": Form(
+        "router",
+        renormalize=False,
+        weight="classifier.weight",
+        selection_bias="router.e_score_correction_bias",
+        float_logits=True,
+        experts="identity",
+    ),
+    "Llama4TextMoe": Form("router", "sigmoid", renormalize=False, shared="shared_expert", experts="input_gated"),
+    "PhimoeSparseMoeBlock": Form("router", "sparse_mixer", renormalize=False),
     "GptOssMLP": Form("router", "topk_softmax", renormalize=True),
     "HunYuanMoEV1Moe": Form(renormalize=True, weight="wg.weight", shared="shared_mlp"),
     "AriaTextMoELayer": Form("router", "topk_softmax", renormalize=True, shared="shared_experts"),
@@ -102,6 +117,8 @@ BLOCK: Final[Mapping[str, Known]] = {
     "hidden_dim": "D",
     "input_size": "D",
     "ffn_dim": "F",
+    "intermediate_size": "F",
+    "input_jitter_noise": _is_number,  # in training, in which its router is refused
     "jitter_noise": (0, None),
     "shared_experts": (None,),
     "use_expert_bias": _is_flag,
@@ -110,13 +127,19 @@ BLOCK: Final[Mapping[str, Known]] = {
 ROUTER: Final[Mapping[str, Known]] = {
     "top_k": _is_count,
     "num_experts": "E",
+    "n_routed_experts": "A",
     "hidden_dim": "D",
     "hidden_size": "D",
+    "in_features": "D",
+    "out_features": "E",
     "norm_topk_prob": _is_flag,
     "routed_scaling_factor": _is_number,
     "num_group": lambda value: value is None or _is_count(value),
     "topk_group": lambda value: value is None or _is_count(value),
-    "topk_method": ("greedy",),
+    "topk_method": ("greedy", "group_limited_greedy"),
+    "router_bias": (False,),
+    "router_jitter_noise": _is_number,
+    "input_jitter_noise": _is_number,
     "norm_min": _is_negligible,
     "moe_jitter_eps": (None,),
     "use_expert_bias": _is_flag,
@@ -125,6 +148,10 @@ ROUTER: Final[Mapping[str, Known]] = {
 EXPERTS: Final[Mapping[str, Known]] = {
     "num_experts": "E",
     "moe_num_experts": "E",
+    "num_routed_experts": "E",
+    "zero_expert_num": "Z",
+    "total_experts": "A",
+    "expert_dim": "F",
     "hidden_dim": "D",
     "hidden_size": "D",
     "intermediate_dim": "F",

@@ -1,6 +1,6 @@
 """Where the weights of a block are, of what shape, and which of its submodules are known.
 
-Letters in shapes: E experts, D width, F hidden width of an expert, S hidden width of the shared expert.
+Letters in shapes are those of :mod:`moekit.interop.transformers._forms`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from moekit.interop.transformers._forms import BLOCK, EXPERTS, ROUTER, SHARED, Form, Known
+from moekit.interop.transformers._forms import BLOCK, EXPERTS, ROUTER, SHARED, Bank, Form, Known
 
 Shape = tuple[str, ...]
 Sizes = Mapping[str, int]
@@ -48,44 +48,60 @@ def parts_of(form: Form, block: nn.Module) -> PartsOfBlock:
     has = {name for name, _ in block.named_parameters()} | {name for name, _ in block.named_buffers()}
     children = dict(block.named_children())
     router = form.router
-    shapes: dict[str, Shape] = {f"{router}.{form.weight}": ("E", "D")}
+    of_router = "A" if form.experts == "identity" else "E"
+    shapes: dict[str, Shape] = {f"{router}.{form.weight}": (of_router, "D")}
     settings: dict[str, Mapping[str, Known]] = {"": BLOCK, router: ROUTER, "experts": EXPERTS}
     linear, activations, identity = set[str](), {"experts.act_fn"}, set[str]()
     if "." in form.weight:
         linear.add(f"{router}.{form.weight.rpartition('.')[0]}")
     if f"{router}.bias" in has:
-        shapes[f"{router}.bias"] = ("E",)
+        shapes[f"{router}.bias"] = (of_router,)
     if form.selection_bias is not None and form.selection_bias in has:
         bias = tensor_at(block, form.selection_bias)
-        shapes[form.selection_bias] = ("1", "E") if bias.ndim == 2 else ("E",)
+        shapes[form.selection_bias] = ("1", of_router) if bias.ndim == 2 else (of_router,)
         owner = form.selection_bias.rpartition(".")[0]
         settings.setdefault(owner, {})
-    if form.split:
+    if form.experts == "split":
         shapes |= {f"experts.mlp.{name}": ("EF", "D") for name in ("w1", "v1", "w2")}
         settings["experts.mlp"] = EXPERTS
         activations.add("experts.mlp.activation_fn")
     else:
-        shapes |= _stacked(vars(children["experts"]) if "experts" in children else {})
+        shapes |= _stacked(form.experts, vars(children["experts"]) if "experts" in children else {})
+    if form.experts == "identity":
+        identity.add("experts.identity_expert")
+    for name, shape in {"fc1_latent_proj": ("L", "D"), "fc2_latent_proj": ("D", "L")}.items():
+        # Of Nemotron-H alone; of others, they would be parts that are not known.
+        if type(block).__name__ != "NemotronHMoE":
+            continue
+        if isinstance(children.get(name), nn.Identity):
+            identity.add(name)
+            shapes = {path: tuple("D" if each == "L" else each for each in old) for path, old in shapes.items()}
+        else:
+            linear.add(name)
+            shapes[f"{name}.weight"] = shape
+            if f"{name}.bias" in has:
+                shapes[f"{name}.bias"] = shape[:1]
     if form.shared is not None and form.shared in children:
         shapes |= _shared(form.shared, children[form.shared], has)
         settings[form.shared] = SHARED
         linear |= {f"{form.shared}.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
-        activations.add(f"{form.shared}.act_fn")
+        activations.add(activation_path(children[form.shared], form.shared))
         if form.shared_gate is not None:
             shapes[f"{form.shared_gate}.weight"] = ("1", "D")
             linear.add(form.shared_gate)
-    if type(block).__name__ == "NemotronHMoE":
-        identity = {"fc1_latent_proj", "fc2_latent_proj"}
     return PartsOfBlock(shapes, settings, frozenset(linear), frozenset(identity), frozenset(activations))
 
 
-def _stacked(experts: Mapping[str, object]) -> dict[str, Shape]:
+def _stacked(kind: Bank, experts: Mapping[str, object]) -> dict[str, Shape]:
     gated = experts.get("has_gate", True)
     first, rows = ("gate_up_proj", "2F") if gated else ("up_proj", "F")
-    if experts.get("is_transposed", False):
-        shapes: dict[str, Shape] = {first: ("E", "D", rows), "down_proj": ("E", "F", "D")}
+    width = "L" if not gated else "D"
+    if kind == "input_gated" or experts.get("is_transposed", False):
+        shapes: dict[str, Shape] = {first: ("E", width, rows), "down_proj": ("E", "F", width)}
     else:
-        shapes = {first: ("E", rows, "D"), "down_proj": ("E", "D", "F")}
+        shapes = {first: ("E", rows, width), "down_proj": ("E", width, "F")}
+    if kind == "identity":
+        shapes[first] = ("A", rows, width)
     if experts.get("has_bias", False):
         shapes |= {f"{first}_bias": ("E", rows), "down_proj_bias": ("E", "D")}
     return {f"experts.{name}": shape for name, shape in shapes.items()}
@@ -98,6 +114,11 @@ def _shared(name: str, shared: nn.Module, has: set[str]) -> dict[str, Shape]:
     if f"{name}.down_proj.bias" in has:
         shapes |= {f"{name}.{each}.bias": shape[:1] for each, shape in matrices.items()}
     return shapes
+
+
+def activation_path(shared: nn.Module, name: str) -> str:
+    """Returns the name of the activation of a shared expert."""
+    return f"{name}.activation_fn" if "activation_fn" in dict(shared.named_children()) else f"{name}.act_fn"
 
 
 def tensor_at(module: nn.Module, path: str) -> Tensor:

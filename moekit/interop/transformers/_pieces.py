@@ -65,16 +65,20 @@ class Piece(NamedTuple):
 @torch.no_grad()
 def pieces_of(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[Piece, ...]:
     """Returns all weights of the layer that a block becomes."""
+    computed = tensor_at(block, "experts.down_proj").shape[0] if form.experts == "identity" else None
 
     def piece(name: str, *paths: str, dim: int = 0) -> list[Piece]:
         sources = {path: tensor_at(block, path) for path in paths if path in parts.shapes}
         views = tuple(_view(path, each, parts.shapes[path]) for path, each in sources.items())
+        if name.endswith("experts.up_proj"):
+            # Identity experts have rows too, which nothing reads.
+            views = tuple(each[:computed] for each in views)
         return [Piece(name, sources, views, dim)] if sources else []
 
     pieces = piece("router.gate.layers.0.weight", f"{form.router}.{form.weight}")
     pieces += piece("router.gate.layers.0.bias", f"{form.router}.bias")
     pieces += piece("router.selection_bias", form.selection_bias or "")
-    if form.split:
+    if form.experts == "split":
         num_experts = tensor_at(block, f"{form.router}.{form.weight}").shape[0]
         w1, v1, w2 = (tensor_at(block, f"experts.mlp.{name}") for name in ("w1", "v1", "w2"))
         up = tuple(each.view(num_experts, -1, each.shape[1]) for each in (w1, v1))
@@ -82,11 +86,17 @@ def pieces_of(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[Piece,
         down = w2.view(num_experts, -1, w2.shape[1]).mT
         pieces.append(Piece("experts.down_proj", {"experts.mlp.w2": w2}, (down,)))
     else:
+        # Latent and identity experts have the stacked ones inside.
+        latent = "fc1_latent_proj.weight" in parts.shapes
+        bank = "experts.experts" if latent or form.experts == "identity" else "experts"
         for first in ("experts.gate_up_proj", "experts.up_proj"):
-            pieces += piece("experts.up_proj", first)
-            pieces += piece("experts.up_bias", f"{first}_bias")
-        pieces += piece("experts.down_proj", "experts.down_proj")
-        pieces += piece("experts.down_bias", "experts.down_proj_bias")
+            pieces += piece(f"{bank}.up_proj", first)
+            pieces += piece(f"{bank}.up_bias", f"{first}_bias")
+        pieces += piece(f"{bank}.down_proj", "experts.down_proj")
+        pieces += piece(f"{bank}.down_bias", "experts.down_proj_bias")
+        for mine, theirs in {"into_latent": "fc1_latent_proj", "out_of_latent": "fc2_latent_proj"}.items():
+            for kind in ("weight", "bias"):
+                pieces += piece(f"experts.{mine}.{kind}", f"{theirs}.{kind}")
     for kind in ("weight", "bias"):
         both = (f"{form.shared}.{name}.{kind}" for name in ("gate_proj", "up_proj"))
         pieces += piece(f"shared.up_proj.{kind}", *both)
@@ -97,7 +107,7 @@ def pieces_of(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[Piece,
 
 def _view(path: str, tensor: Tensor, shape: tuple[str, ...]) -> Tensor:
     """Returns a tensor in the layer's layout: a bias as a vector, a stack of matrices as ``(E, out, in)``."""
-    if shape == ("1", "E"):
+    if len(shape) == 2 and shape[0] == "1" and shape[1] in ("A", "E"):
         return tensor[0]
-    out = 2 if path.endswith("down_proj") == (shape[-1] == "D") else 1
-    return tensor.mT if len(shape) == 3 and out == 2 else tensor
+    transposed = len(shape) == 3 and (shape[-1] in ("D", "L")) == path.endswith("down_proj")
+    return tensor.mT if transposed else tensor

@@ -1,12 +1,12 @@
 """Reads a block of ``transformers``, and names all of it that has no place in a layer."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from moekit.interop.transformers._forms import FORMS, Form, Known
-from moekit.interop.transformers._parts import PartsOfBlock, Shape, modules_of, parts_of, size_of
+from moekit.interop.transformers._parts import PartsOfBlock, Shape, activation_path, modules_of, parts_of, size_of
 from moekit.interop.transformers._pieces import Piece, pieces_of
 from moekit.parts import check_module
 from moekit_kernels.activations import activation_of
@@ -28,19 +28,21 @@ class Rule(NamedTuple):
         top_k: ``K``.
         scoring: See there.
         renormalize: Whether the gates of a token are divided by their sum.
-        epsilon: Added to that sum.
+        epsilon: Added to that sum; of the sparse mixer its own.
         scaling_factor: Multiplies the gates.
         num_groups: Groups of experts, or None.
         topk_groups: Groups chosen, or None.
+        groups_by_max: Whether groups are ranked by their best expert, not by the best two.
     """
 
     top_k: int
-    scoring: Scoring
+    scoring: Scoring | Literal["sparse_mixer"]
     renormalize: bool
     epsilon: float = 0.0
     scaling_factor: float = 1.0
     num_groups: int | None = None
     topk_groups: int | None = None
+    groups_by_max: bool = False
 
 
 class BlockContents(NamedTuple):
@@ -125,6 +127,8 @@ def _sizes(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> dict[s
     rows = tensors.get("experts.mlp.w2")
     if rows is not None and "E" in sizes:
         sizes["F"] = rows.shape[0] // sizes["E"]
+    if "A" in sizes and "E" in sizes:
+        sizes["Z"] = sizes["A"] - sizes["E"]
     return sizes
 
 
@@ -199,7 +203,7 @@ def _out_of_range(block: nn.Module, parts: PartsOfBlock, sizes: Mapping[str, int
     """Returns numbers of experts per token that cannot be, or differ between router and block."""
     counts = {path: vars(module).get("top_k") for path, module in modules_of(block).items() if path in parts.settings}
     numbers = {path: count for path, count in counts.items() if isinstance(count, int)}
-    wrong = {path: each for path, each in numbers.items() if each > sizes.get("E", each)}
+    wrong = {path: each for path, each in numbers.items() if each > sizes.get("A", sizes.get("E", each))}
     if len(set(numbers.values())) > 1:
         wrong |= numbers
     return [f"{path}.top_k={each}" if path else f"top_k={each}" for path, each in wrong.items()]
@@ -213,9 +217,10 @@ def _rule(block: nn.Module, form: Form, num_experts: int) -> Rule:
         of_norm = settings.get("moe_normalize_expert_weights")
         renormalize = settings.get("norm_topk_prob", of_norm is not None)
     num_groups, topk_groups = settings.get("num_group"), settings.get("topk_group")
-    if "topk_method" in settings or num_groups == 1:
+    by_max = settings.get("topk_method") == "group_limited_greedy"
+    if settings.get("topk_method") == "greedy" or num_groups == 1:
         num_groups = topk_groups = None
-    if num_groups is not None and (num_experts % num_groups or num_experts // num_groups < 2):
+    if num_groups is not None and not by_max and (num_experts % num_groups or num_experts // num_groups < 2):
         raise ValueError(
             f"block must have groups of at least 2 experts each, got {num_experts} experts with "
             f"{form.router}.num_group={num_groups}."
@@ -224,10 +229,11 @@ def _rule(block: nn.Module, form: Form, num_experts: int) -> Rule:
         settings["top_k"],
         form.scoring,
         renormalize,
-        form.epsilon if renormalize else 0.0,
+        form.epsilon if renormalize else float(settings.get("router_jitter_noise", 0.0)),
         float(settings.get("routed_scaling_factor", 1.0)),
         num_groups,
         topk_groups,
+        by_max and num_groups is not None,
     )
 
 
@@ -236,8 +242,10 @@ def _activations(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[str
     from moekit.interop.transformers._gates import activation_name, fused_activation
 
     experts = block.get_submodule("experts")
-    if form.split:
+    if form.experts == "split":
         activation = activation_name(experts.get_submodule("mlp.activation_fn"), gated=True)
+    elif form.experts != "stacked":
+        activation = activation_name(getattr(experts, "act_fn", None), gated=True)
     else:
         activation = fused_activation(experts)
         concatenated = vars(experts).get("is_concatenated", True)
@@ -249,11 +257,13 @@ def _activations(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[str
     of_shared = None
     if form.shared is not None and form.shared in parts.settings:
         gated = f"{form.shared}.gate_proj.weight" in parts.shapes
-        of_shared = activation_name(block.get_submodule(f"{form.shared}.act_fn"), gated=gated)
+        path = activation_path(block.get_submodule(form.shared), form.shared)
+        of_shared = activation_name(block.get_submodule(path), gated=gated)
         if of_shared is None:
-            raise ValueError(_unknown_activation(block, f"{form.shared}.act_fn"))
+            raise ValueError(_unknown_activation(block, path))
     if activation is None:
-        raise ValueError(_unknown_activation(block, "experts.mlp.activation_fn" if form.split else "experts.act_fn"))
+        path = "experts.mlp.activation_fn" if form.experts == "split" else "experts.act_fn"
+        raise ValueError(_unknown_activation(block, path))
     return activation, of_shared
 
 

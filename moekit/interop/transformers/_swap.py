@@ -7,10 +7,16 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
 
+from moekit.interop.transformers._bank_forwards import (
+    identity_experts_forward,
+    input_gated_experts_forward,
+    split_experts_forward,
+)
 from moekit.interop.transformers._build import empty_layer, understand
 from moekit.interop.transformers._forms import FORMS
 from moekit.interop.transformers._parts import modules_of, tensor_at
 from moekit.interop.transformers._read import BlockContents, form_of
+from moekit.interop.transformers._routers import SparseMixerRouter
 from moekit.routers.base import Router
 from moekit.routing import Routing
 
@@ -67,6 +73,9 @@ class MoekitRouter(Swapped):
             selection_bias: ``(E,)``, of blocks that keep it outside of the router.
         """
         state: RouterState = self.__dict__[_STATE]
+        if self.training and isinstance(state.router, SparseMixerRouter):
+            # In training it samples, by a rule of its own.
+            return cast(Any, super()).forward(hidden_states)
         weight = tensor_at(self, state.weight)
         tensors = {"gate.layers.0.weight": weight}
         if self._parameters.get("bias") is not None:
@@ -107,9 +116,37 @@ class MoekitSplitExperts(Swapped):
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Returns the gate-weighted sum of every token's experts, of the shape of ``hidden_states``."""
-        from moekit.interop.transformers._experts import split_experts_forward
-
         return split_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+
+
+class MoekitIdentityExperts(Swapped):
+    """Experts of LongCat computed by moekit."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Returns the gate-weighted sum of every token's experts."""
+        return identity_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+
+
+class MoekitInputGatedBlock(Swapped):
+    """A block of Llama 4, which decides by the logits that its router returns, and runs the chosen experts only."""
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the output ``(T, D)`` and the router logits ``(T, E)``."""
+        state: RouterState = self.__dict__[_STATE]
+        block = cast(Any, self)
+        rows = hidden_states.reshape(-1, block.hidden_dim)
+        _, router_logits = block.router(rows)
+        routing: Routing = state.router(router_logits)
+        gates = routing.gates.to(router_logits.dtype)
+        return block.shared_expert(rows) + block.experts(rows, routing.expert_ids, gates), router_logits
+
+
+class MoekitInputGatedExperts(Swapped):
+    """Experts of Llama 4 computed by moekit."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Returns the sum of every token's experts, each of the token times its gate."""
+        return input_gated_experts_forward(self, hidden_states, top_k_index, top_k_weights)
 
 
 class _Change(NamedTuple):
@@ -197,16 +234,19 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 def _swap_block(block: nn.Module, contents: BlockContents) -> list[_Change]:
     form = form_of(block)
     router, experts = block.get_submodule(form.router), block.get_submodule("experts")
-    layer = empty_layer(contents, "auto", "meta")
+    layer = empty_layer(contents, "auto", "meta").eval()
     bias = form.selection_bias
     prefix = f"{form.router}."
     inside = bias.removeprefix(prefix) if bias is not None and bias.startswith(prefix) else None
-    if form.split:
+    if form.experts in ("split", "input_gated"):
         layer.router.gate = nn.Identity()  # its input are the logits
         state = RouterState(layer.router, form.weight, None, form.float_logits)
-        return [_change(block, MoekitRoutingBlock, state), _change(experts, MoekitSplitExperts)]
+        if form.experts == "split":
+            return [_change(block, MoekitRoutingBlock, state), _change(experts, MoekitSplitExperts)]
+        return [_change(block, MoekitInputGatedBlock, state), _change(experts, MoekitInputGatedExperts)]
     state = RouterState(layer.router, form.weight, inside, form.float_logits)
-    return [_change(router, MoekitRouter, state), _change(experts, MoekitExperts)]
+    bank = MoekitIdentityExperts if form.experts == "identity" else MoekitExperts
+    return [_change(router, MoekitRouter, state), _change(experts, bank)]
 
 
 def _change(module: nn.Module, swapped: type[Swapped], state: RouterState | None = None) -> _Change:
