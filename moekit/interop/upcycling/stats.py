@@ -24,7 +24,7 @@ def collect_stats(model: nn.Module) -> Generator[dict[str, RouterStats]]:
 
     - Micro-batches: open it for each, or for all and clear the dict after each ``backward``.
     - ``torch.compile``: open the context before the first call and keep it open over the steps, clearing the dict after
-      each; hooks that are added to a model that is compiled already are not seen by it.
+      each. A model that was compiled without it does not see its hooks, which is an error when the context closes.
     - Activation checkpointing: ``use_reentrant=False``; with ``True`` the statistics have no gradient.
 
     Args:
@@ -34,7 +34,7 @@ def collect_stats(model: nn.Module) -> Generator[dict[str, RouterStats]]:
         The statistics by the name of the layer, filled as the model is called.
 
     Raises:
-        ValueError: If the model has no such layer.
+        ValueError: If the model has no such layer; when the context closes, if none reported anything.
 
     Example:
         >>> from moekit.interop import upcycle_
@@ -53,12 +53,13 @@ def collect_stats(model: nn.Module) -> Generator[dict[str, RouterStats]]:
     if not layers:
         raise ValueError(f"model must hold a SparseMoE, got a {type(model).__name__} without any: upcycle it first.")
     collected: dict[str, RouterStats] = {}
+    reported: dict[str, bool] = {}
     handles = [
         handle
         for name, layer in layers.items()
         for handle in (
             layer.register_forward_pre_hook(_with_stats, with_kwargs=True),
-            layer.register_forward_hook(_collector(name or type(layer).__name__, collected)),
+            layer.register_forward_hook(_collector(name or type(layer).__name__, collected, reported)),
         )
     ]
     try:
@@ -66,17 +67,23 @@ def collect_stats(model: nn.Module) -> Generator[dict[str, RouterStats]]:
     finally:
         for handle in handles:
             handle.remove()
+    if not reported:
+        raise ValueError(
+            f"model must be called while its statistics are collected, got a {type(model).__name__} whose layers "
+            "reported nothing: if it is compiled, open the context before its first call."
+        )
 
 
 def _with_stats(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return args, {**kwargs, "stats": True}
 
 
-def _collector(name: str, collected: dict[str, RouterStats]) -> Callable[..., None]:
+def _collector(name: str, collected: dict[str, RouterStats], reported: dict[str, bool]) -> Callable[..., None]:
     def collect(layer: nn.Module, args: Any, output: MoEOutput) -> None:
         # What activation checkpointing computes again in backward was collected already.
         if not torch.compiler.is_compiling() and _graph_task() != -1:
             return
+        reported[name] = True
         stats = cast(RouterStats, output.stats)
         collected[name] = collected[name] + stats if name in collected else stats
 

@@ -57,6 +57,9 @@ def upcycle_(
     else is refused by name, before anything is changed. Before a layer is put in its place, its output on random
     tokens is compared with that of the MLP, unless the method promises no equality.
 
+    Experts run fused with SiLU, GELU, tanh-GELU, ReLU and squared ReLU. Other activations run as an operation of their
+    own, and so does any with a dropout after it, unless its ``p`` is 0; gated MLPs with these are refused.
+
     Device, dtype, mode and ``requires_grad`` are those of the MLP; the router has the dtype of its weights, and is
     trained. Statistics for auxiliary losses are read by :func:`~moekit.interop.collect_stats`. Make the optimiser after
     this call, and apply FSDP, ``torch.compile`` or LoRA after it too. To load a checkpoint of an upcycled model, build
@@ -189,7 +192,7 @@ def _router(
         router.selection_bias.zero_()
     (row_of_expert,) = router.parameters()
     on = weights.up.device if generator is None else generator.device
-    row_of_group = torch.empty(num_experts // granularity, dim, device=on)
+    row_of_group = torch.empty(num_experts // granularity, dim, device=on, dtype=torch.float32)
     scaled_normal_(row_of_group, dim, init_scale, generator)
     with torch.no_grad():
         row_of_expert.copy_(row_of_group.repeat_interleave(granularity, dim=0))

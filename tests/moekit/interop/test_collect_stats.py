@@ -99,3 +99,14 @@ def test_a_model_without_layers_is_an_error() -> None:
     message = "model must hold a SparseMoE, got a Linear without any: upcycle it first"
     with pytest.raises(ValueError, match=message), collect_stats(nn.Linear(2, 2)):
         pass
+
+
+def test_a_model_that_reports_nothing_is_an_error() -> None:
+    model = upcycled()
+    compiled = torch.compile(model, backend="eager")
+    compiled(tokens())
+    message = "got a Model whose layers reported nothing: if it is compiled, open the context before its first call"
+    with pytest.raises(ValueError, match=message), collect_stats(model):
+        compiled(tokens())
+    with pytest.raises(KeyError), collect_stats(model):  # an error in the block is not hidden
+        raise KeyError

@@ -210,6 +210,15 @@ def test_weights_are_averaged_by_load_and_the_most_used_are_centres() -> None:
         assert torch.allclose(weight[1], old[1] / 8 + old[3] * 7 / 8, atol=1e-5), name
 
 
+def test_experts_of_different_parts_are_never_merged_however_near() -> None:
+    model = nn.Sequential(sequential())
+    experts = upcycle_(model, "0", **FOUR, granularity=2)["0"].moe.experts
+    with torch.no_grad():
+        for weight in experts.parameters():
+            weight[2] = weight[1]
+    assert merge_experts_(model, into=2, usage={"0": [2, 2, 1, 1]}) == {"0": [[0, 2], [1, 3]]}
+
+
 def test_without_usage_or_load_weights_are_averaged_alike() -> None:
     for usage in (None, {"moe": [0, 0, 5.0, 5.0]}):
         model = layer_of(num_experts=4)
@@ -238,17 +247,37 @@ def test_statistics_of_merged_experts_and_their_gradients() -> None:
     assert record.layers["moe"].load.sum() == 30
 
 
+def test_a_router_that_returned_no_logits_returns_them_for_the_groups() -> None:
+    model, x = layer_of(TopKRouter(DIM, 6, 2, return_logits=False)), tokens()
+    before = model["moe"](x).stats
+    merge_experts_(model, into={"moe": [[0, 5], [1], [2, 3, 4]]})
+    stats = model["moe"](x).stats
+    assert torch.allclose(stats.prob_sum[0], before.prob_sum[[0, 5]].sum(), atol=1e-5)
+
+
 def test_tokens_that_are_not_finite_keep_to_themselves_and_huge_logits_have_finite_gradients() -> None:
     model, x = layer_of(), 300 * tokens(8)
-    merge_experts_(model, into={"moe": [[0, 5], [1], [2, 3, 4]]})
+    merge_experts_(model, into={"moe": [[0, 1], [5], [2, 3, 4]]})
     x[2] = torch.nan
     output, stats = model["moe"](x)
+    assert model["moe"].route(x).gates.isnan().all(-1).nonzero().tolist() == [[2]]
     assert output.isnan().any(-1).nonzero().tolist() == [[2]]
     assert stats.nonfinite_tokens == 1
     x[2] = 0.0
     output, stats = model["moe"](x)
     (output.sum() + stats.logsumexp_sq_sum).backward()
     assert all(each.grad.isfinite().all() for each in model["moe"].router.parameters())
+
+
+def test_merged_layers_compile_and_take_masks() -> None:
+    model, x, mask = layer_of(), tokens(), torch.rand(3, 5) > 0.3
+    merge_experts_(model, into={"moe": [[0, 5], [1], [2, 3, 4]]})
+    moe = model["moe"]
+    output, stats = moe(x, mask=mask)
+    assert stats.num_tokens == mask.sum()
+    assert (output[~mask] == 0).all()
+    compiled = torch.compile(moe, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x).output, moe(x).output, atol=1e-6)
 
 
 def test_merged_layers_can_be_pruned_and_merged_again() -> None:
@@ -297,6 +326,14 @@ def test_copies_give_the_mlp_back(kind: str, granularity: int) -> None:
     assert all(module.training for module in model.modules())
     x = tokens()
     assert torch.equal(model.eval()(x), before.eval()(x))
+
+
+def test_the_mode_is_that_of_the_layer() -> None:
+    model = nn.Sequential(sequential()).eval()
+    upcycle_(model, "0", **FOUR)
+    model.train()
+    to_dense_(model)
+    assert all(module.training for module in model.modules())
 
 
 def test_weights_of_each_part_are_averaged() -> None:

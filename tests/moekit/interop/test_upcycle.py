@@ -13,7 +13,7 @@ from torch import nn
 
 from moekit import HardRouter, SparseMoE, TopKRouter
 from moekit.inspect import record_routing
-from moekit.interop import UpcycledMLP, upcycle_
+from moekit.interop import UpcycledMLP, to_dense_, upcycle_
 from tests.moekit.interop.mlps import DIM, HIDDEN, Gated, Model, Plain, sequential, tokens
 from tests.test_import import ROOT
 
@@ -166,9 +166,10 @@ def test_generators_decide_and_the_default_one_rests() -> None:
     assert not torch.equal(router_weight(1), router_weight(2))
 
 
-def test_training_moves_experts_apart() -> None:
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_training_moves_experts_apart(granularity: int) -> None:
     model = Model()
-    layers = upcycle_(model, "blocks.*.mlp", **FOUR)
+    layers = upcycle_(model, "blocks.*.mlp", **FOUR, granularity=granularity)
     x, target = tokens(64), tokens(64)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
@@ -248,6 +249,18 @@ def test_a_layer_that_computes_something_else_is_not_put_in_place() -> None:
     with pytest.raises(ValueError, match=r"'blocks.1.mlp', a Sequential, would become a layer that computes something"):
         upcycle_(model, "blocks.*.mlp", **FOUR)
     assert dict(model.named_modules()) == before
+
+
+def test_a_whole_model_is_pickled() -> None:
+    model = Model(Gated)
+    upcycle_(model, "blocks.*.mlp", **FOUR)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    x = tokens()
+    assert torch.equal(loaded(x), model(x))
+    assert list(to_dense_(loaded)) == ["blocks.0.mlp", "blocks.1.mlp"]
 
 
 def test_layers_show_what_they_stand_for() -> None:
