@@ -89,7 +89,7 @@ class DropUpcycling(UpcyclingMethod):
         ValueError: If ``ratio`` is out of range.
 
     Reference:
-        Nakamura et al. 2025, Drop-Upcycling, https://arxiv.org/abs/2502.19261, section 3. Its models have no biases.
+        Nakamura et al. 2025, Drop-Upcycling, https://arxiv.org/abs/2502.19261. Its models have no biases.
     """
 
     ratio: float = 0.5

@@ -109,7 +109,7 @@ def merge_experts_(
         ValueError: If a layer has a part that is not understood, or an argument does not fit; nothing is changed then.
 
     Reference:
-        Li et al. 2024, Merge, Then Compress, https://arxiv.org/abs/2310.01334, section 3.2: average by usage, the most
+        Li et al. 2024, Merge, Then Compress, https://arxiv.org/abs/2310.01334: average by usage, the most
         used experts as centres. There experts join the centre with the most similar router logits, and are permuted.
 
     Example:
