@@ -112,6 +112,15 @@ def families() -> tuple[str, ...]:
     return tuple(name for name, path in paths if path.exists() and DECORATOR in path.read_text())
 
 
+# Their experts take no implementation, but moekit computes their blocks.
+UNDECORATED = ("dbrx", "llama4", "longcat_flash")
+
+
+def all_families() -> tuple[str, ...]:
+    """Returns :func:`families` and those of other models whose blocks moekit computes, by name."""
+    return tuple(sorted({*families(), *UNDECORATED}))
+
+
 def model_class(family: str) -> type[Any]:
     """Returns the class that is built: one that generates text, else the family's text model."""
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
@@ -139,6 +148,11 @@ def build(family: str, dtype: torch.dtype = torch.float32, **settings: Any) -> A
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Returns the modules of a model that hold experts."""
+    return [module for module in model.modules() if "experts" in dict(module.named_children())]
 
 
 def experts_of(model: nn.Module) -> list[nn.Module]:

@@ -1,6 +1,6 @@
-"""``python -m benchmarks families``: every family of transformers with moekit's experts, compared to eager.
+"""``python -m benchmarks families``: every family of transformers with moekit's experts or blocks, compared to eager.
 
-Writes the table of ``benchmarks/results/families/README.md``; takes about three minutes on one core.
+Writes the table of ``benchmarks/results/families/README.md``; takes about four minutes on one core.
 """
 
 import argparse
@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from benchmarks.environment import environment
-from benchmarks.families.build import families
+from benchmarks.families.blocks import compare_blocks
+from benchmarks.families.build import all_families, families
 from benchmarks.families.compare import compare
 from benchmarks.families.table import write_table
 from benchmarks.options import add_out
@@ -22,7 +23,9 @@ PAGE = Path(__file__).parents[1] / "results" / "families" / "README.md"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
-    parser.add_argument("--family", nargs="+", choices=families(), metavar="NAME", help="only these, by folder name")
+    parser.add_argument(
+        "--family", nargs="+", choices=all_families(), metavar="NAME", help="only these, by folder name"
+    )
     add_out(parser, "file of the table, in place of the committed one")
 
 
@@ -32,9 +35,10 @@ def main(options: argparse.Namespace) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     comparisons = []
-    for family in options.family or families():
+    for family in options.family or all_families():
         print(family, file=sys.stderr)
-        comparisons.append(compare(family))
+        experts = compare(family) if family in families() else None
+        comparisons.append((family, experts, compare_blocks(family)))
     path: Path = options.out or PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(comparisons, environment(torch.device("cpu")), path)

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,25 +112,42 @@ def errors(model: Any, implementation: str = "moekit") -> Errors:
     return Errors(_relative(outputs[1], outputs[0]), _relative(*whole), of_parameters[worst], worst)
 
 
+def generated(model: Any) -> Tensor:
+    """Returns the tokens of greedy generation."""
+    options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    return model.generate(tokens(), attention_mask=torch.ones_like(tokens()), **options)
+
+
 def same_tokens(model: Any) -> bool:
     """Returns whether greedy generation gives eager's tokens; leaves the model set to moekit."""
-    generated = []
+    texts = []
     for implementation in ("eager", "moekit"):
         model.set_experts_implementation(implementation)
-        options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-        generated.append(model.generate(tokens(), attention_mask=torch.ones_like(tokens()), **options))
-    return torch.equal(*generated)
+        texts.append(generated(model))
+    return torch.equal(*texts)
 
 
 def reloads_equal(model: Any) -> bool:
     """Saves a model that is set to moekit, and loads it as such."""
+    return reloads(model, experts_implementation="moekit")
+
+
+def reloads(model: Any, prepare: Callable[[Any], object] | None = None, **options: Any) -> bool:
+    """Returns whether a model is saved and loaded without a missing or unexpected key, and gives the same output.
+
+    Args:
+        model: The model.
+        prepare: Is called with the loaded model.
+        options: Of ``from_pretrained``.
+    """
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         model.save_pretrained(folder)
         if "experts_implementation" in json.loads((Path(folder) / "config.json").read_text()):
             return False
         expected = output_of(model, tokens())
-        options = {"output_loading_info": True, "experts_implementation": "moekit"}
-        loaded, info = type(model).from_pretrained(folder, **options)
+        loaded, info = type(model).from_pretrained(folder, output_loading_info=True, **options)
+        if prepare is not None:
+            prepare(loaded.eval())
         complete = not (info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"])
         # Loaded weights lie elsewhere in memory, by which torch's products choose their order of addition.
         return complete and _relative(output_of(loaded.eval(), tokens()), expected) <= 1e-6

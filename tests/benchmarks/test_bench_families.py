@@ -5,12 +5,14 @@ import torch
 import transformers
 
 from benchmarks.__main__ import main
+from benchmarks.families import blocks as blocks_module
 from benchmarks.families import compare as compare_module
-from benchmarks.families.build import build, experts_of, families, model_class
+from benchmarks.families.blocks import compare_blocks
+from benchmarks.families.build import all_families, build, experts_of, families, model_class
 from benchmarks.families.command import PAGE
 from benchmarks.families.compare import compare, errors, output_of, reloads_equal, same_tokens, tokens
 from benchmarks.records import read
-from moekit.interop import fused_activation, register_experts
+from moekit.interop import from_transformers, fused_activation, register_experts
 
 # Of each kind: concatenated, transposed, interleaved with biases, not gated, a norm after each expert, a gate of its
 # own, a gate in float32, a skipped expert, a text model of a vision model, linear attention, a shared expert.
@@ -26,6 +28,12 @@ REPRESENTATIVE = (
     "qwen3_next",
     "qwen3_vl_moe",
     "zaya",
+)
+# Those whose blocks are converted and swapped, as the documentation says.
+WHOLE = (
+    *("aria", "dbrx", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "flex_olmo", "glm4_moe", "gpt_oss"),
+    *("granitemoe", "hunyuan_v1_moe", "jamba", "lfm2_moe", "llama4", "longcat_flash", "minimax_m2", "mixtral"),
+    *("nemotron_h", "olmoe", "phimoe", "qwen2_moe", "qwen3_5_moe", "qwen3_moe", "qwen3_next"),
 )
 # Those whose gate or norm no fused activation computes.
 UNFUSED = {"beam", "inkling2", "inkling2_loop", "muse_spark"}
@@ -87,11 +95,55 @@ def test_every_decorated_file_is_a_family_that_has_experts_when_built_small():
 
 def test_the_committed_table_has_every_family_and_no_failure():
     rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
-    assert {row[0].strip() for row in rows} == set(families())
-    assert not [row for row in rows if "no" in (cell.strip() for cell in row[-3:])]
-    assert max(float(cell) for row in rows for cell in row[3:5]) <= 1e-5
-    assert max(float(row[6]) for row in rows) <= 1e-6
-    assert {row[0].strip() for row in rows if row[2].strip() == "no"} == UNFUSED
+    assert {row[0].strip() for row in rows} == set(all_families())
+    assert not [row for row in rows if "no" in (cell.strip() for cell in [*row[1:7], *row[-3:]])]
+    experts = [row for row in rows if row[0].strip() in families()]
+    assert max(float(cell) for row in experts for cell in row[9:11]) <= 1e-5
+    assert max(float(row[12]) for row in experts) <= 1e-6
+    assert {row[0].strip() for row in experts if row[8].strip() == "no"} == UNFUSED
+
+
+def test_the_committed_table_has_every_family_whose_blocks_moekit_computes():
+    rows = [line.split("|")[1:-1] for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    computed = {row[0].strip(): row for row in rows if row[1].strip() != "refused"}
+    assert set(WHOLE) <= computed.keys()
+    assert max(float(row[place]) for row in computed.values() for place in (1, 4)) <= 1e-5
+    text = PAGE.read_text()
+    for row in rows:
+        assert (f"\n- {row[0].strip()}: `" in text) == (row[1].strip() == "refused")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_are_compared_and_a_difference_is_seen(monkeypatch):
+    comparison = compare_blocks("dbrx")
+    assert comparison.refusal is None
+    assert max(comparison.convert, comparison.swap) <= 1e-5
+    assert comparison.written_back
+    assert comparison.works
+    assert comparison.swapped_back
+    assert "AfmoeSparseMoeBlock" in compare_blocks("afmoe").refusal
+    monkeypatch.setattr(blocks_module, "swap_moe_blocks_", _ScaledHead)
+    assert compare_blocks("mixtral").swap > 1e-3
+    monkeypatch.setattr(blocks_module, "from_transformers", lambda block: _doubled(from_transformers(block)))
+    assert compare_blocks("mixtral").convert > 1e-3
+
+
+class _ScaledHead:
+    """Changes a model in place of swapping its blocks."""
+
+    def __init__(self, model):
+        self.head = model.lm_head
+
+    def __enter__(self):
+        self.head.weight.data.mul_(1.01)
+
+    def __exit__(self, *exception):
+        self.head.weight.data.div_(1.01)
+
+
+def _doubled(layer):
+    layer.experts.down_proj.data.mul_(2)
+    return layer
 
 
 def test_the_recorded_times_are_at_most_a_tenth_above_the_faster_of_eager_and_grouped_mm():
@@ -109,7 +161,7 @@ def test_the_recorded_times_are_at_most_a_tenth_above_the_faster_of_eager_and_gr
 def test_the_command_writes_a_table(tmp_path):
     path = tmp_path / "table.md"
     assert main(["families", "--family", "mixtral", "--out", str(path)]) == 0
-    assert "| mixtral | `MixtralForCausalLM` | `swiglu` | " in path.read_text()
+    assert "| yes | yes | `MixtralForCausalLM` | `swiglu` | " in path.read_text()
     assert path.read_text().rstrip().endswith("| yes | yes | yes |")
 
 

@@ -38,6 +38,7 @@ FAMILIES = {
     "olmoe": "OlmoeSparseMoeBlock",
     "phimoe": "PhimoeSparseMoeBlock",
     "qwen2_moe": "Qwen2MoeSparseMoeBlock",
+    "qwen3_5_moe": "Qwen3_5MoeSparseMoeBlock",
     "qwen3_moe": "Qwen3MoeSparseMoeBlock",
     "qwen3_next": "Qwen3NextSparseMoeBlock",
 }

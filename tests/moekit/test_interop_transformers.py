@@ -187,7 +187,10 @@ def test_a_block_of_a_model_that_recorded_its_router_is_converted():
 def test_what_is_no_block_is_refused():
     with pytest.raises(ValueError, match=r"block must be an nn\.Module, got a str"):
         from_transformers("mixtral")
-    with pytest.raises(ValueError, match=r"block must be a sparse block of transformers .*, got a Linear of torch"):
+    message = (
+        r"got a Linear of torch.*, unlike a Mixtral.* without gate.weight, experts.gate_up_proj, experts.down_proj"
+    )
+    with pytest.raises(ValueError, match=message):
         from_transformers(nn.Linear(2, 2))
     block = _block("mixtral")
     block.experts.down_proj = nn.Parameter(torch.zeros(EXPERTS, DIM, HIDDEN + 1))
@@ -226,7 +229,7 @@ class _Linear4bit(nn.Linear):
 
 CHANGES = {
     "without gate.weight with gate, a tests": _wrap_gate,
-    "got a MySparseMoeBlock": _subclass,
+    "a MySparseMoeBlock of .*, unlike a Qwen2MoeSparseMoeBlock with gate, a transf": _subclass,
     "shared_expert_gate, a tests.*_Linear4bit": lambda b: setattr(
         b, "shared_expert_gate", _Linear4bit(DIM, 1, bias=False)
     ),
@@ -327,6 +330,21 @@ def _assert_equal_or_refused(model: str, name: str) -> bool:
     # LongCat keeps rows for its identity experts, which nothing reads.
     assert sizes[0] == sizes[1] or name == "LongcatFlashMoE"
     return True
+
+
+SOME = [
+    ("afmoe", "AfmoeSparseMoeBlock", "unlike a DeepseekV3MoE without gate.weight with router, expert_bias"),
+    ("kolibri1", "Kolibri1SparseMoeBlock", "with the parts of a DeepseekV3MoE, but rules not known"),
+    ("muse_spark", "MuseSparkMoE", "pre_expert_proj, pre_expert_norm"),
+]
+
+
+@pytest.mark.parametrize(("model", "name", "unknown"), SOME)
+def test_other_blocks_are_refused_with_what_the_nearest_known_one_does_not_have(model, name, unknown):
+    with pytest.raises(ValueError, match=r"block must be a sparse block of transf") as refusal:
+        from_transformers(transformers_blocks.build(model, name))
+    assert f"got a {name}" in str(refusal.value)
+    assert unknown in str(refusal.value)
 
 
 @pytest.mark.slow  # imports every model of transformers

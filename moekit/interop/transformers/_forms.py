@@ -47,29 +47,39 @@ _DEEPSEEK_V3 = Form(
     scoring="sigmoid", selection_bias="gate.e_score_correction_bias", shared="shared_experts", float_logits=True
 )
 
+_MIXTRAL = Form(renormalize=True)
+_QWEN3 = Form()
+_DEEPSEEK_V2 = Form(renormalize=False, shared="shared_experts", float_logits=True)
+_ERNIE = Form(
+    renormalize=True,
+    selection_bias="gate.moe_statics.e_score_correction_bias",
+    shared="shared_experts",
+    float_logits=True,
+)
+_GRANITE = Form("router", "topk_softmax", renormalize=True, float_logits=True)
+
 FORMS: Final[Mapping[str, Form]] = {
-    "MixtralSparseMoeBlock": Form(renormalize=True),
+    "MixtralSparseMoeBlock": _MIXTRAL,
+    "Qwen3MoeSparseMoeBlock": _QWEN3,
     "Qwen2MoeSparseMoeBlock": _QWEN2,
-    "Qwen3MoeSparseMoeBlock": Form(),
     "Qwen3NextSparseMoeBlock": _QWEN2,
-    "OlmoeSparseMoeBlock": Form(),
-    "FlexOlmoSparseMoeBlock": Form(),
-    "DeepseekV2Moe": Form(renormalize=False, shared="shared_experts", float_logits=True),
+    "OlmoeSparseMoeBlock": _QWEN3,
+    "FlexOlmoSparseMoeBlock": _QWEN3,
     "DeepseekV3MoE": _DEEPSEEK_V3,
+    "DeepseekV2Moe": _DEEPSEEK_V2,
     "Glm4MoeMoE": _DEEPSEEK_V3,
     "Dots1MoE": _DEEPSEEK_V3,
     "NemotronHMoE": _DEEPSEEK_V3,
-    "Ernie4_5_MoeSparseMoeBlock": Form(
-        renormalize=True,
-        selection_bias="gate.moe_statics.e_score_correction_bias",
-        shared="shared_experts",
-        float_logits=True,
-    ),
+    "Ernie4_5_MoeSparseMoeBlock": _ERNIE,
     "MiniMaxM2SparseMoeBlock": Form(scoring="sigmoid", renormalize=True, selection_bias="e_score_correction_bias"),
-    "GraniteMoeMoE": Form("router", "topk_softmax", renormalize=True, float_logits=True),
+    "GraniteMoeMoE": _GRANITE,
     "JambaSparseMoeBlock": Form("router", renormalize=False),
     "DbrxFFN": Form("router", weight="layer.weight", experts="split"),
     "Lfm2MoeSparseMoeBlock": Form(scoring="sigmoid", selection_bias="expert_bias", epsilon=1e-6),
+    "GptOssMLP": Form("router", "topk_softmax", renormalize=True),
+    "HunYuanMoEV1Moe": Form(renormalize=True, weight="wg.weight", shared="shared_mlp"),
+    "AriaTextMoELayer": Form("router", "topk_softmax", renormalize=True, shared="shared_experts"),
+    "Llama4TextMoe": Form("router", "sigmoid", renormalize=False, shared="shared_expert", experts="input_gated"),
     "LongcatFlashMoE": Form(
         "router",
         renormalize=False,
@@ -78,11 +88,33 @@ FORMS: Final[Mapping[str, Form]] = {
         float_logits=True,
         experts="identity",
     ),
-    "Llama4TextMoe": Form("router", "sigmoid", renormalize=False, shared="shared_expert", experts="input_gated"),
     "PhimoeSparseMoeBlock": Form("router", "sparse_mixer", renormalize=False),
-    "GptOssMLP": Form("router", "topk_softmax", renormalize=True),
-    "HunYuanMoEV1Moe": Form(renormalize=True, weight="wg.weight", shared="shared_mlp"),
-    "AriaTextMoELayer": Form("router", "topk_softmax", renormalize=True, shared="shared_experts"),
+    "Qwen3_5MoeSparseMoeBlock": Form(renormalize=True, shared="shared_expert", shared_gate="shared_expert_gate"),
+    # Others of the same rules.
+    "BailingHybridMoE": _DEEPSEEK_V3,
+    "DeepseekOcr2TextMoe": _DEEPSEEK_V2,
+    "DeepseekV32MoE": _DEEPSEEK_V3,
+    "Dots3NoteTextMoE": _DEEPSEEK_V3,
+    "Ernie4_5_VLMoeSparseMoeBlock": _ERNIE,
+    "ExaoneMoeSparseMoEBlock": _DEEPSEEK_V3,
+    "Glm4MoeLiteMoE": _DEEPSEEK_V3,
+    "Glm4vMoeTextMoE": _DEEPSEEK_V3,
+    "GlmMoeDsaMoE": _DEEPSEEK_V3,
+    "GraniteMoeHybridMoE": _GRANITE,
+    "GraniteMoeSWAMoE": _GRANITE,
+    "GraniteMoeSharedMoE": _GRANITE,
+    "KimiLinearMoE": _DEEPSEEK_V3,
+    "MellumSparseMoeBlock": _QWEN3,
+    "MiMoV2FlashMoE": _DEEPSEEK_V3,
+    "MiniMaxSparseMoeBlock": _MIXTRAL,
+    "Mistral4MoE": Form(shared="shared_experts"),
+    "MistralLarge4TextMoE": Form(renormalize=True, shared="shared_experts", float_logits=True),
+    "Qwen3OmniMoeTalkerTextSparseMoeBlock": _QWEN2,
+    "Qwen3OmniMoeThinkerTextSparseMoeBlock": _QWEN3,
+    "Qwen3VLMoeTextSparseMoeBlock": _MIXTRAL,
+    "Qwen4ExpTextSparseMoeBlock": _QWEN2,
+    "SolarOpenMoE": _DEEPSEEK_V3,
+    "UnlimitedOcrTextMoe": _DEEPSEEK_V2,
 }
 """By the name of the class."""
 

@@ -19,6 +19,7 @@ _NO_RULES = ("config", "_is_hf_initialized")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # transformers' own hooks that only record what passes.
 _RECORDING = "transformers.utils.output_capturing"
+_INSTEAD = "Build a SparseMoE of its parts and copy the weights instead."
 
 
 class Rule(NamedTuple):
@@ -76,16 +77,12 @@ def read_block(block: nn.Module) -> BlockContents:
     form = form_of(block)
     parts = parts_of(form, block)
     tensors = _tensors(block)
-    missing = [name for name in parts.shapes if name not in tensors]
     sizes = _sizes(parts.shapes, tensors)
-    unknown = _unknown_parts(block, parts, missing) + _unknown_settings(block, parts, sizes)
-    if missing or unknown:
-        what = [f"without {', '.join(missing)}"] if missing else []
-        what += [f"with {', '.join(unknown)}"] if unknown else []
+    different = _differences(block, form)
+    if different:
         raise ValueError(
             "block must have nothing that its class does not have by default, and no setting that is not understood, "
-            f"got a {type(block).__name__} {' '.join(what)}. Build a SparseMoE of its parts and copy the weights "
-            "instead."
+            f"got a {type(block).__name__} {different}. {_INSTEAD}"
         )
     _check_shapes(parts.shapes, tensors, sizes)
     activation, of_shared = _activations(block, form, parts)
@@ -104,12 +101,24 @@ def form_of(block: nn.Module) -> Form:
     kind = type(check_module("block", block))
     if kind.__name__ in FORMS and kind.__module__.startswith("transformers.models."):
         return FORMS[kind.__name__]
-    named = ", ".join(_tensors(block))
+    nearest = min(FORMS, key=lambda name: len(parts_of(FORMS[name], block).shapes.keys() ^ _tensors(block).keys()))
+    different = _differences(block, FORMS[nearest])
+    what = f"unlike a {nearest} {different}" if different else f"with the parts of a {nearest}, but rules not known"
     raise ValueError(
-        f"block must be a sparse block of transformers whose rules are known ({', '.join(FORMS)}), got a "
-        f"{kind.__name__} of {kind.__module__}{f', which holds {named}' if named else ''}. Build a SparseMoE of its "
-        "parts and copy the weights instead."
+        f"block must be a sparse block of transformers whose class is known ({', '.join(FORMS)}), got a "
+        f"{kind.__name__} of {kind.__module__}, {what}. {_INSTEAD}"
     )
+
+
+def _differences(block: nn.Module, form: Form) -> str:
+    """Returns what a block lacks of a form, and what it has beyond; empty if nothing."""
+    parts, tensors = parts_of(form, block), _tensors(block)
+    missing = [name for name in parts.shapes if name not in tensors]
+    sizes = _sizes(parts.shapes, tensors)
+    unknown = _unknown_parts(block, parts) + _unknown_settings(block, parts, sizes)
+    what = [f"without {', '.join(missing)}"] if missing else []
+    what += [f"with {', '.join(unknown)}"] if unknown else []
+    return " ".join(what)
 
 
 def _tensors(block: nn.Module) -> dict[str, Tensor]:
@@ -132,7 +141,7 @@ def _sizes(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> dict[s
     return sizes
 
 
-def _unknown_parts(block: nn.Module, parts: PartsOfBlock, missing: list[str]) -> list[str]:
+def _unknown_parts(block: nn.Module, parts: PartsOfBlock) -> list[str]:
     """Returns what a block has beyond its parts, by name; of an unknown part the outermost."""
     own, unknown = type(block).__module__, list[str]()
     known = set(parts.settings) | parts.linear | parts.identity | parts.activations
