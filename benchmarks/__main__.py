@@ -34,7 +34,9 @@ COMMANDS = {
     "compiled": Command("benchmarks.compiled.command", "compile every kernel without a GPU and read its code"),
     "curves": Command("benchmarks.curves", "how time and memory grow with tokens, experts, top-k and skew"),
     "host": Command("benchmarks.host.command", "launches and host time of a step, on a driver that starts nothing"),
-    "families": Command("benchmarks.families.command", "experts of every family of transformers, compared to eager"),
+    "families": Command(
+        "benchmarks.families.command", "blocks and experts of every family of transformers, compared to eager"
+    ),
     "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }

@@ -1,1 +1,1 @@
-"""Whether ``experts_implementation="moekit"`` gives what eager gives, for every family of ``transformers``."""
+"""Whether moekit's blocks and experts give what those of ``transformers`` give, for every family."""
