@@ -47,7 +47,7 @@ def understand(block: nn.Module) -> BlockContents:
         ValueError: If the block has anything that is not understood.
     """
     contents = read_block(block)
-    check_small_copy(block, contents, lambda small: build_layer(small, "reference"))
+    check_small_copy(block, contents, lambda _, small: build_layer(small, "reference"))
     return contents
 
 

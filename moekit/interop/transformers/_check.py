@@ -1,4 +1,4 @@
-"""Compares the rules of a block with those of the layer that it becomes, on small copies of both."""
+"""Compares a block with the layer that it becomes, or with itself swapped, on small copies."""
 
 import copy
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moekit.interop.transformers._parts import modules_of, size_of, tensor_at
 from moekit.interop.transformers._read import BlockContents, read_block
+from moekit.layer import MoEOutput
 
 TOKENS = 5
 # Of the widths; numbers of experts stay.
@@ -16,32 +17,48 @@ SMALL = {"D": 6, "L": 5, "F": 4, "S": 3}
 TOLERANCE = 1e-5
 
 
-def check_small_copy(block: nn.Module, contents: BlockContents, build: Callable[[BlockContents], nn.Module]) -> None:
-    """Checks that a small copy of a block gives the output and gradients of the layer built of it.
+def check_small_copy(
+    block: nn.Module, contents: BlockContents, become: Callable[[nn.Module, BlockContents], nn.Module]
+) -> None:
+    """Checks that a small copy of a block gives the outputs and gradient of what it becomes.
 
     The copy has the block's classes, experts and settings, and random float64 weights of small widths on CPU, so the
     check costs the same whatever the block's size, device and dtype, also for a block on the meta device. It takes
     no random numbers from the default generators.
 
+    Args:
+        block: The block.
+        contents: What was read of it.
+        become: Returns what a copy and its contents become; it may change the copy.
+
     Raises:
-        ValueError: If they differ, in training or evaluation mode.
+        ValueError: If they differ, in training or evaluation mode, or the copy does not run.
     """
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        small = _small_copy(block, contents)
-        layer = build(read_block(small))
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(1, TOKENS, SMALL["D"], generator=generator, dtype=torch.float64, device="cpu")
         # The sparse mixer samples experts in training, which is refused.
         for training in (False,) if contents.rule.scoring == "sparse_mixer" else (True, False):
-            theirs = _output_and_gradients(small.train(training), x)
-            mine = _output_and_gradients(layer.train(training), x)
-            for name, their, my in zip(("output", "gradient of the input"), theirs, mine, strict=True):
-                difference = (their - my).abs().max().item()
+            mode = "training" if training else "evaluation"
+            try:
+                small = _small_copy(block, contents).train(training)
+                theirs = _outputs_and_gradient(small, x)
+                mine = _outputs_and_gradient(become(small, read_block(small)).train(training), x)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"block must be one of which a copy with small weights runs, got a {type(block).__name__} that "
+                    f"raises in {mode}: {error}. Its class has a rule that is not understood."
+                ) from error
+            # A layer returns its output alone, a block maybe more.
+            for (name, their), (_, my) in zip(theirs.items(), mine.items(), strict=False):
+                difference = (their - my.view(their.shape)).abs().max().item()
                 if not difference <= TOLERANCE * max(1.0, their.abs().max().item()):
                     raise ValueError(
                         f"block must compute what its weights and settings say, got a {type(block).__name__} whose "
-                        f"{name} in {'training' if training else 'evaluation'} differs by {difference:.2g} from the "
-                        "layer's on small random weights: its class has a rule that is not understood."
+                        f"{name} in {mode} differs by {difference:.2g} from the layer's on small random weights: its "
+                        "class has a rule that is not understood."
                     )
 
 
@@ -69,10 +86,15 @@ def _small_copy(block: nn.Module, contents: BlockContents) -> nn.Module:
     return small
 
 
-def _output_and_gradients(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _outputs_and_gradient(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Returns the gradient of the input, and all outputs."""
     x = x.clone().requires_grad_()
-    output = module(x.clone())  # a copy, because a block may write into its input
-    output = (output if isinstance(output, Tensor) else output[0]).view(x.shape)
+    returned = module(x.clone())  # a copy, because a block may write into its input
+    if isinstance(returned, MoEOutput):
+        returned = returned.output
+    outputs = (returned,) if isinstance(returned, Tensor) else returned
+    output = outputs[0].view(x.shape)
     weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view(output.shape)
     (gradient,) = torch.autograd.grad((output * weight).sum(), x)
-    return output.detach(), gradient
+    others = {f"output {place + 2}": each.detach() for place, each in enumerate(outputs[1:])}
+    return {"output": output.detach(), "gradient of the input": gradient} | others
