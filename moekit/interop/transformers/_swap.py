@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
 
 from moekit.interop.transformers._bank_forwards import (
     identity_experts_forward,
@@ -89,20 +91,25 @@ class MoekitRouter(Swapped):
 
 
 def _route(router: Router, rows: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None) -> Routing:
-    """Calls a router with these tensors in the place of its own: torch.func.functional_call takes 27 us for it."""
+    """Calls a router with these tensors in the place of its own."""
+    tensors = {"gate.layers.0.weight": weight}
+    if bias is not None:
+        tensors["gate.layers.0.bias"] = bias
+    if selection_bias is not None:
+        tensors["selection_bias"] = selection_bias.float()
+    if torch.compiler.is_compiling():
+        return cast(Routing, functional_call(router, tensors, (rows,)))
+    # The same, without the 27 us that it takes.
     parameters = cast(dict[str, Any], cast(Gate, router.gate).layers[0]._parameters)  # pyright: ignore[reportPrivateUsage]
     buffers = cast(dict[str, Any], router._buffers)  # pyright: ignore[reportPrivateUsage]
-    parameters["weight"] = weight
-    if bias is not None:
-        parameters["bias"] = bias
-    if selection_bias is not None:
-        buffers["selection_bias"] = selection_bias.float()
     try:
+        for name, tensor in tensors.items():
+            (buffers if name == "selection_bias" else parameters)[name.rpartition(".")[2]] = tensor
         return router(rows)
     finally:
         # They belong to the block alone.
-        for tensors in (parameters, buffers):
-            tensors.update(dict.fromkeys(tensors))
+        parameters.update(dict.fromkeys(parameters))
+        buffers.update(dict.fromkeys(buffers))
 
 
 class MoekitExperts(Swapped):
