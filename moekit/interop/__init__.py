@@ -1,6 +1,7 @@
 """Layers of other libraries as moekit layers, and moekit layers in other formats."""
 
 from moekit.interop.transformers import (
+    SwappedBlocks,
     from_transformers,
     fused_activation,
     register_experts,
@@ -26,6 +27,7 @@ __all__ = [
     "DropUpcycling",
     "MergedRouter",
     "Noise",
+    "SwappedBlocks",
     "UpcycledMLP",
     "UpcyclingMethod",
     "collect_stats",
