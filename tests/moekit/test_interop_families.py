@@ -4,6 +4,7 @@ import copy
 import importlib
 import pickle
 
+import peft
 import pytest
 import torch
 import transformers
@@ -275,6 +276,34 @@ def test_a_swapped_model_compiles_whole_checkpoints_and_runs_under_autocast(fami
     assert all(relative_error(gradients_again[name], each) <= 1e-5 for name, each in gradients.items())
 
 
+@pytest.mark.parametrize("family", ["dbrx", "llama4", "longcat_flash", "minimax_m2", "phimoe"])
+def test_a_swapped_block_compiles_whole_and_is_exported(family):
+    model = _model(family)
+    block, x = _blocks(model)[0], torch.randn(2, 5, DIM)
+    expected = _output(block, x.clone())
+    with swap_moe_blocks_(model), torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        assert relative_error(_output(compiled, x.clone()), expected) <= 1e-5
+        program = torch.export.export(block, (x.clone(),))
+        assert relative_error(_output(program.module(), x.clone()), expected) <= 1e-5
+
+
+def test_lora_of_a_swapped_model_starts_from_its_output_and_trains_only_its_own():
+    model = _model("mixtral")
+    expected = output_of(model, tokens())
+    swap_moe_blocks_(model)
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"]
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[], target_parameters=parameters))
+    with torch.no_grad():
+        assert relative_error(output_of(tuned, tokens()), expected) <= 1e-5
+    output_of(tuned, tokens()).square().mean().backward()
+    # One of each pair starts at zero, so the other has no gradient yet.
+    trained = {name for name, p in tuned.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert {part for part in ("experts", "gate.") for name in trained if part in name} == {"experts", "gate."}
+
+
 def test_blocks_are_swapped_back_after_an_error():
     model = _model("mixtral")
     with pytest.raises(RuntimeError, match="of the caller"), swap_moe_blocks_(model):
@@ -456,6 +485,13 @@ def test_tokens_that_are_not_finite_spoil_their_own_output_only():
         assert output[2].isnan().all(), family
         rest = [0, 1, 3, 4]
         assert relative_error(output[rest], expected[rest]) <= 1e-6, family
+
+
+def test_quantised_weights_are_refused():
+    block = _block("mixtral")
+    block.experts.down_proj = nn.Parameter(block.experts.down_proj.data.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ValueError, match=r"got experts.down_proj of torch.float8_e4m3fn: dequantise them first"):
+        from_transformers(block)
 
 
 REFUSED = {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from moekit.interop.transformers._forms import FORMS, Form, Known
@@ -19,6 +20,7 @@ _NO_RULES = ("config", "_is_hf_initialized")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # transformers' own hooks that only record what passes.
 _RECORDING = "transformers.utils.output_capturing"
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _INSTEAD = "Build a SparseMoE of its parts and copy the weights instead."
 
 
@@ -84,6 +86,7 @@ def read_block(block: nn.Module) -> BlockContents:
             "block must have nothing that its class does not have by default, and no setting that is not understood, "
             f"got a {type(block).__name__} {different}. {_INSTEAD}"
         )
+    _check_dtypes(parts.shapes, tensors)
     _check_shapes(parts.shapes, tensors, sizes)
     activation, of_shared = _activations(block, form, parts)
     pieces = pieces_of(block, form, parts)
@@ -171,6 +174,15 @@ def _hooks(block: nn.Module) -> list[str]:
             if any(getattr(hook, "__module__", "") != _RECORDING for hook in hooks.values()):
                 hooked.append(f"{kind.strip('_')} on {path or 'the block'}")
     return hooked
+
+
+def _check_dtypes(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> None:
+    for name in shapes:
+        if tensors[name].dtype not in _DTYPES:
+            raise ValueError(
+                f"block must hold weights of bfloat16, float16, float32 or float64, got {name} of "
+                f"{tensors[name].dtype}: dequantise them first."
+            )
 
 
 def _check_shapes(shapes: Mapping[str, Shape], tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:

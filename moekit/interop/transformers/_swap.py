@@ -102,14 +102,15 @@ def _route(router: Router, rows: Tensor, weight: Tensor, bias: Tensor | None, se
     # The same, without the 27 us that it takes.
     parameters = cast(dict[str, Any], cast(Gate, router.gate).layers[0]._parameters)  # pyright: ignore[reportPrivateUsage]
     buffers = cast(dict[str, Any], router._buffers)  # pyright: ignore[reportPrivateUsage]
+    own = (parameters.copy(), buffers.copy())
     try:
         for name, tensor in tensors.items():
             (buffers if name == "selection_bias" else parameters)[name.rpartition(".")[2]] = tensor
         return router(rows)
     finally:
         # They belong to the block alone.
-        parameters.update(dict.fromkeys(parameters))
-        buffers.update(dict.fromkeys(buffers))
+        parameters.update(own[0])
+        buffers.update(own[1])
 
 
 class MoekitExperts(Swapped):
