@@ -23,9 +23,9 @@ def record_routing(
     """Records what the layers of a model route where, while the context is open.
 
     Layers are :class:`~moekit.SparseMoE` with any router, :class:`~moekit.SoftMoE`, and experts of transformers that
-    compute by moekit's registered backend. Outputs, gradients and random numbers stay bit for bit the same. Sums only
-    are kept, on the device of each layer, so the record does not grow with the number of calls, and nothing is read on
-    the host before the context closes.
+    compute by moekit's registered backend or are part of a swapped block. Outputs, gradients and random numbers stay
+    bit for bit the same. Sums only are kept, on the device of each layer, so the record does not grow with the number
+    of calls, and nothing is read on the host before the context closes.
 
     - Works in training and evaluation, under ``no_grad``, ``inference_mode``, autocast and in half precision.
     - A call that activation checkpointing computes again in backward is counted once.
