@@ -110,9 +110,9 @@ def test_a_block_becomes_a_layer_of_the_same_output_and_gradients_and_back(famil
     gradients = copy.deepcopy(block)
     for parameter, of_block in zip(gradients.parameters(), block.parameters(), strict=True):
         parameter.data = parameter.data if of_block.grad is None else of_block.grad
-    wanted = dict(from_transformers(gradients).named_parameters())
+    of_weights = dict(from_transformers(gradients).named_parameters())
     for name, parameter in layer.named_parameters():
-        assert relative_error(parameter.grad, wanted[name]) <= 1e-5, name
+        assert relative_error(parameter.grad, of_weights[name]) <= 1e-5, name
 
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     with torch.no_grad():

@@ -242,6 +242,9 @@ CHANGES = {
     "with gate.norm_topk_prob='yes'": lambda b: setattr(b.gate, "norm_topk_prob", "yes"),
     "without experts.gate_up_proj_bias, experts.down_proj_bias": lambda b: setattr(b.experts, "has_bias", True),
     "without experts.up_proj with experts.gate_up_proj": lambda b: setattr(b.experts, "has_gate", False),
+    "by norm_topk_prob whether the gates of a token .* got a Qwen2MoeSparseMoeBlock without": lambda b: delattr(
+        b.gate, "norm_topk_prob"
+    ),
     "with experts.is_concatenated=False": lambda b: setattr(b.experts, "is_concatenated", False),
     "with experts._is_expert_parallel=True": lambda b: setattr(b.experts, "_is_expert_parallel", True),
     "with gate.forward=": lambda b: setattr(b.gate, "forward", b.gate.forward),

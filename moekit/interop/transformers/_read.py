@@ -235,6 +235,11 @@ def _rule(block: nn.Module, form: Form, num_experts: int) -> Rule:
     settings = of_block | of_router
     renormalize = form.renormalize
     if renormalize is None:
+        if "norm_topk_prob" not in settings and "moe_normalize_expert_weights" not in settings:
+            raise ValueError(
+                "block must say by norm_topk_prob whether the gates of a token are divided by their sum, got a "
+                f"{type(block).__name__} without."
+            )
         of_norm = settings.get("moe_normalize_expert_weights")
         renormalize = settings.get("norm_topk_prob", of_norm is not None)
     num_groups, topk_groups = settings.get("num_group"), settings.get("topk_group")
