@@ -110,7 +110,7 @@ SECTIONS: dict[str, Section] = {
     "checks": Section("large comparisons with formulas, and the bits of two runs", 15, 50, checks.checks),
     "criteria": Section("the workloads of the criteria, with what PyTorch alone has", 25, 110, cases.criteria),
     "steps": Section("wall time of eager steps of whole layers", 10, 30, steps.steps),
-    "tests": Section("the compiled tests of tests/triton", 25, 90, checks.tests),
+    "tests": Section("the compiled tests of tests/triton", 25, 180, checks.tests),
     "kernels": Section("each kernel alone on the workloads of the criteria", 10, 30, cases.kernels),
     "variants": Section("Zipf routing, fp16, fp32, odd widths, biases", 10, 40, cases.variants),
     "scattermoe": Section("ScatterMoE on Qwen3's workload", 8, 30, cases.library("scattermoe")),
