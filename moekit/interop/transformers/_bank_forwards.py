@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from moekit.interop.transformers._banks import identity_part, input_gated_ffn
+from moekit.interop.transformers._banks import identity_part
+from moekit.layer_parts import experts_on_gated_inputs
 from moekit.observers import RoutingEvent, notify, observed
-from moekit.plan import combine, dispatch, plan_dispatch
+from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch
 from moekit_kernels.grouped_gemm import grouped_gemm
 from moekit_kernels.moe_ffn import ExpertWeights, moe_ffn
 
@@ -55,8 +56,11 @@ def input_gated_experts_forward(
     weights = ExpertWeights(experts.gate_up_proj.mT, experts.down_proj.mT)
     plan = plan_dispatch(top_k_index, experts.num_experts)
     x_TD = hidden_states.to(weights.up_proj.dtype)
-    output = input_gated_ffn(x_TD, plan, top_k_weights, weights, _swiglu_of(experts))
-    return output.to(hidden_states.dtype)
+
+    def compute(slots: Tensor, plan: DispatchPlan, gates: Tensor) -> Tensor:
+        return moe_ffn(slots, gates, plan, weights, _swiglu_of(experts))
+
+    return experts_on_gated_inputs(compute, x_TD, plan, top_k_weights).to(hidden_states.dtype)
 
 
 def identity_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

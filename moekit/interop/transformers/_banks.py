@@ -9,12 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moekit.experts.activation import activation_function
-from moekit.experts.base import Experts, check_plan, check_plan_experts
-from moekit.experts.ffn import FFNExperts
-from moekit.plan import DispatchPlan, combine, dispatch
-from moekit_kernels.grouped_gemm import grouped_gemm
-from moekit_kernels.moe_ffn import ExpertWeights
+from moekit.experts.base import Experts, check_plan_experts
+from moekit.plan import DispatchPlan
 
 
 class LatentExperts(Experts):
@@ -38,27 +34,6 @@ class LatentExperts(Experts):
     def forward(self, x: Float[Tensor, "T D"], plan: DispatchPlan, gates: Float[Tensor, "T K"]) -> Float[Tensor, "T D"]:
         """See :meth:`moekit.experts.base.Experts.forward`."""
         return self.out_of_latent(self.experts(self.into_latent(x), plan, gates))
-
-
-class InputGatedExperts(FFNExperts):
-    """Feed-forward experts whose input is multiplied by the gate, not their output: Llama 4."""
-
-    def forward(self, x: Float[Tensor, "T D"], plan: DispatchPlan, gates: Float[Tensor, "T K"]) -> Float[Tensor, "T D"]:
-        """See :meth:`moekit.experts.base.Experts.forward`."""
-        check_plan(x, plan, gates, self.num_experts)
-        weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
-        return input_gated_ffn(x, plan, gates, weights, self.activation)
-
-
-def input_gated_ffn(x: Tensor, plan: DispatchPlan, gates: Tensor, weights: ExpertWeights, activation: Any) -> Tensor:
-    """Computes ``out[t] = sum over the slots s of token t of expert_of_s(gates[s] * x[t])``."""
-    up_proj, down_proj, up_bias, down_bias = weights
-    gates_N = gates.flatten()[plan.slot_of_row].to(x.dtype)
-    rows_ND = dispatch(x, plan) * gates_N.unsqueeze(-1)
-    hidden_NF = activation_function(activation)(grouped_gemm(rows_ND, up_proj, plan.offsets, up_bias))
-    y_ND = grouped_gemm(hidden_NF, down_proj, plan.offsets, down_bias)
-    # A token that is not routed keeps its gates, which are NaN.
-    return combine(y_ND, plan, torch.ones_like(gates).where(gates.isfinite(), gates.detach()))
 
 
 class IdentityExperts(Experts):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from moekit.experts.base import Experts
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
-from moekit.interop.transformers._banks import IdentityExperts, InputGatedExperts, LatentExperts
+from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
 from moekit.interop.transformers._check import check_small_copy
 from moekit.interop.transformers._parts import modules_of
 from moekit.interop.transformers._pieces import Piece
@@ -73,7 +73,7 @@ def empty_layer(contents: BlockContents, impl: Impl, device: torch.device | str 
         return where if device is None else {"device": torch.device(device), "dtype": where["dtype"]}
 
     bank = "experts.experts" if "experts.experts.down_proj" in pieces else "experts"
-    experts: Experts = (InputGatedExperts if contents.form.experts == "input_gated" else FFNExperts)(
+    experts: Experts = FFNExperts(
         sizes["L"] if "L" in sizes else sizes["D"],
         sizes["F"],
         sizes["E"],
@@ -98,7 +98,9 @@ def empty_layer(contents: BlockContents, impl: Impl, device: torch.device | str 
             gated="shared.gate.weight" in pieces,
             **place(pieces["shared.down_proj.weight"]),
         )
-    return SparseMoE(_router(contents, place(pieces["router.gate.layers.0.weight"])), experts, shared=shared)
+    router = _router(contents, place(pieces["router.gate.layers.0.weight"]))
+    gates_on = "inputs" if contents.form.experts == "input_gated" else "outputs"
+    return SparseMoE(router, experts, shared=shared, gates_on=gates_on)
 
 
 def _router(contents: BlockContents, place: _Place) -> Router:
