@@ -43,27 +43,31 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
-    """Draws the speed relative to a dense network of as many operations, one panel a workload; None without any."""
+    """Draws the speed relative to a dense network of as many operations; None without any.
+
+    A panel has one workload in one section: ratios of another section are of another process, or of another time.
+    """
     measured = [r for r in records if r.kind == "case" and r.of_dense is not None]
     direction = next((d for d in reversed(DIRECTIONS) if any(r.direction == d for r in measured)), None)
-    panels: dict[str, list[Record]] = {}
+    panels: dict[tuple[str, str], list[Record]] = {}
     for record in measured:
         if record.direction == direction:
-            panels.setdefault(record.workload(), []).append(record)
+            panels.setdefault((record.workload(), record.section), []).append(record)
     if not panels:
         return None
     heights = [1 + 0.22 * len(rows) for rows in panels.values()]
     figure, axes = _pyplot().subplots(
         len(panels), 1, figsize=(7, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
     )
-    for axis, (workload, rows) in zip(axes[:, 0], panels.items(), strict=True):
+    for axis, ((workload, section), rows) in zip(axes[:, 0], panels.items(), strict=True):
         ordered = sorted(rows, key=lambda r: r.of_dense or 0)
         colours = [_OURS if r.name.startswith("moekit") else _OTHERS for r in ordered]
         bars = axis.barh([r.name for r in ordered], [r.of_dense for r in ordered], color=colours)
         # The line of the dense network passes behind bars and figures.
         axis.bar_label(bars, fmt="%.2f", padding=2, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
         axis.axvline(1, color="black", linewidth=0.8, zorder=0.5)
-        axis.set_title(f"{workload}: {direction}", fontsize=8, loc="left")
+        what = f"{direction}, section {section}" if section not in ("", "criteria") else direction
+        axis.set_title(f"{workload}: {what}", fontsize=8, loc="left")
         axis.set_xlabel("speed relative to a dense network of as many operations")
         axis.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
