@@ -35,6 +35,11 @@ LAYERS = {
         _experts(impl, recompute=_for_fused(impl, "all")),
         capacity_factor=0.6,
     ),
+    "gates on inputs": lambda impl: SparseMoE(
+        TopKRouter(DIM, EXPERTS, 2, impl=impl, scoring="sigmoid", renormalize=False),
+        _experts(impl),
+        gates_on="inputs",
+    ),
     "expert choice": lambda impl: SparseMoE(
         ExpertChoiceRouter(DIM, EXPERTS), _experts(impl, recompute=_for_fused(impl, "none"))
     ),
