@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import peft
 import pytest
@@ -189,6 +191,24 @@ def test_lora_of_a_swapped_model_starts_from_its_output_and_trains_only_its_own(
     assert trained
     assert all("lora_" in name for name in trained)
     assert {part for part in ("experts", "gate.") for name in trained if part in name} == {"experts", "gate."}
+
+
+def test_threads_that_share_a_swapped_model_get_its_output():
+    model = model_of("mixtral")
+    block = blocks_in(model)[0]
+    inputs = [torch.randn(1, 3, DIM) for _ in range(4)]
+    with torch.no_grad(), swap_moe_blocks_(model):
+        expected = [output_of_block(block, x) for x in inputs]
+        router = vars(block.gate)["_moekit"].router
+        # While one thread is in the router, the others arrive and leave.
+        router.register_forward_pre_hook(lambda *_: time.sleep(0.003))
+
+        def serve(number: int) -> bool:
+            with torch.no_grad():
+                return all(torch.equal(output_of_block(block, inputs[number]), expected[number]) for _ in range(5))
+
+        with ThreadPoolExecutor(len(inputs)) as threads:
+            assert all(threads.map(serve, range(len(inputs))))
 
 
 def test_blocks_are_swapped_back_after_an_error():
