@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from moekit_kernels.transforms import is_traced
+
 
 class RoutingEvent(NamedTuple):
     """The routing of one call of a layer.
@@ -57,14 +59,14 @@ _transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_acti
 def observed() -> bool:
     """Returns whether a call should be reported: something observes, and the call is an eager forward pass.
 
-    False while the call is traced (``torch.compile``, ``torch.export``), so compiled code holds nothing of
+    False while the call is traced (``torch.compile``, ``torch.export``, ``make_fx``), so no graph holds anything of
     this; under transforms of ``torch.func``, whose tensors no observer may keep; and inside of a backward
     pass, where activation checkpointing computes the same call again.
     """
     # First, because the compiler evaluates it and then guards nothing of what follows.
     if torch.compiler.is_compiling() or not _OBSERVERS:
         return False
-    return _graph_task() == -1 and not _transforms_active()
+    return _graph_task() == -1 and not _transforms_active() and not is_traced()
 
 
 def notify(event: RoutingEvent) -> None:

@@ -1,8 +1,33 @@
-"""Whether a tensor is inside a transform: ``torch.func``, forward mode, autograd."""
+"""Whether a call is traced, and whether a tensor is inside a transform: ``torch.func``, forward mode, autograd."""
+
+import sys
+from collections.abc import Callable
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore
+_tracer: Callable[[], object] = torch._C._get_tracing_state  # pyright: ignore
+
+
+def is_traced() -> bool:
+    """Returns whether a graph is made of the call, so that no value may be read and no size depend on one.
+
+    By ``torch.compile``, ``torch.export``, ``make_fx`` (on real tensors too, whose type tells nothing) or
+    ``torch.jit.trace``.
+    """
+    # First, because the compiler evaluates it and does not trace what follows.
+    if torch.compiler.is_compiling():
+        return True
+    if _tracer() is not None:
+        return True
+    if not (_dispatch_modes() or _function_modes()):
+        return False
+    # It is loaded if make_fx is used.
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    return proxies is not None and proxies.get_proxy_mode() is not None
 
 
 def is_wrapped(tensor: Tensor) -> bool:

@@ -19,6 +19,7 @@ from moekit.fusion.checks import check_maps
 from moekit.fusion.cross_scale import LogitsAt
 from moekit.init import reset_parameters
 from moekit.plan import DispatchPlan, combine
+from moekit_kernels.transforms import is_traced
 
 Batching = Literal["auto", "loop", "fixed"]
 BATCHINGS = ("auto", "loop", "fixed")
@@ -43,7 +44,7 @@ class CrossScaleExperts(Experts):
       momentum, weight decay). Weights are read, not layers called: hooks on submodules of the experts do not run, and
       a wrapper in place of an expert or a layer is an error.
 
-    ``"auto"`` takes ``"fixed"`` under ``torch.compile`` and ``torch.export`` (dynamic batch sizes too) and on the
+    ``"auto"`` takes ``"fixed"`` where a graph is made (``torch.compile``, ``torch.export``, ``make_fx``) and on the
     meta device, where nothing can be read, ``"loop"`` otherwise.
 
     Batch normalisation is computed over the samples of its own expert only; with few of them its statistics are noisy,
@@ -216,7 +217,7 @@ class CrossScaleExperts(Experts):
 
     def _fixed(self, plan: DispatchPlan) -> bool:
         if self.batching == "auto":
-            return torch.compiler.is_compiling() or plan.offsets.is_meta
+            return is_traced() or plan.offsets.is_meta
         return self.batching == "fixed"
 
     def _loop(self, maps: Sequence[Tensor], plan: DispatchPlan, width: int, *, scale_weights: bool = False) -> Tensor:

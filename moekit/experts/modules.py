@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moekit.checks import check_positive
 from moekit.experts.base import Experts, check_plan
 from moekit.plan import DispatchPlan, combine, dispatch
+from moekit_kernels.transforms import is_traced
 
 
 class ZeroExpert(nn.Module):
@@ -30,7 +31,7 @@ class ModuleExperts(Experts):
 
     A module is called on the rows of its own tokens only, once per call, and not at all without any (its parameters
     then have no gradient: with DDP set ``find_unused_parameters``). The number of rows is
-    read on the host. Under ``torch.compile`` and ``torch.export``, where it cannot be, every module
+    read on the host. Under ``torch.compile``, ``torch.export`` and ``make_fx``, where it cannot be, every module
     runs on ``N`` rows and its own are selected: right for modules that treat rows independently, at
     ``E`` times the cost. In place of other rows it then gets copies of its first own row, or, without one, positive
     rows that are not constant: never rows, such as zeros, at which a norm or a logarithm has a NaN gradient.
@@ -96,7 +97,7 @@ class ModuleExperts(Experts):
             raise ValueError(f"x must have {1 + self.token_ndim} dimensions, got shape {tuple(x.shape)}.")
         check_plan(x, plan, gates, self.num_experts)
         rows = dispatch(x, plan)
-        if torch.compiler.is_compiling():
+        if is_traced():
             return combine(self._all_rows(rows, plan), plan, gates)
         return combine(self._own_rows(rows, plan), plan, gates)
 

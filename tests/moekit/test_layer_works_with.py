@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from moekit import (
@@ -121,6 +122,22 @@ def test_gradcheck(name):
         return out.output, out.stats.prob_sum, out.stats.gate_sum, out.stats.entropy_sum, out.stats.logsumexp_sq_sum
 
     assert torch.autograd.gradcheck(function, (x, *layer.parameters()), fast_mode=True)
+
+
+@layers
+@pytest.mark.parametrize("mode", ["real", "fake"])
+def test_make_fx_traces_output_statistics_and_gradients(name, mode):
+    layer = _layer(name)
+    tensors = dict(layer.named_parameters()) | dict(layer.named_buffers())
+
+    def results(x, *values):
+        out = torch.func.functional_call(layer, dict(zip(tensors, values, strict=True)), (x,))
+        trained = [value for value in values if value.requires_grad]
+        return [out.output, *out.stats, *torch.autograd.grad(_loss(out), (x, *trained), allow_unused=True)]
+
+    graph = make_fx(results, tracing_mode=mode)(_x(), *tensors.values())
+    x = _x()  # other tokens than those of the trace
+    _same(graph(x, *tensors.values()), results(x, *tensors.values()))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 from moekit import ExpertChoiceRouter, FFNExperts, SoftMoE, SparseMoE
@@ -75,6 +76,12 @@ def test_transforms_are_not_reported(events: list[RoutingEvent]) -> None:
         return layer(x).output
 
     torch.func.grad(lambda x: run(x).sum())(x)
+    assert events == []
+
+
+def test_traces_are_not_reported(events: list[RoutingEvent]) -> None:
+    layer = SparseMoE.ffn(8, 8, num_experts=4, top_k=2)
+    make_fx(lambda x: layer(x).output)(torch.randn(6, 8))
     assert events == []
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.plan.dispatch_plan import DispatchPlan
-from moekit_kernels.transforms import is_wrapped
+from moekit_kernels.transforms import is_traced, is_wrapped
 
 DROP_POLICIES = ("position", "gate")
 
@@ -49,7 +49,7 @@ def check_companions(expert_ids: Tensor, kept: Tensor | None, capacity: int | Te
 
 
 def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | None) -> bool:
-    """Checks the values of ids, where reading them makes no device wait: on CPU, outside compiled and transformed code.
+    """Checks the values of ids, where reading them makes no device wait: on CPU, outside traced and transformed code.
 
     Args:
         name: Of the argument.
@@ -64,7 +64,7 @@ def check_range(name: str, ids: Tensor, size: int, what: str, kept: Tensor | Non
     Raises:
         ValueError: If an id that is kept is out of range.
     """
-    if ids.device.type != "cpu" or torch.compiler.is_compiling() or type(ids) is not Tensor or is_wrapped(ids):
+    if ids.device.type != "cpu" or is_traced() or type(ids) is not Tensor or is_wrapped(ids):
         return False
     if ids.numel() == 0:
         return True

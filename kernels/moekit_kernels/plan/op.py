@@ -63,8 +63,9 @@ def plan_dispatch(
     """Sorts the slots of a token-choice routing by expert, stably.
 
     Args:
-        expert_ids: Chosen experts, each in ``[0, num_experts)``. On CPU others are an error. Where reading them would
-            make a device wait, on GPUs and in compiled code, a slot with another id is left out, as by ``kept``.
+        expert_ids: Chosen experts, each in ``[0, num_experts)``. On CPU others are an error. On GPUs, where reading
+            them would make the device wait, and in compiled or traced code, a slot with another id is left out, as by
+            ``kept``.
         num_experts: ``E``.
         kept: False for slots to leave out (padding). All are kept by default.
         capacity: Most rows of one expert; the rest is dropped. No limit by default (dropless).
