@@ -37,6 +37,9 @@ COMMANDS = {
     "families": Command(
         "benchmarks.families.command", "blocks and experts of every family of transformers, compared to eager"
     ),
+    "balance": Command(
+        "benchmarks.balance.command", "train a small GPT with and without balancing, and draw the load of its experts"
+    ),
     "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }

@@ -23,7 +23,8 @@ text {{fill: #e8edf3}}
 """Colours of a dark page; matplotlib writes those of a light one into each element."""
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """Returns matplotlib's module, set to write the same bytes again."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -33,9 +34,10 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_picture(figure: Any, path: Path) -> Path:
+    """Writes a figure as SVG for light and dark pages, and closes it."""
     figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     text = path.read_text().replace("</style>", f"\n{_DARK}</style>", 1)
     lines = text.splitlines()  # matplotlib ends lines of paths with a blank
     path.write_text("\n".join(line.rstrip() for line in lines) + "\n")
@@ -56,7 +58,7 @@ def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
     if not panels:
         return None
     heights = [1 + 0.22 * len(rows) for rows in panels.values()]
-    figure, axes = _pyplot().subplots(
+    figure, axes = pyplot().subplots(
         len(panels), 1, figsize=(7, sum(heights)), squeeze=False, height_ratios=heights, layout="constrained"
     )
     for axis, ((workload, section), rows) in zip(axes[:, 0], panels.items(), strict=True):
@@ -70,7 +72,7 @@ def draw_bars(records: Sequence[Record], path: Path) -> Path | None:
         axis.set_title(f"{workload}: {what}", fontsize=8, loc="left")
         axis.set_xlabel("speed relative to a dense network of as many operations")
         axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
@@ -81,7 +83,7 @@ def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
     limits = ceilings_of(list(records), dtype)
     if limits is None or not ours:
         return None
-    figure, axis = _pyplot().subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(7, 4.5), layout="constrained")
     for rows, colour, label in ((others, _OTHERS, "others"), (ours, _OURS, "moekit")):
         points = [(r.tflops / r.gbps * 1e3, r.tflops) for r in rows if r.tflops and r.gbps]
         axis.scatter([x for x, _ in points], [y for _, y in points], s=14, color=colour, label=label)
@@ -96,7 +98,7 @@ def draw_roofline(records: Sequence[Record], path: Path) -> Path | None:
     axis.set_title(f"Roofline: product {limits.tflops:.3g} TFLOP/s, copy {limits.gbps:.3g} GB/s ({dtype})", fontsize=8)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 _STYLES = {
@@ -121,7 +123,7 @@ def draw_curves(records: Sequence[Record], path: Path) -> list[Path]:
 
 
 def _draw_curve(curve: str, points: Sequence[Record], path: Path) -> Path:
-    figure, axes = _pyplot().subplots(1, 3, figsize=(9, 3), layout="constrained")
+    figure, axes = pyplot().subplots(1, 3, figsize=(9, 3), layout="constrained")
     names = list(dict.fromkeys(r.name for r in points))
     panels = (
         ("forward", "ms, forward", lambda r: r.median_ms),
@@ -144,7 +146,7 @@ def _draw_curve(curve: str, points: Sequence[Record], path: Path) -> Path:
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=len(names))
     clock = f", {PROCESSOR_TIME}" if PROCESSOR_TIME in points[0].remark else ""
     figure.suptitle(f"{_fixed(curve, points)}, {points[0].dtype}{clock}", fontsize=8)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def style_of(name: str) -> tuple[str, str]:

@@ -107,8 +107,10 @@ def _of_load(layer: LayerRecord, figures: LayerSummary, at: Thresholds) -> list[
         busiest = sorted(_ids(order[:top_k]))
         results.append(("collapse", f"{_percent(busiest_share)} of slots go to {_experts(busiest)}"))
     elif figures.max_violation is not None and figures.max_violation >= at.max_violation:
-        times = figures.max_violation + 1
-        results.append(("warning", f"expert {figures.busiest} gets {times:.1f} times an equal share of the slots"))
+        text = f"expert {figures.busiest} gets {figures.max_violation + 1:.1f} times an equal share of the slots"
+        if figures.top_k > 1:
+            text += f", one from {_percent(float(load[order[0]]) / figures.tokens)} of the tokens"
+        results.append(("warning", text))
     dead = _ids((load == 0).nonzero().flatten())
     if dead:
         results.append(("warning", f"{_some(dead, num_experts)} none ({_listed(dead)})"))
