@@ -14,9 +14,11 @@ import moekit
 from moekit import activations as public_activations
 from moekit import inspect as public_inspect
 from moekit import interop as public_interop
+from moekit import lora as public_lora
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
+    "peft",
     "timm",
     "transformers",
     "lightning",
@@ -55,7 +57,7 @@ def test_importing_pulls_in_nothing_heavy():
     code = f"""
 import torch
 before = set(sys.modules)
-import moekit, moekit.inspect, moekit.interop
+import moekit, moekit.inspect, moekit.interop, moekit.lora
 new = {{name.partition('.')[0] for name in set(sys.modules) - before}}
 print(sorted(new & {{'triton', *{HEAVY!r}}}))
 """
@@ -94,7 +96,8 @@ def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
     interop = {f"moekit.interop.{name}" for name in public_interop.__all__} | {"moekit.interop.onnx.translation_table"}
     activations = {f"moekit.activations.{name}" for name in public_activations.__all__}
     inspecting = {f"moekit.inspect.{name}" for name in public_inspect.__all__}
-    elsewhere = interop | activations | inspecting
+    lora = {f"moekit.lora.{name}" for name in public_lora.__all__}
+    elsewhere = interop | activations | inspecting | lora
     assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | elsewhere)
     assert moekit.__version__.count(".") == 2
 

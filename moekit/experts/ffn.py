@@ -131,12 +131,7 @@ class FFNExperts(Experts):
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
         weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
-        # What the operation does not check; and where these fail, their messages say it in terms of the layer.
-        check_rank("x", x, 2, "T, D")
-        check_width("x", x, self.dim)
-        check_same_device("x", x, "the experts' weights", weights.up_proj)
-        check_same_dtype("x", x, "the experts' weights", weights.up_proj)
-        check_plan_experts(plan, self.num_experts)
+        self._check_input(x, plan)
         # "auto" follows the plan, so that a layer's choice reaches its experts.
         impl = None if self.impl == "auto" else self.impl
         return moe_ffn(x, gates, plan, weights, self.activation, recompute=self.recompute, impl=impl)
@@ -149,6 +144,14 @@ class FFNExperts(Experts):
             f"activation={label(self.activation)}, bias={self.up_bias is not None}, impl={self.impl!r}"
             f"{recompute}"
         )
+
+    def _check_input(self, x: Tensor, plan: DispatchPlan) -> None:
+        """Checks what the operation does not; and where this fails, the messages say it in terms of the layer."""
+        check_rank("x", x, 2, "T, D")
+        check_width("x", x, self.dim)
+        check_same_device("x", x, "the experts' weights", self.up_proj)
+        check_same_dtype("x", x, "the experts' weights", self.up_proj)
+        check_plan_experts(plan, self.num_experts)
 
     def _check_settings(self) -> None:
         check_impl(self.impl)

@@ -91,7 +91,7 @@ def test_gates_of_all_experts_are_read_at_the_chosen_ones():
 
 def test_transposed_weights_are_views():
     experts = experts_of(GptOssExperts)
-    weights = experts_backend._weights(experts)
+    weights = experts_backend.stacked_weights(experts)
     assert weights.up_proj.data_ptr() == experts.gate_up_proj.data_ptr()
     assert weights.down_proj.data_ptr() == experts.down_proj.data_ptr()
     assert weights.up_proj.shape == (EXPERTS, 2 * HIDDEN, DIM)

@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call  # pyright: ignore[reportUnknownVariableType]
 
+from moekit.changed_class import ChangedClass, changed_class
 from moekit.interop.transformers._bank_forwards import (
     identity_experts_forward,
     input_gated_experts_forward,
@@ -30,27 +30,8 @@ _STATE = "_moekit"
 _ROUTING = threading.RLock()
 
 
-class Swapped(nn.Module):
-    """What every swapped module is, before the class that it had.
-
-    Its class is made of both. It is pickled and copied by these, as it has no name of its own.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Returns how to make it again."""
-        swapped, own = type(self).__bases__
-        return _new, (swapped, own), self.__dict__
-
-
-def _new(swapped: type[Swapped], own: type[nn.Module]) -> nn.Module:
-    kind = swapped_class(swapped, own)
-    return kind.__new__(kind)
-
-
-@cache
-def swapped_class(swapped: type[Swapped], own: type[nn.Module]) -> type[nn.Module]:
-    """Returns the class of a module of class ``own`` while it is swapped."""
-    return type(f"{swapped.__name__}{own.__name__}", (swapped, own), {"__module__": own.__module__})
+class Swapped(ChangedClass):
+    """What every swapped module is, before the class that it had."""
 
 
 class RouterState(NamedTuple):
@@ -204,7 +185,7 @@ class SwappedBlocks:
         """
         for module, own in self._changes:
             base = type(module).__bases__[0]
-            if type(module) is not swapped_class(cast(type[Swapped], base), own):
+            if type(module) is not changed_class(cast(type[Swapped], base), own):
                 raise ValueError(
                     f"model must hold the blocks as they were swapped, got a {type(module).__name__} in place of a "
                     f"{own.__name__}: undo what changed its class first."
@@ -290,5 +271,5 @@ def _change(module: nn.Module, swapped: type[Swapped], state: RouterState | None
     own = type(module)
     if state is not None:
         module.__dict__[_STATE] = state  # not by setattr, which would take a router for a part of the model
-    module.__class__ = swapped_class(swapped, own)
+    module.__class__ = changed_class(swapped, own)
     return _Change(module, own)
