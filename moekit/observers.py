@@ -17,6 +17,9 @@ from moekit_kernels.transforms import is_traced
 class RoutingEvent(NamedTuple):
     """The routing of one call of a layer.
 
+    Where a router and its experts are modules of their own, as in swapped blocks of transformers, the router reports
+    ``probs`` and ``valid`` alone, for the layer that reports its decisions next: :attr:`is_of_router`.
+
     Attributes:
         layer: The module whose call it is; its name in the model is that of the layer.
         num_experts: ``E``.
@@ -45,6 +48,11 @@ class RoutingEvent(NamedTuple):
     dropped_per_expert: Int[Tensor, "E"] | None = None
     prob_sum: Float[Tensor, "E"] | None = None
     entropy_sum: Float[Tensor, ""] | None = None
+
+    @property
+    def is_of_router(self) -> bool:
+        """Whether it holds probabilities alone, of the call that the layer reports next."""
+        return self.expert_ids is None and self.token_ids is None and self.tokens_per_expert is None
 
 
 Observer = Callable[[RoutingEvent], None]

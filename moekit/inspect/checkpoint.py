@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moekit.inspect.table import aligned
+
 _EXPERTS = re.compile(r"^(?P<layer>.*?)\.?\bexperts\.(?P<rest>(?:\w+\.)*?(?P<index>\d+)\..+|[\w.]+)$")
 _BIASES = ("selection_bias", "e_score_correction_bias", "expert_bias")
 
@@ -82,11 +84,7 @@ def checkpoint_table(layers: list[CheckpointLayer]) -> str:
     """Returns the layers as aligned text."""
     headers = ("layer", "E", "gate norms max/min", "gate rows most alike", "bias range", "expert norms max/min")
     rows = [[each.name or "(model)", *map(_shown, each[1:])] for each in layers]
-    widths = [max(len(line[column]) for line in (headers, *rows)) for column in range(len(headers))]
-    return "\n".join(
-        "  ".join(text.ljust(widths[0]) if place == 0 else text.rjust(widths[place]) for place, text in enumerate(line))
-        for line in (headers, *rows)
-    )
+    return aligned([headers, *rows])
 
 
 class _Layer:

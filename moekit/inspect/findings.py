@@ -109,7 +109,7 @@ def _of_load(layer: LayerRecord, figures: LayerSummary, at: Thresholds) -> list[
     elif figures.max_violation is not None and figures.max_violation >= at.max_violation:
         text = f"expert {figures.busiest} gets {figures.max_violation + 1:.1f} times an equal share of the slots"
         if figures.top_k > 1:
-            text += f", one from {_percent(float(load[order[0]]) / figures.tokens)} of the tokens"
+            text += f": {_percent(float(load[order[0]]) / figures.tokens)} of the tokens choose it"
         results.append(("warning", text))
     dead = _ids((load == 0).nonzero().flatten())
     if dead:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from moekit.checks import check_integer
+from moekit.inspect.expert_table import LayerTable, expert_text, layer_csv
 from moekit.inspect.files import read_layers, write_layers
 from moekit.inspect.findings import Finding, Thresholds, described, findings_of
 from moekit.inspect.layer_record import LayerRecord
@@ -129,19 +130,38 @@ class RoutingRecord:
         """
         return findings_of(self.layers, Thresholds() if thresholds is None else thresholds)
 
-    def table(self) -> str:
-        """Returns the figures of all layers as text, one line each."""
-        return text_table(self.summaries())
-
-    def csv(self, layer: str | None = None) -> str:
-        """Returns the figures as comma-separated values.
+    def table(self, layer: str | None = None) -> str:
+        """Returns the figures as text.
 
         Args:
-            layer: Name of a layer, for one line for each window of time; all layers, one line each, by default.
+            layer: Name of a layer, for one line for each of its experts; all layers, one line each, by default.
 
         Raises:
             ValueError: If there is no such layer.
         """
+        if layer is None:
+            return text_table(self.summaries())
+        return expert_text(self._layer(layer), self.label_names)
+
+    def csv(self, layer: str | None = None, table: LayerTable | None = None) -> str:
+        """Returns figures or counts as comma-separated values.
+
+        Args:
+            layer: Name of a layer; all layers, one line of figures each, by default.
+            table: What of the layer: by default its figures, one line for each window of time. ``"experts"``: slots,
+                dropped slots and mean probability of each expert; ``"load"``: slots of each expert by window;
+                ``"coactivation"``: tokens that chose both experts, on the diagonal the one; ``"labels"``: slots of
+                each label by expert.
+
+        Raises:
+            ValueError: If there is no such layer or table, or a table is named without a layer.
+        """
+        if table is not None:
+            if layer is None:
+                raise ValueError(
+                    f"table={table!r} is of one layer, got layer=None: name one of {', '.join(self.layers)}."
+                )
+            return layer_csv(self._layer(layer), self.label_names, table)
         return csv_table(self.summaries() if layer is None else self.over_time(layer))
 
     def over_time(self, layer: str) -> list[LayerSummary]:

@@ -23,7 +23,8 @@ def record_routing(
     """Records what the layers of a model route where, while the context is open.
 
     Layers are :class:`~moekit.SparseMoE` with any router, :class:`~moekit.SoftMoE`, and experts of transformers that
-    compute by moekit's registered backend or are part of a swapped block. Outputs, gradients and random numbers stay
+    compute by moekit's registered backend (without probabilities, which their routers keep) or are part of a swapped
+    block. Outputs, gradients and random numbers stay
     bit for bit the same. Sums only are kept, on the device of each layer, so the record does not grow with the number
     of calls, and nothing is read on the host before the context closes.
 
@@ -57,11 +58,18 @@ def record_routing(
     check_max_windows(max_windows)
     names = _layer_names(model)
     record = RoutingRecord({}, label_names)
+    of_routers: dict[nn.Module, RoutingEvent] = {}
 
     def observe(event: RoutingEvent) -> None:
         name = names.get(event.layer)
         if name is None:
             return
+        if event.is_of_router:
+            of_routers[event.layer] = event
+            return
+        router = of_routers.pop(event.layer, None)
+        if router is not None and event.probs is None and _num_tokens(router) == _num_tokens(event):
+            event = event._replace(probs=router.probs, valid=router.valid)
         if name not in record.layers:
             record.layers[name] = LayerRecord(
                 event.num_experts, num_labels=len(record.label_names), max_windows=max_windows, device=_device(event)

@@ -38,8 +38,12 @@ _SCALARS = (
 def text_table(summaries: Sequence[LayerSummary]) -> str:
     """Returns one aligned line for each layer; entropies are over ``ln E``, and - stands for no figure."""
     rows = [[_shown(name, getattr(each, name)) for name in _HEADERS] for each in summaries]
-    lines = [list(_HEADERS.values()), *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADERS))]
+    return aligned([list(_HEADERS.values()), *rows])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Returns lines of cells as text: the first column to the left, the others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         "  ".join(
             text.ljust(width) if column == 0 else text.rjust(width)

@@ -120,6 +120,37 @@ def test_a_swapped_model_records_its_router_logits(family):
     assert len(output.router_logits) == len(blocks_in(model))
 
 
+# Of each kind: router, router with a bias elsewhere, block that routes, gates on inputs, identity experts, groups.
+@pytest.mark.parametrize("family", ["mixtral", "minimax_m2", "dbrx", "llama4", "longcat_flash", "deepseek_v2"])
+def test_a_swapped_block_records_the_figures_of_the_layer_that_it_becomes(family):
+    model = model_of(family)
+    block = blocks_in(model)[0]
+    layer = from_transformers(block).eval()
+    with swap_moe_blocks_(model), record_routing(model) as record, record_routing(layer) as expected:
+        for _ in range(2):
+            x = torch.randn(2, 5, DIM)
+            block(x)
+            layer(x)
+    (mine,), (theirs,) = record.layers.values(), expected.layers.values()
+    torch.testing.assert_close(mine.windows, theirs.windows)
+    torch.testing.assert_close(mine.prob_sum, theirs.prob_sum)
+    assert torch.equal(mine.coactivation, theirs.coactivation)
+    (figures,) = record.summaries()
+    assert 1 / figures.num_experts < figures.confidence < 1
+
+
+def test_probabilities_of_another_call_are_left_out():
+    model = model_of("mixtral")
+    block = blocks_in(model)[0]
+    ids, gates = torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
+    with swap_moe_blocks_(model), record_routing(model) as record:
+        block.gate(torch.randn(5, DIM))
+        block.experts(torch.randn(3, DIM), ids, gates)
+        block.experts(torch.randn(3, DIM), ids, gates)
+    (figures,) = record.summaries()
+    assert (figures.tokens, figures.confidence) == (6, None)
+
+
 def test_a_swapped_model_is_recorded_copied_trained_and_moved():
     model = model_of("qwen2_moe")
     with pytest.raises(ValueError, match="reported no routing"), record_routing(model):

@@ -231,7 +231,9 @@ function lineChart(holder, x, lines, options) {
   pen.textAlign = "center";
   const by = Math.max(step(last, width / 90), 1);
   for (let value = 0; value <= last; value += by) {
-    pen.fillText(number(value), box.left + (value / last) * (box.right - box.left), box.bottom + 12);
+    // The last label stays within the canvas.
+    const most = width - pen.measureText(number(value)).width / 2;
+    pen.fillText(number(value), Math.min(box.left + (value / last) * (box.right - box.left), most), box.bottom + 12);
   }
   pen.fillText("call", (box.left + box.right) / 2, box.bottom + 30);
   pen.lineWidth = 2;

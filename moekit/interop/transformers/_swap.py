@@ -20,6 +20,7 @@ from moekit.interop.transformers._forms import FORMS
 from moekit.interop.transformers._parts import modules_of, tensor_at
 from moekit.interop.transformers._read import BlockContents, form_of
 from moekit.interop.transformers._routers import SparseMixerRouter
+from moekit.observers import RoutingEvent, notify, observed
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate
 from moekit.routing import Routing
@@ -42,12 +43,14 @@ class RouterState(NamedTuple):
         weight: Name of the matrix in the router of the block.
         selection_bias: Name in the same of what is added to the scores; None where it is an argument, or there is none.
         float_logits: Whether logits and gates are returned in float32 or wider.
+        experts: Those of the block, which report its decisions to observers.
     """
 
     router: Router
     weight: str
     selection_bias: str | None
     float_logits: bool
+    experts: nn.Module
 
 
 class MoekitRouter(Swapped):
@@ -70,9 +73,17 @@ class MoekitRouter(Swapped):
             selection_bias = tensor_at(self, state.selection_bias).flatten()
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         routing = _route(state.router, rows, weight, bias, selection_bias)
+        _notify(state, routing)
         logits = cast(Tensor, routing.logits)
         dtype = logits.dtype if state.float_logits else weight.dtype
         return logits.to(dtype), routing.gates.to(dtype), routing.expert_ids
+
+
+def _notify(state: RouterState, routing: Routing) -> None:
+    """Reports the probabilities of a router; the experts report the decisions."""
+    if observed():
+        event = RoutingEvent(state.experts, state.router.num_experts, probs=routing.probs, valid=routing.valid)
+        notify(event)
 
 
 def _route(router: Router, rows: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None) -> Routing:
@@ -120,6 +131,7 @@ class MoekitRoutingBlock(Swapped):
         """Returns gates and ids ``(T, K)``."""
         state: RouterState = self.__dict__[_STATE]
         routing: Routing = state.router(router_logits)
+        _notify(state, routing)
         return routing.gates.to(router_logits.dtype), routing.expert_ids
 
 
@@ -149,6 +161,7 @@ class MoekitInputGatedBlock(Swapped):
         rows = hidden_states.reshape(-1, block.hidden_dim)
         _, router_logits = block.router(rows)
         routing: Routing = state.router(router_logits)
+        _notify(state, routing)
         gates = routing.gates.to(router_logits.dtype)
         return block.shared_expert(rows) + block.experts(rows, routing.expert_ids, gates), router_logits
 
@@ -258,11 +271,11 @@ def _swap_block(block: nn.Module, contents: BlockContents) -> list[_Change]:
     inside = bias.removeprefix(prefix) if bias is not None and bias.startswith(prefix) else None
     if form.experts in ("split", "input_gated"):
         layer.router.gate = nn.Identity()  # its input are the logits
-        state = RouterState(layer.router, form.weight, None, form.float_logits)
+        state = RouterState(layer.router, form.weight, None, form.float_logits, experts)
         if form.experts == "split":
             return [_change(block, MoekitRoutingBlock, state), _change(experts, MoekitSplitExperts)]
         return [_change(block, MoekitInputGatedBlock, state), _change(experts, MoekitInputGatedExperts)]
-    state = RouterState(layer.router, form.weight, inside, form.float_logits)
+    state = RouterState(layer.router, form.weight, inside, form.float_logits, experts)
     bank = MoekitIdentityExperts if form.experts == "identity" else MoekitExperts
     return [_change(router, MoekitRouter, state), _change(experts, bank)]
 

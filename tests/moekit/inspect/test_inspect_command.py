@@ -116,11 +116,14 @@ def test_what_is_neither_is_refused(
     assert not written.exists()
 
 
-def test_a_page_of_a_checkpoint_is_refused_with_the_way_to_record(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "options", [["--page", "page.html"], ["--figure", "figure.png"], ["--csv"], ["--layer", "0"], ["--parallel"]]
+)
+def test_what_needs_a_record_is_refused_of_a_checkpoint_with_the_way_to_record(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(stack().state_dict(), tmp_path / "weights.pt")
-    assert main([str(tmp_path / "weights.pt"), "--page", str(tmp_path / "page.html")]) == 1
+    assert main([str(tmp_path / "weights.pt"), *options]) == 1
     message = capsys.readouterr().err
-    assert "--csv, --page and --figure need a record" in message
+    assert "--csv, --layer, --parallel, --page and --figure need a record, got" in message
     assert "record.write_page" in message

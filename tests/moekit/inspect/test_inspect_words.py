@@ -77,7 +77,7 @@ def test_of_several_experts_per_token_the_share_of_tokens_is_told_too() -> None:
     # All tokens take expert 0 beside another one: half of the slots, which is 4 times an equal share.
     ids = torch.stack([torch.zeros(140, dtype=torch.int64), 1 + torch.arange(140) % 7], dim=-1)
     assert texts(recorded(ids, 8)) == [
-        "warning: expert 0 gets 4.0 times an equal share of the slots, one from 100 % of the tokens"
+        "warning: expert 0 gets 4.0 times an equal share of the slots: 100 % of the tokens choose it"
     ]
 
 
