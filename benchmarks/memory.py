@@ -47,8 +47,8 @@ def saved_for_backward(forward: Callable[[], Tensor], inputs: Iterable[Tensor], 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.layout == torch.strided and _storage(tensor) not in ignored:
             seen[_storage(tensor)] = tensor.untyped_storage().nbytes()
-            kept.append(tensor)
-        return tensor
+            kept.append(tensor.detach())
+        return tensor.detach()  # a node's own output would keep the node, which keeps its output: never freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = forward()

@@ -96,13 +96,15 @@ def compile_dense(setting: Setting) -> None:
 
 
 def curves(setting: Setting, left: Left) -> Iterator[Record]:
-    """Yields the points of the curves: ours beside dense, grouped_mm and liger."""
+    """Yields the points of the curves: ours beside dense and grouped_mm, then liger's, which tunes itself for minutes."""
     layers = [(point.shape, setting.dtype) for point in points_on(setting.device, setting.tiny)]
     if not setting.tiny:
         yield compile_layers(setting, "kernels of the curves compiled side by side", layers)
+    seconds = setting.seconds / 6
+    own = peers_named(["dense", "dense-compiled", "moekit-triton", "grouped_mm"])
+    yield from curves_within(setting.device, setting.dtype, own, seconds, left, setting.tiny)
     yield from cases.prepare_autotuned(setting, "liger", PRESETS["olmoe"])
-    names = ["dense", "dense-compiled", "moekit-triton", "grouped_mm", "liger"]
-    yield from curves_within(setting.device, setting.dtype, peers_named(names), setting.seconds / 3, left, setting.tiny)
+    yield from curves_within(setting.device, setting.dtype, peers_named(["liger"]), seconds, left, setting.tiny)
 
 
 SECTIONS: dict[str, Section] = {
@@ -112,7 +114,7 @@ SECTIONS: dict[str, Section] = {
     "steps": Section("wall time of eager steps of whole layers", 10, 30, steps.steps),
     "tests": Section("the compiled tests of tests/triton", 25, 180, checks.tests),
     "kernels": Section("each kernel alone on the workloads of the criteria", 10, 30, cases.kernels),
-    "variants": Section("Zipf routing, fp16, fp32, odd widths, biases", 10, 40, cases.variants),
+    "variants": Section("Zipf routing, fp16, fp32, odd widths, biases", 10, 60, cases.variants),
     "scattermoe": Section("ScatterMoE on Qwen3's workload", 8, 30, cases.library("scattermoe")),
     "liger": Section("liger-kernel on Qwen3's workload, autotuned", 20, 80, cases.liger),
     "libraries": Section("MegaBlocks, Tutel and transformers on Qwen3's workload", 8, 40, cases.others),

@@ -1,5 +1,8 @@
 """Timing and memory: what is counted."""
 
+import functools
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -79,6 +82,22 @@ def test_saved_bytes_count_storages_once_and_leave_parameters_out():
 
     saved = saved_for_backward(forward, [x], [weight])
     assert saved == (40, 40)
+
+
+def test_counting_keeps_no_tensor_alive():
+    """A node that saves its own output makes no cycle with the hooks, so that later cases have the memory."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        output = (x * 2).sigmoid()
+        alive.extend((weakref.ref(x), weakref.ref(output)))
+        return output
+
+    x = torch.ones(10, requires_grad=True)
+    assert saved_for_backward(functools.partial(forward, x), [x], []).intermediates == 40
+    del x
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
 
 
 def test_a_layer_of_ours_keeps_the_floor():
