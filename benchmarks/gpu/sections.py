@@ -96,7 +96,7 @@ def compile_dense(setting: Setting) -> None:
 
 
 def curves(setting: Setting, left: Left) -> Iterator[Record]:
-    """Yields the points of the curves: ours beside dense and grouped_mm, then liger's, which tunes itself for minutes."""
+    """Yields the points of the curves: ours beside dense and grouped_mm, then liger's, which tunes itself long."""
     layers = [(point.shape, setting.dtype) for point in points_on(setting.device, setting.tiny)]
     if not setting.tiny:
         yield compile_layers(setting, "kernels of the curves compiled side by side", layers)
