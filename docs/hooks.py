@@ -12,7 +12,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-PATTERNS = ("benchmarks/**/*.md", "benchmarks/results/*.svg", "kernels/moekit_kernels/*/README.md", "recipes/**/*.md")
+PATTERNS = (
+    "benchmarks/**/*.md",
+    "benchmarks/results/**/*.svg",
+    "kernels/moekit_kernels/*/README.md",
+    "recipes/**/*.md",
+)
 _OUT_OF_DOCS = re.compile(r"\]\(\.\./(?=(?:benchmarks|kernels|recipes)/)")
 _INTO_DOCS = re.compile(r"\]\(((?:\.\./)+)docs/")
 
