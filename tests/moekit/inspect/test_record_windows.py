@@ -125,23 +125,3 @@ def test_a_later_version_and_a_damaged_record_are_refused(tmp_path: Path) -> Non
         path.write_bytes(gzip.compress(json.dumps({**document, "layers": [layer]}).encode()))
         with pytest.raises(ValueError, match="path must be an undamaged record"):
             RoutingRecord.load(path)
-
-
-def test_a_record_of_24_layers_and_1000_calls_stays_under_5_mb(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    events = [
-        RoutingEvent(nn.Identity(), 128, expert_ids=torch.rand(64, 128, generator=generator).argsort(-1)[:, :8])
-        for _ in range(7)
-    ]
-    layers = {f"layers.{index}.mlp": LayerRecord(128, num_labels=10) for index in range(24)}
-    for layer in layers.values():
-        # As 1,000 calls leave them: windows of 16 calls, the last of 8.
-        for call in range(63):
-            layer.add(events[call % 7])
-        layer.fill(layer.windows * 16 + torch.randint(0, 1000, layer.windows.shape), top_k=8, width=16)
-        layer.coactivation = layer.coactivation * 16 + torch.randint(0, 1000, layer.coactivation.shape)
-    record = RoutingRecord(layers, [f"label {index}" for index in range(10)])
-    record.save(tmp_path / "record.json.gz")
-    record.write_page(tmp_path / "page.html")
-    assert (tmp_path / "record.json.gz").stat().st_size < 5e6
-    assert (tmp_path / "page.html").stat().st_size < 5e6
