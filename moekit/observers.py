@@ -4,7 +4,8 @@ A layer asks :func:`observed` and, where that holds, passes a :class:`RoutingEve
 stays as it is: an observer receives detached tensors, writes only to its own and draws no random numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,10 @@ class RoutingEvent(NamedTuple):
 
 Observer = Callable[[RoutingEvent], None]
 
+Preparation = Callable[[nn.Module], AbstractContextManager[object]]
+
 _OBSERVERS: list[Observer] = []
+_PREPARATIONS: list[Preparation] = []
 
 # No public names tell whether backward runs (torch.utils.checkpoint asks the same), or a transform is active.
 _graph_task: Callable[[], int] = torch._C._current_graph_task_id  # pyright: ignore
@@ -99,3 +103,21 @@ def remove_observer(observer: Observer) -> None:
     if observer not in _OBSERVERS:
         raise ValueError(f"observer must be one that was added, got {observer!r}.")
     _OBSERVERS.remove(observer)
+
+
+def add_preparation(preparation: Preparation) -> None:
+    """Has a context opened around each recording, with the model that is recorded; once, however often it is added.
+
+    For modules of other libraries, which do not report by themselves.
+    """
+    if preparation not in _PREPARATIONS:
+        _PREPARATIONS.append(preparation)
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Generator[None]:
+    """Opens the contexts that were added, for a model."""
+    with ExitStack() as stack:
+        for preparation in _PREPARATIONS:
+            stack.enter_context(preparation(model))
+        yield

@@ -10,7 +10,7 @@ from torch import nn
 
 from moekit.inspect.layer_record import LayerRecord, check_max_windows
 from moekit.inspect.record import RoutingRecord
-from moekit.observers import RoutingEvent, add_observer, remove_observer
+from moekit.observers import RoutingEvent, add_observer, prepared, remove_observer
 
 # Wrappers that stand in a name without being part of the model.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?:\.|$)")
@@ -23,10 +23,10 @@ def record_routing(
     """Records what the layers of a model route where, while the context is open.
 
     Layers are :class:`~moekit.SparseMoE` with any router, :class:`~moekit.SoftMoE`, and experts of transformers that
-    compute by moekit's registered backend (without probabilities, which their routers keep) or are part of a swapped
-    block. Outputs, gradients and random numbers stay
-    bit for bit the same. Sums only are kept, on the device of each layer, so the record does not grow with the number
-    of calls, and nothing is read on the host before the context closes.
+    compute by moekit's registered backend or are part of a swapped block. Of registered ones the probabilities are
+    known in the families whose blocks may be swapped; of others, the decisions alone. Outputs, gradients and random
+    numbers stay bit for bit the same. Sums only are kept, on the device of each layer, so the record does not grow with
+    the number of calls, and nothing is read on the host before the context closes.
 
     - Works in training and evaluation, under ``no_grad``, ``inference_mode``, autocast and in half precision.
     - A call that activation checkpointing computes again in backward is counted once.
@@ -78,7 +78,7 @@ def record_routing(
 
     add_observer(observe)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), prepared(model):
             yield record
     finally:
         remove_observer(observe)

@@ -12,8 +12,8 @@ from torch import nn
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from benchmarks.families.compare import output_of, tokens
-from moekit.inspect import record_routing
-from moekit.interop import from_transformers, swap_moe_blocks_
+from moekit.inspect import RoutingRecord, record_routing
+from moekit.interop import from_transformers, register_experts, swap_moe_blocks_
 from tests.moekit.transformers_families import (
     DIM,
     FAMILIES,
@@ -131,6 +131,28 @@ def test_a_swapped_block_records_the_figures_of_the_layer_that_it_becomes(family
             x = torch.randn(2, 5, DIM)
             block(x)
             layer(x)
+    _assert_same_record(record, expected)
+
+
+# Those whose experts have no setting, and report only where they are swapped.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("dbrx", "llama4", "longcat_flash")])
+def test_registered_experts_are_recorded_with_the_probabilities_of_their_routers(family):
+    register_experts()
+    model = model_of(family)
+    block = blocks_in(model)[0]
+    layer = from_transformers(block).eval()
+    model.set_experts_implementation("moekit")
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    with record_routing(block) as record, record_routing(layer) as expected:
+        for _ in range(2):
+            x = torch.randn(2, 5, DIM)
+            block(x)
+            layer(x)
+    _assert_same_record(record, expected)
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+def _assert_same_record(record: RoutingRecord, expected: RoutingRecord) -> None:
     (mine,), (theirs,) = record.layers.values(), expected.layers.values()
     torch.testing.assert_close(mine.windows, theirs.windows)
     torch.testing.assert_close(mine.prob_sum, theirs.prob_sum)

@@ -6,8 +6,10 @@ Importing this module does not import it.
 from torch import nn
 
 from moekit.interop.transformers._build import build_layer, check_same_rule, empty_layer, understand
+from moekit.interop.transformers._probabilities import router_probabilities
 from moekit.interop.transformers._swap import SwappedBlocks, swap
 from moekit.layer import SparseMoE
+from moekit.observers import add_preparation
 from moekit_kernels.impl import Impl
 
 __all__ = [
@@ -66,6 +68,8 @@ def register_experts() -> None:
     from moekit.interop.transformers._experts import experts_forward
 
     ALL_EXPERTS_FUNCTIONS.register("moekit", experts_forward)
+    # Experts report their decisions themselves.
+    add_preparation(router_probabilities)
 
 
 def fused_activation(experts: nn.Module) -> str | None:
