@@ -1,0 +1,175 @@
+"""Models to folders and to the Hugging Face Hub, and back."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, snapshot_download  # pyright: ignore[reportUnknownVariableType]
+from torch import nn
+
+from moekit.interop.hub.description import (
+    FILE,
+    Description,
+    describe,
+    place_parts,
+    read_description,
+    write_description,
+)
+from moekit.interop.hub.state import INDEX, load_state, read_state, save_state
+
+_FILES = [FILE, INDEX, "config.json", "model*.safetensors"]
+
+
+def save_pretrained(model: nn.Module, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+    """Saves a layer, or a model that holds parts of moekit: tensors as safetensors, parts as ``moekit.json``.
+
+    The json says how to build the parts: routers, experts, shared experts, gates, activations, fusion layers, with the
+    settings that they have now. What is around them in a model is not described; :func:`from_pretrained` then takes
+    the model. Modes, ``requires_grad``, hooks and optimisers are not saved.
+
+    Args:
+        model: A part of moekit, or a model that holds some.
+        folder: Where to write; it is made. Files of an earlier saving are replaced.
+        max_shard_size: Largest size of one file of tensors, such as ``"5GB"``; one tensor is never split.
+
+    Raises:
+        ValueError: If the model holds no part, or one that cannot be rebuilt: a class or a function that is not
+            registered (see :func:`register_part`), or a part that was changed after it was built in a way that no
+            argument says. Nothing is written then.
+
+    Example:
+        >>> import tempfile
+        >>> from moekit import SparseMoE
+        >>> from moekit.interop.hub import from_pretrained, save_pretrained
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(SparseMoE.ffn(64, 128, num_experts=8, top_k=2), folder)
+        ...     layer = from_pretrained(folder)
+        >>> layer.experts.num_experts
+        8
+    """
+    parts = describe(model)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / FILE).unlink(missing_ok=True)
+    write_description(path, Description(parts, save_state(model, path, max_shard_size)))
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    model: nn.Module | None = None,
+    device: torch.device | str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> nn.Module:
+    """Loads what :func:`save_pretrained` saved, in evaluation mode.
+
+    Only registered classes and functions are built; no code and no pickle of the files is run. Tensors have the dtype
+    that they were saved in.
+
+    Args:
+        source: A folder, or the id of a repository, ``"owner/name"``.
+        model: Of a model that holds parts: the model, built as it was before (without the parts, as before
+            :func:`~moekit.interop.upcycle_`, or with other weights). The parts are put into it and its tensors
+            replaced, so make its optimiser afterwards. None for a layer.
+        device: Where tensors are loaded; the device of ``model``, or the CPU, by default.
+        revision: Branch, tag or commit of the repository.
+        token: Access token of the Hub; that of the machine by default.
+        cache_dir: Where downloads are kept.
+        force_download: Whether to download again.
+        local_files_only: Whether to use earlier downloads alone.
+
+    Returns:
+        The layer or the model.
+
+    Raises:
+        ValueError: If a file is missing or of a newer version, a part is not known, or tensors are missing, unexpected
+            or of another shape.
+    """
+    folder = download(source, revision, token, cache_dir, force_download, local_files_only)
+    if device is None:
+        first = next(model.parameters(), None) if model is not None else None
+        device = "cpu" if first is None or first.is_meta else first.device
+    return load_into(model, folder, device)
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    branch: str | None = None,
+    create_pr: bool | None = None,
+    commit_message: str = "Upload a model with moekit",
+    max_shard_size: int | str = "5GB",
+) -> str:
+    """Uploads what :func:`save_pretrained` would save, in one commit. The repository is made where there is none.
+
+    Args:
+        model: See :func:`save_pretrained`.
+        repo_id: Id of the repository, ``"owner/name"``.
+        private: Whether a repository that is made is private; the owner's default by default.
+        token: Access token of the Hub; that of the machine by default.
+        branch: Branch of the commit.
+        create_pr: Whether to open a pull request instead.
+        commit_message: Message of the commit.
+        max_shard_size: See :func:`save_pretrained`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: See :func:`save_pretrained`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, max_shard_size=max_shard_size)
+        api = HfApi(token=token)
+        full_id = api.create_repo(repo_id=repo_id, private=private, exist_ok=True).repo_id
+        return api.upload_folder(
+            repo_id=full_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=branch,
+            create_pr=create_pr,
+        )
+
+
+def download(
+    source: str | Path,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    force_download: bool,
+    local_files_only: bool,
+) -> Path:
+    """Returns the folder of a source, downloaded where it is the id of a repository."""
+    if os.path.isdir(source):
+        return Path(source)
+    if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
+        raise ValueError(
+            f'source must be a folder, or a repository as "owner/name", got {str(source)!r}: no such folder.'
+        )
+    downloaded = snapshot_download(
+        source,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        force_download=force_download,
+        local_files_only=local_files_only,
+        allow_patterns=_FILES,
+    )
+    return Path(downloaded)
+
+
+def load_into(model: nn.Module | None, folder: Path, device: torch.device | str) -> nn.Module:
+    """Builds the parts of a folder, in a model or alone, and loads all tensors; see :func:`from_pretrained`."""
+    description = read_description(folder)
+    state = read_state(folder, device)
+    loaded = place_parts(description.parts, model, device)
+    load_state(loaded, state, description.tied)
+    return loaded.to(device).eval()

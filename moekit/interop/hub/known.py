@@ -1,0 +1,161 @@
+"""The parts of moekit that files name, and how the arguments that built them are read off them.
+
+Most arguments are attributes of the same name, which hold for new parts without more than their line here.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from moekit.experts.cross_scale import CrossScaleExperts
+from moekit.experts.cross_scale_expert import CrossScaleExpert
+from moekit.experts.dense import FFN
+from moekit.experts.ffn import FFNExperts
+from moekit.experts.modules import ModuleExperts, ZeroExpert
+from moekit.fusion.attention import sdpa_attention, weighted_attention, xformers_attention
+from moekit.fusion.cross_attention import BidirectionalCrossAttention
+from moekit.fusion.cross_scale import CrossScaleAttention
+from moekit.fusion.gate import ModalityGate
+from moekit.interop.hub import known_torch
+from moekit.interop.hub.registry import FUNCTIONS, RECORDS, Arguments, Reader, add_part, arguments_of
+from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
+from moekit.interop.transformers._routers import GroupMaxRouter, NormalizedTopKRouter, SparseMixerRouter
+from moekit.interop.upcycling.layer import DropoutAfter, UpcycledMLP
+from moekit.interop.upcycling.mlp import MLPLayout
+from moekit.interop.upcycling.routers import MergedRouter
+from moekit.layer import SparseMoE
+from moekit.routers.expert_choice import ExpertChoiceRouter
+from moekit.routers.gate import Gate
+from moekit.routers.hard import HardRouter
+from moekit.routers.hash import HashRouter
+from moekit.routers.top_k import TopKRouter
+from moekit.soft import SoftMoE
+
+Readers = dict[str, Reader]
+
+
+def _has(*names: str) -> Reader:
+    """Returns a reader that tells whether a module has something under one of some names."""
+    return lambda module: any(getattr(module, name) is not None for name in names)
+
+
+def _hidden_dim(router: Any) -> int | None:
+    layers = router.gate.layers
+    return layers[0].out_features if len(layers) == 2 else None
+
+
+_GATE: Readers = {
+    "dim": lambda router: router.gate.dim,
+    "gate_hidden_dim": _hidden_dim,
+    "gate_bias": lambda router: router.gate.layers[0].bias is not None,
+    "init_scale": lambda router: router.gate.layers[0].init_scale,
+}
+
+
+def _top_k_gate(name: str) -> Reader:
+    def read(router: TopKRouter) -> Any:
+        if type(router.gate) is Gate:
+            return None if name == "gate" else _GATE[name](router)
+        # A gate of the caller's, beside which the width is that of the noise alone.
+        noise = router.noise_gate
+        dim = 1 if noise is None else noise.dim
+        return {"dim": dim, "gate": router.gate, "gate_hidden_dim": None, "gate_bias": False, "init_scale": 0.1}[name]
+
+    return read
+
+
+_TOP_K: Readers = {
+    "renormalize": lambda router: router._renormalize,
+    "noisy": lambda router: router._noisy,
+    "selection_bias": _has("selection_bias"),
+    **{name: _top_k_gate(name) for name in (*_GATE, "gate")},
+}
+_read_top_k = arguments_of(TopKRouter, _TOP_K)
+
+
+def _normalized(router: NormalizedTopKRouter) -> Arguments:
+    inherited = {name: value for name, value in _read_top_k(router).items() if name != "renormalize"}
+    return inherited | {"scaling_factor": router.scaling_after, "epsilon": router.epsilon}
+
+
+def _of_attention(name: str) -> Reader:
+    return lambda expert: getattr(expert.attention, name)
+
+
+_SCALES: Readers = {
+    **{name: _of_attention(name) for name in ("channels", "dim", "align_to", "logits_at", "hidden_dim")},
+    "depth": lambda expert: len(expert.convolutions),
+    "norm": lambda expert: "batch" if isinstance(expert.norms[0], nn.BatchNorm2d) else "group",
+    "groups": lambda expert: getattr(expert.norms[0], "num_groups", None),
+    "kernel_size": lambda expert: expert.convolutions[0].kernel_size[0],
+}
+
+
+def _of_first(read: Reader) -> Reader:
+    return lambda bank: read(bank.experts[0])
+
+
+_FFN: Readers = {
+    "hidden_dim": lambda ffn: ffn.down_proj.in_features,
+    "bias": lambda ffn: ffn.up_proj.bias is not None,
+    "gated": _has("gate"),
+}
+_CROSS_ATTENTION: Readers = {
+    "output_projection": _has("left_output"),
+    "bias": lambda layer: layer.left_projections.query.bias is not None,
+}
+_MODULES: Readers = {"modules": lambda bank: list(bank.experts)}
+_LATENT: Readers = {
+    "dim": lambda bank: bank.into_latent.in_features,
+    "latent_dim": lambda bank: bank.into_latent.out_features,
+    "bias": lambda bank: bank.into_latent.bias is not None,
+}
+
+
+def _upcycled(module: UpcycledMLP) -> Arguments:
+    return {
+        "moe": module.moe,
+        "output_dropouts": [] if module.dropout is None else list(module.dropout),
+        "layout": module._layout,  # pyright: ignore[reportPrivateUsage]
+        "shard_of_expert": module.shard_of_expert,
+    }
+
+
+def _dense(module: UpcycledMLP) -> nn.Module:
+    return module._dense[0]  # pyright: ignore[reportPrivateUsage]
+
+
+def register_all() -> None:
+    """Registers the parts of moekit, and the layers and functions of torch."""
+    known_torch.register()
+    constructors: dict[type[nn.Module], Readers] = {
+        BidirectionalCrossAttention: _CROSS_ATTENTION,
+        CrossScaleAttention: {},
+        CrossScaleExpert: _SCALES,
+        CrossScaleExperts: {name: _of_first(read) for name, read in _SCALES.items()},
+        ExpertChoiceRouter: _GATE,
+        FFN: _FFN,
+        FFNExperts: {"bias": _has("up_bias", "down_bias")},
+        HardRouter: _GATE,
+        HashRouter: {"vocab_size": lambda router: router.table.shape[0]},
+        ModalityGate: {"bias": lambda gate: gate.projection.bias is not None},
+        ModuleExperts: _MODULES,
+        SoftMoE: {},
+        SparseMoE: {},
+        TopKRouter: _TOP_K,
+        ZeroExpert: {},
+        # Of layers that come from models of transformers, and of models that were upcycled.
+        DropoutAfter: {"dropouts": lambda module: list(module.dropouts)},
+        GroupMaxRouter: {"dim": _GATE["dim"]},
+        IdentityExperts: {},
+        LatentExperts: _LATENT,
+        MergedRouter: {"group_of_expert": lambda router: router.group_of_expert.tolist()},
+        SparseMixerRouter: {"dim": _GATE["dim"]},
+    }
+    for kind, readers in constructors.items():
+        add_part(kind, f"moekit.{kind.__name__}", arguments_of(kind, readers))
+    add_part(NormalizedTopKRouter, "moekit.NormalizedTopKRouter", _normalized)
+    add_part(UpcycledMLP, "moekit.UpcycledMLP", _upcycled, in_place_of=_dense)
+    RECORDS["moekit.MLPLayout"] = MLPLayout
+    for function in (sdpa_attention, weighted_attention, xformers_attention):
+        FUNCTIONS[f"moekit.{function.__name__}"] = function

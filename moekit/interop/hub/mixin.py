@@ -1,0 +1,101 @@
+"""Model classes with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``, whose arguments may be parts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, cast
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from moekit.interop.hub.decode import Decoder
+from moekit.interop.hub.encode import Encoder
+from moekit.interop.hub.folder import download, load_into, save_pretrained
+from moekit_kernels.activations import Activation
+
+# Marks an argument of a constructor in config.json as one of moekit.
+_KEY = "moekit"
+_REFUSED = "refused"
+
+
+def _encode(value: object) -> dict[str, Any]:
+    try:
+        return {_KEY: Encoder().value(value, "", type(value).__name__)}
+    except ValueError as error:
+        # A model that is never saved may have any parts: raised when it is.
+        return {_KEY: None, _REFUSED: str(error)}
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _decode(value: object) -> object:
+    encoded = cast(dict[str, Any], value)[_KEY] if isinstance(value, dict) and _KEY in value else None
+    if encoded is None:
+        return cast(object, value)
+    return Decoder({"": encoded}).value(encoded, "")
+
+
+class MoEHubMixin(PyTorchModelHubMixin):
+    """``PyTorchModelHubMixin`` of huggingface_hub for models whose constructor takes parts of moekit, or builds some.
+
+    Arguments that are modules of moekit, of a registered class (:func:`register_part`) or plain layers of torch stand
+    in ``config.json`` as what rebuilds them; numbers, strings and dataclasses as ever. ``moekit.json`` holds the parts
+    that the model has when it is saved, so changes after construction come back too. ``from_pretrained`` gives
+    the model in evaluation mode.
+
+    Example:
+        >>> import tempfile
+        >>> from torch import nn
+        >>> from moekit import FFNExperts, Router, SparseMoE, TopKRouter
+        >>> from moekit.interop.hub import MoEHubMixin
+        >>> class Block(nn.Module, MoEHubMixin):
+        ...     def __init__(self, dim: int, router: Router) -> None:
+        ...         super().__init__()
+        ...         self.norm = nn.LayerNorm(dim)
+        ...         self.moe = SparseMoE(router, FFNExperts(dim, 2 * dim, router.num_experts))
+        ...     def forward(self, x):
+        ...         return x + self.moe(self.norm(x)).output
+        >>> block = Block(16, TopKRouter(16, 4, 2, scoring="sigmoid"))
+        >>> block.moe.capacity_factor = 1.25
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = block.save_pretrained(folder)
+        ...     loaded = Block.from_pretrained(folder)
+        >>> loaded.moe.router.scoring, loaded.moe.capacity_factor
+        ('sigmoid', 1.25)
+    """
+
+    def __init_subclass__(
+        cls,
+        *args: Any,
+        coders: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds the coders of parts, which huggingface_hub does not inherit."""
+        # Decoded in _from_pretrained, whatever the annotation of the argument.
+        own = dict.fromkeys((nn.Module, Activation), (_encode, _unchanged))
+        super().__init_subclass__(*args, coders={**(coders or {}), **own}, **kwargs)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = cast(object, self._hub_mixin_config)
+        for name, value in cast(dict[str, Any], config if isinstance(config, dict) else {}).items():
+            if isinstance(value, dict) and _REFUSED in value:
+                raise ValueError(f"the argument {name} cannot be saved: {value[_REFUSED]}")
+        save_pretrained(cast(nn.Module, self), save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        **model_kwargs: Any,
+    ) -> Self:
+        folder = download(model_id, revision, token, cache_dir, force_download, local_files_only)
+        model = cls(**{name: _decode(value) for name, value in model_kwargs.items()})
+        return cast(Self, load_into(cast(nn.Module, model), folder, map_location))
