@@ -1,6 +1,9 @@
 """What ``import moekit`` costs, what it pulls in, and what it does without."""
 
 import inspect
+import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ from moekit import activations as public_activations
 from moekit import inspect as public_inspect
 from moekit import interop as public_interop
 from moekit import lora as public_lora
+from moekit.interop import hub as public_hub
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (
@@ -29,6 +33,10 @@ HEAVY = (
     "medmnist",
     "onnx",
     "onnxscript",
+    "huggingface_hub",
+    "safetensors",
+    "tensorboard",
+    "wandb",
 )
 
 
@@ -64,20 +72,44 @@ print(sorted(new & {{'triton', *{HEAVY!r}}}))
     assert _python(code).strip() == "[]"
 
 
-def test_everything_works_without_triton():
-    code = """
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition('.')[0] == 'triton':
-            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+# What says what to install where a package is absent, and what it says.
+USES = {
+    "triton": [("moekit.SparseMoE.ffn(8, 6, 4, 2, impl='triton')(torch.randn(5, 8))", "pip install triton")],
+    "transformers": [
+        ("moekit.interop.register_experts()", "register_experts needs transformers 5.7 or newer: pip install"),
+        (
+            "moekit.interop.fused_activation(torch.nn.Linear(1, 1))",
+            "needs transformers .*: pip install",
+        ),
+    ],
+    "matplotlib": [("record.figure()", "needs matplotlib, which is not installed: pip install matplotlib")],
+    "huggingface_hub": [("import moekit.interop.hub", r'needs huggingface_hub: pip install "moekit\[hub\]"')],
+    "safetensors": [
+        ("import moekit.interop.hub", r'needs safetensors: pip install "moekit\[hub\]"'),
+        ("checkpoint()", "needs safetensors, which is not installed: pip install safetensors"),
+    ],
+    "onnx": [("translations()", r'translation_table needs onnxscript: pip install "moekit\[onnx\]"')],
+    "onnxscript": [("translations()", r'translation_table needs onnxscript: pip install "moekit\[onnx\]"')],
+    "xformers": [("xformers()", "needs the package xformers, .*`pip install xformers`")],
+    "timm": [],
+    "peft": [],
+    "lightning": [],
+    "tensorboard": [],
+    "wandb": [],
+}
 
-sys.meta_path.insert(0, Absent())
-import torch, moekit
-output, stats = moekit.SparseMoE.ffn(8, 6, 4, 2)(torch.randn(5, 8))
-output.sum().backward()
-print(bool(output.isfinite().all()), stats.tokens_per_expert.sum().item(), 'triton' in sys.modules)
-"""
-    assert _python(code).split() == ["True", "10", "False"]
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each case is a fork of one process that has imported torch")
+def test_without_each_optional_package_all_else_works_and_its_use_says_what_to_install():
+    """In a process for each package: everything is imported, a layer trains and is recorded."""
+    codes = {package: [code for code, _ in uses] for package, uses in USES.items()}
+    script = Path(__file__).parent / "without_packages.py"
+    lines = _python(f"sys.argv = ['', {json.dumps(codes)!r}]\n{script.read_text()}").splitlines()
+    expected = [(package, code, message) for package, uses in USES.items() for code, message in uses]
+    for line, (package, code, message) in zip(lines, expected, strict=True):
+        *use, text = json.loads(line)
+        assert use == [package, code]
+        assert re.search(message, text), line
 
 
 def _api_entries() -> list[str]:
@@ -97,7 +129,8 @@ def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
     activations = {f"moekit.activations.{name}" for name in public_activations.__all__}
     inspecting = {f"moekit.inspect.{name}" for name in public_inspect.__all__}
     lora = {f"moekit.lora.{name}" for name in public_lora.__all__}
-    elsewhere = interop | activations | inspecting | lora
+    files = {f"moekit.interop.hub.{name}" for name in public_hub.__all__}
+    elsewhere = interop | activations | inspecting | lora | files
     assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | elsewhere)
     assert moekit.__version__.count(".") == 2
 

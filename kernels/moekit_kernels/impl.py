@@ -102,7 +102,10 @@ def resolve_impl(
     check_impl(impl)
     if impl == "triton":
         if not triton_is_installed():
-            raise ValueError('impl="triton" needs the package triton, which is not installed: use impl="auto".')
+            raise ValueError(
+                'impl="triton" needs the package triton, which is not installed: pip install triton, or use '
+                'impl="auto".'
+            )
         problem = _problem(limits, operands, num_experts, top_k, activation)
         if problem is not None:
             raise ValueError(_cannot(problem))

@@ -80,6 +80,8 @@ class Decoder:
             _refuse(location, f"has arguments that {known.name} does not have: {', '.join(unknown)}")
         arguments = {name: self.value(each, f"{location}/arguments/{name}") for name, each in stated.items()}
         self._built[location] = module = self._build(known, arguments, location)
+        for name in known.settings:
+            setattr(module, name, self.value(encoded["settings"][name], f"{location}/settings/{name}"))
         for path in encoded.get("without", []):
             owner, _, name = path.rpartition(".")
             setattr(module.get_submodule(owner), name, None)
@@ -91,11 +93,13 @@ class Decoder:
             arguments["device"] = self._device
         if known.in_place_of is not None:
             arguments["dense"] = self._dense(known, location)
+        if "dtype" in known.required:
+            arguments["dtype"] = None  # that of the file's tensors, which take the place of those made here
         missing = [name for name in known.required if name not in arguments]
         if missing:
             _refuse(location, f"lacks the arguments {', '.join(missing)} of {known.name}")
         try:
-            return known.kind(*positional, **arguments)
+            return known.build(*positional, **arguments)
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise ValueError(f"the file's part {_shown(location)} cannot be built: {error}") from error
 
@@ -171,9 +175,15 @@ _FORMS: dict[str, Callable[[Decoder, dict[str, Any], str], Any]] = {
 }
 
 
+# Keys of the json that are no names of arguments.
+_LEVELS = frozenset({"arguments", "list", "tuple", "mapping", "fields", "settings"})
+
+
 def _shown(location: str) -> str:
     """Returns a location as the name of a part and its arguments."""
-    keys = [key for key in location.split("/") if key not in ("arguments", "list", "tuple", "mapping", "fields")]
+    keys = [
+        key for key in location.split("/") if key not in ("arguments", "list", "tuple", "mapping", "fields", "settings")
+    ]
     return ".".join(key for key in keys if key) or "(the model itself)"
 
 

@@ -51,7 +51,11 @@ class Encoder:
             name: self.value(value, f"{location}/arguments/{name}", _within(place, name))
             for name, value in arguments.items()
         }
-        return {"part": known.name, "arguments": encoded}
+        settings = {
+            name: self.value(getattr(module, name), f"{location}/settings/{name}", _within(place, name))
+            for name in known.settings
+        }
+        return {"part": known.name, "arguments": encoded} | ({"settings": settings} if settings else {})
 
     def value(self, value: object, location: str, place: str) -> Any:
         """Returns an argument as json; see :meth:`part`."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from moekit.changed_class import changed_class
 from moekit.experts.cross_scale import CrossScaleExperts
 from moekit.experts.cross_scale_expert import CrossScaleExpert
 from moekit.experts.dense import FFN
@@ -24,6 +25,8 @@ from moekit.interop.upcycling.layer import DropoutAfter, UpcycledMLP
 from moekit.interop.upcycling.mlp import MLPLayout
 from moekit.interop.upcycling.routers import MergedRouter
 from moekit.layer import SparseMoE
+from moekit.lora.adapter import PRODUCTS, ExpertsLoRA
+from moekit.lora.banks import Adapted, adapt, adapters_of
 from moekit.routers.expert_choice import ExpertChoiceRouter
 from moekit.routers.gate import Gate
 from moekit.routers.hard import HardRouter
@@ -125,6 +128,35 @@ def _dense(module: UpcycledMLP) -> nn.Module:
     return module._dense[0]  # pyright: ignore[reportPrivateUsage]
 
 
+def _adapters(lora: ExpertsLoRA) -> Arguments:
+    if lora.merged:
+        raise ValueError("whose adapters are merged: call unmerge_lora_ to keep them or remove_lora_ to keep the sum")
+    pairs = [lora.matrices(name) for name in PRODUCTS]
+    # Expected is a size of each product; of one without adapters it is not read.
+    shapes = tuple((0, 0, 0) if a is None or b is None else (a.shape[0], b.shape[1], a.shape[2]) for a, b in pairs)
+    return {
+        "shapes": shapes,
+        "rank": lora.rank,
+        "alpha": lora.scaling * lora.rank,
+        "rank_stabilized": False,
+        "dropout": lora.dropout,
+        "products": tuple(name for name, (a, _) in zip(PRODUCTS, pairs, strict=True) if a is not None),
+    }
+
+
+def _adapted(bank: nn.Module) -> Arguments:
+    return _read_experts(bank) | {"lora": adapters_of(bank)}
+
+
+def _adapted_experts(*, lora: ExpertsLoRA, **arguments: Any) -> nn.Module:
+    experts = FFNExperts(**arguments)
+    adapt(experts, lora)
+    return experts
+
+
+_read_experts = arguments_of(FFNExperts, {"bias": _has("up_bias", "down_bias")})
+
+
 def register_all() -> None:
     """Registers the parts of moekit, and the layers and functions of torch."""
     known_torch.register()
@@ -135,7 +167,6 @@ def register_all() -> None:
         CrossScaleExperts: {name: _of_first(read) for name, read in _SCALES.items()},
         ExpertChoiceRouter: _GATE,
         FFN: _FFN,
-        FFNExperts: {"bias": _has("up_bias", "down_bias")},
         HardRouter: _GATE,
         HashRouter: {"vocab_size": lambda router: router.table.shape[0]},
         ModalityGate: {"bias": lambda gate: gate.projection.bias is not None},
@@ -154,6 +185,11 @@ def register_all() -> None:
     }
     for kind, readers in constructors.items():
         add_part(kind, f"moekit.{kind.__name__}", arguments_of(kind, readers))
+    add_part(FFNExperts, "moekit.FFNExperts", _read_experts)
+    adapted = changed_class(Adapted, FFNExperts)
+    add_part(adapted, "moekit.FFNExperts with adapters", _adapted, build=_adapted_experts)
+    # The scaling is that of the adapters' alpha and rank, to the last bit.
+    add_part(ExpertsLoRA, "moekit.ExpertsLoRA", _adapters, settings=("scaling", "enabled"))
     add_part(NormalizedTopKRouter, "moekit.NormalizedTopKRouter", _normalized)
     add_part(UpcycledMLP, "moekit.UpcycledMLP", _upcycled, in_place_of=_dense)
     RECORDS["moekit.MLPLayout"] = MLPLayout

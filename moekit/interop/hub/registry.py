@@ -31,15 +31,19 @@ class Part(NamedTuple):
         arguments: Reads the arguments of the constructor off a module.
         packaged: Whether it is a class of moekit or torch, whose plain attributes all come from the constructor or from
             settings that are arguments of it.
+        build: Builds a module of the class: the constructor, unless the class was changed after.
         in_place_of: Returns the module in whose place the part stands, which the constructor takes as ``dense``;
             None for a part that can be built by itself.
+        settings: Names of attributes that are set afterwards, beyond what the arguments say.
     """
 
     name: str
     kind: type[nn.Module]
     arguments: Callable[[Any], Arguments]
     packaged: bool
+    build: Callable[..., nn.Module]
     in_place_of: Reader | None = None
+    settings: tuple[str, ...] = ()
 
     def accepts(self, name: str) -> bool:
         """Returns whether the constructor takes an argument of a file."""
@@ -51,8 +55,8 @@ class Part(NamedTuple):
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters of the constructor."""
-        return parameters_of(self.kind)
+        """The parameters of ``build``."""
+        return parameters_of(self.build)
 
     @property
     def takes_device(self) -> bool:
@@ -73,11 +77,11 @@ class Part(NamedTuple):
         return name in self.parameters or any_name
 
 
-def parameters_of(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
+def parameters_of(build: Callable[..., nn.Module]) -> Mapping[str, inspect.Parameter]:
     """Returns the parameters of a constructor; none where it takes anything and ignores it."""
-    if kind.__init__ is nn.Module.__init__ or kind is nn.Identity:
+    if build is nn.Identity or (isinstance(build, type) and build.__init__ is nn.Module.__init__):
         return {}
-    return inspect.signature(kind).parameters
+    return inspect.signature(build).parameters
 
 
 PARTS: dict[str, Part] = {}
@@ -153,8 +157,8 @@ def register_part(
     Example:
         >>> from torch import nn
         >>> from moekit.interop.hub import register_part
-        >>> @register_part(name="example.Scaled")
-        ... class Scaled(nn.Module):
+        >>> @register_part(name="example.Times")
+        ... class Times(nn.Module):
         ...     def __init__(self, factor: float) -> None:
         ...         super().__init__()
         ...         self.factor = factor
@@ -188,10 +192,12 @@ def add_part(
     arguments: Callable[[Any], Arguments],
     *,
     packaged: bool = True,
+    build: Callable[..., nn.Module] | None = None,
     in_place_of: Reader | None = None,
+    settings: tuple[str, ...] = (),
 ) -> None:
     """Registers a class; see :class:`Part`."""
-    PARTS[name] = Part(name, kind, arguments, packaged, in_place_of)
+    PARTS[name] = Part(name, kind, arguments, packaged, build or kind, in_place_of, settings)
 
 
 def _described(part: object) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
 from moekit.interop.transformers._routers import GroupMaxRouter, NormalizedTopKRouter, SparseMixerRouter
 from moekit.interop.upcycling.layer import DropoutAfter
 from moekit.interop.upcycling.routers import MergedRouter
+from moekit.lora import add_lora_
 
 DIM, HIDDEN, EXPERTS, TOP_K, TOKENS = 8, 6, 4, 2, 10
 MAPS = ((8, 8, 8), (16, 4, 4))
@@ -78,6 +79,13 @@ def _one_bias() -> FFNExperts:
     nn.init.normal_(experts.up_bias)
     experts.down_bias = None
     return experts
+
+
+def _adapted() -> SparseMoE:
+    """A layer whose experts have adapters, of which one product has none."""
+    layer = SparseMoE(_router(), _experts(activation="gelu", bias=True))
+    add_lora_(layer, rank=3, alpha=7.0, rank_stabilized=True, products=("down",), dropout=0.1, freeze=False)
+    return layer
 
 
 def _maps() -> tuple[list[Tensor]]:
@@ -140,6 +148,7 @@ EXAMPLES = {
     "gate of modalities": Example(
         lambda: ModalityGate((3, 5), per="modality", bias=True, initial_gate=0.8),
     ),
+    "adapters": Example(_adapted),
     "merged": Example(lambda: SparseMoE(MergedRouter(_router(), [0, 1, 1, 0]), _experts(2))),
     "identity experts": Example(lambda: SparseMoE(TopKRouter(DIM, 6, 2), IdentityExperts(_experts(), 2))),
     "latent experts": Example(lambda: SparseMoE(_router(), LatentExperts(DIM, _experts(dim=4), 4, bias=True))),
@@ -171,8 +180,8 @@ def description_in(folder: Path) -> dict[str, Any]:
 def randomized(module: nn.Module) -> nn.Module:
     """Returns a module in evaluation mode whose tensors are no starting values of any constructor."""
     with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.is_floating_point() and not name.endswith("stored_scaling"):  # which says how they were made
                 tensor.normal_().abs_() if tensor.ndim == 1 else tensor.normal_()
     return module.eval()
 

@@ -22,6 +22,7 @@ from moekit import (
 from moekit.activations import Activation
 from moekit.interop.hub import from_pretrained, register_part, save_pretrained
 from moekit.interop.hub.registry import FUNCTIONS, PARTS
+from moekit.lora import add_lora_, merge_lora_
 from tests.moekit.interop.hub.parts import DIM, EXPERTS, HIDDEN, TOP_K, assert_same, description_in, saved_and_loaded
 
 
@@ -136,7 +137,13 @@ def _function(layer: SparseMoE) -> None:
     layer.experts = FFNExperts(DIM, HIDDEN, EXPERTS, activation=lambda pre: 2 * pre)
 
 
+def _merged(layer: SparseMoE) -> None:
+    add_lora_(layer)
+    merge_lora_(layer)
+
+
 CHANGES = {
+    _merged: "but experts.lora .*whose adapters are merged: call unmerge_lora_ to keep them or remove_lora_ to keep",
     _forward: "but router has a forward of its own: undo the change, or register a class of your own",
     _replaced_gate: "router is of the class moekit.TopKRouter, whose argument init_scale cannot be read from it",
     _unknown_class: r"but experts.modules\[0\]\[0\] is of the class .*Scaled, which no file can name: register it",
