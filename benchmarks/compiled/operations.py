@@ -13,6 +13,7 @@ from moekit_kernels.combine import launches as combine
 from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.grouped_gemm import launches as grouped_gemm
 from moekit_kernels.grouped_gemm import launches_weight_grads
+from moekit_kernels.grouped_gemm_int8 import launches as grouped_gemm_int8
 from moekit_kernels.moe_ffn import ExpertWeights
 from moekit_kernels.moe_ffn import gathers as gather_decision
 from moekit_kernels.moe_ffn import launches as moe_ffn
@@ -150,6 +151,17 @@ def multiply(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
     launches_weight_grads.linear_weight_grad(dy, x, offsets, biased)
 
 
+def multiply_int8(dtype: torch.dtype, shape: Shape, biased: bool) -> None:
+    """Launches a grouped linear layer of int8 weights, and the gradient of its rows."""
+    x, dy = empty(shape.slots, shape.dim, dtype=dtype), empty(shape.slots, shape.hidden_dim, dtype=dtype)
+    values = empty(shape.num_experts, shape.hidden_dim, shape.dim, dtype=torch.int8)
+    scale = empty(shape.num_experts, shape.hidden_dim, dtype=torch.float32)
+    bias = empty(shape.num_experts, shape.hidden_dim, dtype=dtype) if biased else None
+    offsets = indices(shape.num_experts + 1)
+    grouped_gemm_int8.linear(x, values, scale, offsets, bias, False)
+    grouped_gemm_int8.linear(dy, values, scale, offsets, None, True)
+
+
 def ffn(
     dtype: torch.dtype,
     shape: Shape,
@@ -249,6 +261,9 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         ),
         "FFN tf32": partial(ffn_in_tf32, shape=qwen3, **swiglu),
         "FFN tf32 few": partial(ffn_in_tf32, shape=SHAPES["few"], **swiglu),
+        "int8 qwen3": partial(multiply_int8, shape=qwen3, biased=True),
+        "int8 decode": partial(multiply_int8, shape=decode, biased=False),
+        "int8 odd": partial(multiply_int8, shape=SHAPES["odd"], biased=False),
         "grouped GEMM odd": partial(multiply, shape=SHAPES["odd"], biased=False),
         # Eight of 128 experts: programs counted by rows, narrow strips through pointers.
         "FFN decode of one token": partial(ffn, shape=PRESETS["decode-qwen3-1"], **swiglu),
