@@ -14,13 +14,19 @@ class ChangedClass(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Returns how to make it again."""
-        first, own = type(self).__bases__
-        return _new, (first, own), self.__dict__
+        changes: list[type[ChangedClass]] = []
+        kind = type(self)
+        while issubclass(kind, ChangedClass):
+            first, kind = kind.__bases__
+            changes.append(first)
+        return _new, (changes, kind), self.__dict__
 
 
-def _new(first: type[ChangedClass], own: type[nn.Module]) -> nn.Module:
-    kind = changed_class(first, own)
-    return kind.__new__(kind)
+def _new(changes: list[type[ChangedClass]], own: type[nn.Module]) -> nn.Module:
+    """Returns a module without state of class ``own``, changed by the last of ``changes`` first."""
+    for first in reversed(changes):
+        own = changed_class(first, own)
+    return own.__new__(own)
 
 
 @cache

@@ -18,6 +18,7 @@ from moekit import activations as public_activations
 from moekit import inspect as public_inspect
 from moekit import interop as public_interop
 from moekit import lora as public_lora
+from moekit import quantization as public_quantization
 from moekit.interop import hub as public_hub
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,7 @@ def test_importing_pulls_in_nothing_heavy():
     code = f"""
 import torch
 before = set(sys.modules)
-import moekit, moekit.inspect, moekit.interop, moekit.lora
+import moekit, moekit.inspect, moekit.interop, moekit.lora, moekit.quantization
 new = {{name.partition('.')[0] for name in set(sys.modules) - before}}
 print(sorted(new & {{'triton', *{HEAVY!r}}}))
 """
@@ -129,8 +130,9 @@ def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
     activations = {f"moekit.activations.{name}" for name in public_activations.__all__}
     inspecting = {f"moekit.inspect.{name}" for name in public_inspect.__all__}
     lora = {f"moekit.lora.{name}" for name in public_lora.__all__}
+    quantization = {f"moekit.quantization.{name}" for name in public_quantization.__all__}
     files = {f"moekit.interop.hub.{name}" for name in public_hub.__all__}
-    elsewhere = interop | activations | inspecting | lora | files
+    elsewhere = interop | activations | inspecting | lora | quantization | files
     assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | elsewhere)
     assert moekit.__version__.count(".") == 2
 

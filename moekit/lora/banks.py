@@ -1,19 +1,21 @@
-"""Banks of experts that take adapters: those of moekit, and stacked experts of ``transformers``.
+"""Banks of experts that have adapters.
 
-A bank stays the module that it is, with its parameters and their names; its class changes to one that adds what the
+A bank stays the module that it is, with its weights and their names; its class changes to one that adds what the
 adapters in its attribute ``lora`` compute.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
+from moekit.banks import banks_in, check_recompute, named_modules, stacked
 from moekit.changed_class import ChangedClass, changed_class
 from moekit.experts.ffn import FFNExperts
 from moekit.experts.products import DenseProduct, Products, ffn_by_products
-from moekit.interop.upcycling.names import matching
 from moekit.lora.adapter import ExpertsLoRA, Shapes
+from moekit.quantization.int8 import Int8, int8_products
 
 NAME = "lora"
 """The attribute of a bank that holds its adapters."""
@@ -27,28 +29,19 @@ class Adapted(ChangedClass):
         bank = cast(Any, self)
         if not adapters_of(self).is_active:
             return cast(Any, super()).forward(*inputs)
+        products = adapters_of(self).adapted(_products_of(self))
         if isinstance(self, FFNExperts):
             x, plan, gates = inputs
             bank._check_input(x, plan)
-            products = adapters_of(self).adapted(products_of(self))
             return ffn_by_products(x, gates, plan, products, self.activation, self.impl)
         from moekit.interop.transformers._experts import experts_forward_by
 
-        weight = weights_of(self)[0]
-        products = adapters_of(self).adapted(products_of(self))
-        return experts_forward_by(self, cast(Any, inputs), products, num_experts=weight.shape[0], dtype=weight.dtype)
+        num_experts, dtype = stacked(self).up_proj.shape[0], float_dtype_of(self)
+        return experts_forward_by(self, cast(Any, inputs), products, num_experts=num_experts, dtype=dtype)
 
     def _check_settings(self) -> None:
         cast(Any, super())._check_settings()
-        check_recompute("recompute", cast(Any, self).recompute)
-
-
-def check_recompute(name: str, recompute: str) -> None:
-    """Raises ``ValueError`` unless it is the default: experts with adapters do not run fused."""
-    if recompute != "activation":
-        raise ValueError(
-            f'{name} must be "activation" for experts with adapters, which run unfused, got {recompute!r}.'
-        )
+        check_recompute("recompute", cast(FFNExperts, self).recompute)
 
 
 def adapters_of(bank: nn.Module) -> ExpertsLoRA:
@@ -56,27 +49,14 @@ def adapters_of(bank: nn.Module) -> ExpertsLoRA:
     return cast(ExpertsLoRA, bank.get_submodule(NAME))
 
 
-def weights_of(bank: nn.Module) -> tuple[Tensor, Tensor]:
-    """Returns the matrices ``(E, F1, D)`` and ``(E, D2, F)`` of a bank; of transposed ones, views."""
-    if isinstance(bank, FFNExperts):
-        return bank.up_proj, bank.down_proj
-    from moekit.interop.transformers._experts import stacked_weights
-
-    return stacked_weights(bank)[:2]
-
-
-def products_of(bank: nn.Module) -> Products:
-    """Returns the products of a bank without its adapters."""
-    if isinstance(bank, FFNExperts):
-        return Products(DenseProduct(bank.up_proj, bank.up_bias), DenseProduct(bank.down_proj, bank.down_bias))
-    from moekit.interop.transformers._experts import dense_products, stacked_weights
-
-    return dense_products(stacked_weights(bank))
-
-
 def shapes_of(bank: nn.Module) -> Shapes:
     """Returns the sizes of a bank's products."""
-    return Shapes(*(cast(tuple[int, int, int], tuple(weight.shape)) for weight in weights_of(bank)))
+    return Shapes(*(cast(tuple[int, int, int], tuple(weight.shape)) for weight in stacked(bank)[:2]))
+
+
+def float_dtype_of(bank: nn.Module) -> torch.dtype:
+    """Returns the dtype of a bank's weights, or that which they had before they were quantised."""
+    return bank.float_dtype if isinstance(bank, Int8) else stacked(bank).up_proj.dtype
 
 
 def adapt(bank: nn.Module, adapters: ExpertsLoRA) -> None:
@@ -107,7 +87,7 @@ def adapted_banks(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: If there are none.
     """
-    banks: dict[str, nn.Module] = {name: each for name, each in _modules(model) if isinstance(each, Adapted)}
+    banks: dict[str, nn.Module] = {name: each for name, each in named_modules(model) if isinstance(each, Adapted)}
     if not banks:
         raise ValueError(
             f"model must hold experts with adapters, got a {type(model).__name__} without any: add_lora_ adds them."
@@ -116,59 +96,21 @@ def adapted_banks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def banks_to_adapt(model: nn.Module, where: str | Sequence[str] | None) -> dict[str, nn.Module]:
-    """Returns the banks of a model that get adapters, by name.
-
-    Args:
-        model: The model.
-        where: Pattern of the names of banks, or of modules that each hold some; or several. All by default.
+    """Returns the banks of a model that get adapters, by name; see :func:`~moekit.banks.banks_in`.
 
     Raises:
         ValueError: If there are none, or one cannot be adapted.
     """
-    chosen = {"": model} if where is None else matching(model, where)
-    banks: dict[str, nn.Module] = {}
-    for outer, module in chosen.items():
-        inside = {_joined(outer, name): each for name, each in _modules(module) if _holds_experts(name, each)}
-        if not inside:
-            place = f"a {type(model).__name__}" if where is None else f"{outer!r}, a {type(module).__name__},"
-            raise ValueError(f"model must hold FFNExperts or stacked experts of transformers, got {place} without any.")
-        banks |= inside
+    banks = banks_in(model, where)
     for name, bank in banks.items():
-        _check_adaptable(name, bank)
+        if isinstance(bank, Adapted):
+            raise ValueError(f"experts {name!r} must have no adapters yet: call remove_lora_ first.")
     return banks
 
 
-def _holds_experts(name: str, module: nn.Module) -> bool:
-    if isinstance(module, FFNExperts) or _is_stacked(module):
-        return True
-    return name.rpartition(".")[2] == "experts" and type(module).__module__.startswith("transformers.models.")
-
-
-def _is_stacked(module: nn.Module) -> bool:
-    """Returns whether a module has what ``transformers`` gives experts whose implementation can be chosen."""
-    return all(hasattr(module, name) for name in ("is_transposed", "has_bias", "down_proj"))
-
-
-def _check_adaptable(name: str, bank: nn.Module) -> None:
-    if isinstance(bank, Adapted):
-        raise ValueError(f"experts {name!r} must have no adapters yet: call remove_lora_ first.")
-    if isinstance(bank, FFNExperts):
-        if type(bank) is not FFNExperts:
-            kind = type(bank).__name__
-            raise ValueError(f"experts {name!r} must be FFNExperts, got a {kind}, which may compute otherwise.")
-        check_recompute(f"recompute of experts {name!r}", bank.recompute)
-        return
-    if not _is_stacked(bank):
-        raise ValueError(
-            f"experts {name!r} must be stacked, as those of transformers whose implementation can be chosen, got a "
-            f"{type(bank).__name__}: leave them out with where, or convert their blocks by from_transformers."
-        )
-
-
-def _modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    # torch's own types leave it partially unknown.
-    return cast(Iterable[tuple[str, nn.Module]], model.named_modules())
-
-
-def _joined(outer: str, name: str) -> str:
-    return f"{outer}.{name}" if outer and name else outer or name
+def _products_of(bank: nn.Module) -> Products:
+    """Returns the products of a bank without its adapters."""
+    if isinstance(bank, Int8):
+        return int8_products(bank)
+    up_proj, down_proj, up_bias, down_bias = stacked(bank)
+    return Products(DenseProduct(up_proj, up_bias), DenseProduct(down_proj, down_bias))

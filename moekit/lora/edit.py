@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from moekit.banks import stacked
 from moekit.checks import check_choice
 from moekit.lora.adapter import PRODUCTS, ExpertsLoRA
 from moekit.lora.banks import (
@@ -19,9 +20,9 @@ from moekit.lora.banks import (
     adapters_of,
     banks_to_adapt,
     check_releasable,
+    float_dtype_of,
     release,
     shapes_of,
-    weights_of,
 )
 from moekit.parts import check_module
 
@@ -48,7 +49,8 @@ def add_lora_(
     frozen weights is computed. The model first computes what it did.
 
     Adapted are :class:`~moekit.FFNExperts`, and stacked experts of ``transformers`` whose implementation can be
-    chosen, which moekit then computes whatever was chosen. Weights keep their names; adapters are in the attribute
+    chosen, which moekit then computes whatever was chosen; either also after
+    :func:`~moekit.quantization.quantize_experts_`. Weights keep their names; adapters are in the attribute
     ``lora`` of the experts. Experts with adapters run unfused: two grouped GEMMs for a product, the activation,
     combine. Make the optimiser after this call, and apply FSDP or ``torch.compile`` after it too.
 
@@ -94,7 +96,6 @@ def add_lora_(
         raise ValueError("products must name at least one of 'up', 'down', got none.")
     added: dict[str, tuple[nn.Module, ExpertsLoRA]] = {}
     for name, bank in banks_to_adapt(model, where).items():
-        weight = weights_of(bank)[0]
         adapters = ExpertsLoRA(
             shapes_of(bank),
             rank,
@@ -102,8 +103,8 @@ def add_lora_(
             rank_stabilized=rank_stabilized,
             dropout=dropout,
             products=chosen,
-            device=weight.device,
-            dtype=weight.dtype if dtype is None else dtype,
+            device=stacked(bank).up_proj.device,
+            dtype=float_dtype_of(bank) if dtype is None else dtype,
         )
         if generator is not None:
             adapters.reset_parameters(generator)
@@ -247,7 +248,7 @@ def _check_not_merged(model: nn.Module, what: str) -> None:
 def _change(model: nn.Module, *, to_merged: bool) -> None:
     banks = {name: bank for name, bank in adapted_banks(model).items() if adapters_of(bank).merged != to_merged}
     for name, bank in banks.items():
-        for weight in weights_of(bank):
+        for weight in stacked(bank)[:2]:
             if type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point():
                 raise ValueError(
                     f"experts {name!r} must have plain floating weights to be merged, got a {type(weight).__name__} of "
@@ -255,7 +256,7 @@ def _change(model: nn.Module, *, to_merged: bool) -> None:
                 )
     for bank in banks.values():
         adapters = adapters_of(bank)
-        for product, weight in zip(PRODUCTS, weights_of(bank), strict=True):
+        for product, weight in zip(PRODUCTS, stacked(bank)[:2], strict=True):
             for expert in range(weight.shape[0]):
                 update = adapters.update(product, expert)
                 if update is not None:

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from moekit.lora import add_lora_
+from moekit.quantization import quantize_experts_
 from moekit_kernels.grouped_gemm import grouped_gemm_reference
 from moekit_kernels.grouped_gemm_int8 import dequantize, grouped_gemm_int8, quantize
-from tests.oracles import poisoned_empty
+from tests.moekit.test_lora import trained
+from tests.oracles import poisoned_empty, relative_error
+from tests.triton.test_triton_lora import gradients, make, on
 from tests.triton.tolerances import assert_near
 
 
@@ -39,3 +43,17 @@ def test_outputs_and_gradients_are_the_references(device, dtype, transposed, cou
     assert_near(output, expected, dtype, "output")
     for name, one, other in zip(("x", "bias"), gradients, expected_gradients, strict=True):
         assert_near(one, other, dtype, name)
+
+
+def test_layers_and_adapters_beside_integers_are_those_of_the_reference(device):
+    model, x = make("triton", device), torch.randn(30, 20, device=device)
+    quantize_experts_(model)
+    assert relative_error(model(x), on("reference", model)(x)) < 1e-5
+    add_lora_(model, rank=3)
+    trained(model)
+    reference, expected = gradients(on("reference", model), x)
+    output, computed = gradients(model, x)
+    assert relative_error(output, reference) < 1e-5
+    assert computed.keys() == expected.keys()
+    for name, gradient in computed.items():
+        assert relative_error(gradient, expected[name]) < 1e-5, name
