@@ -6,8 +6,9 @@ slots by expert (:class:`DispatchPlan`), experts compute, combine adds each toke
 What is public: a name is public if it is in ``moekit.__all__``, in ``moekit.activations.__all__``, in
 ``moekit.inspect.__all__``, in ``moekit.lora.__all__``, in ``moekit.quantization.__all__``, in
 ``moekit.interop.__all__``, in ``moekit.interop.hub.__all__`` or a public name of ``moekit.interop.onnx`` (interop needs
-other libraries, so it is imported by itself, as are the tools of inspect, LoRA and quantisation). ``moekit.__all__`` holds
-everything that a caller builds, calls or receives: modules, functions and the types of their results. Its packages
+other libraries, so it is imported by itself, as are the tools of inspect, LoRA and quantisation).
+``moekit.__all__`` holds everything that a caller builds, calls or receives: modules, functions and the types of their
+results. Its packages
 list their own part of it. All other names and the modules that hold them are private and may change without notice.
 """
 
