@@ -16,7 +16,9 @@ from recipes.medmoe.config import ModelConfig
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.label_router import LabelRouter
 from recipes.shared.encoders.pyramid import PyramidEncoder
+from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
+from recipes.shared.hub_model import HubModel
 
 _POOLINGS = {"mean": masked_mean, "first": first_token}
 
@@ -67,11 +69,12 @@ class LocalFeatures(NamedTuple):
     scale_weights: Tensor | None = None
 
 
-class MedMoE(nn.Module):
+class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-experts", "medical"]):
     """MedMoE, section 4, with the deviations of ``docs/papers.md``.
 
     The expert changes the local features only. The global embedding, and with it zero-shot classification by
-    cosine, does not depend on the routing.
+    cosine, does not depend on the routing. ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of
+    :class:`HubModel`.
 
     Args:
         config: The architecture.
@@ -81,6 +84,8 @@ class MedMoE(nn.Module):
     Raises:
         ValueError: If there are fewer experts than modalities, or ``align_to`` is no scale of the encoder.
     """
+
+    settings = ModelConfig
 
     def __init__(self, config: ModelConfig, image_encoder: PyramidEncoder, text_encoder: TextEncoder) -> None:
         super().__init__()
@@ -123,6 +128,15 @@ class MedMoE(nn.Module):
             )
             self.moe = SparseMoE(router, experts)
         self.register_load_state_dict_pre_hook(_rename_old_weights)
+
+    def architecture(self) -> dict[str, Any]:
+        """See :meth:`HubModel.architecture`."""
+        return {"image": self.image_encoder.spec.to_json()}
+
+    @classmethod
+    def from_architecture(cls, config: ModelConfig, about: dict[str, Any], text_encoder: TextEncoder) -> "MedMoE":
+        """See :meth:`HubModel.from_architecture`."""
+        return cls(config, PyramidEncoder.from_spec(ImageEncoderSpec.from_json(about["image"])), text_encoder)
 
     def train(self, mode: bool = True) -> "MedMoE":
         """Sets the mode; a frozen text encoder stays without dropout."""

@@ -4,7 +4,7 @@ Shape letters: B studies, M image patches, N text tokens, D the common width d, 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ from moekit import (
 from recipes.data.studies import Task
 from recipes.medvlmoe.config import Balance, ModelConfig
 from recipes.shared.encoders.image import ImageEncoder
+from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
+from recipes.shared.hub_model import HubModel
 from recipes.shared.tasks import TaskHead
 
 _POOLINGS = {"mean": masked_mean, "last": last_token, "first": first_token}
@@ -59,8 +61,10 @@ class Fused(NamedTuple):
     attention: Tensor | None
 
 
-class MedVLMoE(nn.Module):
+class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-experts", "medical"]):
     """MedVLMoE, section 3, with the deviations of ``docs/papers.md``.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of :class:`HubModel`.
 
     Args:
         config: The architecture.
@@ -70,6 +74,8 @@ class MedVLMoE(nn.Module):
         task: Kind of the target.
         balance: ``"cv2"`` makes the router noisy, ``"bias"`` gives it a selection bias.
     """
+
+    settings = ModelConfig
 
     def __init__(
         self,
@@ -82,6 +88,9 @@ class MedVLMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.num_classes = num_classes
+        self.task: Task = task
+        self.balance: Balance = balance
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder if reads_text(config) else None
         dim = config.dim
@@ -109,6 +118,19 @@ class MedVLMoE(nn.Module):
         self.head_norm = nn.LayerNorm(2 * dim)
         self.dropout = nn.Dropout(config.dropout)
         self.head = TaskHead(2 * dim, num_classes, task)
+
+    def architecture(self) -> dict[str, Any]:
+        """See :meth:`HubModel.architecture`."""
+        sizes = {"num_classes": self.num_classes, "task": self.task, "balance": self.balance}
+        return {"image": self.image_encoder.spec.to_json(), **sizes}
+
+    @classmethod
+    def from_architecture(
+        cls, config: ModelConfig, about: dict[str, Any], text_encoder: TextEncoder | None
+    ) -> "MedVLMoE":
+        """See :meth:`HubModel.from_architecture`."""
+        image_encoder = ImageEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
+        return cls(config, image_encoder, text_encoder, about["num_classes"], about["task"], about["balance"])
 
     def forward(
         self, images: Tensor, input_ids: Tensor, text_mask: Tensor, *, need_attention: bool = False
