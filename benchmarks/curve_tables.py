@@ -10,6 +10,12 @@ STEP = "forward+backward"
 PROCESSOR_TIME = "time of the processor, not of the clock"
 """In the remark of a record whose times are not the clock's."""
 
+
+def timed_by(remark: str, processor_time: bool) -> str:
+    """Returns a remark that says so where the times are the processor's."""
+    return f"{remark}; {PROCESSOR_TIME}" if processor_time else remark
+
+
 GROWS: dict[str, Callable[[Record], float]] = {
     "tokens": lambda record: Shape(*record.shape).tokens,
     "experts": lambda record: Shape(*record.shape).num_experts,

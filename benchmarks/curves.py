@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from benchmarks.curve_tables import PROCESSOR_TIME
+from benchmarks.curve_tables import timed_by
 from benchmarks.environment import environment
 from benchmarks.moe import line
-from benchmarks.options import add_budget, add_device, add_dtype, add_out, add_seconds
+from benchmarks.options import add_budget, add_device, add_dtype, add_out, add_processor_time, add_seconds
 from benchmarks.peers import PEERS, Peer, peers_named
 from benchmarks.records import Record, write
 from benchmarks.runner import CaseOptions, run_case
@@ -99,8 +99,7 @@ def measure(
     clock = time.process_time if processor_time else time.perf_counter
     options = CaseOptions(PASSES, seconds, compare=compare, in_turn=True, least=least, clock=clock)
     for record in run_case(point.curve, workload, dtype, peers, options):
-        remark = f"{record.remark}; {PROCESSOR_TIME}" if processor_time else record.remark
-        yield dataclasses.replace(record, kind="curve", remark=remark)
+        yield dataclasses.replace(record, kind="curve", remark=timed_by(record.remark, processor_time))
 
 
 def curves_within(
@@ -130,14 +129,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(names)}; by default {' '.join(PEERS_BY_DEFAULT)}",
     )
     parser.add_argument("--tokens", type=int, help="tokens at the end of their curve; 131072 on a GPU, 8192 on CPU")
-    parser.add_argument(
-        "--processor-time",
-        action="store_true",
-        help="on CPU, count the time of the processor in place of the clock's: for a machine that does other work",
-    )
     add_device(parser)
     add_dtype(parser)
     add_seconds(parser, 0.2)
+    add_processor_time(parser)
     add_budget(parser, 600.0)
     add_out(parser, "file of records, written anew", required=True)
 

@@ -6,14 +6,16 @@ formulas in float32 or wider before anything is timed.
 
 import argparse
 import dataclasses
+import time
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from benchmarks import ceilings
+from benchmarks.curve_tables import timed_by
 from benchmarks.environment import environment
-from benchmarks.options import add_device, add_dtype, add_out, add_seconds
+from benchmarks.options import OptionError, add_device, add_dtype, add_out, add_processor_time, add_seconds
 from benchmarks.peers import PEERS, peers_named
 from benchmarks.records import Record, write
 from benchmarks.runner import CaseOptions, run_case, with_ratios
@@ -42,13 +44,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-stages", action="store_true", help="leave out the parts of our layer, timed alone")
     add_device(parser)
     add_dtype(parser)
+    parser.add_argument(
+        "--in-turn", action="store_true", help="layers take turns, repetition by repetition, all in memory at once"
+    )
     add_seconds(parser, 1.0)
+    add_processor_time(parser)
     add_out(parser, "file of records, written anew")
 
 
 def run(options: argparse.Namespace) -> list[Record]:
     """Returns all records of the command."""
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    if options.processor_time and not options.in_turn:
+        raise OptionError("--processor-time needs --in-turn: layers timed one after the other are timed by the clock.")
     shapes = named_shapes(options.preset)
     if options.tokens is not None:
         shapes = {name: shape._replace(tokens=options.tokens) for name, shape in shapes.items()}
@@ -60,11 +68,18 @@ def run(options: argparse.Namespace) -> list[Record]:
     with tqdm(total=len(cases) * len(peers), unit="layer") as progress:
         for name, shape, skew in cases:
             workload = draw(shape, skew, device, dtype)
-            case_options = CaseOptions(options.direction, options.seconds, graphs=shape.slots <= GRAPH_SLOTS)
+            case_options = CaseOptions(
+                options.direction,
+                options.seconds,
+                graphs=shape.slots <= GRAPH_SLOTS,
+                in_turn=options.in_turn,
+                clock=time.process_time if options.processor_time else time.perf_counter,
+            )
             for record in run_case(
                 name, workload, options.dtype, peers, case_options, lambda peer: _show(progress, peer.name)
             ):
-                records.append(record)
+                remark = timed_by(record.remark, options.processor_time)
+                records.append(dataclasses.replace(record, remark=remark))
             if not options.no_stages:
                 records += run_stages(name, workload, options.dtype, options.seconds / 2)
             del workload

@@ -31,6 +31,15 @@ def add_seconds(parser: argparse.ArgumentParser, default: float) -> None:
     parser.add_argument("--seconds", type=float, default=default, help="about how long each measurement is repeated")
 
 
+def add_processor_time(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--processor-time``: which clock."""
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="on CPU, count the time of the processor in place of the clock's: for a machine that does other work",
+    )
+
+
 def add_budget(parser: argparse.ArgumentParser, default: float) -> None:
     """Adds ``--budget``: how long the command may take."""
     parser.add_argument("--budget", type=float, default=default, help="seconds for the whole command")

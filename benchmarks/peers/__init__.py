@@ -21,6 +21,7 @@ PEERS: tuple[Peer, ...] = (
     MoekitLayer(),
     MoekitLayer("compiled"),
     MoekitLayer("graphed"),
+    MoekitLayer(stats=False),
     ExpertLoop(),
     GroupedMM(),
     Transformers("eager"),

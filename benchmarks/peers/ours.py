@@ -73,14 +73,16 @@ Start = Literal["eager", "compiled", "graphed"]
 
 
 class MoekitLayer(Peer):
-    """``SparseMoE`` with its defaults: router, plan, experts and statistics."""
+    """``SparseMoE`` with its defaults: router, plan, experts, and statistics unless they are left out."""
 
     role = "whole layer"
 
-    def __init__(self, start: Start = "eager") -> None:
+    def __init__(self, start: Start = "eager", stats: bool = True) -> None:
         self.start: Start = start
-        self.name = "moekit-layer" + ("" if start == "eager" else f"-{start}")
-        self.remark = "SparseMoE with its router and statistics, impl=auto" + _STARTS[start]
+        self.stats = stats
+        self.name = "moekit-layer" + ("" if start == "eager" else f"-{start}") + ("" if stats else "-no-stats")
+        summed = "and statistics" if stats else "but no statistics"
+        self.remark = f"SparseMoE with its router {summed}, impl=auto{_STARTS[start]}"
         self.graphs = start == "eager"
 
     def absent(self, workload: Workload) -> str | None:
@@ -109,7 +111,8 @@ class MoekitLayer(Peer):
         if self.start == "graphed":
             sample = workload.x.detach().clone().requires_grad_()
             run = graphed(moe, sample)
-        return Layer(lambda x: run(x).output, leaves)
+        options: dict[str, Any] = {} if self.stats else {"stats": False}  # a captured layer takes the tokens alone
+        return Layer(lambda x: run(x, **options).output, leaves)
 
 
 _STARTS: dict[Start, str] = {

@@ -37,6 +37,20 @@ def test_the_command_writes_a_record_of_every_case(tmp_path, capsys, monkeypatch
     assert "of dense" in output
 
 
+def test_layers_may_take_turns_and_be_timed_by_the_processor(tmp_path, monkeypatch, capsys):
+    """Each record says by which clock; layers that are timed one after the other have the clock's only."""
+    monkeypatch.setattr("benchmarks.ceilings.measure", lambda *_: [])
+    path = tmp_path / "records.jsonl"
+    arguments = ["moe", *"--preset cpu-small-1 --direction forward --device cpu --dtype fp32 --no-stages".split()]
+    arguments += ["--seconds", "0", "--peer", "moekit-layer", "moekit-layer-no-stats", "--processor-time"]
+    assert not main([*arguments, "--in-turn", "--out", str(path)])
+    records = read(path)
+    assert [record.name for record in records] == ["moekit-layer", "moekit-layer-no-stats"]
+    assert all(record.remark.endswith("; time of the processor, not of the clock") for record in records)
+    assert main(arguments) == 2
+    assert "--processor-time needs --in-turn" in capsys.readouterr().err
+
+
 def test_a_folder_without_git_has_no_commit(tmp_path):
     """And counts as changed."""
     assert commit_of(tmp_path) == ("unknown", True)
