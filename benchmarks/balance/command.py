@@ -37,7 +37,7 @@ TINY = TrainConfig(
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
     parser.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS, help="ways to balance")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one training each")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="one training each")
     parser.add_argument("--steps", type=int, help="of each training, by default 300")
     parser.add_argument("--tiny", action="store_true", help="a rehearsal with a very small model")
     parser.add_argument(
@@ -79,7 +79,7 @@ def _train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     runs = []
     for method in options.method:
-        for seed in options.seeds:
+        for seed in options.seed:
             training = train(method, seed, config)
             training.record.save(folder / f"{method}-{seed}.json.gz")
             training.record.write_page(folder / f"{method}-{seed}.html", title=f"{METHODS[method].title}, seed {seed}")

@@ -24,7 +24,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("balance")
     arguments = [
         "--tiny",
-        "--seeds",
+        "--seed",
         "0",
         "1",
         "--out",

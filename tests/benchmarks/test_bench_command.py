@@ -41,7 +41,8 @@ def test_layers_may_take_turns_and_be_timed_by_the_processor(tmp_path, monkeypat
     """Each record says by which clock; layers that are timed one after the other have the clock's only."""
     monkeypatch.setattr("benchmarks.ceilings.measure", lambda *_: [])
     path = tmp_path / "records.jsonl"
-    arguments = ["moe", *"--preset cpu-small-1 --direction forward --device cpu --dtype fp32 --no-stages".split()]
+    options = "--preset cpu-small-1 --direction forward --device cpu --dtype fp32 --no-stages"
+    arguments = ["moe", *options.split()]
     arguments += ["--seconds", "0", "--peer", "moekit-layer", "moekit-layer-no-stats", "--processor-time"]
     assert not main([*arguments, "--in-turn", "--out", str(path)])
     records = read(path)
