@@ -8,6 +8,8 @@ import tyro
 
 DEFAULT_PRESET = "tiny"
 
+_INSTALL = '. The recipes need: pip install "moekit[recipes]"'
+
 
 def run_stage(
     module: str,
@@ -36,7 +38,8 @@ def run_stage(
     except (ValueError, RuntimeError, ImportError) as error:
         if "--traceback" in rest:
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        absent = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
+        sys.exit(f"{type(error).__name__}: {error}{_INSTALL if absent else ''}")
 
 
 def parse_preset(

@@ -72,7 +72,8 @@ def _check_attributes(place: str, module: nn.Module, rebuilt: nn.Module) -> None
         refuse(place, "has a forward of its own", _REMEDY)
     # Other attributes are those of tools, such as torch.compile, that no part reads.
     for name in sorted(theirs.keys() - _INTERNAL):
-        before, after = mine.get(name, _MISSING), theirs.get(name, _MISSING)
+        # A bias may be None as an attribute or as a parameter.
+        before, after = mine.get(name, getattr(module, name, _MISSING)), theirs[name]
         if before is after or not (_is_plain(before) or _is_plain(after)):
             continue
         if type(before) is not type(after) or before != after:

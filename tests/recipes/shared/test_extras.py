@@ -1,7 +1,9 @@
+import importlib
 import json
 
 import pytest
 
+from recipes.shared.cli import run_stage
 from recipes.shared.extras import require
 
 
@@ -12,3 +14,11 @@ def test_gives_the_module_itself():
 def test_says_what_needs_the_package_and_how_to_install_it():
     with pytest.raises(ImportError, match=r'reading a star needs no_such_package.*pip install "moekit\[recipes\]"'):
         require("no_such_package.inner", "reading a star")
+
+
+def test_a_stage_that_lacks_a_package_says_how_to_install_it():
+    def stage(arguments: list[str]) -> None:
+        importlib.import_module(arguments[0])
+
+    with pytest.raises(SystemExit, match=r'No module named .no_such_package.*need: pip install "moekit\[recipes\]"'):
+        run_stage("recipes.any", {"train": stage}, {"train": "Train."}, ["train", "no_such_package"])

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from moekit.activations import Activation, glu
 from moekit.interop import UpcycledMLP, to_dense_, upcycle_
 from moekit.interop.hub import MoEHubMixin, from_pretrained, push_to_hub, save_pretrained
 from moekit.interop.hub import folder as hub_folder
-from tests.moekit.interop.hub.parts import DIM, EXPERTS, HIDDEN, TOP_K, assert_same, description_in, randomized
+from tests.moekit.interop.hub.parts import (
+    DIM,
+    EXPERTS,
+    HIDDEN,
+    TOP_K,
+    assert_same,
+    description_in,
+    randomized,
+)
 from tests.moekit.interop.mlps import Model, sequential, tokens
 
 
@@ -75,6 +84,30 @@ def test_an_upcycled_model_is_loaded_into_the_dense_one(upcycled_before, tmp_pat
     for each in (model, loaded):
         to_dense_(each)
     assert torch.allclose(loaded(x), model(x), atol=1e-5)
+
+
+def _logits(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def test_upcycled_models_of_timm_and_transformers(tmp_path):
+    timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    config = transformers.LlamaConfig(**sizes, **heads)
+    vit = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    for name, make, where, x in (
+        ("vit", lambda: timm.models.VisionTransformer(**vit), "blocks.*.mlp", torch.randn(1, 3, 32, 32)),
+        ("llama", lambda: transformers.LlamaForCausalLM(config), "model.layers.*.mlp", torch.arange(6)[None]),
+    ):
+        model = make()
+        upcycle_(model, where, num_experts=4, top_k=2)
+        save_pretrained(randomized(model), tmp_path / name)
+        loaded = from_pretrained(tmp_path / name, model=make())
+        assert list(loaded.state_dict()) == list(model.state_dict())
+        output, expected = (_logits(each(x)) for each in (loaded, model))
+        assert torch.equal(output, expected)
+        assert len(list(loaded.parameters())) == len(list(model.parameters()))
 
 
 def test_an_upcycled_layer_alone_needs_its_model(tmp_path):
