@@ -180,7 +180,7 @@ def description_in(folder: Path) -> dict[str, Any]:
 def randomized(module: nn.Module) -> nn.Module:
     """Returns a module in evaluation mode whose tensors are no starting values of any constructor."""
     with torch.no_grad():
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not name.endswith("stored_scaling"):  # which says how they were made
                 tensor.normal_().abs_() if tensor.ndim == 1 else tensor.normal_()
     return module.eval()
