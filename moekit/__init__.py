@@ -65,7 +65,15 @@ from moekit.losses import (
     router_z_loss,
 )
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
-from moekit.routers import ExpertChoiceRouter, HardRouter, HashRouter, Router, TopKRouter, bias_update_rate
+from moekit.routers import (
+    ExpertChoiceRouter,
+    HardRouter,
+    HashRouter,
+    Router,
+    SparseMixerRouter,
+    TopKRouter,
+    bias_update_rate,
+)
 from moekit.routing import FusedSums, RouterStats, Routing, RoutingCounts, RoutingSums, router_stats
 from moekit.sequence_loss import sequence_balancing_loss
 from moekit.soft import SoftMoE
@@ -97,6 +105,7 @@ __all__ = [
     "RoutingCounts",
     "RoutingSums",
     "SoftMoE",
+    "SparseMixerRouter",
     "SparseMoE",
     "TopKRouter",
     "WeightedAttention",

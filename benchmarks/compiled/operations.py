@@ -47,13 +47,24 @@ def indices(*size: int) -> Tensor:
     return empty(*size, dtype=torch.int64)
 
 
-def route(dtype: torch.dtype, tokens: int, experts: int, top_k: int, scoring: str, grouped: bool, masked: bool) -> None:
+def route(
+    dtype: torch.dtype,
+    tokens: int,
+    experts: int,
+    top_k: int,
+    scoring: str,
+    grouped: bool,
+    masked: bool,
+    group_score: str = "top2_sum",
+    renormalize: bool = True,
+) -> None:
     """Launches routing, forward and backward."""
     logits, mask = empty(tokens, experts, dtype=dtype), empty(tokens, dtype=torch.bool) if masked else None
-    options = RouteOptions(top_k, scoring)
+    options = RouteOptions(top_k, scoring, renormalize)
     if grouped:
+        bias = empty(experts, dtype=torch.float32) if group_score == "top2_sum" else None
         options = options._replace(
-            scaling_factor=2.5, selection_bias=empty(experts, dtype=torch.float32), num_groups=8, topk_groups=4
+            scaling_factor=2.5, selection_bias=bias, num_groups=8, topk_groups=4, group_score=group_score
         )
     output = routing.forward(logits, options, mask)
     grads = RouteGradients(*(getattr(output, name) for name in RouteGradients._fields))
@@ -226,6 +237,30 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "route deepseek": partial(
             route, tokens=8192, experts=256, top_k=8, scoring="sigmoid", grouped=True, masked=False
         ),
+        "route sqrt-softplus": partial(
+            route, tokens=8192, experts=256, top_k=6, scoring="sqrt_softplus", grouped=True, masked=True
+        ),
+        "route sqrt-softplus scores": partial(
+            route,
+            tokens=1001,
+            experts=384,
+            top_k=6,
+            scoring="sqrt_softplus",
+            grouped=False,
+            masked=False,
+            renormalize=False,
+        ),
+        "route group maximum": partial(
+            route,
+            tokens=8192,
+            experts=160,
+            top_k=6,
+            scoring="softmax",
+            grouped=True,
+            masked=False,
+            group_score="max",
+            renormalize=False,
+        ),
         "route most": partial(
             route, tokens=1001, experts=4096, top_k=64, scoring="softmax", grouped=False, masked=True
         ),
@@ -234,6 +269,9 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "router mixtral": partial(route_linear, tokens=8192, dim=4096, experts=8, top_k=2, biased=True),
         "router deepseek": partial(
             route_linear, tokens=8192, dim=7168, experts=256, top_k=8, scoring="sigmoid", wide=True
+        ),
+        "router sqrt-softplus": partial(
+            route_linear, tokens=32768, dim=2048, experts=128, top_k=6, scoring="sqrt_softplus"
         ),
         "router odd": partial(route_linear, tokens=32777, dim=2048, experts=64, top_k=8, wide=True),
         "router odd qwen3": partial(route_linear, tokens=32777, dim=2048, experts=128, top_k=8),

@@ -5,6 +5,15 @@ from moekit.routers.expert_choice import ExpertChoiceRouter
 from moekit.routers.hard import HardRouter
 from moekit.routers.hash import HashRouter
 from moekit.routers.schedule import bias_update_rate
+from moekit.routers.sparse_mixer import SparseMixerRouter
 from moekit.routers.top_k import TopKRouter
 
-__all__ = ["ExpertChoiceRouter", "HardRouter", "HashRouter", "Router", "TopKRouter", "bias_update_rate"]
+__all__ = [
+    "ExpertChoiceRouter",
+    "HardRouter",
+    "HashRouter",
+    "Router",
+    "SparseMixerRouter",
+    "TopKRouter",
+    "bias_update_rate",
+]

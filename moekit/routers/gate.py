@@ -90,6 +90,31 @@ class Gate(SettingsModule):
         return x
 
 
+def make_gate(
+    gate: nn.Module | None,
+    dim: int,
+    num_experts: int,
+    *,
+    hidden_dim: int | None,
+    bias: bool,
+    init_scale: float,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    """Returns the gate of a router: the one passed in, or else a :class:`Gate` of the options.
+
+    Raises:
+        ValueError: If there is a gate and options of the built-in one too.
+    """
+    if gate is None:
+        return Gate(
+            dim, num_experts, hidden_dim=hidden_dim, bias=bias, init_scale=init_scale, device=device, dtype=dtype
+        )
+    if hidden_dim is not None or bias:
+        raise ValueError("gate_hidden_dim and gate_bias describe the built-in gate; give them or gate, not both.")
+    return gate
+
+
 def router_logits(gate: nn.Module, x: Shaped[Tensor, "T ..."], num_experts: int) -> Float[Tensor, "T E"]:
     """Calls the gate of a router.
 

@@ -1,6 +1,6 @@
-"""The trainable noise of noisy top-k gating, and the smooth load that it makes differentiable.
+"""Noise of routers in training: on their input, and the trainable one of noisy top-k gating with its smooth load.
 
-Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, equations 4, 9 and 10.
+The latter: Shazeer et al. 2017, https://arxiv.org/abs/1701.06538, equations 4, 9 and 10.
 """
 
 from typing import NamedTuple, cast
@@ -10,12 +10,32 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from moekit.checks import check_floating
+
 
 class NoisyLogits(NamedTuple):
     """Logits with noise on them, and the standard deviation of that noise."""
 
     noisy: Float[Tensor, "T E"]
     std: Float[Tensor, "T E"]
+
+
+def check_jitter(jitter: float) -> None:
+    """Raises ``ValueError`` unless the bounds of the noise on the router input are positive."""
+    if not 0 <= jitter < 1:
+        raise ValueError(f"jitter must be in [0, 1), got {jitter}.")
+
+
+def jittered(x: Float[Tensor, "T D"], jitter: float) -> Float[Tensor, "T D"]:
+    """Multiplies a router input by uniform noise from ``[1 - jitter, 1 + jitter]``: Switch Transformers, section 2.2.
+
+    Raises:
+        ValueError: If ``x`` is not floating.
+    """
+    check_floating("router_input (x unless given) under jitter", x)
+    # In bfloat16 the bounds would be rounded and the noise would not average to 1.
+    noise = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (x * noise.uniform_(1 - jitter, 1 + jitter)).to(x.dtype)
 
 
 def add_noise(logits: Float[Tensor, "T E"], raw_std: Float[Tensor, "T E"]) -> NoisyLogits:

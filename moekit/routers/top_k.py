@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from moekit.checks import check_choice, check_counts, check_floating, check_top_k
+from moekit.checks import check_choice, check_counts, check_top_k
 from moekit.init import reset_parameters
 from moekit.routers.base import Router
-from moekit.routers.gate import Gate, plain_linear, router_logits
-from moekit.routers.noise import add_noise, smooth_load
+from moekit.routers.gate import Gate, make_gate, plain_linear, router_logits
+from moekit.routers.noise import add_noise, check_jitter, jittered, smooth_load
 from moekit.routing import FusedSums, Routing
 from moekit_kernels.impl import KERNEL_DTYPES, Impl, check_sizes, resolve_impl
 from moekit_kernels.routing import Routed
@@ -19,7 +19,7 @@ from moekit_kernels.routing.checks import LIMITS, MAX_LINEAR_EXPERTS, check_grou
 from moekit_kernels.routing.finite import finite_logits
 from moekit_kernels.routing.op import route_by
 from moekit_kernels.routing.op_linear import route_linear_by
-from moekit_kernels.routing.options import SCORINGS, RouteOptions, Scoring
+from moekit_kernels.routing.options import SCORINGS, GroupScore, RouteOptions, Scoring
 
 _LOGITS = ("logits", torch.float32)
 
@@ -32,10 +32,11 @@ class TopKRouter(Router):
     | ``"softmax"`` | ``softmax(logits)_e`` | its score | Switch, Mixtral, Qwen-MoE, DeepSeek-V2 |
     | ``"topk_softmax"`` | ``logits_e`` | softmax over the chosen logits | Shazeer 2017, GPT-OSS |
     | ``"sigmoid"`` | ``sigmoid(logits_e)`` | its score | DeepSeek-V3, Llama 4 |
+    | ``"sqrt_softplus"`` | ``sqrt(softplus(logits_e))`` | its score | DeepSeek-V4 |
 
     With ``renormalize`` the gates of a token are divided by their sum, then multiplied by
     ``scaling_factor``. Selection has no gradient, gates have. Everything is computed in float32 or wider.
-    Without selection bias and groups experts are ranked by their logits: the order of the scores, but for
+    Without selection bias and sums of groups experts are ranked by their logits: the order of the scores, but for
     scores that rounding makes equal, so every device and implementation chooses alike.
 
     Args:
@@ -52,8 +53,10 @@ class TopKRouter(Router):
         noisy: In training, adds trainable normal noise to the logits (Shazeer 2017, equation 4);
             weights of noise and (linear) gate then start at zero, as there. Not with ``num_groups`` or
             ``selection_bias``.
-        num_groups: Splits the experts into equal groups of neighbours (DeepSeek-V3).
+        num_groups: Splits the experts into equal groups of neighbours (DeepSeek-V2 and V3).
         topk_groups: Chooses within the best ``topk_groups`` groups only.
+        group_score: What groups are ranked by: ``"top2_sum"``, the sum of their two largest scores (DeepSeek-V3), or
+            ``"max"``, their largest (DeepSeek-V2).
         selection_bias: Keeps a buffer that is added to the scores for selection but not to the gates,
             for balancing without an auxiliary loss; see :meth:`update_bias_`.
         gate_hidden_dim: Makes the gate a two-layer MLP of this hidden width.
@@ -98,6 +101,7 @@ class TopKRouter(Router):
         noisy: bool = False,
         num_groups: int | None = None,
         topk_groups: int | None = None,
+        group_score: GroupScore = "top2_sum",
         selection_bias: bool = False,
         gate_hidden_dim: int | None = None,
         gate_bias: bool = False,
@@ -120,29 +124,27 @@ class TopKRouter(Router):
         self._noisy = noisy
         self.num_groups = num_groups
         self.topk_groups = topk_groups
+        self.group_score: GroupScore = group_score
         self._check_settings()
         if noisy and (selection_bias or num_groups is not None):
             raise ValueError(
                 "noisy=True does not go with selection_bias or num_groups: the smooth load that balances a noisy "
                 "router would not be the probability of being selected."
             )
-        if gate is None:
-            gate = Gate(
-                dim,
-                num_experts,
-                hidden_dim=gate_hidden_dim,
-                bias=gate_bias,
-                init_scale=0.0 if noisy and gate_hidden_dim is None else init_scale,
-                device=device,
-                dtype=dtype,
-            )
-        elif gate_hidden_dim is not None or gate_bias:
-            raise ValueError("gate_hidden_dim and gate_bias describe the built-in gate; give them or gate, not both.")
-        self.gate = gate
+        self.gate = make_gate(
+            gate,
+            dim,
+            num_experts,
+            hidden_dim=gate_hidden_dim,
+            bias=gate_bias,
+            init_scale=0.0 if noisy and gate_hidden_dim is None else init_scale,
+            device=device,
+            dtype=dtype,
+        )
         self.noise_gate = Gate(dim, num_experts, init_scale=0.0, device=device, dtype=dtype) if noisy else None
         bias = torch.zeros(num_experts, device=device, dtype=torch.float32) if selection_bias else None
         self.register_buffer("selection_bias", bias)
-        self._make_read_only("num_experts", "num_groups", "topk_groups", "input_ndim")
+        self._make_read_only("num_experts", "num_groups", "topk_groups", "group_score", "input_ndim")
 
     @property
     def renormalize(self) -> bool:
@@ -176,10 +178,7 @@ class TopKRouter(Router):
                 logits, or ``impl="triton"`` cannot take them.
         """
         if self.training and self.jitter > 0:
-            check_floating("router_input (x unless given) under jitter", x)
-            # In bfloat16 the bounds would be rounded and the noise would not average to 1.
-            jitter = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-            x = (x * jitter.uniform_(1 - self.jitter, 1 + self.jitter)).to(x.dtype)
+            x = jittered(x, self.jitter)
         elif not (self.training and self._noisy):
             plain = self._plain_gate(x)
             if plain is not None:
@@ -229,9 +228,15 @@ class TopKRouter(Router):
         """Shows the settings."""
         return (
             f"num_experts={self.num_experts}, top_k={self.top_k}, scoring={self.scoring!r}, "
-            f"renormalize={self.renormalize}, scaling_factor={self.scaling_factor}, jitter={self.jitter}, "
+            f"renormalize={self.renormalize}, scaling_factor={self.scaling_factor}, {self._groups()}"
+            f"jitter={self.jitter}, "
             f"return_logits={self.return_logits}, impl={self.impl!r}"
         )
+
+    def _groups(self) -> str:
+        if self.num_groups is None:
+            return ""
+        return f"num_groups={self.num_groups}, topk_groups={self.topk_groups}, group_score={self.group_score!r}, "
 
     def _route_noisy(self, logits: Tensor, x: Tensor, noise_gate: nn.Module) -> Routing:
         """Decides by noisy logits; the routing keeps the clean ones, of which statistics are made."""
@@ -273,8 +278,7 @@ class TopKRouter(Router):
         check_top_k(self.top_k, self.num_experts)
         check_choice("scoring", self.scoring, SCORINGS)
         check_sizes(self.impl, LIMITS, num_experts=self.num_experts, top_k=self.top_k)
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"jitter must be in [0, 1), got {self.jitter}.")
+        check_jitter(self.jitter)
         if self._noisy and not self.return_logits:
             raise ValueError(
                 "return_logits=False does not go with noisy=True: the statistics of noisy routing are made of the "
@@ -283,12 +287,12 @@ class TopKRouter(Router):
         if self.top_k == 1 and (self._renormalize or self.scoring == "topk_softmax"):
             raise ValueError(
                 "top_k=1 with renormalised gates makes every gate 1, so no gradient reaches the router: "
-                'use scoring="softmax" or "sigmoid" with renormalize=False, '
+                'use scoring="softmax", "sigmoid" or "sqrt_softplus" with renormalize=False, '
                 'or HardRouter(gradient="straight_through").'
             )
         if self.scoring == "topk_softmax" and self._renormalize is False:
             raise ValueError('scoring="topk_softmax" always renormalises: leave renormalize out, or use "softmax".')
-        check_groups(self.num_experts, self.top_k, self.num_groups, self.topk_groups)
+        check_groups(self.num_experts, self.top_k, self.num_groups, self.topk_groups, self.group_score)
         self._unbiased_options = RouteOptions(
             self.top_k,
             self.scoring,
@@ -296,4 +300,5 @@ class TopKRouter(Router):
             self.scaling_factor,
             num_groups=self.num_groups,
             topk_groups=self.topk_groups,
+            group_score=self.group_score,
         )

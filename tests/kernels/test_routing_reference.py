@@ -12,7 +12,11 @@ from moekit_kernels.routing import route, route_reference, routing_sums
 from tests.oracles import assert_close
 from tests.strategies import few
 
-WAYS = [("softmax", True), ("softmax", False), ("topk_softmax", True), ("sigmoid", True), ("sigmoid", False)]
+WAYS = [
+    *(("softmax", renormalize) for renormalize in (True, False)),
+    ("topk_softmax", True),
+    *((scoring, renormalize) for scoring in ("sigmoid", "sqrt_softplus") for renormalize in (True, False)),
+]
 
 
 def softmax(row: Tensor) -> Tensor:
@@ -26,15 +30,21 @@ def largest(values: Tensor, k: int) -> list[int]:
     return sorted(range(len(flat)), key=lambda e: (-flat[e], e))[:k]
 
 
-def choice(row: Tensor, top_k: int, scoring: str, bias: Tensor | None, groups: tuple[int, int] | None) -> list[int]:
+ELEMENTWISE = {"sigmoid": torch.sigmoid, "sqrt_softplus": lambda row: (1 + row.exp()).log().sqrt()}
+
+
+def choice(
+    row: Tensor, top_k: int, scoring: str, bias: Tensor | None, groups: tuple[int, int, str] | None
+) -> list[int]:
     """The experts of one token, by the scores themselves."""
-    scores = {"softmax": softmax, "topk_softmax": lambda r: r, "sigmoid": torch.sigmoid}[scoring](row.detach())
+    scores = ({"softmax": softmax, "topk_softmax": lambda row: row} | ELEMENTWISE)[scoring](row.detach())
     if bias is not None:
         scores = scores + bias
     if groups is None:
         return largest(scores, top_k)
     size = len(row) // groups[0]
-    worth = torch.stack([part.sort().values[-2:].sum() for part in scores.split(size)])
+    terms = 1 if groups[2] == "max" else 2
+    worth = torch.stack([part.sort().values[-terms:].sum() for part in scores.split(size)])
     best = largest(worth, groups[1])
     closed = torch.tensor([e // size not in best for e in range(len(row))])
     return largest(scores.masked_fill(closed, -math.inf), top_k)
@@ -51,7 +61,7 @@ def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, 
     for t, row in enumerate(logits):
         valid = bool(row.isfinite().all())
         row = row if valid else torch.zeros_like(row)
-        scores = torch.sigmoid(row) if scoring == "sigmoid" else softmax(row)
+        scores = ELEMENTWISE.get(scoring, softmax)(row)
         ids = choice(row, top_k, scoring, bias, groups)
         gates = softmax(row[ids]) if scoring == "topk_softmax" else scores[ids]
         gates = factor * (gates / gates.sum() if renormalize else gates)
@@ -83,13 +93,14 @@ def naive_route(logits: Tensor, top_k: int, scoring, renormalize, factor, bias, 
     way=st.sampled_from(WAYS),
     tokens=st.sampled_from([1, 2, 9]),
     shape=st.sampled_from([(1, 1, None), (5, 5, None), (7, 2, None), (12, 3, (4, 2)), (12, 20, None), (6, 2, (6, 3))]),
+    group_score=st.sampled_from(["top2_sum", "max"]),
     biased=st.booleans(),
     masked=st.booleans(),
     broken=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
-    way, tokens, shape, biased, masked, broken, seed
+    way, tokens, shape, group_score, biased, masked, broken, seed
 ) -> None:
     num_experts, top_k, groups = shape
     top_k = min(top_k, num_experts)
@@ -101,6 +112,7 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
     mask = torch.rand(tokens, generator=generator) > 0.3 if masked else None
     leaf, expected_leaf = (logits.clone().requires_grad_() for _ in range(2))
     num_groups, topk_groups = groups or (None, None)
+    groups = None if groups is None else (*groups, group_score)
     actual = route_reference(
         leaf,
         top_k,
@@ -110,6 +122,7 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
         selection_bias=bias,
         num_groups=num_groups,
         topk_groups=topk_groups,
+        group_score="top2_sum" if groups is None else group_score,
         mask=mask,
     )
     expected = naive_route(expected_leaf, top_k, *way, 2.5, bias, groups, mask)
@@ -131,6 +144,22 @@ def test_reference_is_the_loop_over_tokens_in_outputs_and_gradients(
             value.backward()
     expected_gradient = torch.zeros_like(logits) if expected_leaf.grad is None else expected_leaf.grad
     assert_close(leaf.grad, expected_gradient.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sqrt_softplus_and_its_slope_are_exact_over_the_whole_range(dtype: torch.dtype) -> None:
+    values = torch.cat([torch.linspace(-60, 60, 481), torch.tensor([-1e4, -300, -20, 300, 1e4])]).to(dtype)
+    logits = torch.stack([values, torch.zeros_like(values)], 1).requires_grad_()
+    routed = route_reference(logits, 2, scoring="sqrt_softplus", renormalize=False)
+    of_value = routed.gates.gather(1, (routed.ids == 0).int().argmax(1, keepdim=True))[:, 0]
+    (gradient,) = torch.autograd.grad(of_value.sum(), logits)
+    for x, score, slope in zip(values.tolist(), of_value.tolist(), gradient[:, 0].tolist(), strict=True):
+        softplus = max(x, 0) + math.log1p(math.exp(-abs(x)))
+        expected = math.sqrt(softplus)
+        assert score == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps * max(1, abs(x)))
+        if expected > 0:
+            sigmoid = math.exp(min(x, 0)) / (1 + math.exp(-abs(x)))
+            assert slope == pytest.approx(sigmoid / (2 * expected), rel=8 * torch.finfo(dtype).eps * max(1, abs(x)))
 
 
 def test_no_tokens_give_zero_sums() -> None:
@@ -160,7 +189,7 @@ def test_sums_without_logits_and_of_expert_choice(by_token: bool) -> None:
     assert sums.entropy_sum.item() == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
 def test_scores_that_rounding_makes_equal_are_ranked_by_their_logits(scoring: str) -> None:
     logits = torch.tensor([[200.0, 300.0, -200.0, -150.0, 250.0]])
     assert route_reference(logits, 5, scoring=scoring).ids.tolist() == [[1, 4, 0, 3, 2]]
@@ -173,11 +202,12 @@ def test_half_precision_logits_are_computed_in_float32() -> None:
         assert torch.equal(a, b)
 
 
-def test_gradients_of_every_order() -> None:
+@pytest.mark.parametrize(("scoring", "renormalize"), [("softmax", True), *WAYS[-2:]])
+def test_gradients_of_every_order(scoring: str, renormalize: bool) -> None:
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
 
     def floats(logits: Tensor) -> tuple[Tensor, ...]:
-        routed = route(logits, 2, impl="reference")
+        routed = route(logits, 2, scoring=scoring, renormalize=renormalize, impl="reference")
         return routed.gates, routed.probs, *routed.sums
 
     assert torch.autograd.gradgradcheck(floats, (logits,))
@@ -201,7 +231,12 @@ def test_an_explicit_choice_is_not_changed_but_refused() -> None:
         ({"logits": torch.zeros(4)}, r"logits must be a floating tensor of shape \(T, E\), got torch.float32 of shape"),
         ({"top_k": 0}, "top_k must be between 1 and the 6 experts of the logits, got 0"),
         ({"top_k": 7}, "top_k must be between 1 and the 6 experts of the logits, got 7"),
-        ({"scoring": "tanh"}, "scoring must be one of 'softmax', 'topk_softmax', 'sigmoid', got 'tanh'"),
+        (
+            {"scoring": "tanh"},
+            "scoring must be one of 'softmax', 'topk_softmax', 'sigmoid', 'sqrt_softplus', got 'tanh'",
+        ),
+        ({"group_score": "mean"}, "group_score must be one of 'top2_sum', 'max', got 'mean'"),
+        ({"group_score": "max"}, "group_score='max' needs num_groups and topk_groups, got neither"),
         ({"num_groups": 3}, "num_groups and topk_groups go together, got 3 and None"),
         ({"num_groups": 4, "topk_groups": 1}, "num_groups must divide num_experts=6, got 4"),
         ({"num_groups": 3, "topk_groups": 4}, "topk_groups must be between 1 and num_groups=3, got 4"),

@@ -74,14 +74,15 @@ def test_selection_has_no_gradient_and_leaves_its_input_alone() -> None:
     torch.testing.assert_close(scores.detach(), before, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("group_score", "terms"), [("top2_sum", 2), ("max", 1)])
 @pytest.mark.parametrize(("num_groups", "topk_groups"), [(1, 1), (2, 1), (4, 2), (4, 4), (12, 3)])
-def test_groups_are_ranked_by_the_sum_of_their_two_largest(num_groups: int, topk_groups: int) -> None:
+def test_groups_are_ranked_by_their_largest_scores(num_groups: int, topk_groups: int, group_score, terms) -> None:
     scores = torch.randn(20, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kept = limit_to_groups(scores, num_groups, topk_groups)
+    kept = limit_to_groups(scores, num_groups, topk_groups, group_score)
     size = 12 // num_groups
     for row, got in zip(scores.tolist(), kept.tolist(), strict=True):
         groups = [row[start : start + size] for start in range(0, 12, size)]
-        ranks = sorted(range(num_groups), key=lambda g, groups=groups: -sum(sorted(groups[g])[-2:]))
+        ranks = sorted(range(num_groups), key=lambda g, groups=groups: -sum(sorted(groups[g])[-terms:]))
         expected = [v if e // size in ranks[:topk_groups] else -math.inf for e, v in enumerate(row)]
         assert got == expected
 

@@ -165,19 +165,28 @@ def _assert_converted_and_swapped(model: nn.Module) -> None:
     assert torch.equal(output_of_block(block, theirs.detach().clone()), expected)
 
 
-def test_phimoe_is_understood_in_evaluation_only():
-    """In training its sparse mixer samples experts."""
+def test_phimoe_draws_the_same_experts_in_training():
     model = model_of("phimoe")
-    block, x = blocks_in(model)[0], torch.randn(2, 9, DIM)
-    layer = from_transformers(block)
-    with pytest.raises(ValueError, match="sparse mixer of PhiMoE is understood in evaluation only"):
-        layer.train()(x)
+    block, x = blocks_in(model)[0], torch.randn(2, 90, DIM)
+    block.router.router_jitter_noise = 0.5
+    layer = from_transformers(block).train()
     block.train()
     torch.manual_seed(5)
     expected = block(x.clone())
+    torch.manual_seed(5)
+    assert relative_error(layer(x).output, expected) <= 1e-5
     with swap_moe_blocks_(model):
         torch.manual_seed(5)
-        assert relative_error(block(x.clone()), expected) <= 1e-5
+        assert torch.equal(block(x.clone()), expected)
+
+
+def test_phimoe_with_noise_on_its_tokens_is_understood_in_evaluation_only():
+    block, x = blocks_in(model_of("phimoe"))[0], torch.randn(2, 9, DIM)
+    block.input_jitter_noise = block.router.input_jitter_noise = 0.1
+    layer = from_transformers(block)
+    assert relative_error(layer(x).output, block(x.clone())) <= 1e-5
+    with pytest.raises(ValueError, match="block with input_jitter_noise above 0 is understood in evaluation only"):
+        layer.train()(x)
 
 
 def test_tokens_that_are_not_finite_spoil_their_own_output_only():

@@ -103,7 +103,14 @@ def cases(draw: st.DrawFn) -> Case:
     x_dtype, w_dtype = draw(st.sampled_from(DTYPES))
     experts = draw(st.sampled_from([1, 2, 7, 12, 16, 60, 130]))
     scoring, renormalize = draw(
-        st.sampled_from([("softmax", True), ("softmax", False), ("topk_softmax", True), ("sigmoid", True)])
+        st.sampled_from(
+            [
+                *(("softmax", each) for each in (True, False)),
+                ("topk_softmax", True),
+                ("sigmoid", True),
+                ("sqrt_softplus", True),
+            ]
+        )
     )
     groups = draw(st.sampled_from([None, 1, *(g for g in (2, 4) if experts % g == 0)]))
     topk_groups = None if groups is None else draw(st.integers(1, groups))
@@ -116,6 +123,7 @@ def cases(draw: st.DrawFn) -> Case:
         "selection_bias": 0.3 * torch.randn(experts) if draw(st.booleans()) else None,
         "num_groups": groups,
         "topk_groups": topk_groups,
+        "group_score": "top2_sum" if groups is None else draw(st.sampled_from(["top2_sum", "max"])),
         "mask": torch.rand(tokens) > 0.3 if draw(st.booleans()) else None,
     }
     top_k = min(3, open_experts)
@@ -329,7 +337,7 @@ def test_tokens_and_weights_of_any_layout(device, layout: str) -> None:
 def test_opcheck(device, full: bool) -> None:
     case = a_case(5, 8, 6, 2, bias=full).to(device)
     mask, bias = torch.arange(5, device=device) > 1, torch.zeros(6, device=device)
-    rest = (bias, 3, 2, mask) if full else (None, None, None, None)
+    rest = (bias, 3, 2, "max", mask) if full else (None, None, None, "top2_sum", None)
     leaves = [None if t is None else t.requires_grad_() for t in case[:3]]
     arguments = (*leaves, 2, "sigmoid", True, 1.5, *rest, True, full)
     torch.library.opcheck(OPS.route_linear.default, arguments)
@@ -339,7 +347,7 @@ def test_opcheck(device, full: bool) -> None:
         if full
         else [torch.randn(out.gates.shape, device=device)] + [None] * 6
     )
-    saved = (*(None if t is None else t.detach() for t in leaves), out.logits.detach(), out.valid, out.ids, rest[3])
+    saved = (*(None if t is None else t.detach() for t in leaves), out.logits.detach(), out.valid, out.ids, rest[-1])
     needs = (True, full, full)
     torch.library.opcheck(OPS.route_linear_backward.default, (*grads, *saved, "sigmoid", True, 1.5, *needs))
 
@@ -377,7 +385,9 @@ def test_a_second_order_and_gradients_without_logits_are_refused(device) -> None
     (gradient,) = torch.autograd.grad(gates.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r'route has first-order gradients only.*impl="reference"'):
         gradient.sum().backward()
-    out = OPS.route_linear(x, case.weight, None, 2, "softmax", True, 1.0, None, None, None, None, False, False)
+    out = OPS.route_linear(
+        x, case.weight, None, 2, "softmax", True, 1.0, None, None, None, "top2_sum", None, False, False
+    )
     with pytest.raises(RuntimeError, match="route_linear has gradients only where with_logits is True"):
         out[0].sum().backward()
 

@@ -16,6 +16,7 @@ ROUTERS = {
     "softmax": {},
     "topk_softmax": {"scoring": "topk_softmax", "scaling_factor": 2.0},
     "sigmoid": {"scoring": "sigmoid", "selection_bias": True, "num_groups": 3, "topk_groups": 2},
+    "sqrt_softplus": {"scoring": "sqrt_softplus", "num_groups": 3, "topk_groups": 2, "group_score": "max"},
     "plain": {"renormalize": False, "gate_bias": True},
 }
 routers = pytest.mark.parametrize("name", ROUTERS)

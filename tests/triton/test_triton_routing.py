@@ -16,7 +16,11 @@ from tests.strategies import few
 from tests.triton.tolerances import assert_near
 
 OPS = torch.ops.moekit
-WAYS = [("softmax", True), ("softmax", False), ("topk_softmax", True), ("sigmoid", True), ("sigmoid", False)]
+WAYS = [
+    *(("softmax", renormalize) for renormalize in (True, False)),
+    ("topk_softmax", True),
+    *((scoring, renormalize) for scoring in ("sigmoid", "sqrt_softplus") for renormalize in (True, False)),
+]
 FLOATS = ("gates", "logits", "probs", "prob_sum", "gate_sum", "logsumexp_sq_sum", "entropy_sum")
 LAYOUTS = ("rows", "columns", "every other")
 
@@ -65,6 +69,7 @@ def cases(draw: st.DrawFn) -> Case:
         "selection_bias": 0.3 * torch.randn(num_experts, generator=generator) if biased else None,
         "num_groups": groups,
         "topk_groups": topk_groups,
+        "group_score": "top2_sum" if groups is None else draw(st.sampled_from(["top2_sum", "max"])),
         "mask": mask if masked else None,
     }
     return Case(laid_out(logits.to(dtype), draw(st.sampled_from(LAYOUTS))), top_k, options)
@@ -128,10 +133,19 @@ def test_outputs_and_gradients_are_those_of_the_reference(device, case: Case) ->
 
 
 @pytest.mark.parametrize(
-    ("num_experts", "top_k", "groups"), [(4096, 64, None), (1000, 64, (10, 7)), (512, 8, (8, 4)), (300, 5, (300, 7))]
+    ("num_experts", "top_k", "groups"),
+    [
+        (4096, 64, None),
+        (1000, 64, (10, 7, "top2_sum")),
+        (1000, 64, (10, 7, "max")),
+        (512, 8, (8, 4, "top2_sum")),
+        (512, 8, (8, 4, "max")),
+        (300, 5, (300, 7, "max")),
+    ],
 )
-def test_many_experts(device, num_experts: int, top_k: int, groups: tuple[int, int] | None) -> None:
-    options = {} if groups is None else {"num_groups": groups[0], "topk_groups": groups[1], "scoring": "sigmoid"}
+def test_many_experts(device, num_experts: int, top_k: int, groups: tuple[int, int, str] | None) -> None:
+    names = ("num_groups", "topk_groups", "group_score")
+    options = {} if groups is None else {**dict(zip(names, groups, strict=True)), "scoring": "sigmoid"}
     check(a_case(3, num_experts, top_k, **options).to(device))
 
 
@@ -153,13 +167,13 @@ def test_rows_that_are_not_finite_are_in_no_sum_and_get_no_gradient(device, scor
     assert routed.counts.tokens_per_expert.sum().item() == (19 - 2) * 3
 
 
-@pytest.mark.parametrize("scoring", ["softmax", "topk_softmax", "sigmoid"])
+@pytest.mark.parametrize("scoring", ["softmax", "topk_softmax", "sigmoid", "sqrt_softplus"])
 def test_ties_go_to_the_lowest_id(device, scoring: str) -> None:
     logits = torch.tensor([[0.0, -0.0, 1.0, -0.0, 0.0, 1.0]], device=device)
     assert route(logits, 5, scoring=scoring, impl="triton").ids.tolist() == [[2, 5, 0, 1, 3]]
 
 
-@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
 def test_scores_that_rounding_makes_equal_are_ranked_by_their_logits(device, scoring: str) -> None:
     logits = torch.tensor([[200.0, 300.0, -200.0, -150.0, 250.0]], device=device)
     for impl in ("triton", "reference"):
@@ -176,7 +190,7 @@ def test_ids_are_distinct_and_in_range_whatever_the_bias(device, biased: float) 
 
 
 @pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
 def test_extreme_logits_keep_everything_finite(device, scoring: str, renormalize: bool) -> None:
     logits = torch.tensor([[-300.0, -301, -302, -303], [300.0, -300, -300, -300], [1e18, -1e18, 0, 0]])
     case = Case(logits[:2], 2, {"scoring": scoring, "renormalize": renormalize, "selection_bias": torch.arange(4.0)})
@@ -188,8 +202,15 @@ def test_extreme_logits_keep_everything_finite(device, scoring: str, renormalize
     assert routed.sums.entropy_sum.isfinite()
 
 
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_sqrt_softplus_over_the_whole_range(device, renormalize: bool) -> None:
+    values = torch.cat([torch.linspace(-40, 40, 97), torch.tensor([-1e4, -90, -15.1, -15, -14.9, 90, 1e4])])
+    logits = torch.stack([values, torch.linspace(-3, 3, len(values)), values / 2], 1)
+    check(Case(logits, 2, {"scoring": "sqrt_softplus", "renormalize": renormalize}).to(device))
+
+
 @pytest.mark.parametrize("name", FLOATS)
-@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
 def test_the_gradient_of_each_output_alone(device, scoring: str, name: str) -> None:
     mask = torch.arange(19) % 3 > 0
     case = a_case(scoring=scoring, renormalize=False, mask=mask).to(device)
@@ -264,7 +285,7 @@ def test_opcheck(device, layout: str) -> None:
     case = a_case(5, 6, 2).to(device)
     logits = laid_out(case.logits, layout)
     mask, bias = torch.arange(5, device=device) > 1, torch.zeros(6, device=device)
-    for rest in ((None, 0, 0, None), (bias, 3, 2, mask)):
+    for rest in ((None, None, None, "top2_sum", None), (bias, 3, 2, "max", mask)):
         arguments = (logits.detach().requires_grad_(), 2, "sigmoid", True, 1.5, *rest, True, True)
         torch.library.opcheck(OPS.route.default, arguments)
     out = RouteOutputs(*OPS.route(*arguments))

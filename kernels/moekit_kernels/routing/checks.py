@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moekit_kernels.impl import Limits
-from moekit_kernels.routing.options import SCORINGS, RouteOptions
+from moekit_kernels.routing.options import GROUP_SCORES, SCORINGS, RouteOptions
 
 LIMITS = Limits(max_experts=4096, max_top_k=64)
 """Of the kernels: a row of logits is held in registers."""
@@ -18,9 +18,15 @@ kernel spills registers on every target.
 """
 
 
-def check_groups(num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None) -> None:
+def check_groups(
+    num_experts: int, top_k: int, num_groups: int | None, topk_groups: int | None, group_score: str
+) -> None:
     """Raises ``ValueError`` unless the best ``topk_groups`` of ``num_groups`` equal groups hold ``top_k`` experts."""
+    if group_score not in GROUP_SCORES:
+        raise ValueError(f"group_score must be one of {', '.join(map(repr, GROUP_SCORES))}, got {group_score!r}.")
     if num_groups is None and topk_groups is None:
+        if group_score != GROUP_SCORES[0]:
+            raise ValueError(f"group_score={group_score!r} needs num_groups and topk_groups, got neither.")
         return
     if num_groups is None or topk_groups is None:
         raise ValueError(f"num_groups and topk_groups go together, got {num_groups} and {topk_groups}.")
@@ -82,7 +88,7 @@ def check_options(
         raise ValueError(f"top_k must be between 1 and the {num_experts} experts of {of}, got {top_k}.")
     if scoring not in SCORINGS:
         raise ValueError(f"scoring must be one of {', '.join(map(repr, SCORINGS))}, got {scoring!r}.")
-    check_groups(num_experts, top_k, options.num_groups, options.topk_groups)
+    check_groups(num_experts, top_k, options.num_groups, options.topk_groups, options.group_score)
     if selection_bias is not None:
         _check_companion("selection_bias", selection_bias, (num_experts,), of, device)
         if not selection_bias.is_floating_point():

@@ -43,6 +43,7 @@ def route_fwd_kernel(
     RENORMALIZE: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
+    GROUP_SCORE: tl.constexpr,
     GROUP: tl.constexpr,
     ONE_GROUP: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -62,7 +63,7 @@ def route_fwd_kernel(
         more = decide(
             x, rows, num_tokens, selection_bias, mask, stride_mask, scaling_factor,
             gates, ids, finite_logits, probs, valid_rows,
-            E, EP, ROWS, TOP_K, KP, SCORING, RENORMALIZE, GROUPS, TOP_GROUPS,
+            E, EP, ROWS, TOP_K, KP, SCORING, RENORMALIZE, GROUPS, TOP_GROUPS, GROUP_SCORE,
         )  # fmt: skip
         count += more[0]
         prob += more[1]

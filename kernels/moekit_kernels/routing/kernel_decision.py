@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from moekit_kernels.routing.kernel_ranking import CHOSEN, PADDING, first_of_largest, limit_to_groups, sort_key
-from moekit_kernels.routing.kernel_scores import keep_finite, load_counted, log_sigmoid, sigmoid, softmax
+from moekit_kernels.routing.kernel_scores import keep_finite, load_counted, log_score, score_of, softmax
 
 
 @triton.jit
@@ -34,6 +34,7 @@ def decide(
     RENORMALIZE: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
+    GROUP_SCORE: tl.constexpr,
 ):
     """Decides about the ``rows`` of tokens whose logits are ``x (ROWS, EP)`` and stores the decisions.
 
@@ -46,7 +47,8 @@ def decide(
     row = rows.to(tl.int64)[:, None]
     inside = row < num_tokens
     x, valid = keep_finite(tl.where(inside & is_expert, x, 0.0))
-    z = log_sigmoid(x) if SCORING == "sigmoid" else x
+    ELEMENTWISE: tl.constexpr = SCORING == "sigmoid" or SCORING == "sqrt_softplus"
+    z = log_score(x, SCORING)
     p, largest, rest = softmax(z, is_expert)
     tl.store(valid_rows + row, valid, mask=inside)
     if finite_logits is not None:
@@ -56,19 +58,19 @@ def decide(
 
     # Ranked by the logits where the scores grow with them, so that rounding of exp cannot reorder.
     score = x
-    if selection_bias is not None or GROUPS > 0:
+    if selection_bias is not None or (GROUPS > 0 and GROUP_SCORE == "top2_sum"):
         if SCORING == "softmax":
             score = p
-        elif SCORING == "sigmoid":
-            score = sigmoid(x)
+        elif ELEMENTWISE:
+            score = score_of(x, SCORING)
     if selection_bias is not None:
         score += tl.load(selection_bias + cols, mask=is_expert, other=0.0).to(tl.float32)
     key = tl.where(is_expert, sort_key(score), PADDING)
     if GROUPS > 0:
-        key = limit_to_groups(key, score, cols, E, EP, ROWS, GROUPS, TOP_GROUPS)
+        key = limit_to_groups(key, score, cols, E, EP, ROWS, GROUPS, TOP_GROUPS, GROUP_SCORE)
     gate = z
     if not RENORMALIZE:
-        gate = sigmoid(x) if SCORING == "sigmoid" else p
+        gate = x if ELEMENTWISE else p  # a score would take more registers in the loop
     top = tl.zeros((ROWS, KP), tl.int32)
     top_gate = tl.zeros((ROWS, KP), tl.float32)
     for k in range(TOP_K):
@@ -81,6 +83,9 @@ def decide(
     if RENORMALIZE:
         gate, _, _ = softmax(z, chosen)
         top_gate, _, _ = softmax(top_gate, places < TOP_K)
+    elif ELEMENTWISE:
+        gate = score_of(x, SCORING)
+        top_gate = score_of(top_gate, SCORING)
     gate *= scaling_factor
     top_gate = tl.where(valid, top_gate * scaling_factor, float("nan"))
     is_place = inside & (places < TOP_K)
@@ -90,7 +95,7 @@ def decide(
     real = load_counted(mask, rows, num_tokens, stride_mask)
     counted = real & valid
     entropy = tl.where(counted & (p > 0.0), p * (largest - z + rest), 0.0)
-    if SCORING == "sigmoid":
+    if ELEMENTWISE:
         _, largest, rest = softmax(x, is_expert)
     lse = largest + rest
     return (

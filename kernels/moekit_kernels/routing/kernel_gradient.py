@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from moekit_kernels.routing.kernel_scores import load_counted, log_sigmoid, sigmoid, softmax
+from moekit_kernels.routing.kernel_scores import load_counted, log_score, log_score_slope, score_of, softmax
 
 
 @triton.jit
@@ -61,7 +61,8 @@ def logit_gradients(
     counted = load_counted(mask, rows, num_tokens, stride_mask) & valid
     row = rows.to(tl.int64)[:, None]
     inside = (row < num_tokens) & is_expert
-    z = log_sigmoid(x) if SCORING == "sigmoid" else x
+    ELEMENTWISE: tl.constexpr = SCORING == "sigmoid" or SCORING == "sqrt_softplus"
+    z = log_score(x, SCORING)
     p, largest, rest = softmax(z, is_expert)
 
     d_z = tl.zeros((ROWS, EP), tl.float32)  # of the softmax's argument
@@ -82,14 +83,14 @@ def logit_gradients(
         if RENORMALIZE:
             q, _, _ = softmax(z, chosen | ((row >= num_tokens) & is_expert))
             d_z += q * (d_gate - tl.sum(q * d_gate, axis=1)[:, None])
-        elif SCORING == "sigmoid":
-            d_x += d_gate * sigmoid(x) * sigmoid(-x)
+        elif ELEMENTWISE:
+            d_x += d_gate * score_of(x, SCORING) * log_score_slope(x, SCORING)
         else:
             d_p += d_gate
     d_z += p * (d_p - tl.sum(tl.where(is_expert, p * d_p, 0.0), axis=1)[:, None])
-    d_x += d_z * sigmoid(-x) if SCORING == "sigmoid" else d_z
+    d_x += d_z * log_score_slope(x, SCORING) if ELEMENTWISE else d_z
     if d_logsumexp_sq_sum is not None:
-        if SCORING == "sigmoid":
+        if ELEMENTWISE:
             p, largest, rest = softmax(x, is_expert)
         d_x += tl.where(counted, 2.0 * (largest + rest) * tl.load(d_logsumexp_sq_sum) * p, 0.0)
     if d_logits is not None:

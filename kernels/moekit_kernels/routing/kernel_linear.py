@@ -82,6 +82,7 @@ def route_linear_fwd_kernel(
     RENORMALIZE: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
+    GROUP_SCORE: tl.constexpr,
     GROUP: tl.constexpr,
     ONE_GROUP: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -143,7 +144,7 @@ def route_linear_fwd_kernel(
             more = decide(
                 z, sub_rows, num_tokens, selection_bias, mask, stride_mask, scaling_factor,
                 gates, ids, finite_logits, probs, valid_rows,
-                E, EP, SUB_ROWS, TOP_K, KP, SCORING, RENORMALIZE, GROUPS, TOP_GROUPS,
+                E, EP, SUB_ROWS, TOP_K, KP, SCORING, RENORMALIZE, GROUPS, TOP_GROUPS, GROUP_SCORE,
             )  # fmt: skip
             slots += more[0]
             probabilities += more[1]

@@ -61,16 +61,16 @@ def limit_to_groups(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
+    GROUP_SCORE: tl.constexpr,
 ):
     """Gives the columns outside the best ``TOP_GROUPS`` groups the key of -inf."""
     SIZE: tl.constexpr = E // GROUPS
-    if SIZE == 1:
-        worth = score
+    if SIZE == 1 or GROUP_SCORE == "max":
+        group_key = key  # the largest of all is in the best group
     elif E == EP and (SIZE & (SIZE - 1)) == 0:
-        worth = group_scores_by_shape(score, EP, ROWS, GROUPS, SIZE)
+        group_key = sort_key(group_scores_by_shape(score, EP, ROWS, GROUPS, SIZE))
     else:
-        worth = group_scores_by_mask(score, cols, EP, GROUPS, SIZE)
-    group_key = tl.where(cols < E, sort_key(worth), PADDING)
+        group_key = tl.where(cols < E, sort_key(group_scores_by_mask(score, cols, EP, GROUPS, SIZE)), PADDING)
     for _ in range(TOP_GROUPS):
         best = first_of_largest(group_key, cols, EP) // SIZE
         group_key = tl.where((cols // SIZE) == best, CHOSEN, group_key)

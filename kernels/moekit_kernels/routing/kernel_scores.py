@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+# Below, softplus(x) counts as exp(x): 1.5e-7 of it too much at most.
+LOW = tl.constexpr(-15.0)
+
 
 @triton.jit
 def softmax(z, where):
@@ -25,6 +28,51 @@ def sigmoid(x):
     """``1 / (1 + exp(-x))`` by an exponential that cannot overflow."""
     exps = tl.exp(-tl.abs(x))
     return tl.where(x >= 0.0, 1.0, exps) / (1.0 + exps)
+
+
+@triton.jit
+def softplus(x):
+    """``log(1 + exp(x))`` to a few roundings of itself, as 2 artanh(e / (2 + e)) with ``e = exp(-abs(x))``."""
+    exps = tl.exp(-tl.abs(x))
+    ratio = exps / (2.0 + exps)
+    square = ratio * ratio
+    series = 1.0 / 11.0 + square * (1.0 / 13.0)
+    series = 1.0 / 7.0 + square * (1.0 / 9.0 + square * series)
+    series = 1.0 + square * (1.0 / 3.0 + square * (1.0 / 5.0 + square * series))
+    return tl.maximum(x, 0.0) + 2.0 * ratio * series
+
+
+@triton.jit
+def score_of(x, SCORING: tl.constexpr):
+    """Score of a logit, for the scorings in which it is a function of the logit alone."""
+    if SCORING == "sigmoid":
+        score = sigmoid(x)
+    else:
+        root = tl.sqrt(softplus(tl.maximum(x, LOW)))
+        score = tl.where(x < LOW, tl.exp(0.5 * tl.minimum(x, LOW)), root)
+    return score
+
+
+@triton.jit
+def log_score(x, SCORING: tl.constexpr):
+    """Logarithm of the score; the logit itself where scores are a softmax of logits."""
+    if SCORING == "sigmoid":
+        z = log_sigmoid(x)
+    elif SCORING == "sqrt_softplus":
+        z = 0.5 * tl.where(x < LOW, x, tl.log(softplus(tl.maximum(x, LOW))))
+    else:
+        z = x
+    return z
+
+
+@triton.jit
+def log_score_slope(x, SCORING: tl.constexpr):
+    """Derivative of :func:`log_score` where it is no softmax."""
+    if SCORING == "sigmoid":
+        slope = sigmoid(-x)
+    else:
+        slope = 0.5 * tl.where(x < LOW, 1.0, sigmoid(x) / softplus(tl.maximum(x, LOW)))
+    return slope
 
 
 @triton.jit

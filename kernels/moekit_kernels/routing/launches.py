@@ -60,7 +60,7 @@ def backward_warps(tile: Blocks) -> int:
 
 def decision_arguments(options: RouteOptions, mask: Tensor | None) -> dict[str, Any]:
     """Returns the arguments of a forward kernel that describe the decision."""
-    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
+    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score = options
     return {
         "selection_bias": None if selection_bias is None else selection_bias.contiguous(),
         "mask": mask,
@@ -72,6 +72,7 @@ def decision_arguments(options: RouteOptions, mask: Tensor | None) -> dict[str, 
         "RENORMALIZE": renormalize or scoring == "topk_softmax",
         "GROUPS": num_groups or 0,
         "TOP_GROUPS": topk_groups or 0,
+        "GROUP_SCORE": group_score,
     }
 
 

@@ -10,7 +10,7 @@ from moekit_kernels.forward_mode import refuse_forward_mode
 from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches
 from moekit_kernels.routing.checks import LIMITS, check_arguments
-from moekit_kernels.routing.options import RouteOptions, Scoring
+from moekit_kernels.routing.options import GroupScore, RouteOptions, Scoring
 from moekit_kernels.routing.outputs import FLOAT_OUTPUTS, RouteGradients, RouteOutputs, outputs
 from moekit_kernels.routing.reference import Routed, decide_and_sum
 from moekit_kernels.routing.sums import RoutingCounts, RoutingSums
@@ -27,11 +27,14 @@ def _route(
     selection_bias: Tensor | None,
     num_groups: int | None,
     topk_groups: int | None,
+    group_score: str,
     mask: Tensor | None,
     with_logits: bool,
     with_probs: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    options = RouteOptions(
+        top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score
+    )
     return launches.forward(logits, options, mask, with_logits, with_probs)
 
 
@@ -65,6 +68,7 @@ def _(
     selection_bias: Tensor | None,
     num_groups: int | None,
     topk_groups: int | None,
+    group_score: str,
     mask: Tensor | None,
     with_logits: bool,
     with_probs: bool,
@@ -93,7 +97,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    logits, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, mask, _, _ = inputs
+    logits, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, _, mask, _, _ = inputs
     ctx.mark_non_differentiable(*(t for place, t in enumerate(output) if place not in FLOAT_OUTPUTS))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, output[1], mask)
@@ -105,7 +109,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     if any(grad is not None for grad in float_grads):
         refuse_forward_mode("route", *float_grads)
         d_logits = _route_backward(*float_grads, *ctx.saved_tensors, ctx.scoring, ctx.renormalize, ctx.scaling_factor)
-    return d_logits, *(None,) * 10
+    return d_logits, *(None,) * 11
 
 
 def no_second_order(ctx: Any, *grads: Any) -> NoReturn:
@@ -154,6 +158,7 @@ def route(
     selection_bias: Float[Tensor, "E"] | None = None,
     num_groups: int | None = None,
     topk_groups: int | None = None,
+    group_score: GroupScore = "top2_sum",
     mask: Bool[Tensor, "T"] | None = None,
     with_sums: bool | None = True,
     with_logits: bool = True,
@@ -172,6 +177,7 @@ def route(
         selection_bias: Added to the scores for selection only.
         num_groups: Splits the experts into equal groups.
         topk_groups: Chooses within so many groups.
+        group_score: How groups are ranked.
         mask: True for tokens that count in the sums.
         with_sums: Whether to return the sums. None: only if they cost nothing, which is by ``"triton"``.
         with_logits: Whether to return logits and probabilities, which are not written otherwise.
@@ -189,7 +195,9 @@ def route(
         >>> routed.ids.tolist(), routed.counts.tokens_per_expert.tolist()
         ([[1, 2]], [0, 1, 1])
     """
-    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    options = RouteOptions(
+        top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score
+    )
     return route_by(options, logits, mask, with_sums, with_logits, impl)
 
 

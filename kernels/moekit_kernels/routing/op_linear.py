@@ -15,7 +15,7 @@ from moekit_kernels.impl import Impl, Resolved, resolve_impl
 from moekit_kernels.routing import launches_linear as launches
 from moekit_kernels.routing.checks import LINEAR_LIMITS, check_linear, check_options
 from moekit_kernels.routing.op import no_second_order, routed_of, save_nothing
-from moekit_kernels.routing.options import RouteOptions, Scoring
+from moekit_kernels.routing.options import GroupScore, RouteOptions, Scoring
 from moekit_kernels.routing.outputs import FLOAT_OUTPUTS, RouteGradients, RouteOutputs, outputs
 from moekit_kernels.routing.reference import Routed, decide_and_sum
 from moekit_kernels.routing.vmap import one_after_another
@@ -35,11 +35,14 @@ def _route_linear(
     selection_bias: Tensor | None,
     num_groups: int | None,
     topk_groups: int | None,
+    group_score: str,
     mask: Tensor | None,
     with_logits: bool,
     with_probs: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    options = RouteOptions(
+        top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score
+    )
     return launches.forward(x, weight, bias, options, mask, with_logits, with_probs)
 
 
@@ -86,6 +89,7 @@ def _(
     selection_bias: Tensor | None,
     num_groups: int | None,
     topk_groups: int | None,
+    group_score: str,
     mask: Tensor | None,
     with_logits: bool,
     with_probs: bool,
@@ -125,7 +129,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, bias, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, mask, _, _ = inputs
+    x, weight, bias, _, ctx.scoring, ctx.renormalize, ctx.scaling_factor, _, _, _, _, mask, _, _ = inputs
     ctx.mark_non_differentiable(*(t for place, t in enumerate(output) if place not in FLOAT_OUTPUTS))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, bias, output[_LOGITS], output[_VALID], output[_IDS], mask)
@@ -145,7 +149,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         options = (ctx.scoring, ctx.renormalize, ctx.scaling_factor)
         gradients = _route_linear_backward(*float_grads, *saved, *options, *needs)
         d_x, d_weight, d_bias = (g if need else None for g, need in zip(gradients, needs, strict=True))
-    return d_x, d_weight, d_bias, *(None,) * 10
+    return d_x, d_weight, d_bias, *(None,) * 11
 
 
 _route_linear.register_autograd(_backward, setup_context=_save)
@@ -187,6 +191,7 @@ def route_linear(
     selection_bias: Float[Tensor, "E"] | None = None,
     num_groups: int | None = None,
     topk_groups: int | None = None,
+    group_score: GroupScore = "top2_sum",
     mask: Bool[Tensor, "T"] | None = None,
     with_sums: bool | None = True,
     with_logits: bool = True,
@@ -208,6 +213,7 @@ def route_linear(
         selection_bias: Added to the scores for selection only.
         num_groups: Splits the experts into equal groups.
         topk_groups: Chooses within so many groups.
+        group_score: How groups are ranked.
         mask: True for tokens that count in the sums.
         with_sums: Whether to return the sums. None: only if they cost nothing, which is by ``"triton"``.
         with_logits: Whether to return logits and probabilities. Without gradients, they are then not written.
@@ -225,7 +231,9 @@ def route_linear(
         >>> route_linear(torch.eye(3), torch.tensor([[1.0, 0, 2], [0, 1, 3]]), 1).ids.tolist()
         [[0], [1], [1]]
     """
-    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    options = RouteOptions(
+        top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score
+    )
     return route_linear_by(options, x, weight, bias, mask, with_sums, with_logits, impl)
 
 

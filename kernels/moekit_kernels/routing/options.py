@@ -4,8 +4,10 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-Scoring = Literal["softmax", "topk_softmax", "sigmoid"]
-SCORINGS = ("softmax", "topk_softmax", "sigmoid")
+Scoring = Literal["softmax", "topk_softmax", "sigmoid", "sqrt_softplus"]
+SCORINGS = ("softmax", "topk_softmax", "sigmoid", "sqrt_softplus")
+GroupScore = Literal["top2_sum", "max"]
+GROUP_SCORES = ("top2_sum", "max")
 
 
 class RouteOptions(NamedTuple):
@@ -18,3 +20,4 @@ class RouteOptions(NamedTuple):
     selection_bias: Tensor | None = None
     num_groups: int | None = None
     topk_groups: int | None = None
+    group_score: str = "top2_sum"

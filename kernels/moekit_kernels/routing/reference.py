@@ -6,13 +6,13 @@ Names end with the letters of their layout: T tokens, E experts, K experts per t
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit_kernels.routing.checks import check_arguments
 from moekit_kernels.routing.finite import FiniteLogits, finite_logits
-from moekit_kernels.routing.options import RouteOptions, Scoring
+from moekit_kernels.routing.options import GroupScore, RouteOptions, Scoring
+from moekit_kernels.routing.scores import gates_of_chosen, probabilities, scores_of
 from moekit_kernels.routing.selection import limit_to_groups, top_k_ids
 from moekit_kernels.routing.sums import RoutingCounts, RoutingSums, routing_counts, routing_sums
 
@@ -50,27 +50,22 @@ class _Decision(NamedTuple):
 
 def _decide(finite: FiniteLogits, options: RouteOptions) -> _Decision:
     """Decides from what :func:`finite_logits` returned."""
-    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups = options
+    top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score = options
     logits_TE = finite.logits
-    scores_TE = logits_TE.sigmoid() if scoring == "sigmoid" else logits_TE.softmax(-1)
-    plain = selection_bias is None and num_groups is None
-    # Both scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
+    scores_TE = scores_of(logits_TE, scoring)
+    plain = selection_bias is None and (num_groups is None or group_score == "max")
+    # All scores grow with the logits: ranked by these, so that rounding of exp cannot reorder, on any device.
     ranked_TE = logits_TE if plain or scoring == "topk_softmax" else scores_TE
     if selection_bias is not None:
         ranked_TE = ranked_TE.detach() + selection_bias
     if num_groups is not None and topk_groups is not None:
-        ranked_TE = limit_to_groups(ranked_TE, num_groups, topk_groups)
+        ranked_TE = limit_to_groups(ranked_TE, num_groups, topk_groups, group_score)
     # Logits that are known to be valid were read.
     ids_TK = top_k_ids(ranked_TE, top_k, readable=True if finite.all_valid and ranked_TE is logits_TE else None)
-    logits_TK = logits_TE.gather(-1, ids_TK)
-    if scoring == "sigmoid" and renormalize:
-        gates_TK = _normalised_sigmoid(logits_TK)
-    elif scoring == "topk_softmax" or renormalize:
-        gates_TK = logits_TK.softmax(-1)  # also the softmax over all, renormalised, but never 0/0
-    else:
-        gates_TK = scores_TE.gather(-1, ids_TK)
-    gates_TK = gates_TK if scaling_factor == 1.0 else gates_TK * scaling_factor
-    probs_TE = _normalised_sigmoid(logits_TE) if scoring == "sigmoid" else scores_TE
+    gates_TK = gates_of_chosen(
+        logits_TE, scores_TE, ids_TK, scoring=scoring, renormalize=renormalize, scaling_factor=scaling_factor
+    )
+    probs_TE = probabilities(logits_TE, scores_TE, scoring)
     return _Decision(finite.mark(gates_TK), ids_TK, finite.clear(probs_TE))
 
 
@@ -84,6 +79,7 @@ def route_reference(
     selection_bias: Float[Tensor, "E"] | None = None,
     num_groups: int | None = None,
     topk_groups: int | None = None,
+    group_score: GroupScore = "top2_sum",
     mask: Bool[Tensor, "T"] | None = None,
     with_sums: bool = True,
     with_logits: bool = True,
@@ -95,8 +91,9 @@ def route_reference(
     | ``"softmax"`` | ``softmax(logits)_e`` | its score | the scores |
     | ``"topk_softmax"`` | ``logits_e`` | softmax over the chosen logits | ``softmax(logits)`` |
     | ``"sigmoid"`` | ``sigmoid(logits_e)`` | its score | the scores over their sum |
+    | ``"sqrt_softplus"`` | ``sqrt(softplus(logits_e))`` | its score | the scores over their sum |
 
-    Without ``selection_bias`` and groups, experts are ranked by their logits, which is the same order but for
+    Without ``selection_bias`` and sums of groups, experts are ranked by their logits, which is the same order but for
     scores that rounding makes equal. Selection has no gradient. Computed in float32, or float64 for such logits.
 
     Args:
@@ -107,8 +104,9 @@ def route_reference(
         scaling_factor: Multiplies the gates, after that.
         selection_bias: Added to the scores for selection, not for the gates.
         num_groups: Splits the experts into equal groups of neighbours.
-        topk_groups: Chooses within the best ``topk_groups`` groups only; a group's score is the sum of its
-            two largest, bias included.
+        topk_groups: Chooses within the best ``topk_groups`` groups only.
+        group_score: A group's score: the sum of its two largest (DeepSeek-V3) or its largest (DeepSeek-V2), bias
+            included.
         mask: True for tokens that count in the sums; all by default. It changes no gate and no id.
         with_sums: Whether to compute the sums and counts.
         with_logits: Whether to return logits and probabilities.
@@ -119,7 +117,9 @@ def route_reference(
     Raises:
         ValueError: If the arguments do not fit each other.
     """
-    options = RouteOptions(top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups)
+    options = RouteOptions(
+        top_k, scoring, renormalize, scaling_factor, selection_bias, num_groups, topk_groups, group_score
+    )
     check_arguments(logits, options, mask)
     return decide_and_sum(logits, options, mask, with_sums, with_logits)
 
@@ -143,8 +143,3 @@ def decide_and_sum(
         gates_TK, ids_TK, logits_TE, probs_TE, None if all_count else counted_T, masked=mask is not None
     )
     return Routed(gates_TK, ids_TK, *returned, valid_T, counts, sums)
-
-
-def _normalised_sigmoid(logits: Tensor) -> Tensor:
-    """Returns ``sigmoid(logits)`` over its sum, without the 0/0 of logits so low that every sigmoid is zero."""
-    return F.softmax(F.logsigmoid(logits), dim=-1)

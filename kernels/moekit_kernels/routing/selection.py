@@ -72,14 +72,20 @@ def _largest_in_order(scores_TE: Tensor, k: int) -> Tensor:
     return torch.cat(chosen, dim=-1)
 
 
-def limit_to_groups(scores: Float[Tensor, "T E"], num_groups: int, topk_groups: int) -> Float[Tensor, "T E"]:
+def limit_to_groups(
+    scores: Float[Tensor, "T E"], num_groups: int, topk_groups: int, group_score: str = "top2_sum"
+) -> Float[Tensor, "T E"]:
     """Keeps the scores of the best ``topk_groups`` of ``num_groups`` equal groups, others become ``-inf``.
 
     A group's score is the sum of its two largest (of its only one in a group of one): DeepSeek-V3,
-    https://arxiv.org/abs/2412.19437, section 2.1.2, as in the authors' public code.
+    https://arxiv.org/abs/2412.19437, section 2.1.2, as in the authors' public code. With ``"max"`` it is its largest:
+    DeepSeek-V2, https://arxiv.org/abs/2405.04434, section 2.2.2.
     """
     scores_TGS = scores.detach().reshape(scores.shape[0], num_groups, scores.shape[1] // num_groups)
-    group_scores_TG = scores_TGS.topk(min(2, scores_TGS.shape[-1]), dim=-1).values.sum(-1)
+    if group_score == "max":
+        group_scores_TG = scores_TGS.amax(-1)
+    else:
+        group_scores_TG = scores_TGS.topk(min(2, scores_TGS.shape[-1]), dim=-1).values.sum(-1)
     best_groups = top_k_ids(group_scores_TG, topk_groups)
     is_best_TG = torch.zeros_like(group_scores_TG, dtype=torch.bool).scatter(-1, best_groups, True)
     return torch.where(is_best_TG.unsqueeze(-1), scores_TGS, -torch.inf).flatten(-2)

@@ -20,7 +20,7 @@ from moekit.fusion.gate import ModalityGate
 from moekit.interop.hub import known_torch
 from moekit.interop.hub.registry import FUNCTIONS, RECORDS, Arguments, Reader, add_part, arguments_of
 from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
-from moekit.interop.transformers._routers import GroupMaxRouter, NormalizedTopKRouter, SparseMixerRouter
+from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, NormalizedTopKRouter
 from moekit.interop.upcycling.layer import DropoutAfter, UpcycledMLP
 from moekit.interop.upcycling.mlp import MLPLayout
 from moekit.interop.upcycling.routers import MergedRouter
@@ -31,6 +31,7 @@ from moekit.routers.expert_choice import ExpertChoiceRouter
 from moekit.routers.gate import Gate
 from moekit.routers.hard import HardRouter
 from moekit.routers.hash import HashRouter
+from moekit.routers.sparse_mixer import SparseMixerRouter
 from moekit.routers.top_k import TopKRouter
 from moekit.soft import SoftMoE
 
@@ -55,23 +56,24 @@ _GATE: Readers = {
 }
 
 
-def _top_k_gate(name: str) -> Reader:
-    def read(router: TopKRouter) -> Any:
+def _any_gate(name: str) -> Reader:
+    def read(router: Any) -> Any:
         if type(router.gate) is Gate:
             return None if name == "gate" else _GATE[name](router)
         # A gate of the caller's, beside which the width is that of the noise alone.
-        noise = router.noise_gate
+        noise = getattr(router, "noise_gate", None)
         dim = 1 if noise is None else noise.dim
         return {"dim": dim, "gate": router.gate, "gate_hidden_dim": None, "gate_bias": False, "init_scale": 0.1}[name]
 
     return read
 
 
+_ANY_GATE: Readers = {name: _any_gate(name) for name in (*_GATE, "gate")}
 _TOP_K: Readers = {
     "renormalize": lambda router: router._renormalize,
     "noisy": lambda router: router._noisy,
     "selection_bias": _has("selection_bias"),
-    **{name: _top_k_gate(name) for name in (*_GATE, "gate")},
+    **_ANY_GATE,
 }
 _read_top_k = arguments_of(TopKRouter, _TOP_K)
 
@@ -172,16 +174,16 @@ def register_all() -> None:
         ModalityGate: {"bias": lambda gate: gate.projection.bias is not None},
         ModuleExperts: _MODULES,
         SoftMoE: {},
+        SparseMixerRouter: _ANY_GATE,
         SparseMoE: {},
         TopKRouter: _TOP_K,
         ZeroExpert: {},
         # Of layers that come from models of transformers, and of models that were upcycled.
         DropoutAfter: {"dropouts": lambda module: list(module.dropouts)},
-        GroupMaxRouter: {"dim": _GATE["dim"]},
+        EvaluationSparseMixerRouter: _ANY_GATE,
         IdentityExperts: {},
         LatentExperts: _LATENT,
         MergedRouter: {"group_of_expert": lambda router: router.group_of_expert.tolist()},
-        SparseMixerRouter: {"dim": _GATE["dim"]},
     }
     for kind, readers in constructors.items():
         add_part(kind, f"moekit.{kind.__name__}", arguments_of(kind, readers))

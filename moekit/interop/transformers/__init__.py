@@ -102,8 +102,8 @@ def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
 
     Converted are the blocks of Mixtral, Qwen2-MoE, Qwen3-MoE, Qwen3-Next, Qwen3.5, OLMoE, FlexOlmo, DeepSeek-V2 and
     DeepSeek-V3, GLM4-MoE, dots1, Nemotron-H, Ernie 4.5, MiniMax-M2, Granite-MoE, Jamba, DBRX, LFM2-MoE, GPT-OSS,
-    HunYuan, Aria, Llama 4, LongCat and PhiMoE (this one in evaluation only: in training its router samples, which the
-    layer refuses), and of models whose blocks are the same as one of these.
+    HunYuan, Aria, Llama 4, LongCat and PhiMoE (with ``input_jitter_noise`` above 0 in evaluation only, as the block
+    multiplies the tokens of its experts by noise in training), and of models whose blocks are the same as one of these.
     Anything else is refused by name: every parameter, buffer, submodule, hook and setting of the block must be one
     that has a place in the layer, and a copy of the block with small random weights must give the layer's output and
     gradients. So a class that a later ``transformers`` changes is refused, not misread.
@@ -181,7 +181,8 @@ def swap_moe_blocks_(model: nn.Module) -> SwappedBlocks:
 
     Either every block of the model is swapped or none. While they are, ``experts_implementation`` has no effect.
     Router logits are computed in float32 also in half-precision models, and returned in the dtype of the block's (those
-    of DBRX and Llama 4 by their own routers). PhiMoE's router is computed by moekit in evaluation only.
+    of DBRX and Llama 4 by their own routers). PhiMoE's router is computed by moekit in evaluation, and
+    by itself in training, where it draws experts.
 
     Args:
         model: A model, or any part of one that holds sparse blocks.

@@ -13,13 +13,14 @@ from moekit.interop.transformers._check import check_small_copy
 from moekit.interop.transformers._parts import modules_of
 from moekit.interop.transformers._pieces import Piece
 from moekit.interop.transformers._read import BlockContents, read_block
-from moekit.interop.transformers._routers import GroupMaxRouter, NormalizedTopKRouter, SparseMixerRouter
+from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, NormalizedTopKRouter
 from moekit.layer import SparseMoE
 from moekit.routers.base import Router
 from moekit.routers.hard import HardRouter
+from moekit.routers.sparse_mixer import SparseMixerRouter
 from moekit.routers.top_k import TopKRouter
 from moekit_kernels.impl import Impl
-from moekit_kernels.routing.options import Scoring
+from moekit_kernels.routing.options import GroupScore, Scoring
 
 
 class _Place(TypedDict):
@@ -32,6 +33,7 @@ class _Options(_Place):
     scaling_factor: float
     num_groups: int | None
     topk_groups: int | None
+    group_score: GroupScore
     selection_bias: bool
     gate_bias: bool
 
@@ -113,22 +115,14 @@ def _router(contents: BlockContents, place: _Place) -> Router:
         # A single gate divided by itself: 1, without a gradient.
         return HardRouter(dim, num_experts, gradient="none", gate_bias=gate_bias, **place)
     if rule.scoring == "sparse_mixer":
-        return SparseMixerRouter(dim, num_experts, epsilon=rule.epsilon, **place)
-    if rule.groups_by_max:
-        return GroupMaxRouter(
-            dim,
-            num_experts,
-            rule.top_k,
-            num_groups=rule.num_groups or 1,
-            topk_groups=rule.topk_groups or 1,
-            scaling_factor=rule.scaling_factor,
-            **place,
-        )
+        kind = EvaluationSparseMixerRouter if rule.input_jitter > 0.0 else SparseMixerRouter
+        return kind(dim, num_experts, rule.top_k, epsilon=rule.epsilon, **place)
     options = _Options(
         scoring=rule.scoring,
         scaling_factor=rule.scaling_factor,
         num_groups=rule.num_groups,
         topk_groups=rule.topk_groups,
+        group_score=rule.group_score,
         selection_bias=selection_bias,
         gate_bias=gate_bias,
         device=place["device"],

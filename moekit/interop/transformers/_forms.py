@@ -150,7 +150,7 @@ BLOCK: Final[Mapping[str, Known]] = {
     "input_size": "D",
     "ffn_dim": "F",
     "intermediate_size": "F",
-    "input_jitter_noise": _is_number,  # in training, in which its router is refused
+    "input_jitter_noise": _is_number,  # in training, which is refused with it
     "jitter_noise": (0, None),
     "shared_experts": (None,),
     "use_expert_bias": _is_flag,

@@ -7,7 +7,7 @@ from torch import nn
 from moekit.interop.transformers._forms import Form
 from moekit.interop.transformers._parts import PartsOfBlock, activation_path
 from moekit_kernels.activations import activation_of
-from moekit_kernels.routing.options import Scoring
+from moekit_kernels.routing.options import GroupScore, Scoring
 
 
 class Rule(NamedTuple):
@@ -21,7 +21,8 @@ class Rule(NamedTuple):
         scaling_factor: Multiplies the gates.
         num_groups: Groups of experts, or None.
         topk_groups: Groups chosen, or None.
-        groups_by_max: Whether groups are ranked by their best expert, not by the best two.
+        group_score: What groups are ranked by.
+        input_jitter: Half the width of the noise by which the block multiplies its tokens in training.
     """
 
     top_k: int
@@ -31,7 +32,8 @@ class Rule(NamedTuple):
     scaling_factor: float = 1.0
     num_groups: int | None = None
     topk_groups: int | None = None
-    groups_by_max: bool = False
+    group_score: GroupScore = "top2_sum"
+    input_jitter: float = 0.0
 
 
 def rule_of(block: nn.Module, form: Form, num_experts: int) -> Rule:
@@ -68,7 +70,8 @@ def rule_of(block: nn.Module, form: Form, num_experts: int) -> Rule:
         float(settings.get("routed_scaling_factor", 1.0)),
         num_groups,
         topk_groups,
-        by_max and num_groups is not None,
+        "max" if by_max and num_groups is not None else "top2_sum",
+        float(settings.get("input_jitter_noise", 0.0)),
     )
 
 

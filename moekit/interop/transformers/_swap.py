@@ -19,10 +19,10 @@ from moekit.interop.transformers._check import check_small_copy
 from moekit.interop.transformers._forms import FORMS
 from moekit.interop.transformers._parts import modules_of, tensor_at
 from moekit.interop.transformers._read import BlockContents, form_of
-from moekit.interop.transformers._routers import SparseMixerRouter
 from moekit.observers import RoutingEvent, notify, observed
 from moekit.routers.base import Router
 from moekit.routers.gate import Gate
+from moekit.routers.sparse_mixer import SparseMixerRouter
 from moekit.routing import Routing
 
 _STATE = "_moekit"
@@ -65,7 +65,7 @@ class MoekitRouter(Swapped):
         """
         state: RouterState = self.__dict__[_STATE]
         if self.training and isinstance(state.router, SparseMixerRouter):
-            # In training it samples, by a rule of its own.
+            # In training it draws experts: its own code draws the same ones as without moekit, in every dtype.
             return cast(Any, super()).forward(hidden_states)
         weight = tensor_at(self, state.weight)
         bias = cast(Tensor | None, self.bias) if self._parameters.get("bias") is not None else None
