@@ -23,6 +23,7 @@ from moekit import (
     ModalityGate,
     ModuleExperts,
     SoftMoE,
+    SparseMixerRouter,
     SparseMoE,
     TopKRouter,
     ZeroExpert,
@@ -31,7 +32,7 @@ from moekit import (
 from moekit.activations import clamped_swiglu, glu
 from moekit.interop.hub import from_pretrained, save_pretrained
 from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
-from moekit.interop.transformers._routers import GroupMaxRouter, NormalizedTopKRouter, SparseMixerRouter
+from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, NormalizedTopKRouter
 from moekit.interop.upcycling.layer import DropoutAfter
 from moekit.interop.upcycling.routers import MergedRouter
 from moekit.lora import add_lora_
@@ -158,9 +159,17 @@ EXAMPLES = {
         )
     ),
     "best of a group": Example(
-        lambda: SparseMoE(GroupMaxRouter(DIM, EXPERTS, 2, num_groups=2, topk_groups=1, scaling_factor=3.0), _experts())
+        lambda: SparseMoE(
+            _router(scoring="sqrt_softplus", num_groups=2, topk_groups=1, group_score="max", scaling_factor=3.0),
+            _experts(),
+        )
     ),
-    "sparse mixer": Example(lambda: SparseMoE(SparseMixerRouter(DIM, EXPERTS, epsilon=0.1), _experts())),
+    "sparse mixer": Example(
+        lambda: SparseMoE(SparseMixerRouter(DIM, EXPERTS, 3, epsilon=0.1, jitter=0.2, gate_bias=True), _experts())
+    ),
+    "sparse mixer in evaluation": Example(
+        lambda: SparseMoE(EvaluationSparseMixerRouter(DIM, EXPERTS, epsilon=0.1), _experts())
+    ),
 }
 
 
