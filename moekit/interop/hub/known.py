@@ -5,6 +5,7 @@ Most arguments are attributes of the same name, which hold for new parts without
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from moekit.changed_class import changed_class
@@ -26,7 +27,9 @@ from moekit.interop.upcycling.mlp import MLPLayout
 from moekit.interop.upcycling.routers import MergedRouter
 from moekit.layer import SparseMoE
 from moekit.lora.adapter import PRODUCTS, ExpertsLoRA
-from moekit.lora.banks import Adapted, adapt, adapters_of
+from moekit.lora.banks import Adapted, adapt, adapters_of, float_dtype_of
+from moekit.quantization.edit import quantize_experts_
+from moekit.quantization.int8 import Int8
 from moekit.routers.expert_choice import ExpertChoiceRouter
 from moekit.routers.gate import Gate
 from moekit.routers.hard import HardRouter
@@ -147,11 +150,23 @@ def _adapters(lora: ExpertsLoRA) -> Arguments:
 
 
 def _adapted(bank: nn.Module) -> Arguments:
-    return _read_experts(bank) | {"lora": adapters_of(bank)}
+    read = _in_int8 if isinstance(bank, Int8) else _read_experts
+    return read(bank) | {"lora": adapters_of(bank)}
+
+
+def _in_int8(bank: nn.Module) -> Arguments:
+    return _read_experts(bank) | {"float_dtype": float_dtype_of(bank)}
+
+
+def _int8_experts(*, float_dtype: torch.dtype, **arguments: Any) -> nn.Module:
+    experts: Any = FFNExperts(**arguments)
+    quantize_experts_(experts)
+    experts.float_dtype = float_dtype
+    return experts
 
 
 def _adapted_experts(*, lora: ExpertsLoRA, **arguments: Any) -> nn.Module:
-    experts = FFNExperts(**arguments)
+    experts = _int8_experts(**arguments) if "float_dtype" in arguments else FFNExperts(**arguments)
     adapt(experts, lora)
     return experts
 
@@ -188,8 +203,10 @@ def register_all() -> None:
     for kind, readers in constructors.items():
         add_part(kind, f"moekit.{kind.__name__}", arguments_of(kind, readers))
     add_part(FFNExperts, "moekit.FFNExperts", _read_experts)
-    adapted = changed_class(Adapted, FFNExperts)
-    add_part(adapted, "moekit.FFNExperts with adapters", _adapted, build=_adapted_experts)
+    int8 = changed_class(Int8, FFNExperts)
+    add_part(int8, "moekit.FFNExperts in int8", _in_int8, build=_int8_experts)
+    for kind, name in ((FFNExperts, "moekit.FFNExperts"), (int8, "moekit.FFNExperts in int8")):
+        add_part(changed_class(Adapted, kind), f"{name} with adapters", _adapted, build=_adapted_experts)
     # The scaling is that of the adapters' alpha and rank, to the last bit.
     add_part(ExpertsLoRA, "moekit.ExpertsLoRA", _adapters, settings=("scaling", "enabled"))
     add_part(NormalizedTopKRouter, "moekit.NormalizedTopKRouter", _normalized)

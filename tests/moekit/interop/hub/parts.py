@@ -36,6 +36,7 @@ from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, No
 from moekit.interop.upcycling.layer import DropoutAfter
 from moekit.interop.upcycling.routers import MergedRouter
 from moekit.lora import add_lora_
+from moekit.quantization import quantize_experts_
 
 DIM, HIDDEN, EXPERTS, TOP_K, TOKENS = 8, 6, 4, 2, 10
 MAPS = ((8, 8, 8), (16, 4, 4))
@@ -87,6 +88,20 @@ def _adapted() -> SparseMoE:
     layer = SparseMoE(_router(), _experts(activation="gelu", bias=True))
     add_lora_(layer, rank=3, alpha=7.0, rank_stabilized=True, products=("down",), dropout=0.1, freeze=False)
     return layer
+
+
+def _in_int8(*, adapters: bool = False) -> SparseMoE:
+    """A layer in bfloat16 whose experts are integers."""
+    layer = SparseMoE(_router(), _experts(bias=True).bfloat16())
+    nn.init.normal_(layer.experts.up_proj)
+    quantize_experts_(layer)
+    if adapters:
+        add_lora_(layer, rank=2, freeze=False)
+    return layer
+
+
+def _tokens(dtype: torch.dtype) -> Callable[[], tuple[Tensor]]:
+    return lambda: (torch.randn(TOKENS, DIM, dtype=dtype),)
 
 
 def _maps() -> tuple[list[Tensor]]:
@@ -150,6 +165,8 @@ EXAMPLES = {
         lambda: ModalityGate((3, 5), per="modality", bias=True, initial_gate=0.8),
     ),
     "adapters": Example(_adapted),
+    "int8": Example(_in_int8, _tokens(torch.bfloat16)),
+    "int8 and adapters": Example(lambda: _in_int8(adapters=True), _tokens(torch.bfloat16)),
     "merged": Example(lambda: SparseMoE(MergedRouter(_router(), [0, 1, 1, 0]), _experts(2))),
     "identity experts": Example(lambda: SparseMoE(TopKRouter(DIM, 6, 2), IdentityExperts(_experts(), 2))),
     "latent experts": Example(lambda: SparseMoE(_router(), LatentExperts(DIM, _experts(dim=4), 4, bias=True))),
