@@ -13,7 +13,7 @@ STYLES = {
     "neither": ("#c9772b", "-"),
     "loss": ("#8a4fbf", "--"),
     "bias": ("#1f6f8b", "-"),
-    "slow-bias": ("#1f6f8b", ":"),
+    "slow-bias": ("#5a8f3c", ":"),
 }
 """Colour and dashes of each method."""
 
