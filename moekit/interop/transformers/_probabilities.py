@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moekit.interop.transformers._forms import FORMS
 from moekit.interop.transformers._parts import modules_of
 from moekit.observers import RoutingEvent, notify, observed
+from moekit_kernels.routing.scores import probabilities, scores_of
 
 _Hook = Callable[[nn.Module, Any, Any], None]
 
@@ -50,8 +50,9 @@ def _reports(experts: nn.Module, scoring: str) -> _Hook:
 
 
 def _probabilities(logits: Tensor, scoring: str) -> Tensor:
-    if scoring == "sigmoid":
-        return F.normalize(torch.sigmoid(logits), p=1.0, dim=-1)
+    probs = probabilities(logits, scores_of(logits, scoring), scoring)
+    if scoring in ("sigmoid", "sqrt_softplus"):
+        return probs
     # Routers of earlier versions return probabilities.
     are_probs = (logits >= 0).all(-1, keepdim=True) & ((logits.sum(-1, keepdim=True) - 1).abs() < 1e-2)
-    return torch.where(are_probs, logits, logits.softmax(-1))
+    return torch.where(are_probs, logits, probs)
