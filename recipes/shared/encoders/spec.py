@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+# Arguments of timm.create_model that make it read files.
+_NAME_FILES = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+
 
 @dataclass(frozen=True)
 class ImageEncoderSpec:
@@ -28,5 +31,16 @@ class ImageEncoderSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "ImageEncoderSpec":
-        """Builds a spec from what :meth:`to_json` gave."""
+        """Builds a spec from what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: If it names files or repositories, which a file from elsewhere may do: timm would load them.
+        """
+        named = [name for name in _NAME_FILES if name in values.get("options", {})]
+        if named or ":" in values["architecture"]:
+            shown = f"{values['architecture']!r}{f' with {named}' if named else ''}"
+            raise ValueError(
+                f"image encoder must be an architecture of timm that is built without files, got {shown}: give the "
+                "folder of a model that this recipe saved."
+            )
         return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

@@ -53,8 +53,10 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_saved(cls, folder: Path) -> "TextEncoder":
-        """Builds the architecture that :meth:`save` described, with random weights."""
-        return cls(AutoModel.from_config(AutoConfig.from_pretrained(folder)), AutoTokenizer.from_pretrained(folder))
+        """Builds the architecture that :meth:`save` described, with random weights; never by code of the folder."""
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_config(config, trust_remote_code=False)
+        return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 
 def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] = ()) -> TextEncoder:

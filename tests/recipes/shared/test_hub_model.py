@@ -99,3 +99,32 @@ def test_folders_that_are_not_whole(tmp_path):
     (tmp_path / "architecture.json").unlink()
     with pytest.raises(ValueError, match=r"architecture.json does not exist"):
         MedVLMoE.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"architecture": "hf-hub:someone/else"},
+            "without files, got 'hf-hub:someone/else': give the folder",
+        ),
+        ({"options": {"checkpoint_path": "text/weights.bin"}}, r"got 'test_efficientnet' with \['checkpoint_path'\]"),
+    ],
+)
+def test_an_architecture_that_names_files_is_refused(changes, message, tmp_path):
+    build(variant="vision-only", text=False).save_pretrained(tmp_path)
+    file = tmp_path / "architecture.json"
+    about = json.loads(file.read_text())
+    file.write_text(json.dumps(about | {"image": about["image"] | changes}))
+    with pytest.raises(ValueError, match=message):
+        MedVLMoE.from_pretrained(tmp_path)
+
+
+def test_code_in_the_folder_is_not_run(tmp_path):
+    build().save_pretrained(tmp_path)
+    file = tmp_path / "text" / "config.json"
+    own = {"auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}, "model_type": "own"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (tmp_path / "text" / "own.py").write_text("raise SystemExit('run')")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        MedVLMoE.from_pretrained(tmp_path)
