@@ -29,6 +29,7 @@ COMMANDS = {
     "moe": Command("benchmarks.moe", "time MoE layers of this and other libraries, and the parts of ours"),
     "cross-scale": Command("benchmarks.cross_scale", "time hard routing of cross-scale experts"),
     "local-contrastive": Command("benchmarks.local_contrastive", "memory and time of the local contrastive loss"),
+    "fine-tuning": Command("benchmarks.fine_tuning", "ways to fine-tune experts, and experts in int8"),
     "compare": Command("benchmarks.compare", "compare two files of records; status 1 if anything became slower"),
     "report": Command("benchmarks.report", "write the tables and pictures of benchmarks/README.md from records"),
     "compiled": Command("benchmarks.compiled.command", "compile every kernel without a GPU and read its code"),

@@ -1,6 +1,7 @@
 """How much memory a layer takes: what autograd keeps, the allocator's peaks on a GPU, a process's peak on CPU."""
 
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -102,6 +103,15 @@ class Transients(TorchDispatchMode):
             nbytes = tensor.untyped_storage().nbytes() if counted else 0
             self._alive.setdefault(cast(int, storage.cdata), (storage, nbytes))
         self.peak = max(self.peak, sum(nbytes for _, nbytes in self._alive.values()))
+
+
+def allocated_peak(step: Callable[[], object]) -> int:
+    """Returns the most bytes that ``step`` holds at one time of what torch allocates on CPU while it runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = cast(Any, profile.profiler).kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate((nbytes for _, nbytes in changes), initial=0))
 
 
 def resident_peak(step: Callable[[], object]) -> int:
