@@ -1,7 +1,7 @@
 """The json that rebuilds the parts of a model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -30,13 +30,17 @@ class Description(NamedTuple):
     tied: dict[str, str]
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
+def describe(model: nn.Module, *, within: bool = False) -> dict[str, Any]:
     """Encodes the parts of a model: those of moekit and registered ones that stand in no other part.
+
+    Args:
+        model: The model.
+        within: Whether the model itself is none of them, whatever its class.
 
     Raises:
         ValueError: If there is none, or one cannot be rebuilt; the message names it.
     """
-    parts = dict(_parts_of(model, ""))
+    parts = dict(_parts_within(model, "") if within else _parts_of(model, ""))
     if not parts:
         raise ValueError(
             f"model must be or hold parts of moekit, got a {type(model).__name__} without: save it by its own means."
@@ -96,16 +100,16 @@ def read_description(folder: Path) -> Description:
     return Description(cast(dict[str, Any], parts), cast(dict[str, str], tied))
 
 
-def place_parts(parts: dict[str, Any], model: nn.Module | None, device: torch.device | str) -> nn.Module:
-    """Builds the parts, without values where nothing else is needed, and puts them where they stood.
+def build_parts(parts: dict[str, Any], model: nn.Module | None, device: torch.device) -> dict[str, nn.Module]:
+    """Builds the parts, without values where nothing else is needed.
 
     Args:
         parts: Encoded parts by name.
-        model: Where they go; None where the model itself is a part.
+        model: Where they will go; None where the model itself is a part.
         device: Device of what registered classes create.
 
     Returns:
-        The model.
+        The parts by name.
 
     Raises:
         ValueError: If a part cannot be built, or the model has no such place.
@@ -113,29 +117,32 @@ def place_parts(parts: dict[str, Any], model: nn.Module | None, device: torch.de
     # Parts of moekit have no tensors but those of their state.
     build_on = "meta" if all(_packaged(each) for each in parts.values()) else device
     decoder = Decoder(parts, device=build_on, standing=lambda name: _module_at(model, name))
-    if "" in parts:
-        if model is not None:
-            raise ValueError(
-                f"model must be left out for files that hold a whole part, got a {type(model).__name__}: "
-                "from_pretrained returns the part."
-            )
-        return decoder.part("")
-    if model is None:
+    if "" in parts and model is not None:
+        raise ValueError(
+            f"model must be left out for files that hold a whole part, got a {type(model).__name__}: "
+            "from_pretrained returns the part."
+        )
+    if "" not in parts and model is None:
         raise ValueError(
             f"model must be the model whose parts are {', '.join(parts)}, built as before it was saved, got None: "
             "the file describes the parts alone."
         )
-    places = {name: _module_at(model, name) for name in parts}
-    absent = [name for name, standing in places.items() if standing is None]
+    absent = [name for name in parts if name and _module_at(model, name) is None]
     if absent:
         raise ValueError(
             f"model must have the modules {', '.join(absent)}, in whose places parts stood when it was saved, "
             f"got a {type(model).__name__} without: build it as before."
         )
-    for name, part in {name: decoder.part(name) for name in parts}.items():
+    return {name: decoder.part(name) for name in parts}
+
+
+def put(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Puts modules into a model by name, and returns those that they replace."""
+    replaced = {name: model.get_submodule(name) for name in parts}
+    for name, part in parts.items():
         owner, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(owner), attribute, part)
-    return model
+    return replaced
 
 
 def _packaged(encoded: object) -> bool:
@@ -161,6 +168,10 @@ def _parts_of(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
             f"is of the class {type(module).__qualname__}, a subclass that no file can name",
             "register it by moekit.interop.hub.register_part",
         )
+    yield from _parts_within(module, name)
+
+
+def _parts_within(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     # Not named_children, which leaves out the second name of a module.
     for child, each in cast(dict[str, nn.Module | None], vars(module)["_modules"]).items():
         if each is not None:

@@ -11,12 +11,13 @@ from torch import nn
 from moekit.interop.hub.description import (
     FILE,
     Description,
+    build_parts,
     describe,
-    place_parts,
+    put,
     read_description,
     write_description,
 )
-from moekit.interop.hub.state import INDEX, load_state, read_state, save_state
+from moekit.interop.hub.state import INDEX, load_state, read_state, state_of, write_state
 
 _FILES = [FILE, INDEX, "config.json", "model*.safetensors"]
 
@@ -48,11 +49,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, max_shard_size: int
         >>> layer.experts.num_experts
         8
     """
-    parts = describe(model)
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / FILE).unlink(missing_ok=True)
-    write_description(path, Description(parts, save_state(model, path, max_shard_size)))
+    save_into(model, Path(folder), max_shard_size)
 
 
 def from_pretrained(
@@ -76,7 +73,7 @@ def from_pretrained(
         model: Of a model that holds parts: the model, built as it was before (without the parts, as before
             :func:`~moekit.interop.upcycle_`, or with other weights). The parts are put into it and its tensors
             replaced, so make its optimiser afterwards. None for a layer.
-        device: Where tensors are loaded; the device of ``model``, or the CPU, by default.
+        device: Where tensors are loaded; by default where those of ``model`` are, or the CPU.
         revision: Branch, tag or commit of the repository.
         token: Access token of the Hub; that of the machine by default.
         cache_dir: Where downloads are kept.
@@ -91,10 +88,7 @@ def from_pretrained(
             or of another shape.
     """
     folder = download(source, revision, token, cache_dir, force_download, local_files_only)
-    if device is None:
-        first = next(model.parameters(), None) if model is not None else None
-        device = "cpu" if first is None or first.is_meta else first.device
-    return load_into(model, folder, device)
+    return load_into(model, folder, None if device is None else torch.device(device))
 
 
 def push_to_hub(
@@ -166,10 +160,38 @@ def download(
     return Path(downloaded)
 
 
-def load_into(model: nn.Module | None, folder: Path, device: torch.device | str) -> nn.Module:
+def save_into(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB", *, within: bool = False) -> None:
+    """Writes a model; see :func:`save_pretrained`.
+
+    Args:
+        model: The model.
+        folder: Where to write.
+        max_shard_size: Largest size of one file of tensors.
+        within: Whether to describe the parts in the model, and never the model itself.
+    """
+    parts = describe(model, within=within)
+    tensors, tied = state_of(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).unlink(missing_ok=True)
+    write_state(tensors, folder, max_shard_size)
+    write_description(folder, Description(parts, tied))
+
+
+def load_into(model: nn.Module | None, folder: Path, device: torch.device | None) -> nn.Module:
     """Builds the parts of a folder, in a model or alone, and loads all tensors; see :func:`from_pretrained`."""
     description = read_description(folder)
-    state = read_state(folder, device)
-    loaded = place_parts(description.parts, model, device)
-    load_state(loaded, state, description.tied)
-    return loaded.to(device).eval()
+    home = torch.device("cpu") if device is None else device
+    if device is None and model is not None:
+        home = next((each.device for each in model.parameters() if not each.is_meta), home)
+    state = read_state(folder, "cpu" if device is None else device)
+    parts = build_parts(description.parts, model, home)
+    if model is None:
+        load_state(parts[""], state, description.tied, None)
+        return parts[""].to(home).eval()
+    before = put(model, parts)
+    try:
+        load_state(model, state, description.tied, home if device is None else None)
+    except Exception:
+        put(model, before)
+        raise
+    return (model if device is None else model.to(device)).eval()

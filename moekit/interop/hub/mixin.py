@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, cast
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from moekit.interop.hub.decode import Decoder
 from moekit.interop.hub.encode import Encoder
-from moekit.interop.hub.folder import download, load_into, save_pretrained
+from moekit.interop.hub.folder import download, load_into, save_into
 from moekit_kernels.activations import Activation
 
 # Marks an argument of a constructor in config.json as one of moekit.
@@ -81,7 +82,8 @@ class MoEHubMixin(PyTorchModelHubMixin):
         for name, value in cast(dict[str, Any], config if isinstance(config, dict) else {}).items():
             if isinstance(value, dict) and _REFUSED in value:
                 raise ValueError(f"the argument {name} cannot be saved: {value[_REFUSED]}")
-        save_pretrained(cast(nn.Module, self), save_directory)
+        # The model itself is built by its constructor.
+        save_into(cast(nn.Module, self), save_directory, within=True)
 
     @classmethod
     def _from_pretrained(
@@ -98,4 +100,4 @@ class MoEHubMixin(PyTorchModelHubMixin):
     ) -> Self:
         folder = download(model_id, revision, token, cache_dir, force_download, local_files_only)
         model = cls(**{name: _decode(value) for name, value in model_kwargs.items()})
-        return cast(Self, load_into(cast(nn.Module, model), folder, map_location))
+        return cast(Self, load_into(cast(nn.Module, model), folder, torch.device(map_location)))

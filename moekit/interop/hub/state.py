@@ -19,21 +19,21 @@ _SHOWN = 5
 _ALIGNMENT = 64
 
 
-def save_state(model: nn.Module, folder: Path, max_shard_size: int | str) -> dict[str, str]:
-    """Writes the tensors of a model; those of several names once.
+def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors of a model as files hold them, those of several names once.
 
     Returns:
-        The names that are not in the files, each with the name of the same tensor that is.
+        The tensors, contiguous and in memory of their own; and the names that are not among them, each with the name of
+        the same tensor that is.
 
     Raises:
         ValueError: If the state holds anything but dense tensors with values.
     """
-    state = cast(dict[str, object], model.state_dict(keep_vars=True))
     first_of: dict[int, str] = {}
     tied: dict[str, str] = {}
     storages: set[int] = set()
     tensors: dict[str, Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in cast(dict[str, object], model.state_dict(keep_vars=True)).items():
         checked = _checked(name, tensor)
         if id(tensor) in first_of:
             tied[name] = first_of[id(tensor)]
@@ -45,8 +45,12 @@ def save_state(model: nn.Module, folder: Path, max_shard_size: int | str) -> dic
         shares = plain.numel() > 0 and (storage in storages or plain.untyped_storage().nbytes() != plain.nbytes)
         storages.add(storage)
         tensors[name] = plain.clone(memory_format=torch.contiguous_format) if shares else plain.contiguous()
+    return tensors, tied
+
+
+def write_state(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
+    """Writes tensors in place of those of an earlier saving."""
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size)
-    return tied
 
 
 def read_state(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
@@ -66,13 +70,17 @@ def read_state(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
     return state
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], tied: Mapping[str, str]) -> None:
-    """Gives a model its tensors: those of the file in place of its own, of their dtype and device.
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], tied: Mapping[str, str], device: torch.device | None
+) -> None:
+    """Gives a model its tensors: those of the file in place of its own, of their dtype.
 
     Args:
         model: The model; its tensors may be on the meta device.
         state: The tensors.
         tied: Names of tensors that are those of other names.
+        device: Where those go that are on the meta device, the others to where they are; None if all stay where they
+            were read.
 
     Raises:
         ValueError: If names or shapes are not those of the model, before anything is changed.
@@ -83,6 +91,11 @@ def load_state(model: nn.Module, state: dict[str, Tensor], tied: Mapping[str, st
             raise ValueError(f"tied must name tensors of the file, got {name!r} for {kept!r}.")
         state[name] = state[kept]
     _check_state(own, state)
+    if device is not None:
+        for name, tensor in own.items():
+            there = cast(Tensor, tensor).device
+            state[name] = state[name].to(device if there.type == "meta" else there)
+        state |= {name: state[kept] for name, kept in tied.items()}
     model.load_state_dict(state, assign=True)
     loaded = cast(dict[str, Tensor], model.state_dict(keep_vars=True))
     for name, kept in tied.items():

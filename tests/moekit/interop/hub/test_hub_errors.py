@@ -209,7 +209,8 @@ class _Extra(nn.Module):
 
 def test_states_that_are_no_plain_tensors(tmp_path):
     with pytest.raises(ValueError, match="model must have a state of tensors, got _extra_state, a dict"):
-        save_pretrained(_Extra(), tmp_path)
+        save_pretrained(_Extra(), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
     with pytest.raises(ValueError, match=r"model must have values, got router.gate.layers.0.weight on the meta device"):
         save_pretrained(_layer().to("meta"), tmp_path)
     layer = _layer(shared=nn.Linear(DIM, DIM))
@@ -354,6 +355,17 @@ def test_tensors_of_another_model(tmp_path):
         ValueError, match=r"of another shape in the file: experts.up_proj \(4, 12, 8\) and not \(4, 14, 8\)"
     ):
         from_pretrained(tmp_path)
+
+
+def test_a_model_stays_as_it_was_where_tensors_do_not_fit(tmp_path):
+    save_pretrained(nn.Sequential(nn.Linear(3, 4), _layer()), tmp_path)
+    model = nn.Sequential(nn.Linear(2, 4), _layer())
+    before, state = list(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"of another shape in the file: 0.weight \(4, 3\) and not \(4, 2\)"):
+        from_pretrained(tmp_path, model=model)
+    assert list(model) == before
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert model.training
 
 
 def test_models_that_do_not_fit(tmp_path):

@@ -218,6 +218,20 @@ def test_a_subclass_has_the_coders_too(tmp_path):
     assert isinstance(Deeper.from_pretrained(tmp_path), Deeper)
 
 
+class OwnLayer(SparseMoE, MoEHubMixin):
+    """A layer that is a model of its own."""
+
+    def __init__(self, width: int, router: Router) -> None:
+        super().__init__(router, FFNExperts(width, HIDDEN, router.num_experts))
+
+
+def test_a_subclass_of_a_layer_is_built_by_its_own_constructor(tmp_path):
+    layer = OwnLayer(DIM, HardRouter(DIM, EXPERTS, gradient="straight_through"))
+    randomized(layer).save_pretrained(tmp_path)
+    assert list(description_in(tmp_path)["parts"]) == ["router", "experts"]
+    assert_same(layer, OwnLayer.from_pretrained(tmp_path), (torch.randn(10, DIM),), {})
+
+
 class _Api:
     """Stands for the Hub: keeps what would be uploaded."""
 
