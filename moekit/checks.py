@@ -15,6 +15,12 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
+def check_not_negative(name: str, value: int) -> None:
+    """Raises ``ValueError`` if ``value`` is below 0."""
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}.")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
     if value not in choices:

@@ -7,6 +7,7 @@ from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
 from moekit.experts.glu_layout import concatenate_glu, interleave_glu
 from moekit.experts.modules import ModuleExperts, ZeroExpert
+from moekit.experts.zero_computation import ZeroComputationExperts
 
 __all__ = [
     "FFN",
@@ -15,6 +16,7 @@ __all__ = [
     "Experts",
     "FFNExperts",
     "ModuleExperts",
+    "ZeroComputationExperts",
     "ZeroExpert",
     "concatenate_glu",
     "interleave_glu",

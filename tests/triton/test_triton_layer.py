@@ -8,7 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from moekit import ExpertChoiceRouter, FFNExperts, SparseMoE, TopKRouter
+from moekit import ExpertChoiceRouter, FFNExperts, SparseMoE, TopKRouter, ZeroComputationExperts
 from tests.triton.tolerances import assert_near
 
 DIM, EXPERTS = 8, 4
@@ -39,6 +39,11 @@ LAYERS = {
         TopKRouter(DIM, EXPERTS, 2, impl=impl, scoring="sigmoid", renormalize=False),
         _experts(impl),
         gates_on="inputs",
+    ),
+    "zero and identity experts": lambda impl: SparseMoE(
+        TopKRouter(DIM, EXPERTS + 3, 3, impl=impl, scoring="sqrt_softplus"),
+        ZeroComputationExperts(_experts(impl), num_zero=1, num_identity=2),
+        capacity_factor=0.9,
     ),
     "expert choice": lambda impl: SparseMoE(
         ExpertChoiceRouter(DIM, EXPERTS), _experts(impl, recompute=_for_fused(impl, "none"))

@@ -14,13 +14,14 @@ from moekit.experts.cross_scale_expert import CrossScaleExpert
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
 from moekit.experts.modules import ModuleExperts, ZeroExpert
+from moekit.experts.zero_computation import ZeroComputationExperts
 from moekit.fusion.attention import sdpa_attention, weighted_attention, xformers_attention
 from moekit.fusion.cross_attention import BidirectionalCrossAttention
 from moekit.fusion.cross_scale import CrossScaleAttention
 from moekit.fusion.gate import ModalityGate
 from moekit.interop.hub import known_torch
 from moekit.interop.hub.registry import FUNCTIONS, RECORDS, Arguments, Reader, add_part, arguments_of
-from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
+from moekit.interop.transformers._banks import LatentExperts
 from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, NormalizedTopKRouter
 from moekit.interop.upcycling.layer import DropoutAfter, UpcycledMLP
 from moekit.interop.upcycling.mlp import MLPLayout
@@ -192,11 +193,11 @@ def register_all() -> None:
         SparseMixerRouter: _ANY_GATE,
         SparseMoE: {},
         TopKRouter: _TOP_K,
+        ZeroComputationExperts: {},
         ZeroExpert: {},
         # Of layers that come from models of transformers, and of models that were upcycled.
         DropoutAfter: {"dropouts": lambda module: list(module.dropouts)},
         EvaluationSparseMixerRouter: _ANY_GATE,
-        IdentityExperts: {},
         LatentExperts: _LATENT,
         MergedRouter: {"group_of_expert": lambda router: router.group_of_expert.tolist()},
     }

@@ -5,9 +5,10 @@ Letters: T tokens, D width, E experts, K experts per token, N = T * K rows, F hi
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from moekit.interop.transformers._banks import identity_part
+from moekit.experts.zero_computation import add_identity
 from moekit.layer_parts import experts_on_gated_inputs
 from moekit.observers import RoutingEvent, notify, observed
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch
@@ -82,7 +83,8 @@ def identity_experts_forward(experts: Any, hidden_states: Tensor, top_k_index: T
     plan = plan_dispatch(top_k_index, computed, kept=~of_identity)
     x_TD = hidden_states.to(weights.up_proj.dtype)
     output = moe_ffn(x_TD, top_k_weights.masked_fill(of_identity, 0.0), plan, weights, _swiglu_of(experts))
-    return (output + identity_part(x_TD, top_k_weights, of_identity)).to(hidden_states.dtype)
+    weight_T = torch.where(of_identity, top_k_weights, 0.0).sum(-1)
+    return add_identity(output, x_TD, weight_T, of_identity.any(-1)).to(hidden_states.dtype)
 
 
 def _swiglu_of(experts: Any) -> str:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from moekit.experts.base import Experts
 from moekit.experts.dense import FFN
 from moekit.experts.ffn import FFNExperts
-from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
+from moekit.experts.zero_computation import ZeroComputationExperts
+from moekit.interop.transformers._banks import LatentExperts
 from moekit.interop.transformers._check import check_small_copy
 from moekit.interop.transformers._parts import modules_of
 from moekit.interop.transformers._pieces import Piece
@@ -89,7 +90,7 @@ def empty_layer(contents: BlockContents, impl: Impl, device: torch.device | str 
         where = place(pieces["experts.into_latent.weight"])
         experts = LatentExperts(sizes["D"], experts, sizes["L"], bias=bias, **where)
     if contents.form.experts == "identity":
-        experts = IdentityExperts(experts, sizes["Z"])
+        experts = ZeroComputationExperts(experts, num_identity=sizes["Z"])
     shared = None
     if contents.shared_activation is not None:
         shared = FFN(

@@ -26,12 +26,13 @@ from moekit import (
     SparseMixerRouter,
     SparseMoE,
     TopKRouter,
+    ZeroComputationExperts,
     ZeroExpert,
     xformers_attention,
 )
 from moekit.activations import clamped_swiglu, glu
 from moekit.interop.hub import from_pretrained, save_pretrained
-from moekit.interop.transformers._banks import IdentityExperts, LatentExperts
+from moekit.interop.transformers._banks import LatentExperts
 from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, NormalizedTopKRouter
 from moekit.interop.upcycling.layer import DropoutAfter
 from moekit.interop.upcycling.routers import MergedRouter
@@ -168,7 +169,9 @@ EXAMPLES = {
     "int8": Example(_in_int8, _tokens(torch.bfloat16)),
     "int8 and adapters": Example(lambda: _in_int8(adapters=True), _tokens(torch.bfloat16)),
     "merged": Example(lambda: SparseMoE(MergedRouter(_router(), [0, 1, 1, 0]), _experts(2))),
-    "identity experts": Example(lambda: SparseMoE(TopKRouter(DIM, 6, 2), IdentityExperts(_experts(), 2))),
+    "zero-computation experts": Example(
+        lambda: SparseMoE(TopKRouter(DIM, 7, 2), ZeroComputationExperts(_experts(), num_zero=1, num_identity=2))
+    ),
     "latent experts": Example(lambda: SparseMoE(_router(), LatentExperts(DIM, _experts(dim=4), 4, bias=True))),
     "epsilon": Example(
         lambda: SparseMoE(
