@@ -65,6 +65,8 @@ def _predict(arguments: list[str]) -> None:
         text: str | None = None,
         csv: Path | None = None,
         image_root: Path | None = None,
+        image_column: str | None = None,
+        text_column: str | None = None,
         force_dicom: bool = False,
         out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("predictions.csv"),
         checkpoint: Literal["best", "last"] = "best",
@@ -75,7 +77,9 @@ def _predict(arguments: list[str]) -> None:
             run: Folder of the run.
             image: Image files; or give --csv.
             text: Report or note that belongs to the image.
-            csv: Table with the columns of the run's manifest settings (image and text; labels are not read).
+            csv: Table of images and texts; labels are not read.
+            image_column: Its column of images, by default the run's.
+            text_column: Its column of texts, by default the run's.
             image_root: Folder at which the paths in the csv begin, by default the csv's.
             force_dicom: Read DICOM files without preamble and file meta group.
             out: Table to write, one row per image.
@@ -90,6 +94,8 @@ def _predict(arguments: list[str]) -> None:
             text=text,
             csv=csv,
             image_root=image_root,
+            image_column=image_column,
+            text_column=text_column,
             force_dicom=force_dicom,
             checkpoint=checkpoint,
         )

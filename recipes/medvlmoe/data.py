@@ -16,6 +16,7 @@ from recipes.data.phantom import phantom_source
 from recipes.data.studies import StudySource, StudySplit
 from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
+from recipes.data.tables.text_columns import text_columns
 from recipes.medvlmoe.config import DataConfig, TrainConfig
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.loading import FittedImages, epoch_loader
@@ -77,7 +78,7 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
             on_bad_image=m.on_bad_image,
         )
         _check_texts(source, config)
-        return replace(source, notes=(*source.notes, *_section_notes(source, config)))
+        return replace(source, notes=(*source.notes, *_section_notes(source, config), *_unread_texts(config)))
     if name.endswith(".npz") or (name.isidentifier() and not Path(config.data).exists()):
         return medmnist_source(config.data, size=config.data_size, root=config.data_root, download=config.download)
     raise ValueError(f"data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, got {config.data!r}.")
@@ -110,6 +111,19 @@ def _check_texts(source: StudySource, config: DataConfig) -> None:
             f"{config.data}: column {column!r} is blank for all {len(source.train)} training studies, so no text would "
             "be read. Name the column that holds the texts (--text-column), or pass --no-use-text."
         )
+
+
+def _unread_texts(config: DataConfig) -> list[str]:
+    """Says that a csv seems to hold texts where no column of them was named."""
+    m = config.manifest
+    if not config.use_text or m.text_column is not None:
+        return []
+    known = {m.image_column, m.label_column, m.split_column, m.group_column, *m.label_columns}
+    return [
+        f"column {name!r} seems to hold texts, and no text is read: pass --text-column {name!r} to read it, or "
+        "--no-use-text to leave it out"
+        for name in text_columns(Path(config.data), known)
+    ]
 
 
 def _section_notes(source: StudySource, config: DataConfig) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from recipes.data.tables.text_columns import text_columns
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.data import make_loader, texts_of
@@ -21,6 +22,8 @@ def main(
     text: str | None = None,
     csv: Path | None = None,
     image_root: Path | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
     force_dicom: bool = False,
     checkpoint: str = "best",
 ) -> pd.DataFrame:
@@ -33,13 +36,16 @@ def main(
         run: Folder of the run.
         images: Image files.
         text: Report or note that belongs to the image; only with a single one.
-        csv: Table of images and texts instead, with the columns of the run's manifest settings.
+        csv: Table of images and texts instead.
+        image_column: Its column of images, by default the one of the run's settings.
+        text_column: Its column of texts, by default the one of the run's settings.
         image_root: Folder at which the paths in the csv begin, by default the csv's.
         force_dicom: Whether DICOM files without preamble and file meta group are read; always if the run does.
         checkpoint: ``"best"`` or ``"last"``.
 
     Warns:
-        UserWarning: If some texts lack the section that the run reads; their findings are predicted without a text.
+        UserWarning: If some texts lack the section that the run reads; their findings are predicted without a text. If
+            a csv seems to hold texts that are not read, or none where the run reads them.
 
     Returns:
         One row per image: ``image``, one ``prob:CLASS`` each, and, with experts, ``experts``, ``gates``.
@@ -55,21 +61,40 @@ def main(
         raise ValueError(f"text belongs to a single image, got {len(images)} images; use a csv for several.")
     if image_root is not None and csv is None:
         raise ValueError("image_root is where the paths of a csv begin: leave it out with images.")
+    if csv is None and (image_column or text_column):
+        raise ValueError(
+            "image_column and text_column (--image-column, --text-column) name columns of a csv: leave them out with "
+            "images."
+        )
     model, config, classes, _ = load_model(run, checkpoint)
-    if text is not None and (model.text_encoder is None or not config.data.use_text):
-        raise ValueError(f"text: {run} was trained without texts and reads none, so leave it out.")
+    reads = model.text_encoder is not None and config.data.use_text
+    if text is not None and not reads:
+        raise ValueError(
+            f"text: {run} was trained without texts and reads none, so leave it out (--text). To train with texts, "
+            "name their column (train --text-column)."
+        )
+    if text is not None and not text.strip():
+        raise ValueError("text is blank: leave it out (--text) to predict from the image alone.")
+    if text_column is not None and not reads:
+        raise ValueError(
+            f"text_column: {run} was trained without texts and reads none, so leave it out (--text-column)."
+        )
     common: dict[str, Any] = {
         "num_classes": len(classes),
         "force_dicom": force_dicom or config.data.force_dicom,
     }
     if csv is not None:
         manifest = config.data.manifest
-        columns = {"image_column": manifest.image_column, "text_column": manifest.text_column}
+        columns = {
+            "image_column": image_column or manifest.image_column,
+            "text_column": (text_column or manifest.text_column) if reads else None,
+        }
         split = unlabelled_table(csv, **columns, image_root=image_root, **common)
+        _warn_of_unread_texts(csv, columns, split.texts, run, reads=reads)
     else:
         split = unlabelled_images(tuple(images), text, **common)
     section = config.data.manifest.text_section
-    if section is not None and config.data.use_text:
+    if section is not None and reads:
         _warn_of_lost_texts(split.texts, texts_of(split, config.data, whole_notes=True), section)
     dataset = dataset_of(split, config, model, whole_notes=True)
     loader = make_loader(dataset, config.train, seed=None)
@@ -77,6 +102,24 @@ def main(
     predictions = predict_batches(model.to(device), loader, device=device, title="predict")
     table: dict[str, Any] = {"image": list(split.paths)}
     return pd.DataFrame(table | predictions.columns(classes, config.model.top_k))
+
+
+def _warn_of_unread_texts(
+    csv: Path, columns: dict[str, str | None], texts: Sequence[str | None], run: Path, *, reads: bool
+) -> None:
+    """Warns of a csv whose texts are not read, or that holds none where the run reads them."""
+    column = columns["text_column"]
+    if column is not None:
+        if not any(texts):
+            warnings.warn(
+                f"{csv}: column {column!r} is blank in every row: all findings are predicted without a text",
+                stacklevel=3,
+            )
+        return
+    known = {name for name in columns.values() if name is not None}
+    for name in text_columns(csv, known):
+        remedy = f"name it with --text-column {name!r}" if reads else f"{run} was trained without texts"
+        warnings.warn(f"{csv}: column {name!r} seems to hold texts, and no text is read: {remedy}", stacklevel=3)
 
 
 def _warn_of_lost_texts(texts: Sequence[str | None], read: Sequence[str | None], section: str) -> None:

@@ -17,8 +17,9 @@ from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
-from recipes.medvlmoe.model import MedVLMoE
+from recipes.medvlmoe.model import MedVLMoE, reads_text
 from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.data_summary import study_summary
 from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.training import (
@@ -60,6 +61,7 @@ def train_one(config: Config) -> None:
     torch.manual_seed(seed)
 
     source = build_source(config.data, config.model.image_size)
+    fabric.print(_summary(config, source))
     if checkpoint is None:
         train_texts = texts_of(source.train, config.data)
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
@@ -87,6 +89,13 @@ def train_one(config: Config) -> None:
         line=_line,
         remedy="lower --lr-encoder or --lr-head, or use another --precision",
     )
+
+
+def _summary(config: Config, source: StudySource) -> str:
+    """Returns what the data hold, with the texts that the model reads."""
+    texts = {name: texts_of(split, config.data) for name, split in source.splits()}
+    unread = "" if reads_text(config.model) else f"\n  note: --variant {config.model.variant} reads no text"
+    return study_summary(source, {name: [] for name in texts} if unread else texts) + unread
 
 
 def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabric) -> tuple[Any, Any]:

@@ -67,6 +67,24 @@ def read_header(path: Path) -> list[str]:
     return header
 
 
+def read_first_rows(path: Path, count: int) -> tuple[list[str], list[list[str]]]:
+    """Reads the header and the first rows of a file, whatever their number of fields.
+
+    Args:
+        path: The file.
+        count: Rows at most.
+
+    Returns:
+        The header and the rows.
+
+    Raises:
+        ValueError: If the file is missing or no text in UTF-8.
+    """
+    with _open_rows(path) as rows:
+        header = next(rows, (0, []))[1]
+        return header, [cells for _, cells in islice(rows, count)]
+
+
 def read_rows_without_header(path: Path) -> list[tuple[int, list[str]]]:
     """Reads all rows of a file that has no header, each with its line.
 

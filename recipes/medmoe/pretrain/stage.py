@@ -27,6 +27,7 @@ from recipes.medmoe.model import MedMoE
 from recipes.medmoe.pretrain.objective import pair_losses, step_loss
 from recipes.medmoe.pretrain.tally import Tally
 from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.data_summary import pair_summary
 from recipes.shared.runs import write_json
 from recipes.shared.training import (
     begin_epoch,
@@ -65,6 +66,7 @@ def pretrain_one(config: Config) -> None:
     torch.manual_seed(seed)
 
     source = build_source(config)
+    fabric.print(pair_summary(source))
     # A run that goes on is built from its folder: no hub is asked again.
     model = new_model(config, train_texts(source)) if checkpoint is None else load_model(out, "last")[0]
     reader = reader_of(model)
