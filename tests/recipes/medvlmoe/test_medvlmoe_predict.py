@@ -106,6 +106,7 @@ def test_tables_that_do_not_fit_their_header_are_refused(folder, lines, message)
         predict.main(folder / "run", csv=write_table(folder, *lines))
 
 
+@pytest.mark.filterwarnings("ignore:.*is blank in every row")
 def test_images_may_lie_in_another_folder_than_the_table(folder, tmp_path):
     expected = probs(folder, images=[folder / "images" / "3.png"])
     csv = write_table(tmp_path, "image,report", "images/3.png,")
@@ -117,6 +118,7 @@ def test_images_may_lie_in_another_folder_than_the_table(folder, tmp_path):
         predict.main(folder / "run", images=[folder / "images" / "3.png"], image_root=folder)
 
 
+@pytest.mark.filterwarnings("ignore:.*is blank in every row")
 def test_dicom_files_without_a_header_are_read_when_forced(folder, tmp_path):
     image = np.asarray(Image.open(folder / "images" / "3.png"))
     image_dataset(image).save_as(tmp_path / "old.dcm", implicit_vr=True, little_endian=True)
