@@ -1,5 +1,6 @@
 """The page of the trainings: settings, a table of loss and balance over the steps, and the pictures."""
 
+import re
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ def write_page(runs: Sequence[Run], path: Path) -> None:
         "",
         _filled(
             f"{about['device']}, threads: {about['threads']}; {versions}; commit {about['commit']}, {about['date']}; "
-            f"seeds {', '.join(map(str, seeds))}; {min(seconds):.0f} to {max(seconds):.0f} s for a training."
+            f"seeds {', '.join(map(str, seeds))}; {min(seconds):.0f} to {max(seconds):.0f} s of the clock for each."
         ),
         "",
         *(f"![{text}]({picture.name})\n" for picture, text in pictures),
@@ -98,4 +99,6 @@ def _shown(values: Sequence[float], digits: int) -> str:
 
 
 def _filled(text: str) -> str:
-    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+    """Returns text in lines; code is not broken."""
+    whole = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
+    return textwrap.fill(whole, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ")

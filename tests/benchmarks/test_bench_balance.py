@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
 
 from benchmarks.__main__ import main
-from benchmarks.balance.command import TINY
+from benchmarks.balance.command import PAGE, ROOT, TINY
 from benchmarks.balance.figures import FIGURES, WIDTH
 from benchmarks.balance.model import GPT
+from benchmarks.balance.table import write_page
 from benchmarks.balance.text import random_starts, read_text, windows
 from benchmarks.balance.train import METHODS, train
 from moekit.inspect import RoutingRecord
@@ -94,3 +96,26 @@ def test_the_text_is_whole_and_what_is_held_out_is_not_trained_on() -> None:
 def test_too_few_steps_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["balance", "--steps", "5", "--out", str(tmp_path / "README.md")]) == 2
     assert "--steps must be at least 10, over which figures are averaged, got 5" in capsys.readouterr().err
+
+
+def test_the_committed_page_is_that_of_its_figures(tmp_path: Path) -> None:
+    write_page(_runs(PAGE.with_name("runs.jsonl")), tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == PAGE.read_text()
+
+
+def test_the_committed_figures_are_those_of_the_text() -> None:
+    text = (ROOT / "docs" / "debugging-collapse.md").read_text()
+    at_end: dict[str, list[float]] = {method: [] for method in METHODS}
+    worst: dict[str, list[float]] = {method: [] for method in METHODS}
+    validation: dict[str, list[float]] = {method: [] for method in METHODS}
+    for run in _runs(PAGE.with_name("runs.jsonl")):
+        layers = [each["max_violation"][-1] + 1 for each in run["layers"].values()]
+        at_end[run["method"]].append(sum(layers) / len(layers))
+        worst[run["method"]].append(max(layers))
+        validation[run["method"]].append(run["validation_loss"])
+    for method in ("loss", "bias"):
+        assert f"{mean(at_end[method]):.2f} ± {stdev(at_end[method]):.2f}" in text
+    assert f"{mean(at_end['slow-bias']):.1f} after 300" in text
+    assert f"{min(worst['neither']) / 8:.0%} to {max(worst['neither']) / 8:.0%}".replace("% to ", " to ")[:-1] in text
+    means = [mean(values) for values in validation.values()]
+    assert f"{min(means):.2f} to {max(means):.2f} nats per byte" in text
