@@ -1,6 +1,7 @@
 """Model classes with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``, whose arguments may be parts."""
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -40,10 +41,10 @@ def _decode(value: object) -> object:
 class MoEHubMixin(PyTorchModelHubMixin):
     """``PyTorchModelHubMixin`` of huggingface_hub for models whose constructor takes parts of moekit, or builds some.
 
-    Arguments that are modules of moekit, of a registered class (:func:`register_part`) or plain layers of torch stand
-    in ``config.json`` as what rebuilds them; numbers, strings and dataclasses as ever. ``moekit.json`` holds the parts
-    that the model has when it is saved, so changes after construction come back too. ``from_pretrained`` gives
-    the model in evaluation mode.
+    Arguments that are modules of moekit, of a registered class (:func:`register_part`) or plain layers of torch, alone
+    or in sequences, stand in ``config.json`` as what rebuilds them, and so do known functions; numbers, strings and
+    dataclasses as ever. ``moekit.json`` holds the parts that the model has when it is saved, so changes after
+    construction come back too. ``from_pretrained`` gives the model in evaluation mode.
 
     Example:
         >>> import tempfile
@@ -66,6 +67,28 @@ class MoEHubMixin(PyTorchModelHubMixin):
         ('sigmoid', 1.25)
     """
 
+    _lost_arguments: tuple[str, ...] = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keeps the arguments that huggingface_hub leaves out without a word: functions, and sequences of parts."""
+        instance = super().__new__(cls, *args, **kwargs)
+        names = list(cast(dict[str, Any], cls._hub_mixin_init_parameters))[1:]
+        passed = dict(zip(names, args, strict=False)) | kwargs
+        settings = passed.pop("config", None)
+        if is_dataclass(settings):
+            instance._lost_arguments = tuple(passed)
+            return instance
+        config = cast(dict[str, Any], instance._hub_mixin_config or {})
+        left_out = {
+            name: _encode(value)
+            for name, value in passed.items()
+            # A device is that of this process.
+            if not cls._is_jsonable(value) and not isinstance(value, torch.device)
+        }
+        if left_out:
+            instance._hub_mixin_config = config | left_out
+        return instance
+
     def __init_subclass__(
         cls,
         *args: Any,
@@ -78,6 +101,11 @@ class MoEHubMixin(PyTorchModelHubMixin):
         super().__init_subclass__(*args, coders={**(coders or {}), **own}, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if self._lost_arguments:
+            raise ValueError(
+                f"the arguments {', '.join(self._lost_arguments)} cannot be saved: beside a dataclass as config, "
+                "huggingface_hub keeps no others. Name the dataclass otherwise, such as settings."
+            )
         config = cast(object, self._hub_mixin_config)
         for name, value in cast(dict[str, Any], config if isinstance(config, dict) else {}).items():
             if isinstance(value, dict) and _REFUSED in value:

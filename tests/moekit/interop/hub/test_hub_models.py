@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from moekit import FFNExperts, HardRouter, Router, SparseMoE, TopKRouter
+from moekit import FFN, FFNExperts, HardRouter, ModuleExperts, Router, SparseMoE, TopKRouter, ZeroExpert
 from moekit.activations import Activation, glu
 from moekit.interop import UpcycledMLP, to_dense_, upcycle_
 from moekit.interop.hub import MoEHubMixin, from_pretrained, push_to_hub, save_pretrained
@@ -207,6 +207,44 @@ def test_a_model_class_with_another_part_is_built_but_not_saved(tmp_path):
     assert model(torch.randn(3, DIM)).shape == (3, DIM)
     with pytest.raises(ValueError, match=r"argument router cannot be saved: .*Own, which no file can name: register"):
         model.save_pretrained(tmp_path)
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    """An activation that is not registered."""
+    return 2 * x
+
+
+class Bank(nn.Module, MoEHubMixin):
+    """A model whose constructor takes parts in a list, and a function."""
+
+    def __init__(self, experts, *, activation="gelu", config: Sizes | None = None, device=None, dtype=None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.moe = SparseMoE(
+            TopKRouter(DIM, len(experts), 1), ModuleExperts(experts), shared=FFN(DIM, 3, activation=activation)
+        )
+
+    def forward(self, x):
+        return self.moe(x).output
+
+
+def test_arguments_in_sequences_and_functions(tmp_path):
+    options = {"device": torch.device("cpu"), "dtype": torch.bfloat16, "activation": torch.tanh}
+    model = randomized(Bank((nn.Linear(DIM, DIM), ZeroExpert()), **options))
+    model.save_pretrained(tmp_path)
+    assert Bank.from_pretrained(tmp_path).dtype == torch.bfloat16
+    assert_same(model, Bank.from_pretrained(tmp_path), (torch.randn(10, DIM),), {})
+    with pytest.raises(
+        ValueError, match=r"argument activation cannot be saved: .*is the function double, which no file"
+    ):
+        Bank([nn.Identity()], activation=double).save_pretrained(tmp_path)
+
+
+def test_arguments_beside_a_config_are_not_lost_in_silence(tmp_path):
+    with pytest.raises(
+        ValueError, match="the arguments experts cannot be saved: beside a dataclass as config, hugging"
+    ):
+        Bank([nn.Identity()], config=Sizes(3)).save_pretrained(tmp_path)
 
 
 def test_a_subclass_has_the_coders_too(tmp_path):
