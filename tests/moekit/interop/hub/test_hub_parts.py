@@ -11,9 +11,12 @@ from torch import nn
 
 import moekit
 from moekit import FFNExperts, SparseMoE, TopKRouter
+from moekit.activations import clamped_swiglu, glu, situ, situ_glu
 from moekit.interop import UpcycledMLP, from_transformers
+from moekit.interop.hub import from_pretrained, save_pretrained
 from moekit.interop.hub.encode import Encoder
 from moekit.interop.hub.registry import PARTS
+from moekit_kernels.activations.activation import ACTIVATIONS, BUILT_IN
 from tests.moekit.interop.hub.parts import (
     DIM,
     EXAMPLES,
@@ -74,6 +77,28 @@ def test_tensors_keep_their_dtypes(tmp_path):
     dtypes = {name: tensor.dtype for name, tensor in loaded.state_dict().items()}
     assert dtypes == {name: tensor.dtype for name, tensor in layer.state_dict().items()}
     assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        clamped_swiglu(1e-7, 3.5, offset=0.0),
+        clamped_swiglu(-1.5, 1e10, interleaved=False),
+        situ(1.25),
+        situ_glu(0.3, 7, interleaved=True),
+        glu(situ(2.5), interleaved=True),
+        glu("relu2"),
+    ],
+    ids=repr,
+)
+def test_activations_of_the_package_are_made_again(activation, monkeypatch, tmp_path):
+    layer = SparseMoE(TopKRouter(DIM, EXPERTS, TOP_K), FFNExperts(DIM, HIDDEN, EXPERTS, activation=activation)).eval()
+    save_pretrained(layer, tmp_path)
+    for name in [each for each in ACTIVATIONS if each not in BUILT_IN]:  # as in another process
+        monkeypatch.delitem(ACTIVATIONS, name)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.experts.activation is not activation
+    assert_same(layer, loaded, (torch.randn(9, DIM),), {})
 
 
 def test_a_module_that_stands_twice_stands_twice_again(tmp_path):
