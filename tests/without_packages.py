@@ -1,4 +1,4 @@
-"""Uses moekit without one package in a process of its own each, and prints what is said where that package is needed.
+"""Uses moekit without one package in a process of its own each, and prints the messages where that package is needed.
 
 Run by ``test_import.py``. Its argument is a json object: by the name of each package, the code that needs it.
 """

@@ -180,17 +180,17 @@ def save_into(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB",
 def load_into(model: nn.Module | None, folder: Path, device: torch.device | None) -> nn.Module:
     """Builds the parts of a folder, in a model or alone, and loads all tensors; see :func:`from_pretrained`."""
     description = read_description(folder)
-    home = torch.device("cpu") if device is None else device
+    fallback = torch.device("cpu") if device is None else device
     if device is None and model is not None:
-        home = next((each.device for each in model.parameters() if not each.is_meta), home)
+        fallback = next((each.device for each in model.parameters() if not each.is_meta), fallback)
     state = read_state(folder, "cpu" if device is None else device)
-    parts = build_parts(description.parts, model, home)
+    parts = build_parts(description.parts, model, fallback)
     if model is None:
         load_state(parts[""], state, description.tied, None)
-        return parts[""].to(home).eval()
+        return parts[""].to(fallback).eval()
     before = put(model, parts)
     try:
-        load_state(model, state, description.tied, home if device is None else None)
+        load_state(model, state, description.tied, fallback if device is None else None)
     except Exception:
         put(model, before)
         raise
