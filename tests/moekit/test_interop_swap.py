@@ -12,8 +12,8 @@ from torch import nn
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
 from benchmarks.families.compare import output_of, tokens
-from moekit.inspect import RoutingRecord, record_routing
-from moekit.interop import from_transformers, register_experts, swap_moe_blocks_
+from moekit.inspect import record_routing
+from moekit.interop import from_transformers, swap_moe_blocks_
 from tests.moekit.transformers_families import (
     DIM,
     FAMILIES,
@@ -118,59 +118,6 @@ def test_a_swapped_model_records_its_router_logits(family):
         if expected.get(name) is not None:
             _assert_same_structure(output[name], expected[name])
     assert len(output.router_logits) == len(blocks_in(model))
-
-
-# Of each kind: router, router with a bias elsewhere, block that routes, gates on inputs, identity experts, groups.
-@pytest.mark.parametrize("family", ["mixtral", "minimax_m2", "dbrx", "llama4", "longcat_flash", "deepseek_v2"])
-def test_a_swapped_block_records_the_figures_of_the_layer_that_it_becomes(family):
-    model = model_of(family)
-    block = blocks_in(model)[0]
-    layer = from_transformers(block).eval()
-    with swap_moe_blocks_(model), record_routing(model) as record, record_routing(layer) as expected:
-        for _ in range(2):
-            x = torch.randn(2, 5, DIM)
-            block(x)
-            layer(x)
-    _assert_same_record(record, expected)
-
-
-# Those whose experts have no setting, and report only where they are swapped.
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("dbrx", "llama4", "longcat_flash")])
-def test_registered_experts_are_recorded_with_the_probabilities_of_their_routers(family):
-    register_experts()
-    model = model_of(family)
-    block = blocks_in(model)[0]
-    layer = from_transformers(block).eval()
-    model.set_experts_implementation("moekit")
-    hooks = [len(module._forward_hooks) for module in model.modules()]
-    with record_routing(block) as record, record_routing(layer) as expected:
-        for _ in range(2):
-            x = torch.randn(2, 5, DIM)
-            block(x)
-            layer(x)
-    _assert_same_record(record, expected)
-    assert [len(module._forward_hooks) for module in model.modules()] == hooks
-
-
-def _assert_same_record(record: RoutingRecord, expected: RoutingRecord) -> None:
-    (mine,), (theirs,) = record.layers.values(), expected.layers.values()
-    torch.testing.assert_close(mine.windows, theirs.windows)
-    torch.testing.assert_close(mine.prob_sum, theirs.prob_sum)
-    assert torch.equal(mine.coactivation, theirs.coactivation)
-    (figures,) = record.summaries()
-    assert 1 / figures.num_experts < figures.confidence < 1
-
-
-def test_probabilities_of_another_call_are_left_out():
-    model = model_of("mixtral")
-    block = blocks_in(model)[0]
-    ids, gates = torch.zeros(3, 2, dtype=torch.int64), torch.ones(3, 2)
-    with swap_moe_blocks_(model), record_routing(model) as record:
-        block.gate(torch.randn(5, DIM))
-        block.experts(torch.randn(3, DIM), ids, gates)
-        block.experts(torch.randn(3, DIM), ids, gates)
-    (figures,) = record.summaries()
-    assert (figures.tokens, figures.confidence) == (6, None)
 
 
 def test_a_swapped_model_is_recorded_copied_trained_and_moved():
