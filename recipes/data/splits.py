@@ -49,3 +49,26 @@ def draw_splits(
         shortfall[chosen] -= sizes[group]
         split_of[group] = SPLITS[chosen]
     return [split_of[group] for group in groups]
+
+
+def draw_validation(groups: Sequence[str], *, share: float, seed: int = 0) -> list[bool]:
+    """Marks the studies of some groups for validation: shuffled groups, until they hold the share of the studies.
+
+    Args:
+        groups: The group of each study.
+        share: Between 0 and 1.
+        seed: Of the shuffle.
+
+    Returns:
+        Whether each study is for validation. At least one group is and one is not, if there are two.
+    """
+    sizes = Counter(groups)
+    names = sorted(sizes)
+    chosen: set[str] = set()
+    count = 0
+    for place in np.random.default_rng(seed).permutation(len(names))[: len(names) - 1].tolist():
+        if count >= share * len(groups):
+            break
+        chosen.add(names[place])
+        count += sizes[names[place]]
+    return [group in chosen for group in groups]

@@ -24,7 +24,10 @@ class PhantomConfig:
 
 @dataclass(frozen=True)
 class ManifestConfig:
-    """How to read a csv of your own images and texts; used with --data FILE.csv only."""
+    """How to read a csv of your own images and texts (--data FILE.csv).
+
+    Text section, uncertain, blank and bad images are settings of chestxray14, chexpert, mimic-cxr and openi too.
+    """
 
     image_column: str = "image"
     """Column with the image's path, relative to --image-root."""
@@ -33,7 +36,8 @@ class ManifestConfig:
     text_column: str | None = None
     """Column with the report or note; none by default."""
     text_section: str | None = None
-    """Keep only this section of each report, such as indication; a report without it counts as no text."""
+    """Keep only this section of each report, such as indication; a report without it counts as no text. Several,
+    joined by commas, are fallbacks: the first that a report has is kept. last_paragraph is the text's last one."""
     label_columns: tuple[str, ...] = ()
     """One column of 1, 0, -1 or blank per class."""
     label_column: str | None = None
@@ -42,12 +46,22 @@ class ManifestConfig:
     """Column of train, val and test; None draws a split by group."""
     group_column: str | None = None
     """Column that identifies the patient."""
-    uncertain: Literal["ignore", "zeros", "ones"] = "ignore"
-    """What a label of -1 means."""
-    blank: Literal["ignore", "zeros"] = "ignore"
-    """What a blank label means."""
+    uncertain: Literal["ignore", "zeros", "ones", "per-label"] = "ignore"
+    """What a label of -1 means: unknown, absent, present, or for each of CheXpert's five tasks what works best."""
+    blank: Literal["ignore", "zeros"] | None = None
+    """What a blank label means; by default unknown in a csv, absent in chexpert and mimic-cxr."""
     on_bad_image: Literal["error", "skip"] = "error"
     """Whether an unreadable image stops the run, or is skipped and counted."""
+
+
+@dataclass(frozen=True)
+class ChestConfig:
+    """How to read chestxray14, chexpert, mimic-cxr and openi; used with --data NAME:FOLDER only."""
+
+    views: tuple[str, ...] = ()
+    """Keep images of these views only: frontal, lateral, or names that the set writes, such as AP PA."""
+    official_splits: bool = True
+    """The set's own splits; without them, and in openi, 70/10/20 percent are drawn by patient."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +69,8 @@ class DataConfig:
     """Where studies come from."""
 
     data: str = "phantom"
-    """phantom (drawn on the fly), a .csv, a MedMNIST-style .npz, or a MedMNIST name such as
-    breastmnist."""
+    """phantom (drawn on the fly), a .csv, a MedMNIST-style .npz, a MedMNIST name such as breastmnist, or
+    chestxray14:FOLDER, chexpert:FOLDER, mimic-cxr:FOLDER or openi:FOLDER."""
     data_root: Path | None = None
     """Folder of the MedMNIST files; the medmnist package's own by default."""
     data_size: int = 28
@@ -69,6 +83,7 @@ class DataConfig:
     """Whether texts are used where there are any."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     manifest: ManifestConfig = field(default_factory=ManifestConfig)
+    chest: ChestConfig = field(default_factory=ChestConfig)
 
 
 @dataclass(frozen=True)

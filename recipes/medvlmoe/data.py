@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.data.chest.options import ChestOptions
+from recipes.data.chest.sets import CHEST_SETS, split_name
 from recipes.data.images.transforms import to_tensor
 from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_source
@@ -17,7 +19,7 @@ from recipes.data.studies import StudySource, StudySplit
 from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
 from recipes.data.tables.text_columns import text_columns
-from recipes.medvlmoe.config import DataConfig, TrainConfig
+from recipes.medvlmoe.config import ChestConfig, DataConfig, TrainConfig
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.loading import FittedImages, epoch_loader
 
@@ -55,11 +57,20 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
         ValueError: If there is no such data set; the message lists the kinds there are. If the column of texts is blank
             for every training study.
     """
+    if config.chest != ChestConfig() and split_name(config.data) is None:
+        raise ValueError(
+            f"views and official_splits are for {', '.join(CHEST_SETS)}, got data={config.data!r}: leave --views and "
+            "--no-official-splits out."
+        )
     if config.data == "phantom":
         sizes = config.phantom
         return phantom_source(
             train=sizes.train_studies, val=sizes.val_studies, test=sizes.test_studies, size=image_size
         )
+    chest = split_name(config.data)
+    if chest is not None:
+        source = CHEST_SETS[chest[0]](chest[1], _chest_options(config))
+        return replace(source, notes=(*source.notes, *_section_notes(source, config)))
     name = config.data.lower()
     if name.endswith((".csv", ".csv.gz")):
         m = config.manifest
@@ -74,14 +85,29 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
             image_root=m.image_root,
             force_dicom=config.force_dicom,
             uncertain=m.uncertain,
-            blank=m.blank,
+            blank=m.blank or "ignore",
             on_bad_image=m.on_bad_image,
         )
         _check_texts(source, config)
         return replace(source, notes=(*source.notes, *_section_notes(source, config), *_unread_texts(config)))
     if name.endswith(".npz") or (name.isidentifier() and not Path(config.data).exists()):
         return medmnist_source(config.data, size=config.data_size, root=config.data_root, download=config.download)
-    raise ValueError(f"data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, got {config.data!r}.")
+    raise ValueError(
+        "data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, or NAME:FOLDER with one of "
+        f"{', '.join(CHEST_SETS)}, got {config.data!r}."
+    )
+
+
+def _chest_options(config: DataConfig) -> ChestOptions:
+    return ChestOptions(
+        views=config.chest.views,
+        uncertain=config.manifest.uncertain,
+        blank=config.manifest.blank,
+        official_splits=config.chest.official_splits,
+        texts=config.use_text,
+        on_bad_image=config.manifest.on_bad_image,
+        force_dicom=config.force_dicom,
+    )
 
 
 def texts_of(split: StudySplit, config: DataConfig, *, whole_notes: bool = False) -> list[str | None]:

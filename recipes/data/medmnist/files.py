@@ -6,6 +6,9 @@ from typing import Any
 
 from recipes.shared.extras import require
 
+_SIZES = (28, 64, 128, 224)
+"""Sides of the images of a two-dimensional set, in pixels."""
+
 
 def find_file(data: str | Path, *, size: int, root: str | Path | None, download: bool, info: Mapping[str, Any]) -> Path:
     """Finds the file that ``data`` names.
@@ -29,6 +32,8 @@ def find_file(data: str | Path, *, size: int, root: str | Path | None, download:
         if not path.is_file():
             raise ValueError(f"data: the file {str(path)!r} does not exist")
         return path
+    if data in info and not str(data).endswith("3d") and size not in _SIZES:
+        raise ValueError(f"size: {data} comes in {list(_SIZES)} pixels, got {size}")
     root = _default_root() if root is None else Path(root)
     path = root / (f"{data}.npz" if size == 28 else f"{data}_{size}.npz")
     if path.is_file():

@@ -8,8 +8,12 @@ from numpy.typing import NDArray
 
 from recipes.data.studies import Task
 
-Uncertain = Literal["ignore", "zeros", "ones"]
-"""What a label of -1 becomes: unknown (NaN), absent or present (CheXpert's U-Ignore, U-Zeros, U-Ones)."""
+Uncertain = Literal["ignore", "zeros", "ones", "per-label"]
+"""What a label of -1 becomes: unknown (NaN), absent or present (CheXpert's U-Ignore, U-Zeros, U-Ones), or for each
+finding what `PER_LABEL` says, and unknown for all others."""
+
+PER_LABEL = {"Atelectasis": 1.0, "Edema": 1.0, "Pleural Effusion": 1.0, "Cardiomegaly": 0.0, "Consolidation": 0.0}
+"""What an uncertain label of CheXpert's five competition tasks becomes under the policy ``"per-label"``."""
 
 Blank = Literal["ignore", "zeros"]
 """What a blank label becomes: unknown (NaN) or absent."""
@@ -46,12 +50,21 @@ def labels_from_columns(
         ``float32`` of shape ``(N, C)``: 1, 0, or NaN where unknown.
 
     Raises:
-        ValueError: For any other cell, or a row that is not one-hot where the task asks for it; the message
-            names the file, the column and the row (1 is the first row under the header).
+        ValueError: If ``uncertain`` is ``"per-label"`` and no column is one of `PER_LABEL`. For any other cell, or a
+            row that is not one-hot where the task asks for it; the message names the file, the column and the row (1
+            is the first row under the header).
     """
+    if uncertain == "per-label" and not PER_LABEL.keys() & columns.keys():
+        raise ValueError(
+            f"uncertain='per-label' is for columns named {', '.join(PER_LABEL)}, but {where} is read with "
+            f"{list(columns)}: choose ignore, zeros or ones (--uncertain)"
+        )
     values = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
-    known = {1.0: 1.0, 0.0: 0.0, -1.0: values[uncertain]}
-    labels = np.stack([_parse_cells(cells, known, values[blank], name, where) for name, cells in columns.items()], 1)
+    parsed = []
+    for name, cells in columns.items():
+        unsure = PER_LABEL.get(name, np.nan) if uncertain == "per-label" else values[uncertain]
+        parsed.append(_parse_cells(cells, {1.0: 1.0, 0.0: 0.0, -1.0: unsure}, values[blank], name, where))
+    labels = np.stack(parsed, 1)
     if task != "multi-label":
         one_hot = np.isfinite(labels).all(1) & (labels.sum(1) == 1)
         if not one_hot.all():

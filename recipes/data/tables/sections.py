@@ -79,17 +79,34 @@ def report_sections(report: str, name: str = "") -> dict[str, str]:
     return {title: " ".join(text.split()) for title, text in sections.items() if text.strip()}
 
 
+LAST_PARAGRAPH = "last_paragraph"
+"""Name of what stands behind the last blank line of a report, as in MIMIC-CXR's public code."""
+
+
 def section_of(report: str | None, name: str) -> str | None:
     """Returns one section of a report, ``None`` where it has none. A name matches headers that contain it.
 
+    Args:
+        report: The report.
+        name: Of the section. Several, joined by commas, are fallbacks: the first that the report has is returned.
+            ``last_paragraph`` is what stands behind the last blank line, or the whole text without one, and without
+            its header.
+
     Raises:
-        ValueError: If the name is blank.
+        ValueError: If a name is blank.
     """
-    asked = name.strip().lower()
-    if not asked:
+    names = [part.strip().lower() for part in name.split(",")]
+    if not all(names):
         raise ValueError(f"text_section must name a section, such as findings, got {name!r}")
     if report is None:
         return None
+    return next((text for one in names if (text := _one_section(report, one)) is not None), None)
+
+
+def _one_section(report: str, asked: str) -> str | None:
+    if asked == LAST_PARAGRAPH:
+        report = re.split(r"\n[ \t]*\n", _with_plain_lines(report).strip())[-1]
+        return next(reversed(report_sections(report).values()), None)
     texts = [text for title, text in report_sections(report, asked).items() if title and asked in title]
     return texts[-1] if texts else None
 
@@ -99,7 +116,7 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
 
     Args:
         texts: Reports, ``None`` where a study has none.
-        name: Of the section.
+        name: Of the section, or fallbacks joined by commas as in `section_of`.
         whole_notes: Whether a text without any header is taken whole.
 
     Raises:
@@ -108,7 +125,7 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
     """
 
     def chosen(text: str | None) -> str | None:
-        if text is not None and whole_notes and not _headers(name.strip().lower()).search(_with_plain_lines(text)):
+        if text is not None and whole_notes and not _has_header(text, name):
             return text
         return section_of(text, name)
 
@@ -126,6 +143,11 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
             f"{listed}. {remedy}"
         )
     return sections
+
+
+def _has_header(report: str, name: str) -> bool:
+    plain = _with_plain_lines(report)
+    return any(_headers(part.strip().lower()).search(plain) for part in name.split(","))
 
 
 def _with_plain_lines(report: str) -> str:
