@@ -4,8 +4,8 @@ A *study* is one image with the text that came with it and its labels. Readers (
 MedMNIST) differ in where studies come from; everything else uses only these types.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -79,6 +79,7 @@ class StudySource:
         val: Validation split.
         test: Test split.
         notes: What a reader of a report should know (files skipped, splits drawn, ...).
+        class_sets: Names of classes over which the set's users take a mean of its own, by the name of the mean.
     """
 
     name: str
@@ -88,6 +89,7 @@ class StudySource:
     val: StudySplit
     test: StudySplit
     notes: tuple[str, ...] = ()
+    class_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def splits(self) -> Iterator[tuple[str, StudySplit]]:
         """Yields ``(name, split)`` for train, val and test."""

@@ -53,6 +53,8 @@ def _evaluate(arguments: list[str]) -> None:
 
         metrics = stage.main(run, bootstrap=bootstrap, checkpoint=checkpoint)
         print(_summary(metrics))
+        for line in _class_set_lines(metrics["test"].get("class_sets", {})):
+            print(line)
         print(f"metrics: {run / 'metrics.json'}\nnext: python -m recipes.medvlmoe report {run}")
 
     tyro.cli(evaluate, args=arguments, prog="python -m recipes.medvlmoe evaluate")
@@ -132,6 +134,15 @@ def _summary(metrics: dict) -> str:
         return "test macro AUROC: undefined (no class has positives and negatives)"
     low, high = test["macro_auroc_ci95"] or (float("nan"), float("nan"))
     return f"test macro AUROC {value:.4f} (95% CI {low:.4f} to {high:.4f}, {test['groups']} groups resampled)"
+
+
+def _class_set_lines(class_sets: dict) -> list[str]:
+    """Says the macro AUROC over each named set of classes."""
+    lines = []
+    for name, scores in class_sets.items():
+        value = "undefined" if scores["macro_auroc"] is None else f"{scores['macro_auroc']:.4f}"
+        lines.append(f"test macro AUROC over the {len(scores['classes'])} {name} classes: {value}")
+    return lines
 
 
 if __name__ == "__main__":

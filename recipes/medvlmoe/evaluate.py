@@ -15,6 +15,7 @@ from recipes.medvlmoe.examples import write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
 from recipes.shared.runs import environment, peak_memory_bytes, read_json, run_device, write_json
+from recipes.shared.scores.class_sets import class_set_scores
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.seeds import aggregate_seeds
@@ -66,6 +67,15 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any
         predictions[name] = predict_batches(model, loader, device=device, title=name)
         scores = evaluate_predictions(
             predictions[name].probs, predictions[name].labels, split.groups, classes, task=task, bootstrap=bootstrap
+        )
+        scores["class_sets"] = class_set_scores(
+            predictions[name].probs,
+            predictions[name].labels,
+            split.groups,
+            classes,
+            source.class_sets,
+            task=task,
+            bootstrap=bootstrap,
         )
         metrics[name] = scores
     metrics["experts"] = _experts(predictions["test"], classes, config)

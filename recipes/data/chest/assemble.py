@@ -1,7 +1,7 @@
 """From what the tables of a set say to a source: views, images that exist, splits."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class ChestRows:
         splits: Official splits, ``None`` where there are none. Without any ``"val"``, one is drawn from ``"train"``.
         texts: Reports, ``None`` for images without.
         notes: What a reader of a report should know.
+        class_sets: As in `StudySource`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ChestRows:
     splits: Sequence[str] | None = None
     texts: Sequence[str | None] | None = None
     notes: tuple[str, ...] = ()
+    class_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def chest_source(rows: ChestRows, options: ChestOptions) -> StudySource:
@@ -83,7 +85,12 @@ def chest_source(rows: ChestRows, options: ChestOptions) -> StudySource:
         kept, studies = [kept[place] for place in sound], studies.take(sound)
     splits, drawn = _splits(rows, studies, kept, options)
     source = StudySource(
-        rows.name, "multi-label", rows.classes, **_parts(studies, splits, rows.where, len(bad)), notes=(*notes, *drawn)
+        rows.name,
+        "multi-label",
+        rows.classes,
+        **_parts(studies, splits, rows.where, len(bad)),
+        notes=(*notes, *drawn),
+        class_sets=rows.class_sets,
     )
     if not options.allow_crossing:
         check_groups_apart(source)

@@ -90,6 +90,7 @@ def read_chexpert(root: Path, options: ChestOptions) -> ChestRows:
         splits=[split for split, table in tables.items() for _ in table.ids],
         texts=texts if any(texts) else None,
         notes=(f"uncertain labels: {options.uncertain}; blank labels: {options.blank_labels()}",),
+        class_sets={"competition": COMPETITION},
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from recipes.data.chest.assemble import ChestRows, chest_source
 from recipes.data.chest.chexpert import CLASSES as _CHEXPERT_ORDER
+from recipes.data.chest.chexpert import COMPETITION
 from recipes.data.chest.files import check_folder, table_of
 from recipes.data.chest.options import ChestOptions
 from recipes.data.studies import StudySource
@@ -72,6 +73,7 @@ def read_mimic_cxr(root: Path, options: ChestOptions) -> ChestRows:
         splits=_splits(split, ids, metadata),
         texts=texts,
         notes=(f"uncertain labels: {options.uncertain}; blank labels: {options.blank_labels()}", *notes),
+        class_sets={"competition": COMPETITION},
     )
 
 

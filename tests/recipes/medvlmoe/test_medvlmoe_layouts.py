@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from medmnist import INFO
 
+from recipes.data.chest.chexpert import COMPETITION
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe.config import DataConfig, ManifestConfig
 from recipes.medvlmoe.data import build_source
@@ -46,6 +47,15 @@ def test_every_layout_trains_is_evaluated_and_predicts(tmp_path, name, capsys):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["run"]["data"] == name
     assert (metrics["run"]["text_encoder"] is not None) == (name in ("mimic-cxr", "openi"))
+    assert set(metrics["test"]["class_sets"]) == ({"competition"} if name in ("chexpert", "mimic-cxr") else set())
+    if name == "chexpert":
+        five = metrics["test"]["class_sets"]["competition"]
+        each = [metrics["test"]["per_class"][finding]["auroc"] for finding in COMPETITION]
+        assert five["macro_auroc"] == pytest.approx(np.mean(each))
+        assert f"over the 5 competition classes: {five['macro_auroc']:.4f}" in capsys.readouterr().out
+        assert metrics["test"]["macro_auroc"] == pytest.approx(
+            np.mean([scores["auroc"] for scores in metrics["test"]["per_class"].values()])
+        )
     assert test_id is None or test_id in (run / "predictions.csv").read_text()
     text = ["--text", "FINDINGS: Clear."] if metrics["run"]["text_encoder"] else []
     out = tmp_path / "out.csv"
