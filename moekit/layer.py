@@ -27,6 +27,7 @@ from moekit.layer_parts import (
     notify_observers,
     plan_routing,
     repeat_decisions,
+    rows_and_tokens,
     shared_output,
 )
 from moekit.observers import observed
@@ -337,6 +338,14 @@ class SparseMoE(SettingsModule):
                 )
             return self._call_router(hide_masked(x if x.ndim == 2 else x.reshape(-1, x.shape[-1]), mask), mask)
         rows, shared_by = flat_router_input(router_input, x, lead, self._router_part.input_ndim)
+        if self._router_part.takes_tokens:
+            if self._experts_part.token_ndim != 1 or self._experts_part.takes_pyramid:
+                raise ValueError(
+                    "router must read its router_input alone where experts are over samples or pyramids, got one that "
+                    f"reads the tokens too, {type(self.router).__name__}."
+                )
+            rows, tokens = rows_and_tokens(rows, shared_by, x)
+            return self._call_router(hide_masked(rows, mask), mask, tokens=hide_masked(tokens, mask))
         if not shared_by:
             return self._call_router(hide_masked(rows, mask), mask)
         routing = self._call_router(rows)
@@ -347,8 +356,8 @@ class SparseMoE(SettingsModule):
             )
         return repeat_decisions(routing, shared_by)
 
-    def _call_router(self, rows: Tensor, mask: Tensor | None = None) -> Routing:
-        routing = self.router(rows) if mask is None else self.router(rows, mask)
+    def _call_router(self, rows: Tensor, mask: Tensor | None = None, **tokens: Tensor) -> Routing:
+        routing = self.router(rows, **tokens) if mask is None else self.router(rows, mask, **tokens)
         if not isinstance(routing, Routing):
             raise ValueError(
                 f"router must return a Routing, got a {type(routing).__name__} from {type(self.router).__name__}."

@@ -70,6 +70,19 @@ def flat_router_input(
     return router_input.reshape(-1, *router_input.shape[len(own_lead) :]), lead[len(own_lead) :]
 
 
+def rows_and_tokens(rows: Tensor, shared_by: torch.Size, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns a router input with one row for each token, and the tokens ``(T, D)``.
+
+    Args:
+        rows: As :func:`flat_router_input` returns them.
+        shared_by: Dimensions of the tokens that share a row.
+        x: The layer's input ``(..., D)``.
+    """
+    if shared_by:
+        rows = rows.repeat_interleave(math.prod(shared_by), dim=0)  # .numel() would fix the number in torch.export
+    return rows, x.reshape(-1, x.shape[-1])
+
+
 def hide_masked(x: Tensor, mask: Tensor | None) -> Tensor:
     """Replaces what padding holds by zeros: NaN included, it would reach gradients as ``0 * NaN``.
 

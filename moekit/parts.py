@@ -18,6 +18,7 @@ class RouterPart(NamedTuple):
     num_experts: int
     top_k: int
     input_ndim: int
+    takes_tokens: bool = False
 
 
 class ExpertsPart(NamedTuple):
@@ -55,7 +56,9 @@ def router_part(value: object, current: nn.Module | None = None, known: RouterPa
         return known
     if not hasattr(module, "input_ndim") and hasattr(module, "token_ndim"):
         raise ValueError(f"router must be a Router, got experts, {type(module).__name__}: the router comes first.")
-    return RouterPart(*_attributes("router", "Router", module, RouterPart._fields, known))
+    takes_tokens = getattr(module, "takes_tokens", getattr(known, "takes_tokens", False))  # few routers do
+    numbers = _attributes("router", "Router", module, ("num_experts", "top_k", "input_ndim"), known)
+    return RouterPart(*numbers, takes_tokens=bool(takes_tokens))
 
 
 def experts_part(value: object, current: nn.Module | None = None, known: ExpertsPart | None = None) -> ExpertsPart:

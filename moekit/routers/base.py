@@ -17,11 +17,14 @@ class Router(SettingsModule, ABC):
         top_k: ``K``, experts per token; 0 where a token has no fixed number (expert choice).
         input_ndim: Trailing dimensions of the router input that describe one token: 1 for a feature
             vector, 0 for an integer id.
+        takes_tokens: Whether ``forward`` takes the tokens too, as ``tokens`` ``(T, D)``, beside a router input that is
+            something else, such as ids.
     """
 
     num_experts: int
     top_k: int
     input_ndim: int = 1
+    takes_tokens: bool = False
 
     @abstractmethod
     def forward(self, x: Shaped[Tensor, "T ..."], mask: Bool[Tensor, "T"] | None = None) -> Routing:

@@ -20,7 +20,7 @@ from moekit.fusion.cross_attention import BidirectionalCrossAttention
 from moekit.fusion.cross_scale import CrossScaleAttention
 from moekit.fusion.gate import ModalityGate
 from moekit.interop.hub import known_torch
-from moekit.interop.hub.registry import FUNCTIONS, RECORDS, Arguments, Reader, add_part, arguments_of
+from moekit.interop.hub.registry import FUNCTIONS, RECORDS, Arguments, Reader, add_part, arguments_of, parameters_of
 from moekit.interop.transformers._banks import LatentExperts
 from moekit.interop.transformers._routers import EvaluationSparseMixerRouter, NormalizedTopKRouter
 from moekit.interop.upcycling.layer import DropoutAfter, UpcycledMLP
@@ -78,6 +78,19 @@ _TOP_K: Readers = {
     "noisy": lambda router: router._noisy,
     "selection_bias": _has("selection_bias"),
     **_ANY_GATE,
+}
+
+
+def _hash_gate(name: str) -> Reader:
+    """Returns a reader of an argument of learned gates; of constant ones, it is the default."""
+    default = parameters_of(HashRouter)[name].default
+    return lambda router: default if router.gate is None else _ANY_GATE[name](router)
+
+
+_HASH: Readers = {
+    "vocab_size": lambda router: router.table.shape[0],
+    "renormalize": lambda router: router._renormalize,
+    **{name: _hash_gate(name) for name in _ANY_GATE},
 }
 _read_top_k = arguments_of(TopKRouter, _TOP_K)
 
@@ -186,7 +199,7 @@ def register_all() -> None:
         ExpertChoiceRouter: _GATE,
         FFN: _FFN,
         HardRouter: _GATE,
-        HashRouter: {"vocab_size": lambda router: router.table.shape[0]},
+        HashRouter: _HASH,
         ModalityGate: {"bias": lambda gate: gate.projection.bias is not None},
         ModuleExperts: _MODULES,
         SoftMoE: {},

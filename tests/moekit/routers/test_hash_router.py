@@ -4,8 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from moekit import HashRouter
+from moekit import FFNExperts, HashRouter, ModuleExperts, SparseMoE, TopKRouter
+from tests.oracles import assert_close
+from tests.strategies import few
 
 
 def load_of(router: HashRouter, frequencies: torch.Tensor) -> torch.Tensor:
@@ -162,3 +166,175 @@ def test_what_the_table_was_drawn_for_cannot_be_set_later(name: str, value: int)
     with pytest.raises(AttributeError, match=f"{name}=. of HashRouter is fixed once it is built, got {value}: build"):
         setattr(router, name, value)
     assert getattr(router, name) != value
+
+
+def learned(**options) -> HashRouter:
+    torch.manual_seed(0)
+    return HashRouter(6, 50, 2, dim=5, init_scale=4.0, dtype=torch.float64, **options)
+
+
+@few
+@given(
+    scoring=st.sampled_from(["softmax", "sigmoid", "sqrt_softplus"]),
+    renormalize=st.booleans(),
+    tokens=st.integers(0, 12),
+    seed=st.integers(0, 2**31),
+)
+def test_learned_gates_are_those_of_a_top_k_router_that_chose_the_same(scoring, renormalize, tokens, seed) -> None:
+    options = {"scoring": scoring, "renormalize": renormalize, "scaling_factor": 1.5}
+    router = learned(**options)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, 5, generator=generator, dtype=torch.float64)
+    ids = torch.randint(200, (tokens,), generator=generator)
+    routing = router(ids, tokens=x)
+    assert torch.equal(routing.expert_ids, router.table[ids % 50])
+    for token, chosen in enumerate(routing.expert_ids):
+        # A bias on the chosen experts makes them the best.
+        other = TopKRouter(5, 6, 2, selection_bias=True, gate=router.gate, **options)
+        other.selection_bias[chosen] = 1e3
+        expected = other(x[token : token + 1])
+        order = chosen.argsort()
+        assert torch.equal(chosen[order], expected.expert_ids[0].sort().values)
+        assert_close(routing.gates[token][order], expected.gates[0][expected.expert_ids[0].argsort()])
+        assert_close(routing.probs[token], expected.probs[0])
+        assert_close(routing.logits[token], expected.logits[0])
+
+
+def test_learned_gates_are_those_of_transformers_deepseek_v4() -> None:
+    configuration = pytest.importorskip("transformers.models.deepseek_v4.configuration_deepseek_v4")
+    modeling = pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
+    config = configuration.DeepseekV4Config(
+        hidden_size=5, num_local_experts=6, num_experts_per_tok=2, routed_scaling_factor=1.5, vocab_size=50
+    )
+    x, ids = torch.randn(40, 5, dtype=torch.float64, requires_grad=True), torch.randint(50, (40,))
+    weight = torch.randn(40, 2, dtype=torch.float64)
+    options = {"scoring": "sqrt_softplus", "scaling_factor": 1.5}
+    by_hash = learned(**options)
+    theirs = modeling.DeepseekV4HashRouter(config).double()
+    theirs.tid2eid.copy_(by_hash.table)
+    by_score = TopKRouter(5, 6, 2, selection_bias=True, dtype=torch.float64, init_scale=4.0, **options)
+    by_score.selection_bias.normal_(std=0.3)
+    their_choice = modeling.DeepseekV4TopKRouter(config).double()
+    their_choice.e_score_correction_bias.copy_(by_score.selection_bias)
+    for mine, router, arguments in (
+        (by_hash(ids, tokens=x), theirs, (x, ids)),
+        (by_score(x), their_choice, (x,)),
+    ):
+        gate = by_hash.gate if router is theirs else by_score.gate
+        router.weight = nn.Parameter(gate.layers[0].weight.detach().clone())
+        logits, gates, chosen = router(*arguments)
+        order, their_order = mine.expert_ids.argsort(-1), chosen.argsort(-1)
+        assert torch.equal(mine.expert_ids.gather(1, order), chosen.gather(1, their_order))
+        actual, expected = mine.gates.gather(1, order), gates.gather(1, their_order)
+        assert_close(mine.logits, logits)
+        assert_close(actual, expected)
+        leaves = ((x, gate.layers[0].weight), (x, router.weight))
+        for a, b in zip(
+            torch.autograd.grad((actual * weight).sum(), leaves[0]),
+            torch.autograd.grad((expected * weight).sum(), leaves[1]),
+            strict=True,
+        ):
+            assert_close(a, b)
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True, False], [False, True, True]])])
+def test_a_layer_hands_over_the_tokens_and_trains_the_gate(mask) -> None:
+    layer = SparseMoE(learned(scoring="sqrt_softplus"), FFNExperts(5, 4, 6, dtype=torch.float64))
+    x, ids = torch.randn(2, 3, 5, dtype=torch.float64), torch.randint(50, (2, 3))
+    if mask is not None:
+        x[~mask] = torch.nan
+    output, stats = layer(x, router_input=ids, mask=mask)
+    assert output.isfinite().all()
+    routing = layer.router(
+        ids.flatten(),
+        tokens=torch.where(mask.view(2, 3, 1), x, 0).flatten(0, 1) if mask is not None else x.flatten(0, 1),
+    )
+    again = layer(x, routing=routing, mask=mask)
+    assert_close(output, again.output)
+    assert_close(stats.prob_sum, again.stats.prob_sum)
+    assert stats.num_tokens == (6 if mask is None else 4)
+    (output.square().sum() + stats.logsumexp_sq_sum).backward()
+    assert layer.router.gate.layers[0].weight.grad.abs().sum() > 0
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_an_id_may_be_shared_by_tokens_whose_gates_differ() -> None:
+    layer = SparseMoE(learned(), FFNExperts(5, 4, 6, dtype=torch.float64))
+    x, ids = torch.randn(2, 3, 5, dtype=torch.float64), torch.tensor([7, 9])
+    shared = layer.route(x, router_input=ids)
+    each = layer.route(x, router_input=ids.view(2, 1).expand(2, 3))
+    assert torch.equal(shared.expert_ids, each.expert_ids)
+    assert torch.equal(shared.gates, each.gates)
+    assert not torch.equal(shared.gates[0], shared.gates[1])
+
+
+def test_learned_gates_compile_and_pass_a_checkpointed_layer() -> None:
+    layer = SparseMoE(learned(scoring="sigmoid"), FFNExperts(5, 4, 6, dtype=torch.float64))
+    x, ids = torch.randn(2, 3, 5, dtype=torch.float64), torch.randint(50, (2, 3))
+    expected = layer(x, router_input=ids)
+    for function in (
+        torch.compile(layer, backend="aot_eager", fullgraph=True),
+        lambda x, **options: checkpoint(layer, x, use_reentrant=False, **options),
+    ):
+        output, stats = function(x, router_input=ids)
+        assert_close(output, expected.output)
+        assert torch.equal(stats.tokens_per_expert, expected.stats.tokens_per_expert)
+
+
+def test_tokens_that_are_not_finite_are_marked() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    x[1, 2] = torch.nan
+    routing = learned()(torch.arange(4), tokens=x)
+    assert routing.valid.tolist() == [True, False, True, True]
+    assert routing.gates.isnan().all(-1).tolist() == [False, True, False, False]
+    assert routing.probs[1].eq(0).all()
+
+
+def test_weights_of_the_gate_are_drawn_anew_and_the_settings_shown() -> None:
+    router = learned(scoring="sigmoid")
+    weight, table = router.gate.layers[0].weight.detach().clone(), router.table.clone()
+    router.reset_parameters()
+    assert not torch.equal(router.gate.layers[0].weight, weight)
+    assert torch.equal(router.table, table)
+    assert "top_k=2, scoring='sigmoid', renormalize=True, scaling_factor=1.0" in repr(router)
+    router.scoring, router.renormalize = "sqrt_softplus", False
+    x = torch.randn(3, 5, dtype=torch.float64)
+    scores = nn.functional.softplus(router.gate(x)).sqrt()
+    routing = router(torch.arange(3), tokens=x)
+    assert_close(routing.gates, scores.gather(1, routing.expert_ids))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scoring": "sigmoid"}, "scoring, renormalize and scaling_factor describe learned gates: give dim"),
+        ({"renormalize": True}, "scoring, renormalize and scaling_factor describe learned gates: give dim"),
+        ({"scaling_factor": 2.0}, "scoring, renormalize and scaling_factor describe learned gates: give dim"),
+        ({"gate_bias": True}, "gate, gate_hidden_dim and gate_bias describe learned gates: give dim"),
+        ({"gate": nn.Identity()}, "gate, gate_hidden_dim and gate_bias describe learned gates: give dim"),
+        ({"dim": 5, "gate": nn.Identity(), "gate_bias": True}, "gate_hidden_dim and gate_bias describe the built-in"),
+        ({"dim": 5, "scoring": "tanh"}, "scoring must be one of 'softmax', .*, got 'tanh'"),
+        ({"dim": 5, "top_k": 1, "renormalize": True}, "top_k=1 with renormalised gates makes every gate 1"),
+        ({"dim": 5, "scoring": "topk_softmax", "renormalize": False}, "always renormalises: leave renormalize out"),
+    ],
+)
+def test_options_of_learned_gates_that_contradict_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HashRouter(4, 50, **{"top_k": 2, **options})
+
+
+def test_tokens_that_are_missing_or_of_other_ids_are_refused() -> None:
+    x = torch.randn(4, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="tokens must be given to a hash router with learned gates"):
+        learned()(torch.arange(4))
+    with pytest.raises(ValueError, match=r"tokens must be 3, one for each id, got shape \(4, 5\)"):
+        learned()(torch.arange(3), tokens=x)
+    with pytest.raises(ValueError, match=r"must have a last dimension of 5, got shape \(4, 4\)"):
+        learned()(torch.arange(4), tokens=x[:, :4])
+    with pytest.raises(ValueError, match="tokens serve learned gates alone, got some for constant gates"):
+        HashRouter(4, 50)(torch.arange(4), tokens=x)
+    with pytest.raises(ValueError, match="router_input must be given: experts over samples and routers by id"):
+        SparseMoE(learned(), FFNExperts(5, 4, 6))(x)
+    samples = ModuleExperts([nn.Conv2d(3, 3, 1) for _ in range(6)], token_ndim=3)
+    with pytest.raises(ValueError, match="router must read its router_input alone where experts are over samples"):
+        SparseMoE(learned(), samples)(torch.randn(2, 3, 4, 4), router_input=torch.arange(2))

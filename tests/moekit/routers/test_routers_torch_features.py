@@ -7,13 +7,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from moekit import ExpertChoiceRouter, FFNExperts, HardRouter, HashRouter, Router, Routing, SparseMoE, TopKRouter
+from moekit import (
+    ExpertChoiceRouter,
+    FFNExperts,
+    HardRouter,
+    HashRouter,
+    Router,
+    Routing,
+    SparseMixerRouter,
+    SparseMoE,
+    TopKRouter,
+)
 
 DIM, EXPERTS, TOKENS = 16, 8, 12
 MAKERS = {
     "top_k": lambda **o: TopKRouter(DIM, EXPERTS, 2, selection_bias=True, gate_hidden_dim=4, gate_bias=True, **o),
     "noisy": lambda **o: TopKRouter(DIM, EXPERTS, 2, noisy=True, scoring="topk_softmax", **o),
     "grouped": lambda **o: TopKRouter(DIM, EXPERTS, 3, scoring="sigmoid", num_groups=4, topk_groups=2, **o),
+    "grouped by maximum": lambda **o: TopKRouter(
+        DIM, EXPERTS, 3, scoring="sqrt_softplus", num_groups=4, topk_groups=2, group_score="max", **o
+    ),
+    "sparse_mixer": lambda **o: SparseMixerRouter(DIM, EXPERTS, 3, epsilon=0.5, gate_hidden_dim=4, gate_bias=True, **o),
     "hard": lambda **o: HardRouter(DIM, EXPERTS, gradient="straight_through", **o),
     "expert_choice": lambda **o: ExpertChoiceRouter(DIM, EXPERTS, gate_hidden_dim=4, **o),
 }

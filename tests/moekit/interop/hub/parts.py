@@ -142,6 +142,17 @@ EXAMPLES = {
         lambda: SparseMoE(HashRouter(EXPERTS, 50, TOP_K, frequencies=torch.rand(50), seed=3), _experts()),
         options=lambda: {"router_input": torch.arange(TOKENS)},
     ),
+    "hash with learned gates": Example(
+        lambda: SparseMoE(
+            HashRouter(EXPERTS, 50, TOP_K, dim=DIM, scoring="sqrt_softplus", renormalize=False, gate_hidden_dim=3),
+            _experts(),
+        ),
+        options=lambda: {"router_input": torch.arange(TOKENS)},
+    ),
+    "hash with a gate of torch": Example(
+        lambda: SparseMoE(HashRouter(EXPERTS, 50, TOP_K, dim=DIM, gate=nn.Linear(DIM, EXPERTS)), _experts()),
+        options=lambda: {"router_input": torch.arange(TOKENS)},
+    ),
     "modules": Example(lambda: SparseMoE(TopKRouter(DIM, 6, TOP_K), _modules())),
     "soft": Example(
         lambda: SoftMoE(DIM, _experts(), slots_per_expert=2), arguments=lambda: (torch.randn(2, TOKENS, DIM),)
