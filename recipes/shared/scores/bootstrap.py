@@ -1,10 +1,12 @@
-"""Confidence intervals of the AUROC and of means (an accuracy) by resampling patients.
+"""Confidence intervals of AUROC, average precision and means (an accuracy) by resampling patients.
 
 A test set of several studies per patient is not a set of independent studies: what is drawn again,
 with replacement, is the group (the patient). Drawing a group ``m`` times equals giving each of its
 studies the weight ``m``, so one sort per class serves all resamples.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,10 +42,8 @@ def resample_counts(num_groups: int, samples: int, rng: np.random.Generator) -> 
     Returns:
         How often each group was drawn, shape ``(B, G)``; every row sums to ``G``.
     """
-    counts = np.empty((samples, num_groups))
-    for row in counts:
-        row[:] = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
-    return counts
+    cells = rng.integers(num_groups, size=(samples, num_groups)) + num_groups * np.arange(samples)[:, None]
+    return np.bincount(cells.ravel(), minlength=cells.size).reshape(samples, num_groups).astype(np.float64)
 
 
 def bootstrap_auroc(
@@ -66,16 +66,35 @@ def bootstrap_auroc(
     Returns:
         Shape ``(B, C)``, NaN where a resample holds no positive or no negative of the class.
     """
-    rng = np.random.default_rng(seed)
-    num_groups = int(codes.max()) + 1
     ranked = [_rank(scores[:, c], labels[:, c], codes) for c in range(scores.shape[1])]
-    values = np.empty((samples, len(ranked)))
-    for start in range(0, samples, CHUNK):
-        stop = min(start + CHUNK, samples)
-        counts = resample_counts(num_groups, stop - start, rng)
-        for c, one in enumerate(ranked):
-            values[start:stop, c] = _weighted_auroc(one, counts)
-    return values
+    return _bootstrap([partial(_weighted_auroc, one) for one in ranked], codes, samples, seed)
+
+
+def bootstrap_average_precision(
+    scores: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    *,
+    samples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Computes the average precision of every class in every resample of the groups.
+
+    Average precision is the area under the precision-recall curve as a step function; studies of one score
+    enter together. The resamples are those of :func:`bootstrap_auroc` for the same groups and seed.
+
+    Args:
+        scores: As for :func:`bootstrap_auroc`.
+        labels: As for :func:`bootstrap_auroc`.
+        codes: As for :func:`bootstrap_auroc`.
+        samples: How many resamples, ``B``.
+        seed: Seed of the draws.
+
+    Returns:
+        Shape ``(B, C)``, NaN where a resample holds no positive of the class.
+    """
+    classes = [_by_descending_score(scores[:, c], labels[:, c], codes) for c in range(scores.shape[1])]
+    return _bootstrap([partial(_weighted_average_precision, *one) for one in classes], codes, samples, seed)
 
 
 def bootstrap_mean(
@@ -86,26 +105,82 @@ def bootstrap_mean(
     The resamples are those of :func:`bootstrap_auroc` for the same groups and seed.
 
     Args:
-        values: One per study, shape ``(N,)``; NaN leaves the study out.
+        values: One per study, shape ``(N,)`` or ``(N, M)`` for ``M`` means; NaN leaves the study out.
         codes: As for :func:`bootstrap_auroc`, shape ``(N,)``.
         samples: How many resamples, ``B``.
         seed: Seed of the draws.
 
     Returns:
-        Shape ``(B,)``, NaN where a resample holds no study with a value.
+        Shape ``(B,)`` or ``(B, M)``, NaN where a resample holds no study with a value.
+    """
+    known = ~np.isnan(values)
+    columns = np.concatenate([np.atleast_2d(part.T).T for part in (np.nan_to_num(values), known)], axis=1)
+    totals, studies = np.split(bootstrap_sums(columns, codes, samples=samples, seed=seed), 2, axis=1)
+    means = np.divide(totals, studies, out=np.full(totals.shape, np.nan), where=studies > 0)
+    return means if values.ndim > 1 else means[:, 0]
+
+
+def bootstrap_sums(
+    values: NDArray[np.float64], codes: NDArray[np.int64], *, samples: int, seed: int
+) -> NDArray[np.float64]:
+    """Sums over studies in every resample of the groups.
+
+    The resamples are those of :func:`bootstrap_auroc` for the same groups and seed.
+
+    Args:
+        values: One row per study, shape ``(N, M)``, without NaN.
+        codes: As for :func:`bootstrap_auroc`, shape ``(N,)``.
+        samples: How many resamples, ``B``.
+        seed: Seed of the draws.
+
+    Returns:
+        Shape ``(B, M)``.
+    """
+    by_group = np.zeros((int(codes.max()) + 1, values.shape[1]))
+    np.add.at(by_group, codes, values)
+    return bootstrap_statistic(lambda counts: counts @ by_group, codes, samples=samples, seed=seed)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    codes: NDArray[np.int64],
+    *,
+    samples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Computes a statistic in every resample of the groups.
+
+    The resamples are those of :func:`bootstrap_auroc` for the same groups and seed.
+
+    Args:
+        statistic: From how often each group was drawn, shape ``(b, G)``, to values of shape ``(b, ...)``.
+        codes: As for :func:`bootstrap_auroc`, shape ``(N,)``.
+        samples: How many resamples, ``B``.
+        seed: Seed of the draws.
+
+    Returns:
+        Shape ``(B, ...)``.
     """
     rng = np.random.default_rng(seed)
     num_groups = int(codes.max()) + 1
+    sizes = [min(CHUNK, samples - start) for start in range(0, samples, CHUNK)]
+    parts = [statistic(resample_counts(num_groups, size, rng)) for size in sizes]
+    return np.concatenate(parts) if parts else statistic(np.empty((0, num_groups)))
+
+
+def row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Computes the mean of each row over what is not NaN; NaN for a row without any (``nanmean`` would warn).
+
+    Args:
+        values: Shape ``(B, M)``.
+
+    Returns:
+        Shape ``(B,)``.
+    """
     known = ~np.isnan(values)
-    total = np.bincount(codes, np.where(known, values, 0.0), num_groups)
-    studies = np.bincount(codes, known, num_groups)
-    means = np.full(samples, np.nan)
-    for start in range(0, samples, CHUNK):
-        counts = resample_counts(num_groups, min(CHUNK, samples - start), rng)
-        weight = counts @ studies
-        part = means[start : start + len(counts)]
-        np.divide(counts @ total, weight, out=part, where=weight > 0)
-    return means
+    count = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def percentile_interval(values: NDArray[np.float64], confidence: float) -> list[float] | None:
@@ -147,3 +222,44 @@ def _weighted_auroc(one: _RankedClass, counts: NDArray[np.float64]) -> NDArray[n
     wins = (weights * (below[:, one.first] + below[:, one.last])).sum(axis=1) / 2
     pairs = weights.sum(axis=1) * below[:, -1]
     return np.divide(wins, pairs, out=np.full(len(counts), np.nan), where=pairs > 0)
+
+
+def _by_descending_score(
+    scores: NDArray[np.float64], labels: NDArray[np.float64], codes: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Returns the known studies' groups, whether each is positive, and the last study of the same score."""
+    known = ~np.isnan(labels)
+    order = np.argsort(-scores[known], kind="stable")
+    descending = -scores[known][order]
+    return codes[known][order], labels[known][order] == 1, np.searchsorted(descending, descending, side="right") - 1
+
+
+def _weighted_average_precision(
+    groups: NDArray[np.int64],
+    positive: NDArray[np.bool_],
+    last: NDArray[np.int64],
+    counts: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Computes the average precision under each row of group weights: ``(B,)``, NaN without positives."""
+    weights = counts[:, groups]
+    drawn = np.cumsum(weights, axis=1)[:, last[positive]]
+    true_positives = np.cumsum(weights * positive, axis=1)[:, last[positive]]
+    precision = np.divide(true_positives, drawn, out=np.zeros_like(drawn), where=drawn > 0)
+    total = weights[:, positive].sum(axis=1)
+    gain = (weights[:, positive] * precision).sum(axis=1)
+    return np.divide(gain, total, out=np.full(len(counts), np.nan), where=total > 0)
+
+
+def _bootstrap(
+    statistics: Sequence[Callable[[NDArray[np.float64]], NDArray[np.float64]]],
+    codes: NDArray[np.int64],
+    samples: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Computes one statistic per class in every resample: shape ``(B, C)``."""
+    return bootstrap_statistic(
+        lambda counts: np.stack([statistic(counts) for statistic in statistics], axis=1),
+        codes,
+        samples=samples,
+        seed=seed,
+    )

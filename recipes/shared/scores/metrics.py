@@ -1,4 +1,4 @@
-"""AUROC and accuracy of a classifier on a test set, with patient-level intervals.
+"""AUROC, average precision and accuracy of a classifier on a test set, with patient-level intervals.
 
 Every number leaves as a plain Python value that ``json`` can write; what is undefined is ``None``.
 The two intervals answer different questions and are never mixed: the bootstrap here says how far the
@@ -15,7 +15,13 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score
 
 from recipes.data.studies import Task
-from recipes.shared.scores.bootstrap import bootstrap_auroc, bootstrap_mean, percentile_interval
+from recipes.shared.scores.bootstrap import (
+    bootstrap_auroc,
+    bootstrap_average_precision,
+    bootstrap_mean,
+    percentile_interval,
+    row_means,
+)
 
 SLACK = 1e-4
 """How far a probability computed in low precision may lie outside [0, 1]."""
@@ -89,10 +95,10 @@ def evaluate_predictions(
             (``"auroc_ci95"``).
 
     Returns:
-        ``macro_auroc``, ``macro_auroc_ci95``, ``accuracy`` and ``accuracy_ci95`` (single-label tasks only;
-        ``None`` where no study is labelled), ``per_class``
-        (name to ``auroc``, ``auroc_ci95``, ``positives``, ``negatives``, ``prevalence``,
-        ``average_precision``), ``undefined_classes``, ``studies``, ``groups`` and ``bootstrap``
+        ``macro_auroc`` and ``macro_average_precision`` with their intervals (``macro_auroc_ci95``, ...), ``accuracy``
+        and ``accuracy_ci95`` (single-label tasks only; ``None`` where no study is labelled), ``per_class``
+        (name to ``auroc`` and ``average_precision`` with intervals, ``positives``, ``negatives``,
+        ``prevalence``), ``undefined_classes``, ``studies``, ``groups`` and ``bootstrap``
         (``samples``, ``seed``, ``skipped``: pairs of a resample and a class defined on the whole split
         but not in that resample).
 
@@ -102,18 +108,24 @@ def evaluate_predictions(
             ``bootstrap`` or ``confidence`` is none of the allowed.
     """
     probs, labels = np.asarray(probs, np.float64), np.asarray(labels, np.float64)
-    _check_predictions(probs, labels, groups, classes)
-    _check_options(task, bootstrap, confidence)
+    check_predictions(probs, labels, groups, classes)
+    check_options(task, bootstrap, confidence)
     values = [auroc(probs[:, c], labels[:, c]) for c in range(len(classes))]
     defined = [c for c, value in enumerate(values) if value is not None]
     codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
     replicates = bootstrap_auroc(probs, labels, codes, samples=bootstrap, seed=seed)
+    precision_replicates = bootstrap_average_precision(probs, labels, codes, samples=bootstrap, seed=seed)
+    precisions = [_average_precision(probs[:, c], labels[:, c]) for c in range(len(classes))]
     suffix = f"ci{100 * confidence:g}"
     interval = f"auroc_{suffix}"
 
     result: dict[str, Any] = {
         "macro_auroc": float(np.mean([values[c] for c in defined])) if defined else None,
-        f"macro_{interval}": percentile_interval(_row_means(replicates[:, defined]), confidence),
+        f"macro_{interval}": percentile_interval(row_means(replicates[:, defined]), confidence),
+        "macro_average_precision": float(np.mean([precisions[c] for c in defined])) if defined else None,
+        f"macro_average_precision_{suffix}": percentile_interval(
+            row_means(precision_replicates[:, defined]), confidence
+        ),
     }
     if task != "multi-label":
         hits = correct(probs, labels)
@@ -122,8 +134,15 @@ def evaluate_predictions(
         means = bootstrap_mean(hits, codes, samples=bootstrap, seed=seed)
         result[f"accuracy_{suffix}"] = percentile_interval(means, confidence)
     result["per_class"] = {
-        name: _class_metrics(probs[:, c], labels[:, c])
-        | {"auroc": values[c], interval: percentile_interval(replicates[:, c], confidence)}
+        name: _frequencies(labels[:, c])
+        | {
+            "auroc": values[c],
+            interval: percentile_interval(replicates[:, c], confidence) if c in defined else None,
+            "average_precision": precisions[c],
+            f"average_precision_{suffix}": (
+                percentile_interval(precision_replicates[:, c], confidence) if c in defined else None
+            ),
+        }
         for c, name in enumerate(classes)
     }
     return result | {
@@ -138,25 +157,20 @@ def evaluate_predictions(
     }
 
 
-def _class_metrics(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> dict[str, Any]:
+def _average_precision(scores: NDArray[np.float64], labels: NDArray[np.float64]) -> float | None:
     known = ~np.isnan(labels)
+    both = (labels == 1).any() and (labels == 0).any()
+    return float(average_precision_score(labels[known], scores[known])) if both else None
+
+
+def _frequencies(labels: NDArray[np.float64]) -> dict[str, Any]:
     positives = int((labels == 1).sum())
     negatives = int((labels == 0).sum())
-    both = positives > 0 and negatives > 0
     return {
         "positives": positives,
         "negatives": negatives,
-        "prevalence": positives / (positives + negatives) if known.any() else None,
-        "average_precision": float(average_precision_score(labels[known], scores[known])) if both else None,
+        "prevalence": positives / (positives + negatives) if positives + negatives else None,
     }
-
-
-def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Computes the mean of each row over what is not NaN; NaN for a row without any (``nanmean`` would warn)."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=1)
-    total = np.where(known, values, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
 
 
 def correct(probs: NDArray[np.float64], labels: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -190,9 +204,20 @@ def _check_labels(labels: NDArray[np.float64]) -> None:
         raise ValueError(f"labels must be 0, 1 or NaN (unknown), got {float(labels[wrong][0])!r}.")
 
 
-def _check_predictions(
+def check_predictions(
     probs: NDArray[np.float64], labels: NDArray[np.float64], groups: Sequence[str], classes: Sequence[str]
 ) -> None:
+    """Refuses predictions whose parts do not fit together.
+
+    Args:
+        probs: As for :func:`evaluate_predictions`.
+        labels: As for :func:`evaluate_predictions`.
+        groups: As for :func:`evaluate_predictions`.
+        classes: As for :func:`evaluate_predictions`.
+
+    Raises:
+        ValueError: As :func:`evaluate_predictions` does.
+    """
     if probs.ndim != 2 or probs.shape != labels.shape or 0 in probs.shape:
         raise ValueError(
             f"probs and labels must both have shape (studies, classes) and hold at least one study, got "
@@ -214,7 +239,17 @@ def _check_predictions(
     _check_labels(labels)
 
 
-def _check_options(task: str, bootstrap: int, confidence: float) -> None:
+def check_options(task: str, bootstrap: int, confidence: float) -> None:
+    """Refuses options of :func:`evaluate_predictions` that are none of the allowed.
+
+    Args:
+        task: Kind of the target.
+        bootstrap: Number of resamples.
+        confidence: Coverage of the intervals.
+
+    Raises:
+        ValueError: Naming the option.
+    """
     if task not in get_args(Task):
         raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {task!r}.")
     if bootstrap < 0:

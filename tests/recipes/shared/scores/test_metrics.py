@@ -249,3 +249,23 @@ def test_the_accuracy_resamples_do_not_depend_on_the_chunk(monkeypatch):
     whole = bootstrap_module.bootstrap_mean(values, codes, samples=25, seed=1)
     monkeypatch.setattr(bootstrap_module, "CHUNK", 7)
     assert np.array_equal(bootstrap_module.bootstrap_mean(values, codes, samples=25, seed=1), whole)
+
+
+def test_the_interval_of_average_precision_agrees_with_a_loop_over_the_same_resamples():
+    probs, labels, groups = fake_predictions()
+    result = evaluate_predictions(probs, labels, groups, CLASSES, task="multi-label", bootstrap=40, seed=3)
+    codes = np.unique(groups, return_inverse=True)[1]
+    expected = []
+    for counts in resample_counts(codes.max() + 1, 40, np.random.default_rng(3)):
+        rows = np.repeat(np.arange(len(probs)), counts[codes].astype(int))
+        rows = rows[~np.isnan(labels[rows, 1])]
+        if labels[rows, 1].any():
+            expected.append(average_precision_score(labels[rows, 1], probs[rows, 1]))
+    assert result["per_class"]["Nodule"]["average_precision_ci95"] == pytest.approx(
+        np.quantile(expected, [0.025, 0.975])
+    )
+    assert result["per_class"]["Hernia"]["average_precision_ci95"] is None
+    each = [result["per_class"][name]["average_precision"] for name in CLASSES[:2]]
+    assert result["macro_average_precision"] == pytest.approx(np.mean(each))
+    low, high = result["macro_average_precision_ci95"]
+    assert low < result["macro_average_precision"] < high
