@@ -205,7 +205,7 @@ def ffn(
         if not biased:
             moe_ffn.forward(*tensors, activation, False, False)
         _, pre, kept = moe_ffn.forward(*tensors, activation, recompute != "all", recompute == "none")
-        moe_ffn.backward(x, *tensors, pre, kept, activation, True, True)
+        moe_ffn.backward(x, *tensors, pre, kept, activation, True, True, True)
 
 
 def ffn_in_tf32(dtype: torch.dtype, **options: Any) -> None:

@@ -79,14 +79,14 @@ def moe_ffn_flops(
 def moe_ffn_backward_flops(
     grad: Shape, x: Shape, gates: Shape, token_of_row: Shape, slot_of_row: Shape, offsets: Shape,
     row_of_slot: Shape | None, tiles: Shape | None, up_proj: Shape, down_proj: Shape, up_bias: Shape | None,
-    down_bias: Shape | None, pre: Shape, hidden: Shape, activation: str, input_grad: bool, weight_grad: bool,
-    *others: Any, **ignored: Any,
+    down_bias: Shape | None, pre: Shape, hidden: Shape, activation: str, input_grad: bool, up_grad: bool,
+    down_grad: bool, *others: Any, **ignored: Any,
 ) -> int:  # fmt: skip
     """Counts the gradients of hidden rows, of tokens, of both weights, and the first product if it was not kept."""
     num_rows = token_of_row[0]
     up, down = _products(num_rows, up_proj), _products(num_rows, down_proj)
     again = up if pre[0] < num_rows else 0
-    return again + down + input_grad * up + weight_grad * (up + down)
+    return again + down + input_grad * up + up_grad * up + down_grad * down
 
 
 def grouped_gemm_flops(x: Shape, weight: Shape, *others: Any, **ignored: Any) -> int:

@@ -52,7 +52,7 @@ def _peaks(name, way, recompute="activation"):
             launches.forward(*tensors, "swiglu", recompute != "all", False)
         with _Forgetting(launched) as backward:
             backward.ignore([x, gates, *index, *weights[:2], pre, kept])
-            launches.backward(x, *tensors, pre, kept, "swiglu", True, True)
+            launches.backward(x, *tensors, pre, kept, "swiglu", True, True, True)
     return forward.peak, backward.peak
 
 

@@ -54,7 +54,7 @@ def _launches(target, tokens=4096, dim=256, hidden=512, experts=8, top_k=2, acti
     with record(target) as forward:
         out, pre, kept = moe_ffn.forward(*tensors, activation, True, False)
     with record(target) as backward:
-        moe_ffn.backward(out, *tensors, pre, kept, activation, True, True)
+        moe_ffn.backward(out, *tensors, pre, kept, activation, True, True, True)
     return forward, backward
 
 
@@ -208,7 +208,9 @@ def test_narrow_strips_keep_their_step_within_the_depth_and_come_by_pointers():
     assert all(launch.arguments["W_TMA"] for launch in forward[:2])
 
 
-@pytest.mark.parametrize("requested", [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    "requested", [(True, False, False), (False, True, True), (False, True, False), (True, False, True)]
+)
 def test_gradients_of_few_rows_that_are_not_requested_have_no_programs(requested):
     tensors = (
         _empty(32, 64),
@@ -219,12 +221,15 @@ def test_gradients_of_few_rows_that_are_not_requested_have_no_programs(requested
     with record(SM_90) as launches:
         moe_ffn.backward(_empty(32, 64), *tensors, _empty(64, 256), _empty(0, 128), "swiglu", *requested)
     act, rest = (launch.arguments for launch in launches)
+    of_inputs, of_up, of_down = requested
     inputs = ("parts_ptr", "dx_ptr", "partial_ptr", "dgates_ptr")
-    weights = ("weighted_ptr", "dw_down_ptr", "dw_up_ptr", "db_down_ptr", "db_up_ptr")
-    assert [rest[name] is not None for name in (*inputs, *weights)] == [requested[0]] * 4 + [requested[1]] * 5
-    assert [act[name] is not None for name in ("partial_ptr", "weighted_ptr")] == list(requested)
-    assert (rest["down_begin"] > 0) == requested[0]
-    assert (launches[1].grid[0] > rest["down_begin"]) == requested[1]
+    assert [rest[name] is not None for name in inputs] == [of_inputs] * 4
+    assert [rest[name] is not None for name in ("dw_up_ptr", "db_up_ptr")] == [of_up] * 2
+    assert [rest[name] is not None for name in ("weighted_ptr", "dw_down_ptr", "db_down_ptr")] == [of_down] * 3
+    assert [act[name] is not None for name in ("partial_ptr", "weighted_ptr")] == [of_inputs, of_down]
+    assert (rest["down_begin"] > 0) == of_inputs
+    assert (rest["up_begin"] > rest["down_begin"]) == of_down
+    assert (launches[1].grid[0] > rest["up_begin"]) == of_up
 
 
 @pytest.mark.parametrize(
@@ -294,12 +299,17 @@ def test_no_gradients_of_frozen_weights_and_none_of_frozen_tokens():
     )
     out, pre, kept = _empty(4096, 64), _empty(8192, 128), _empty(0, 64)
     with record(SM_90) as frozen:
-        gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, False)
+        gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, False, False)
     assert "grouped_gemm_bwd_dw_kernel" not in _names(frozen)
     assert gradients.up_proj is None
     assert gradients.x is not None
+    for up_grad, down_grad in ((True, False), (False, True)):
+        with record(SM_90) as one:
+            gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", True, up_grad, down_grad)
+        assert sum(name.startswith("grouped_gemm_bwd_dw") for name in _names(one)) == 1
+        assert (gradients.up_proj is not None, gradients.down_proj is not None) == (up_grad, down_grad)
     with record(SM_90) as weights:
-        gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", False, True)
+        gradients = moe_ffn.backward(out, *tensors, pre, kept, "swiglu", False, True, True)
     assert "combine_fwd_kernel" not in _names(weights)
     assert gradients.x is gradients.gates is None
 
@@ -314,5 +324,5 @@ def test_recomputing_costs_one_product(recompute, launches):
     )
     with record(SM_90) as backward:
         pre = _empty(8192 if recompute == "activation" else 0, 128)
-        moe_ffn.backward(_empty(4096, 64), *tensors, pre, _empty(0, 64), "swiglu", True, True)
+        moe_ffn.backward(_empty(4096, 64), *tensors, pre, _empty(0, 64), "swiglu", True, True, True)
     assert len(backward) == launches

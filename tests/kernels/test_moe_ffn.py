@@ -188,12 +188,15 @@ class Calls(TorchDispatchMode):
 @pytest.mark.parametrize(
     ("keep", "requested", "products"),
     [
-        ((True, False), (True, True), 4),
-        ((True, True), (True, True), 4),
-        ((False, False), (True, True), 5),
-        ((True, False), (True, False), 2),
-        ((True, False), (False, True), 3),
-        ((False, False), (False, True), 4),
+        ((True, False), (True, True, True), 4),
+        ((True, True), (True, True, True), 4),
+        ((False, False), (True, True, True), 5),
+        ((True, False), (True, False, False), 2),
+        ((True, False), (True, True, False), 3),
+        ((True, False), (True, False, True), 3),
+        ((True, False), (False, True, True), 3),
+        ((False, False), (False, True, True), 4),
+        ((True, False), (False, False, True), 2),
     ],
 )
 def test_gradients_that_are_not_requested_cost_no_products(keep, requested, products):
@@ -205,16 +208,18 @@ def test_gradients_that_are_not_requested_cost_no_products(keep, requested, prod
         actual = loop.backward(torch.ones_like(out), *arguments, *kept, "swiglu", *requested)
     count = sum(name in (torch.ops.aten.mm, torch.ops.aten.addmm) for name, _ in calls.recorded)
     assert count == 3 * products  # three of the four experts have rows
-    assert [g is not None for g in actual] == [requested[0]] * 2 + [requested[1]] * 2 + [False] * 2
+    assert [g is not None for g in actual] == [requested[0], requested[0], *requested[1:], False, False]
 
 
 @pytest.mark.parametrize(
     ("frozen", "requested"),
     [
-        ((), (True, True)),
-        (("up_proj", "down_proj", "up_bias", "down_bias"), (True, False)),
-        (("x", "gates"), (False, True)),
-        (("x", "up_proj"), (True, True)),
+        ((), (True, True, True)),
+        (("up_proj", "down_proj", "up_bias", "down_bias"), (True, False, False)),
+        (("up_proj", "up_bias"), (True, False, True)),
+        (("down_proj", "down_bias"), (True, True, False)),
+        (("x", "gates"), (False, True, True)),
+        (("x", "up_proj"), (True, True, True)),
     ],
 )
 def test_no_gradients_of_frozen_experts_are_requested(frozen, requested):
@@ -226,7 +231,7 @@ def test_no_gradients_of_frozen_experts_are_requested(frozen, requested):
     with Calls() as calls:
         out.sum().backward()
     (arguments,) = [arguments for name, arguments in calls.recorded if name is torch.ops.moekit.moe_ffn_backward]
-    assert arguments[-3:-1] == requested
+    assert arguments[-4:-1] == requested
 
 
 @pytest.mark.parametrize("recompute", RECOMPUTE)

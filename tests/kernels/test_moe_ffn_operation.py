@@ -51,7 +51,9 @@ def test_opcheck_of_a_forward_that_computes_everything_again():
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("strided", [True, False])
 @pytest.mark.parametrize("keep", [(False, False), (True, False), (True, True)])
-@pytest.mark.parametrize("requested", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    "requested", [(True, True, True), (True, False, False), (True, True, False), (False, False, True)]
+)
 def test_opcheck_backward(bias, strided, keep, requested):
     _, arguments = _arguments(bias, strided)
     out, *kept = OPS.moe_ffn(*arguments, "swiglu", *keep, "torch")

@@ -172,7 +172,7 @@ def test_no_uninitialised_memory_shows_and_the_bits_are_the_same_twice(recompute
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("requested", [["x"], ["gates"], ["up_proj", "down_bias"]], ids="+".join)
+@pytest.mark.parametrize("requested", [["x"], ["gates"], ["up_proj"], ["down_proj", "down_bias"]], ids="+".join)
 def test_gradients_only_of_what_requires_them(requested, path, device):
     tensors = operands_of(small_case(), torch.float32, device)
     every = tensors.run_with_gradients()

@@ -49,7 +49,7 @@ def test_opcheck(keep, device):
     torch.library.opcheck(OPS.moe_ffn.default, (*arguments, "swiglu", *keep, "triton"))
     plain = [None if t is None else t.detach() for t in arguments]
     out, *kept = OPS.moe_ffn(*plain, "swiglu", *keep, "triton")
-    requested = (True, keep[1])
+    requested = (True, keep[1], True)
     torch.library.opcheck(
         OPS.moe_ffn_backward.default, (torch.randn_like(out), *plain, *kept, "swiglu", *requested, "triton")
     )

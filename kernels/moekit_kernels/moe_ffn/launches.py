@@ -73,9 +73,10 @@ def backward(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
 ) -> Gradients:
-    """Returns the gradients of :func:`forward`: of ``x`` and ``gates``, and of the weights, only where asked for.
+    """Returns the gradients of :func:`forward`: of ``x`` and ``gates`` and of each product's weights, where asked for.
 
     What was not kept (``pre`` or ``hidden`` of no rows) is computed again. Unassigned rows get no gradient. Rows that
     are gathered into memory are freed as soon as they were read, and for that the gradients of the weights are then
@@ -86,7 +87,7 @@ def backward(
     num_rows, num_experts = token.shape[0], up_proj.shape[0]
     if launches_few_rows.serves(num_rows, num_experts):
         return launches_few_rows_bwd.backward(
-            grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad
+            grad, x, gates, order, weights, pre, hidden, activation, input_grad, up_grad, down_grad
         )
     grad = gemm.rows_layout(grad.to(x.dtype))
     aligned = is_aligned(x.dtype, *down_proj.shape[1:])
@@ -94,7 +95,7 @@ def backward(
     plain = gemm.forward_config(x, up_proj, num_rows, None)
     order = with_tiles(order)
     act_tiles, plain_tiles = (tiles_of(order, num_rows, config.block_m) for config in (act, plain))
-    gathered = _gathers(x, order, weights, weight_grad)
+    gathered = _gathers(x, order, weights, up_grad or down_grad)
     if pre.shape[0] < num_rows:
         rows, gather = _tokens_for(x, order, gathered.up)
         pre, _ = gemm.forward(rows, up_proj, offsets, plain_tiles, plain, num_rows, bias=up_bias, gather=gather)
@@ -117,7 +118,7 @@ def backward(
     )
     grad_x_TD = grad_gates = grad_up = grad_down = grad_up_bias = grad_down_bias = None
     products: list[Operands] = []
-    if weight_grad:
+    if down_grad:
         products.append(Operands(grad_rows, weighted_NF, dy_gather=grad_gather))
     del pre, grad_rows, weighted_NF
     if gathered.grad or gathered.tokens:
@@ -132,14 +133,17 @@ def backward(
         )
         del rows_ND
     del partial_SN
-    if weight_grad:
+    if up_grad:
         rows, gather = _tokens_for(x, order, gathered.tokens)
         products.append(Operands(dpre_NF1, rows, x_gather=gather))
-        *earlier, grad_up = weight_grads(products, offsets, num_rows)
-        grad_down = earlier[0] if earlier else grad_down
-        grad_up_bias = None if up_bias is None else bias_grad(dpre_NF1, offsets)
-        if down_bias is not None:
-            grad_down_bias = bias_grad(grad, offsets, gather=token, gates=gates_N, slot_of_row=slot)
+    if products:
+        computed = weight_grads(products, offsets, num_rows)
+        grad_up = computed.pop() if up_grad else None
+        grad_down = computed[0] if computed else grad_down
+    if up_grad and up_bias is not None:
+        grad_up_bias = bias_grad(dpre_NF1, offsets)
+    if down_grad and down_bias is not None:
+        grad_down_bias = bias_grad(grad, offsets, gather=token, gates=gates_N, slot_of_row=slot)
     return Gradients(grad_x_TD, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
 
 

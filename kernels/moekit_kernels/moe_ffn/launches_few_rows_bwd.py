@@ -35,7 +35,8 @@ def backward(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
 ) -> Gradients:
     """Returns the gradients of :func:`moekit_kernels.moe_ffn.launches.forward`, for few rows: by two launches.
 
@@ -50,9 +51,9 @@ def backward(
         )
     kept = hidden if hidden.shape[0] == num_rows else None
     dpre_NF1, weighted_NF, partial_PN = _through_activation(
-        grad, weights, rows_layout(pre), kept, gates_N, order, activation, input_grad, weight_grad
+        grad, weights, rows_layout(pre), kept, gates_N, order, activation, input_grad, down_grad
     )
-    return _rest(grad, x, gates, gates_N, order, weights, dpre_NF1, weighted_NF, partial_PN)
+    return _rest(grad, x, gates, gates_N, order, weights, dpre_NF1, weighted_NF, partial_PN, up_grad)
 
 
 def _config(weight: Tensor, num_rows: int) -> GemmConfig:
@@ -78,15 +79,15 @@ def _through_activation(
     order: RowOrder,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    down_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``dPre (N, F1)``, ``gate * A (N, F)`` for the weights, and for the gates the parts ``(P, N)`` of ``<dA', A>``."""
+    """``dPre (N, F1)``, ``gate * A (N, F)`` for ``W_down``, and for the gates the parts ``(P, N)`` of ``<dA', A>``."""
     weight_EFD2 = weight_layout(weights.down_proj.mT)
     num_experts, columns, _ = weight_EFD2.shape
     config, epilogue = _config(weight_EFD2, pre.shape[0]), epilogue_of(activation)
     num_rows, strips = pre.shape[0], -(-columns // config.block_n)
     dpre_NF1 = pre.new_empty(pre.shape)
-    weighted_NF = pre.new_empty(num_rows, columns) if weight_grad else None
+    weighted_NF = pre.new_empty(num_rows, columns) if down_grad else None
     partial_PN = torch.empty(strips, num_rows, dtype=torch.float32, device=pre.device) if input_grad else None
     bias = weights.down_bias
     arguments = {
@@ -131,8 +132,9 @@ def _rest(
     dpre: Tensor,
     weighted: Tensor | None,
     partial: Tensor | None,
+    up_grad: bool,
 ) -> Gradients:
-    """Everything from ``dPre`` on, by one launch: of weights where there is ``weighted``, of inputs for ``partial``."""
+    """Everything from ``dPre`` on, by one launch: of ``W_down`` for ``weighted``, of inputs for ``partial``."""
     up_proj, down_proj, up_bias, down_bias = weights
     weight_EDF1 = weight_layout(up_proj.mT)
     num_experts, dim, depth = weight_EDF1.shape
@@ -154,15 +156,17 @@ def _rest(
             grad_x = torch.empty(num_tokens, dim, dtype=x.dtype, device=x.device)
             grad_gates = torch.empty(gates.shape, dtype=gates.dtype, device=gates.device)
             gates_end += -(-num_rows // _GATE_ROWS)
-    down_end = up_end = gates_end
+    down_end, columns = gates_end, grad_n * _TILES
+    # Contiguous whatever the weights are, as the fake promises the compiler.
     if weighted is not None:
-        # Contiguous whatever the weights are, as the fake promises the compiler.
-        dw_down, dw_up = down_proj.new_empty(down_proj.shape), up_proj.new_empty(up_proj.shape)
+        dw_down = down_proj.new_empty(down_proj.shape)
         db_down = None if down_bias is None else down_bias.new_empty(down_bias.shape)
-        db_up = None if up_bias is None else up_bias.new_empty(up_bias.shape)
-        columns = grad_n * _TILES
         down_end += num_experts * -(-out_dim // config.block_n) * -(-hidden // columns)
-        up_end = down_end + num_experts * -(-depth // config.block_n) * -(-dim // columns)
+    up_end = down_end
+    if up_grad:
+        dw_up = up_proj.new_empty(up_proj.shape)
+        db_up = None if up_bias is None else up_bias.new_empty(up_bias.shape)
+        up_end += num_experts * -(-depth // config.block_n) * -(-dim // columns)
     product = _weight_arguments(weight_EDF1, config)
     arguments = {
         **{name: product[name] for name in _PRODUCT},

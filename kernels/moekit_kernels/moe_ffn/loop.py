@@ -92,25 +92,30 @@ def backward(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
 ) -> Gradients:
     """Returns the gradients of :func:`forward`.
 
     ``pre`` and ``hidden`` are what it kept, and computed again if that was nothing; ``input_grad`` asks for the
-    gradients of ``x`` and ``gates``, ``weight_grad`` for those of weights and biases.
+    gradients of ``x`` and ``gates``, ``up_grad`` and ``down_grad`` for those of one product's matrices and biases.
     """
     if _is_few(order, weights):
-        return loop_few_rows.backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
+        return loop_few_rows.backward(
+            grad, x, gates, order, weights, pre, hidden, activation, input_grad, up_grad, down_grad
+        )
     act = ACTIVATIONS[activation]
     up_proj, down_proj, up_bias, down_bias = weights
     bounds = cast(list[int], order.offsets.tolist())
     gate_N1 = order.by_row(gates).unsqueeze(-1)
     inputs = _InputGradients(x, gates, order) if input_grad else None
-    of_weights = _WeightGradients(weights) if weight_grad else None
+    of_up = _WeightGradients(up_proj, up_bias) if up_grad else None
+    of_down = _WeightGradients(down_proj, down_bias) if down_grad else None
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if start == end:
-            if of_weights is not None:
-                of_weights.clear(expert)
+            for of_weights in (of_up, of_down):
+                if of_weights is not None:
+                    of_weights.clear(expert)
             continue
         rows, tokens, gate_n1 = slice(start, end), order.token_of_row[start:end], gate_N1[start:end]
         pre_nF1 = pre[rows] if pre.shape[0] else _linear(x[tokens], up_proj[expert], _of(expert, up_bias))
@@ -120,17 +125,17 @@ def backward(
         if inputs is not None:
             inputs.of_gates(rows, grad_hidden_nF, hidden_nF, grad_nD2, _of(expert, down_bias))
         grad_nD2 = _weighted(grad_nD2, gate_n1, x.dtype)
-        if of_weights is not None:
-            of_weights.of_down(expert, grad_nD2, hidden_nF)
+        if of_down is not None:
+            of_down.add(expert, grad_nD2, hidden_nF)
         grad_pre_nF1 = act.backward(_weighted(grad_hidden_nF, gate_n1, x.dtype), pre_nF1, parts)
-        if of_weights is not None:
-            of_weights.of_up(expert, grad_pre_nF1, x.index_select(0, tokens))
+        if of_up is not None:
+            of_up.add(expert, grad_pre_nF1, x.index_select(0, tokens))
         if inputs is not None:
             inputs.of_x(tokens, grad_pre_nF1 @ up_proj[expert])
-    return Gradients(
-        *((None, None) if inputs is None else inputs.finished()),
-        *((None, None, None, None) if of_weights is None else of_weights.finished()),
-    )
+    grad_x, grad_gates = (None, None) if inputs is None else inputs.finished()
+    grad_up, grad_up_bias = (None, None) if of_up is None else (of_up.matrices, of_up.biases)
+    grad_down, grad_down_bias = (None, None) if of_down is None else (of_down.matrices, of_down.biases)
+    return Gradients(grad_x, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)
 
 
 class _InputGradients:
@@ -155,28 +160,17 @@ class _InputGradients:
 
 
 class _WeightGradients:
-    """Collects the gradients of weights and biases, each expert's in its place."""
+    """Collects the gradients of one product's matrices and biases, each expert's in its place."""
 
-    def __init__(self, weights: ExpertWeights) -> None:
-        up_proj, down_proj, up_bias, down_bias = weights
+    def __init__(self, matrices: Tensor, biases: Tensor | None) -> None:
         # Contiguous whatever the weights are, as the fake promises the compiler.
-        self.up, self.down = up_proj.new_empty(up_proj.shape), down_proj.new_empty(down_proj.shape)
-        self.up_bias = None if up_bias is None else up_bias.new_zeros(up_bias.shape)
-        self.down_bias = None if down_bias is None else down_bias.new_zeros(down_bias.shape)
+        self.matrices = matrices.new_empty(matrices.shape)
+        self.biases = None if biases is None else biases.new_zeros(biases.shape)
 
     def clear(self, expert: int) -> None:
-        self.up[expert].zero_()
-        self.down[expert].zero_()
+        self.matrices[expert].zero_()
 
-    def of_down(self, expert: int, g: Tensor, a: Tensor) -> None:
-        torch.mm(g.mT, a, out=self.down[expert])
-        if self.down_bias is not None:
-            self.down_bias[expert] = g.sum(0)
-
-    def of_up(self, expert: int, grad_pre: Tensor, x: Tensor) -> None:
-        torch.mm(grad_pre.mT, x, out=self.up[expert])
-        if self.up_bias is not None:
-            self.up_bias[expert] = grad_pre.sum(0)
-
-    def finished(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.up, self.down, self.up_bias, self.down_bias
+    def add(self, expert: int, grad: Tensor, rows: Tensor) -> None:
+        torch.mm(grad.mT, rows, out=self.matrices[expert])
+        if self.biases is not None:
+            self.biases[expert] = grad.sum(0)

@@ -123,7 +123,8 @@ def backward(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
 ) -> Gradients:
     """Computes :func:`moekit_kernels.moe_ffn.loop.backward`."""
     act = ACTIVATIONS[activation]
@@ -131,7 +132,7 @@ def backward(
     groups = groups_of(order)
     if loop_single_rows.fits(x, gates, weights, groups):
         return loop_single_rows.backward(
-            grad, x, gates, order, groups, weights, pre, hidden, activation, input_grad, weight_grad
+            grad, x, gates, order, groups, weights, pre, hidden, activation, input_grad, up_grad, down_grad
         )
     dtype, ends = torch.promote_types(x.dtype, gates.dtype), order.offsets[1:].int()
     gates_N1 = order.by_row(gates).unsqueeze(-1)
@@ -149,9 +150,11 @@ def backward(
         if down_bias is not None:
             by_row += _products(grad_ND2, down_bias.unsqueeze(-1), None, groups, ends).squeeze(-1).to(gates.dtype)
         grad_gates = order.by_slot(by_row).view(gates.shape)
-    if weight_grad:
-        weighted_ND2 = _weighted(grad_ND2, gates_N1, x.dtype)
+    if up_grad:
         grad_up = _outer_products(grad_pre_NF1, x_ND, up_proj, groups, ends)
+        grad_up_bias = _sums(grad_pre_NF1, up_bias, groups)
+    if down_grad:
+        weighted_ND2 = _weighted(grad_ND2, gates_N1, x.dtype)
         grad_down = _outer_products(weighted_ND2, hidden_NF, down_proj, groups, ends)
-        grad_up_bias, grad_down_bias = _sums(grad_pre_NF1, up_bias, groups), _sums(weighted_ND2, down_bias, groups)
+        grad_down_bias = _sums(weighted_ND2, down_bias, groups)
     return Gradients(grad_x, grad_gates, grad_up, grad_down, grad_up_bias, grad_down_bias)

@@ -89,7 +89,8 @@ def backward(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
 ) -> Gradients:
     """Computes :func:`moekit_kernels.moe_ffn.loop.backward`."""
     act = ACTIVATIONS[activation]
@@ -110,11 +111,13 @@ def backward(
         for expert, grad_pre, out in zip(groups.experts, grad_pre_rows, outputs, strict=False):
             out.addmv_(up_T[expert], grad_pre)
         grad_gates = order.by_slot((grad_hidden_NF * hidden_NF).sum(-1)).view(gates.shape)
-    if weight_grad:
-        grad_up, grad_down = groups.gradient_like(up_proj), groups.gradient_like(down_proj)
-        weighted = (hidden_NF * gates_N1).unbind()
-        of_rows = zip(groups.experts, grad_pre_rows, x_rows, grad_rows, weighted, strict=False)
-        for expert, grad_pre, token, grad_row, hidden_row in of_rows:
+    if up_grad:
+        grad_up = groups.gradient_like(up_proj)
+        for expert, grad_pre, token in zip(groups.experts, grad_pre_rows, x_rows, strict=False):
             torch.outer(grad_pre, token, out=grad_up[expert])
+    if down_grad:
+        grad_down = groups.gradient_like(down_proj)
+        weighted = (hidden_NF * gates_N1).unbind()
+        for expert, grad_row, hidden_row in zip(groups.experts, grad_rows, weighted, strict=False):
             torch.outer(grad_row, hidden_row, out=grad_down[expert])
     return Gradients(grad_x, grad_gates, grad_up, grad_down)

@@ -33,7 +33,7 @@ Recompute = Literal["activation", "none", "all"]
 
 # The arguments that get a gradient, by their place in the schema: x and gates, then weights and biases.
 _INPUT_PLACES = (0, 1)
-_WEIGHT_PLACES = (7, 8, 9, 10)
+_UP_PLACES, _DOWN_PLACES = (7, 9), (8, 10)
 _NUM_ARGUMENTS = 15
 
 # "meta" computes shapes only, and is treated like a CPU.
@@ -95,13 +95,14 @@ def _moe_ffn_backward(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
     impl: str,
 ) -> list[Tensor]:
     order = RowOrder(token_of_row, slot_of_row, offsets, row_of_slot, tiles)
     weights = ExpertWeights(up_proj, down_proj, up_bias, down_bias)
     backward = _kernel(impl, x, gates, activation).backward
-    gradients = backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, weight_grad)
+    gradients = backward(grad, x, gates, order, weights, pre, hidden, activation, input_grad, up_grad, down_grad)
     return [gradient for gradient in gradients if gradient is not None]
 
 
@@ -146,11 +147,14 @@ def _(
     hidden: Tensor,
     activation: str,
     input_grad: bool,
-    weight_grad: bool,
+    up_grad: bool,
+    down_grad: bool,
     impl: str,
 ) -> list[Tensor]:
-    inputs = ((x, gates) if input_grad else ()) + ((up_proj, down_proj, up_bias, down_bias) if weight_grad else ())
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs if t is not None]
+    requested = (input_grad, input_grad, up_grad, down_grad, up_grad, down_grad)
+    tensors = (x, gates, up_proj, down_proj, up_bias, down_bias)
+    inputs = [t for t, is_requested in zip(tensors, requested, strict=True) if is_requested and t is not None]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -167,9 +171,11 @@ def _backward(ctx: Any, grad: Tensor | None, *kept_grads: None) -> tuple[Tensor 
     refuse_forward_mode("moe_ffn", grad)
     *tensors, pre, hidden = ctx.saved_tensors
     needs = ctx.needs_input_grad
-    input_grad, weight_grad = (any(map(needs.__getitem__, places)) for places in (_INPUT_PLACES, _WEIGHT_PLACES))
-    computed = _moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, input_grad, weight_grad, ctx.impl)
-    places = (*(_INPUT_PLACES if input_grad else ()), *(_WEIGHT_PLACES if weight_grad else ()))
+    # Of one product, the gradient of the matrix comes with that of the bias.
+    requested = [any(map(needs.__getitem__, places)) for places in (_INPUT_PLACES, _UP_PLACES, _DOWN_PLACES)]
+    computed = _moe_ffn_backward(grad, *tensors, pre, hidden, ctx.activation, *requested, ctx.impl)
+    groups = zip((_INPUT_PLACES, _UP_PLACES, _DOWN_PLACES), requested, strict=True)
+    places = sorted(place for group, is_requested in groups if is_requested for place in group)
     present = [place for place in places if tensors[place] is not None]
     for place, gradient in zip(present, computed, strict=True):
         gradients[place] = gradient if needs[place] else None
