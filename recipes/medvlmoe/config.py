@@ -149,6 +149,11 @@ class TrainConfig(TrainSettings):
     """Coefficient α of the balancing loss; with bias the step of the selection bias."""
     z_weight: float = 1e-3
     """Coefficient of the router z-loss."""
+    cache_folder: Path | None = None
+    """Folder in which decoded training and validation images are kept for this run and later ones; none by default.
+    For data sets whose images are files."""
+    cache_gigabytes: float = 50.0
+    """Most that the folder of decoded images may hold for one image size; the rest is read from the files."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes.data.chest.options import ChestOptions
 from recipes.data.chest.sets import CHEST_SETS, split_name
+from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.transforms import to_tensor
 from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_source
@@ -177,6 +178,7 @@ class StudyDataset(Dataset[Batch]):
         text_tokens: Longest text.
         augment_seed: Seed of the augmentation; ``None`` for none.
         cache: Whether decoded images stay in memory.
+        stored: Images that were decoded before, of :func:`~recipes.data.decoded_cache.fill_cache`.
     """
 
     def __init__(
@@ -189,10 +191,11 @@ class StudyDataset(Dataset[Batch]):
         text_tokens: int,
         augment_seed: int | None = None,
         cache: bool = False,
+        stored: DecodedImages | None = None,
     ) -> None:
         self.split = split
         self.spec = spec
-        self.images = FittedImages(split, spec.size, augment_seed=augment_seed, cache=cache)
+        self.images = FittedImages(split, spec.size, augment_seed=augment_seed, cache=cache, stored=stored)
         self.tokens = _tokenize(texts, tokenizer, text_tokens)
 
     def __len__(self) -> int:

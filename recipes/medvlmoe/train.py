@@ -11,7 +11,8 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from moekit import SparseMoE, TopKRouter, all_reduce_stats, router_entropy
-from recipes.data.studies import StudySource
+from recipes.data.decoded_cache import DecodedImages, fill_cache
+from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.balance import BalanceLosses
 from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
@@ -34,7 +35,16 @@ from recipes.shared.training import (
 )
 from recipes.shared.weight_decay import parameter_groups
 
-MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "download")
+MAY_CHANGE = (
+    "epochs",
+    "patience",
+    "accelerator",
+    "workers",
+    "cache_images",
+    "cache_folder",
+    "cache_gigabytes",
+    "download",
+)
 """Settings that a resumed run may change: how long it trains, and where."""
 
 
@@ -110,10 +120,26 @@ def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabri
         tokenizer,
         spec,
         augment_seed=seed if settings.augment else None,
+        stored=_decoded(source.train, "train", spec.size, settings, fabric),
         **common,
     )
-    val = StudyDataset(source.val, texts_of(source.val, config.data), tokenizer, spec, **common)
+    stored = _decoded(source.val, "val", spec.size, settings, fabric)
+    val = StudyDataset(source.val, texts_of(source.val, config.data), tokenizer, spec, stored=stored, **common)
     return make_loader(train, settings, seed=seed, **place), make_loader(val, settings, seed=None, **place)
+
+
+def _decoded(split: StudySplit, name: str, size: int, settings: TrainConfig, fabric: Fabric) -> DecodedImages | None:
+    """Fills the cache of decoded images with a split; ``None`` without a folder for it."""
+    if settings.cache_folder is None:
+        return None
+    return fill_cache(
+        split,
+        settings.cache_folder,
+        size,
+        limit_bytes=settings.cache_gigabytes * 1e9,
+        workers=settings.workers,
+        title=f"decode {name}" if fabric.is_global_zero else None,
+    )
 
 
 def _parameter_groups(model: MedVLMoE, settings: TrainConfig) -> list[dict[str, Any]]:

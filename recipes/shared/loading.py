@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.transforms import augment, fit_square
 from recipes.data.sampling import EpochSampler
 from recipes.data.studies import StudySplit
@@ -24,17 +25,28 @@ class FittedImages:
         size: Side of the square, in pixels.
         augment_seed: Seed of the augmentation; ``None`` for none.
         cache: Whether decoded images stay in memory.
+        stored: Images of the split that were decoded before, of :func:`~recipes.data.decoded_cache.fill_cache`.
     """
 
-    def __init__(self, split: StudySplit, size: int, *, augment_seed: int | None = None, cache: bool = False) -> None:
-        self.split, self.size, self.augment_seed = split, size, augment_seed
+    def __init__(
+        self,
+        split: StudySplit,
+        size: int,
+        *,
+        augment_seed: int | None = None,
+        cache: bool = False,
+        stored: DecodedImages | None = None,
+    ) -> None:
+        self.split, self.size, self.augment_seed, self.stored = split, size, augment_seed, stored
         self.cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
 
     def fitted(self, index: int) -> NDArray[np.uint8]:
         """Returns a study's image in the square, not augmented."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
-        image = fit_square(self.split[index].image, self.size)
+        image = None if self.stored is None else self.stored(index)
+        if image is None:
+            image = fit_square(self.split[index].image, self.size)
         if self.cache is not None:
             self.cache[index] = image
         return image

@@ -1,0 +1,166 @@
+"""Decoded images on disk: the same pixels, whole after a kill, one writer, a limit."""
+
+import fcntl
+import os
+import pickle
+import signal
+import sqlite3
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recipes.data.decoded_cache import fill_cache, image_keys
+from recipes.data.image_files import ImageFiles
+from recipes.data.images.transforms import fit_square
+from recipes.data.phantom import phantom_source
+from recipes.medvlmoe import train
+from recipes.shared.loading import FittedImages
+from tests.recipes import chest_folders as folders
+from tests.recipes.medvlmoe.conftest import small_config
+
+
+def image_files(folder, count=6, shape=(40, 30)):
+    folder.mkdir(parents=True, exist_ok=True)
+    names = tuple(f"{n}.png" for n in range(count))
+    for n, name in enumerate(names):
+        kind = (*shape, 3) if n % 3 == 1 else shape
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, kind, dtype=np.uint8)).save(folder / name)
+    paths = tuple(str(folder / name) for name in names)
+    nothing = (None,) * count
+    return ImageFiles(names, paths, ((),) * count, np.zeros((count, 1), np.float32), names, nothing, nothing)
+
+
+def stored_count(cache, size=32):
+    with sqlite3.connect(cache / f"images-{size}.sqlite") as database:
+        return database.execute("SELECT COUNT(*) FROM images").fetchone()[0]
+
+
+def test_images_are_those_of_the_files_and_are_read_once(tmp_path, monkeypatch):
+    split = image_files(tmp_path / "images")
+    stored = fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    for row in range(6):
+        np.testing.assert_array_equal(stored(row), fit_square(split[row].image, 32))
+        assert stored(row).flags.writeable
+    again = pickle.loads(pickle.dumps(stored))
+    np.testing.assert_array_equal(again(3), stored(3))
+
+    def refuse(*_):
+        raise AssertionError("an image was decoded twice")
+
+    monkeypatch.setattr(ImageFiles, "__getitem__", refuse)
+    stored = fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    plain = FittedImages(split, 32, stored=stored)
+    assert plain.fitted(1).shape == (32, 32, 3)
+
+
+def test_an_edited_image_is_decoded_anew(tmp_path):
+    split = image_files(tmp_path / "images")
+    fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    Image.fromarray(np.full((8, 8), 77, np.uint8)).save(split.paths[2])
+    os.utime(split.paths[2], ns=(1, 1))
+    stored = fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    assert (stored(2) == 77).all()
+
+
+def test_keys_know_how_an_image_is_read(tmp_path):
+    from recipes.data.image_files import file_reader
+
+    split = image_files(tmp_path, 1)
+    assert image_keys(split) != image_keys(replace(split, read=file_reader(True)))
+    assert image_keys(split) != image_keys(replace(split, details=(1,)))
+    assert image_keys(split) == image_keys(replace(split, read=file_reader(False)))
+
+
+def test_beyond_the_limit_images_are_read_from_their_files(tmp_path, capsys):
+    split = image_files(tmp_path / "images", 9)
+    stored = fill_cache(split, tmp_path / "cache", 32, limit_bytes=4 * 32 * 32)
+    held = [row for row in range(9) if stored(row) is not None]
+    assert held == [0, 1]  # the second is in colour, three times as large
+    assert "is full (4.096e-06 GB): 7 of 9 images are read from their files" in capsys.readouterr().out
+    images = FittedImages(split, 32, stored=stored)
+    np.testing.assert_array_equal(images.fitted(5), fit_square(split[5].image, 32))
+    fill_cache(split, tmp_path / "cache", 32, limit_bytes=32 * 32)
+    assert stored_count(tmp_path / "cache") == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_image_is_named_and_the_others_are_kept(tmp_path, workers):
+    split = image_files(tmp_path / "images")
+    with open(split.paths[4], "r+b") as file:
+        file.truncate(80)
+    with pytest.raises(ValueError, match=r"cannot read the image .*4\.png"):
+        fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9, workers=workers)
+    assert stored_count(tmp_path / "cache") == 4
+
+
+def test_what_is_refused(tmp_path):
+    split = image_files(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"cache_gigabytes must be above 0, got 0"):
+        fill_cache(split, tmp_path / "cache", 32, limit_bytes=0)
+    phantom = phantom_source(train=3, val=3, test=3, size=64).train
+    with pytest.raises(ValueError, match=r"cache_folder is for data sets whose images are files.*leave --cache-folder"):
+        fill_cache(phantom, tmp_path / "cache", 32, limit_bytes=1e9)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "images-32.sqlite").write_text("this is no data base of any kind" * 40)
+    with pytest.raises(
+        ValueError, match=r"cannot write the cache .*images-32\.sqlite': file is not a database. Delete"
+    ):
+        fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    with pytest.raises(ValueError, match=r"cannot write the cache .*--cache-folder"):
+        fill_cache(split, tmp_path / "images" / "0.png", 32, limit_bytes=1e9)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_killed_filling_goes_on_where_it_was(tmp_path, monkeypatch):
+    split = image_files(tmp_path / "images", 400)
+    child = os.fork()
+    if child == 0:
+        fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+        os._exit(0)
+    file = tmp_path / "cache" / "images-32.sqlite"
+    while not (file.exists() and file.stat().st_size > 100_000):
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    before = stored_count(tmp_path / "cache")
+    assert before % 64 == 0 or before == 400
+    read = []
+    plain = ImageFiles.__getitem__
+    monkeypatch.setattr(ImageFiles, "__getitem__", lambda split, row: read.append(row) or plain(split, row))
+    stored = fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    assert read == list(range(before, 400))
+    for row in (0, 200, 399):
+        np.testing.assert_array_equal(stored(row), fit_square(plain(split, row).image, 32))
+
+
+def test_a_second_writer_waits_for_the_first(tmp_path, capfd):
+    split = image_files(tmp_path / "images")
+    (tmp_path / "cache").mkdir()
+    with (tmp_path / "cache" / "images-32.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threading.Thread(target=fill_cache, args=(split, tmp_path / "cache", 32), kwargs={"limit_bytes": 1e9})
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        assert not (tmp_path / "cache" / "images-32.sqlite").exists()
+    second.join()
+    assert stored_count(tmp_path / "cache") == 6
+    assert "waiting for another process that fills" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_training_with_a_cache_has_the_losses_of_one_without(tmp_path):
+    root = folders.chexpert_folder(tmp_path / "set")
+    histories = []
+    for name, cache in (("plain", None), ("cached", tmp_path / "cache")):
+        config = small_config(tmp_path / name, epochs=1, batch_size=8, cache_images=False, cache_folder=cache)
+        train.main(replace(config, data=replace(config.data, data=f"chexpert:{root}")))
+        histories.append((tmp_path / name / "history.jsonl").read_text().partition('"seconds"')[0])
+        torch.manual_seed(0)
+    assert histories[0] == histories[1]
+    assert stored_count(tmp_path / "cache", 64) == 24
