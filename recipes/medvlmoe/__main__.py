@@ -40,7 +40,10 @@ def _train(arguments: list[str]) -> None:
 
 def _evaluate(arguments: list[str]) -> None:
     def evaluate(
-        run: tyro.conf.Positional[Path], bootstrap: int = 1000, checkpoint: Literal["best", "last"] = "best"
+        run: tyro.conf.Positional[Path],
+        bootstrap: int = 1000,
+        checkpoint: Literal["best", "last"] = "best",
+        temperature: Literal["shared", "per-class"] = "shared",
     ) -> None:
         """Evaluate a trained run on its validation and test splits.
 
@@ -48,10 +51,11 @@ def _evaluate(arguments: list[str]) -> None:
             run: Folder of the run, or of one run per seed.
             bootstrap: Resamples of patients for the confidence intervals.
             checkpoint: Which weights.
+            temperature: One temperature for all classes, or one each (multi-label tasks only).
         """
         from recipes.medvlmoe import evaluate as stage
 
-        metrics = stage.main(run, bootstrap=bootstrap, checkpoint=checkpoint)
+        metrics = stage.main(run, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature)
         print(_summary(metrics))
         for line in _class_set_lines(metrics["test"].get("class_sets", {})):
             print(line)

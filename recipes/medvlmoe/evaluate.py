@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.build import load_model
@@ -15,19 +17,25 @@ from recipes.medvlmoe.examples import write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
 from recipes.shared.runs import environment, peak_memory_bytes, read_json, run_device, write_json
+from recipes.shared.scores.calibrated import calibrate
 from recipes.shared.scores.class_sets import class_set_scores
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.operating_points import operating_points
 from recipes.shared.scores.seeds import aggregate_seeds
+from recipes.shared.scores.temperature import Scope, scaled_probs
 
 
-def main(run: Path, *, bootstrap: int = 1000, checkpoint: str = "best") -> dict[str, Any]:
+def main(
+    run: Path, *, bootstrap: int = 1000, checkpoint: str = "best", temperature: Scope = "shared"
+) -> dict[str, Any]:
     """Evaluates a run on its validation and test splits; several seeds are aggregated.
 
     Args:
         run: Folder of a run, or of one run per seed (``seed-N``).
         bootstrap: Resamples of patients for the confidence intervals.
         checkpoint: ``"best"`` or ``"last"``.
+        temperature: Whether calibration fits one temperature for all classes or one each (multi-label tasks only).
 
     Returns:
         What was written to ``metrics.json``.
@@ -37,8 +45,8 @@ def main(run: Path, *, bootstrap: int = 1000, checkpoint: str = "best") -> dict[
     """
     seeds = seed_runs(run)
     if not seeds:
-        return evaluate_one(run, bootstrap=bootstrap, checkpoint=checkpoint)
-    each = [evaluate_one(seed, bootstrap=bootstrap, checkpoint=checkpoint) for seed in seeds]
+        return evaluate_one(run, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature)
+    each = [evaluate_one(seed, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature) for seed in seeds]
     metrics = {"runs": [seed.name for seed in seeds], "test": aggregate_seeds(each)}
     write_json(run / "metrics.json", metrics)
     return metrics
@@ -49,7 +57,7 @@ def seed_runs(run: Path) -> list[Path]:
     return sorted(run.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any]:
+def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Scope) -> dict[str, Any]:
     """Evaluates one run; see :func:`main`."""
     started = time.monotonic()
     model, config, classes, task = load_model(run, checkpoint)
@@ -78,6 +86,19 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any
             bootstrap=bootstrap,
         )
         metrics[name] = scores
+    val, test = predictions["val"], predictions["test"]
+    metrics["calibration"], temperatures = calibrate(
+        (val.logits, val.labels),
+        (test.logits, test.labels),
+        source.test.groups,
+        classes,
+        task=task,
+        scope=temperature,
+        bootstrap=bootstrap,
+    )
+    metrics["operating_points"] = operating_points(
+        val.probs, val.labels, test.probs, test.labels, source.test.groups, classes, bootstrap=bootstrap
+    )
     metrics["experts"] = _experts(predictions["test"], classes, config)
     training = read_json(run / "training.json")
     metrics["training"] = {
@@ -88,7 +109,17 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any
     }
     splits = {"val": source.val, "test": source.test}
     table = pd.concat(
-        [predictions_table(predictions[name], splits[name], name, classes, config) for name in predictions]
+        [
+            predictions_table(
+                predictions[name],
+                splits[name],
+                name,
+                classes,
+                config,
+                calibrated=scaled_probs(predictions[name].logits, temperatures.values, task=task),
+            )
+            for name in predictions
+        ]
     )
     table.to_csv(run / "predictions.csv", index=False)
     write_examples(run, model, config, source, predictions["test"], device)
@@ -99,16 +130,23 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str) -> dict[str, Any
 
 
 def predictions_table(
-    predictions: Predictions, split: StudySplit, name: str, classes: Sequence[str], config: Config
+    predictions: Predictions,
+    split: StudySplit,
+    name: str,
+    classes: Sequence[str],
+    config: Config,
+    *,
+    calibrated: NDArray[np.float64],
 ) -> pd.DataFrame:
-    """Makes one row per study: truth, probabilities, the experts chosen and their gates."""
+    """Makes one row per study: truth, probabilities as they are and calibrated, the experts chosen and their gates."""
     columns: dict[str, Any] = {
         "id": [split.ids[int(i)] for i in predictions.index],
         "group": [split.groups[int(i)] for i in predictions.index],
         "split": name,
     }
     columns |= {f"label:{c}": predictions.labels[:, k] for k, c in enumerate(classes)}
-    return pd.DataFrame(columns | predictions.columns(classes, config.model.top_k))
+    columns |= predictions.columns(classes, config.model.top_k)
+    return pd.DataFrame(columns | {f"calibrated:{c}": calibrated[:, k] for k, c in enumerate(classes)})
 
 
 def _about(run: Path, config: Config, source: StudySource, model: MedVLMoE) -> dict[str, Any]:

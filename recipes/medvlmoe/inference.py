@@ -21,6 +21,7 @@ class Predictions(NamedTuple):
 
     Attributes:
         index: ``(N,)``, place in the split.
+        logits: ``(N, C)``, of an ordinal task the ``(N, C - 1)`` of "above grade k".
         probs: ``(N, C)``.
         labels: ``(N, C)``, NaN where unknown.
         loss: ``(N,)``, the task's loss of the study, a sum over its known labels.
@@ -32,6 +33,7 @@ class Predictions(NamedTuple):
     """
 
     index: NDArray[np.int64]
+    logits: NDArray[np.float32]
     probs: NDArray[np.float32]
     labels: NDArray[np.float32]
     loss: NDArray[np.float32]
@@ -101,6 +103,7 @@ def _run_batch(model: MedVLMoE, batch: Batch, need_attention: bool) -> dict[str,
     output: Diagnosis = model(batch.images, batch.input_ids, batch.text_mask, need_attention=need_attention)
     columns = {
         "index": batch.index,
+        "logits": output.logits.float(),
         "probs": model.head.probs(output.logits),
         "labels": batch.labels,
         "loss": model.head.losses(output.logits, batch.labels),

@@ -6,6 +6,7 @@
 | ``confusion`` | confusion matrix of a single-label task |
 | ``temperature`` | temperatures fitted on the validation split |
 | ``calibration`` | negative log-likelihood, Brier score and calibration error with its sampling floor |
+| ``calibrated`` | both of them for a run |
 | ``operating_points`` | sensitivity and specificity at thresholds of the validation split |
 | ``paired`` | two models on the same studies: DeLong, paired bootstrap over patients, Holm |
 | ``seeds`` | mean and t-interval over training seeds |

@@ -1,9 +1,12 @@
 """Temperature scaling: logits are divided by a number fitted on the validation split.
 
-A temperature above 1 makes a model less sure, one below 1 surer. It changes no order of scores within a class, so every
-AUROC stays as it was (Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2).
+A temperature above 1 makes a model less sure, one below 1 surer (Guo et al. 2017, https://arxiv.org/abs/1706.04599,
+section 4.2). It never changes which class of a study is the most probable. Of multi-label and two-class tasks it keeps
+the order of studies within a class too, so their AUROCs stay as they were; those of three or more exclusive classes may
+move a little.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -33,7 +36,7 @@ class Temperatures(NamedTuple):
     nll_before: float | None
     nll_after: float | None
 
-    def to_json(self, classes: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
         """Returns plain types, with classes by name."""
         return {
             "temperature": dict(zip(classes, self.values.tolist(), strict=True)),

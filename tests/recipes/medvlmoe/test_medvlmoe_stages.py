@@ -52,6 +52,24 @@ def test_predictions_agree_with_the_metrics(trained_run):
     assert gates.sum(axis=1).to_numpy() == pytest.approx(np.ones(40), abs=2e-4)
 
 
+def test_calibration_belongs_to_the_predictions(trained_run):
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    table = pd.read_csv(trained_run / "predictions.csv")
+    calibration, test = metrics["calibration"], table[table["split"] == "test"]
+    assert calibration["val_nll_after"] <= calibration["val_nll_before"]
+    name = next(name for name in metrics["run"]["classes"] if name not in calibration["not_fitted"])
+    probs, calibrated = (test[f"{kind}:{name}"].to_numpy() for kind in ("prob", "calibrated"))
+    logits = np.log(calibrated / (1 - calibrated)) * calibration["temperature"][name]
+    assert 1 / (1 + np.exp(-logits)) == pytest.approx(probs, abs=1e-5)
+    labels = test[f"label:{name}"].to_numpy()
+    for kind, values in (("uncalibrated", probs), ("calibrated", calibrated)):
+        brier = calibration[kind]["per_class"][name]["brier"]
+        assert brier == pytest.approx(np.nanmean((values - labels) ** 2), abs=1e-5)
+    points = metrics["operating_points"][name]["youden"]
+    hits = (probs >= points["threshold"] - 1e-7) & (labels == 1)
+    assert hits.sum() == points["true_positives"]
+
+
 def test_examples_show_different_classes_and_proper_attention(trained_run):
     examples = np.load(trained_run / "examples.npz")
     assert len(examples["ids"]) == NUM_EXAMPLES
