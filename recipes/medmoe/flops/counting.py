@@ -67,6 +67,8 @@ class ImageSide(nn.Module):
         self.parts = nn.ModuleDict({name: model.get_submodule(name) for name in parts})
         self.run_all = run_all
         self._model = [model]  # in a list, so that the text side is no part of this module
+        # What is counted is what runs: while a counter traces, "auto" would take the form of static shapes.
+        model.moe.experts.batching = "loop"
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes ``(B, 3, size, size)`` into ``(B, D)`` and ``(B, D, h, w)``."""
