@@ -1,4 +1,4 @@
-"""The command line: ``python -m recipes.medvlmoe train|evaluate|predict|report``."""
+"""The command line: ``python -m recipes.medvlmoe train|evaluate|compare|predict|report``."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from recipes.shared.cli import parse_preset, run_stage
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
     "evaluate": "Evaluate a trained run: metrics.json, predictions.csv, examples.npz.",
+    "compare": "Compare the test AUROCs of two evaluated runs on the same studies.",
     "predict": "Predict the findings of images of your own with a trained run.",
     "report": "Draw report.html from an evaluated run.",
 }
@@ -19,7 +20,7 @@ _ABOUT = {
 
 def main(arguments: list[str]) -> None:
     """Runs one stage."""
-    stages = {"train": _train, "evaluate": _evaluate, "predict": _predict, "report": _report}
+    stages = {"train": _train, "evaluate": _evaluate, "compare": _compare, "predict": _predict, "report": _report}
     run_stage("recipes.medvlmoe", stages, _ABOUT, arguments)
 
 
@@ -62,6 +63,36 @@ def _evaluate(arguments: list[str]) -> None:
         print(f"metrics: {run / 'metrics.json'}\nnext: python -m recipes.medvlmoe report {run}")
 
     tyro.cli(evaluate, args=arguments, prog="python -m recipes.medvlmoe evaluate")
+
+
+def _compare(arguments: list[str]) -> None:
+    def compare(
+        first: tyro.conf.Positional[Path],
+        second: tyro.conf.Positional[Path],
+        bootstrap: int = 2000,
+        seed: int = 0,
+        out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None,
+    ) -> None:
+        """Compare the test AUROCs of two evaluated runs: by class and their mean, over patients and over seeds.
+
+        Args:
+            first: Folder of an evaluated run, or of one run per seed.
+            second: The other.
+            bootstrap: Resamples of patients.
+            seed: Seed of the resampling.
+            out: File to write the comparison to; none by default.
+        """
+        from recipes.shared.compare import compare_runs, comparison_table
+        from recipes.shared.runs import write_json
+
+        result = compare_runs(first, second, bootstrap=bootstrap, seed=seed)
+        print(comparison_table(result))
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, result)
+            print(f"written: {out}")
+
+    tyro.cli(compare, args=arguments, prog="python -m recipes.medvlmoe compare")
 
 
 def _predict(arguments: list[str]) -> None:
