@@ -62,3 +62,7 @@ class PairSource:
     val: PairSplit
     test: PairSplit
     notes: tuple[str, ...] = ()
+
+    def splits(self) -> Iterator[tuple[str, PairSplit | PairStream]]:
+        """Yields ``(name, split)`` for train, val and test."""
+        yield from (("train", self.train), ("val", self.val), ("test", self.test))

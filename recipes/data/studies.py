@@ -125,5 +125,6 @@ def check_splits_apart(source: str, splits: Iterable[tuple[str, StudySplit]]) ->
         shown = ", ".join(f"{group!r} ({first} and {second})" for group, (first, second) in list(crossing.items())[:5])
         raise ValueError(
             f"{source}: groups must not cross splits, but {len(crossing)} do: {shown}. "
-            "Split by patient, or name the column that identifies one."
+            "Split by patient (--split-column None draws such a split), or name the column that identifies one "
+            "(--group-column)."
         )

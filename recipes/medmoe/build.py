@@ -8,7 +8,8 @@ from recipes.shared.checkpoints import load_weights
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.encoders.pyramid import PyramidEncoder, load_pyramid_encoder
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
-from recipes.shared.runs import read_json, write_json
+from recipes.shared.runs import built_from, read_object, write_json
+from recipes.shared.settings import read_settings
 
 
 def new_model(config: Config, texts: list[str]) -> MedMoE:
@@ -49,9 +50,12 @@ def load_model(run: Path, checkpoint: str = "best") -> tuple[MedMoE, Config]:
     Raises:
         ValueError: If the folder is not that of a pretrained run.
     """
-    config = Config.from_json(read_json(run / "config.json"))
-    about = read_json(run / "encoders" / "model.json")
-    image_encoder = PyramidEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
-    model = MedMoE(config.model, image_encoder, TextEncoder.from_saved(run / "encoders" / "text"))
+    config = read_settings(Config, run)
+    path = run / "encoders" / "model.json"
+    about = read_object(path, ("image",))
+    text_encoder = TextEncoder.from_saved(run / "encoders" / "text")
+    with built_from(path):
+        image_encoder = PyramidEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
+        model = MedMoE(config.model, image_encoder, text_encoder)
     load_weights(model, run, checkpoint)
     return model.eval(), config

@@ -38,6 +38,10 @@ class ManifestConfig:
     """Column with the kind of the image; a blank cell is one that is not known."""
     split_column: str | None = "split"
     """Column of train, val and test; None draws a split by group."""
+    split_seed: int = 0
+    """Seed of a drawn split."""
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of train, val and test in a drawn split."""
     group_column: str | None = None
     """Column that identifies the patient."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -72,6 +76,8 @@ class DataConfig:
     """Kind of all images, where the data do not name it."""
     force_dicom: bool = False
     """Read DICOM files without preamble and file meta group, as old programs wrote them."""
+    verify_images: bool = False
+    """Read every image of a .csv once before training, and list those that cannot be read."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     manifest: ManifestConfig = field(default_factory=ManifestConfig)
     shards: ShardConfig = field(default_factory=ShardConfig)

@@ -11,6 +11,7 @@ from recipes.data.pairs import PairStream
 from recipes.data.studies import StudySplit
 from recipes.medmoe.inference.embedding import embed
 from recipes.medmoe.inference.run import Session
+from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import update_metrics
 from recipes.shared.scores.retrieval import RECALLS, retrieval_scores, unique_texts
 
@@ -40,10 +41,13 @@ def main(
     Raises:
         ValueError: If the split is a stream.
     """
+    check_outputs(run, ("metrics.json",))
     session = Session.open(run, checkpoint)
     pairs = getattr(session.source(), split)
     if isinstance(pairs, PairStream):
-        raise ValueError(f"split: the {split} split of this run is a stream, which cannot be ranked. Use val or test.")
+        raise ValueError(
+            f"split: the {split} split of this run is a stream, which cannot be ranked: use --split val or test."
+        )
     result = {"split": split, "checkpoint": checkpoint} | retrieve(session, pairs, score=score)
     update_metrics(run, retrieval=result)
     print(_line(result))

@@ -8,6 +8,7 @@ import tyro
 
 from recipes.medvlmoe.config import PRESETS, Config
 from recipes.shared.cli import parse_preset, run_stage
+from recipes.shared.outputs import check_file
 
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
@@ -112,7 +113,7 @@ def _predict(arguments: list[str]) -> None:
 
         Args:
             run: Folder of the run.
-            image: Image files; or give --csv.
+            image: Image files, or folders of them; or give --csv.
             text: Report or note that belongs to the image.
             csv: Table of images and texts; labels are not read.
             image_column: Its column of images, by default the run's.
@@ -124,7 +125,9 @@ def _predict(arguments: list[str]) -> None:
         """
         from recipes.medvlmoe import predict as stage
 
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if csv is not None and out.resolve() == csv.resolve():
+            raise ValueError(f"out would replace the table that is read, {csv}: give another --out.")
+        check_file(out, "--out")
         table = stage.main(
             run,
             images=image,

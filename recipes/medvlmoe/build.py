@@ -8,7 +8,8 @@ from recipes.medvlmoe.model import MedVLMoE, reads_text
 from recipes.shared.checkpoints import load_weights
 from recipes.shared.encoders.image import ImageEncoder, ImageEncoderSpec, load_image_encoder
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
-from recipes.shared.runs import read_json, write_json
+from recipes.shared.runs import built_from, read_object, write_json
+from recipes.shared.settings import read_settings
 
 
 def new_model(config: Config, texts: list[str], classes: tuple[str, ...], task: Task) -> MedVLMoE:
@@ -60,11 +61,13 @@ def load_model(run: Path, checkpoint: str = "best") -> tuple[MedVLMoE, Config, t
     Raises:
         ValueError: If the folder is not that of a trained run.
     """
-    config = Config.from_json(read_json(run / "config.json"))
-    about = read_json(run / "encoders" / "model.json")
+    config = read_settings(Config, run)
+    path = run / "encoders" / "model.json"
+    about = read_object(path, ("image", "text", "classes", "task"))
     text_encoder = TextEncoder.from_saved(run / "encoders" / "text") if about["text"] else None
-    classes, task = tuple(about["classes"]), about["task"]
-    image_encoder = ImageEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
-    model = MedVLMoE(config.model, image_encoder, text_encoder, len(classes), task, config.train.balance)
+    with built_from(path):
+        classes, task = tuple(about["classes"]), about["task"]
+        image_encoder = ImageEncoder.from_spec(ImageEncoderSpec.from_json(about["image"]))
+        model = MedVLMoE(config.model, image_encoder, text_encoder, len(classes), task, config.train.balance)
     load_weights(model, run, checkpoint)
     return model.eval(), config, classes, task

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from recipes.data.studies import Task
 from recipes.shared.settings import RunSettings, TrainSettings
 
 Variant = Literal["full", "no-moe", "no-fusion", "no-text", "vision-only"]
@@ -41,9 +42,22 @@ class ManifestConfig:
     label_columns: tuple[str, ...] = ()
     """One column of 1, 0, -1 or blank per class."""
     label_column: str | None = None
-    """Or one column with the class's name (several joined by |)."""
+    """Or one column with the class's name."""
+    label_separator: str | None = "|"
+    """What joins several names in --label-column; None if a cell is one name."""
+    negative_label: str | None = None
+    """The name in --label-column that stands for no class at all, such as "No Finding"."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes in their order (lowest first for grades): those to look for in --label-column, or to show
+    instead of --label-columns."""
+    task: Task | None = None
+    """Kind of the target; by default taken from the labels."""
     split_column: str | None = "split"
     """Column of train, val and test; None draws a split by group."""
+    split_seed: int = 0
+    """Seed of a drawn split."""
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of train, val and test in a drawn split."""
     group_column: str | None = None
     """Column that identifies the patient."""
     uncertain: Literal["ignore", "zeros", "ones", "per-label"] = "ignore"
@@ -79,6 +93,8 @@ class DataConfig:
     """Let the medmnist package download a set that is named."""
     force_dicom: bool = False
     """Read DICOM files without preamble and file meta group, as old programs wrote them."""
+    verify_images: bool = False
+    """Read every image once before training, and list those that cannot be read."""
     use_text: bool = True
     """Whether texts are used where there are any."""
     phantom: PhantomConfig = field(default_factory=PhantomConfig)

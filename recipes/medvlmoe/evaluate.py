@@ -16,7 +16,9 @@ from recipes.medvlmoe.data import build_source, make_loader
 from recipes.medvlmoe.examples import write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
-from recipes.shared.runs import environment, peak_memory_bytes, read_json, run_device, write_json
+from recipes.shared.fingerprint import check_unchanged
+from recipes.shared.outputs import check_outputs
+from recipes.shared.runs import environment, peak_memory_bytes, read_object, run_device, write_json
 from recipes.shared.scores.calibrated import calibrate
 from recipes.shared.scores.class_sets import class_set_scores
 from recipes.shared.scores.expert_usage import expert_usage
@@ -24,6 +26,9 @@ from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.operating_points import operating_points
 from recipes.shared.scores.seeds import aggregate_seeds
 from recipes.shared.scores.temperature import Scope, scaled_probs
+
+OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz")
+"""What the stage writes into the run."""
 
 
 def main(
@@ -43,6 +48,8 @@ def main(
     Raises:
         ValueError: If the folder is not that of a trained run.
     """
+    if bootstrap < 0:
+        raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
     seeds = seed_runs(run)
     if not seeds:
         return evaluate_one(run, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature)
@@ -60,12 +67,18 @@ def seed_runs(run: Path) -> list[Path]:
 def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Scope) -> dict[str, Any]:
     """Evaluates one run; see :func:`main`."""
     started = time.monotonic()
+    training = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes"))
+    check_outputs(run, OUTPUTS)
     model, config, classes, task = load_model(run, checkpoint)
     device = run_device(config.train.accelerator)
     model.to(device)
     source = build_source(config.data, config.model.image_size)
     if source.classes != classes:
-        raise ValueError(f"{run} was trained on the classes {classes}, but its data now has {source.classes}.")
+        raise ValueError(
+            f"{run} was trained on the classes {classes}, but {config.data.data} now has {source.classes}: restore "
+            "it, or train another run."
+        )
+    check_unchanged(run, source.splits(), data=config.data.data)
 
     predictions: dict[str, Predictions] = {}
     metrics: dict[str, Any] = {"run": _about(run, config, source, model)}
@@ -100,7 +113,6 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Sco
         val.probs, val.labels, test.probs, test.labels, source.test.groups, classes, bootstrap=bootstrap
     )
     metrics["experts"] = _experts(predictions["test"], classes, config)
-    training = read_json(run / "training.json")
     metrics["training"] = {
         "epochs": training["epochs"],
         "best_epoch": training["best_epoch"],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from recipes.data.image_folders import image_files
 from recipes.data.tables.text_columns import text_columns
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.build import load_model
@@ -34,7 +35,7 @@ def main(
 
     Args:
         run: Folder of the run.
-        images: Image files.
+        images: Image files, or folders of them.
         text: Report or note that belongs to the image; only with a single one.
         csv: Table of images and texts instead.
         image_column: Its column of images, by default the one of the run's settings.
@@ -56,11 +57,12 @@ def main(
             do not fit its header, or an image cannot be read.
     """
     if bool(images) == (csv is not None):
-        raise ValueError("give either images or a csv.")
+        raise ValueError("give either images or a csv (--image or --csv).")
+    images = image_files(images)
     if text is not None and len(images) != 1:
-        raise ValueError(f"text belongs to a single image, got {len(images)} images; use a csv for several.")
+        raise ValueError(f"text belongs to a single image, got {len(images)} images; use a csv (--csv) for several.")
     if image_root is not None and csv is None:
-        raise ValueError("image_root is where the paths of a csv begin: leave it out with images.")
+        raise ValueError("image_root (--image-root) is where the paths of a csv begin: leave it out with images.")
     if csv is None and (image_column or text_column):
         raise ValueError(
             "image_column and text_column (--image-column, --text-column) name columns of a csv: leave them out with "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from moekit import SparseMoE, TopKRouter, all_reduce_stats, router_entropy
 from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.studies import StudySource, StudySplit
+from recipes.data.verify import verify_images
 from recipes.medvlmoe.balance import BalanceLosses
 from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
@@ -21,6 +22,9 @@ from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, reads_text
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.data_summary import study_summary
+from recipes.shared.fingerprint import check_unchanged, write_fingerprint
+from recipes.shared.limits import check_limits
+from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.training import (
@@ -44,6 +48,7 @@ MAY_CHANGE = (
     "cache_folder",
     "cache_gigabytes",
     "download",
+    "verify_images",
 )
 """Settings that a resumed run may change: how long it trains, and where."""
 
@@ -58,6 +63,8 @@ def main(config: Config) -> list[Path]:
         ValueError: If the settings contradict each other, or ``config.out`` holds a run already and
             ``resume`` is off.
     """
+    check_limits(config)
+    check_folder(config.out, "--out")
     return one_run_per_seed(config, train_one)
 
 
@@ -72,6 +79,11 @@ def train_one(config: Config) -> None:
 
     source = build_source(config.data, config.model.image_size)
     fabric.print(_summary(config, source))
+    if checkpoint is not None:
+        check_unchanged(out, source.splits(), data=config.data.data)
+    if config.data.verify_images and fabric.is_global_zero:
+        verify_images(source.splits(), config.data.data)
+    fabric.barrier()
     if checkpoint is None:
         train_texts = texts_of(source.train, config.data)
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
@@ -83,6 +95,7 @@ def train_one(config: Config) -> None:
     if fabric.is_global_zero:
         save_architecture(model, source.classes, source.task, out)
         write_json(out / "config.json", config.to_json())
+        write_fingerprint(out, source.splits())
     wrapped, optimizer = fabric.setup(model, optimizer)
 
     run_epochs(

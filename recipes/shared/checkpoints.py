@@ -8,8 +8,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from recipes.shared.runs import read_json, write_history
-from recipes.shared.settings import check_same_settings
+from recipes.shared.runs import write_history
+from recipes.shared.settings import check_same_settings, read_settings
+
+_REMEDY = "Take the run's other checkpoint (--checkpoint last or best), a copy of the file, or train again."
+STATE = ("model", "optimizer", "scaler", "epoch", "best", "best_epoch", "history", "seconds")
+"""What ``last.ckpt`` holds at least."""
 
 
 def checkpoint_to_resume(config: Any, *, may_change: Sequence[str]) -> Path | None:
@@ -27,7 +31,7 @@ def checkpoint_to_resume(config: Any, *, may_change: Sequence[str]) -> Path | No
         return None
     if not config.resume:
         raise ValueError(f"{config.out} holds a run already: give --resume to go on with it, or another --out.")
-    started_with = type(config).from_json(read_json(config.out / "config.json"))
+    started_with = read_settings(type(config), config.out)
     check_same_settings(started_with, config, may_change=may_change)
     return last
 
@@ -41,12 +45,52 @@ def load_weights(model: nn.Module, run: Path, checkpoint: str) -> None:
         checkpoint: ``"best"`` or ``"last"``.
 
     Raises:
-        ValueError: If there is no such checkpoint.
+        ValueError: If there is no such checkpoint, or it cannot be read or is of another model.
     """
     path = run / "checkpoints" / f"{checkpoint}.ckpt"
+    _load_state(model, read_checkpoint(path)["model"], path)
+
+
+def read_checkpoint(path: Path, keys: Sequence[str] = ("model",)) -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Args:
+        path: The file.
+        keys: What it must hold.
+
+    Raises:
+        ValueError: If it is missing, empty, cut off, or no checkpoint of a run; the message names it.
+    """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: train the run first.")
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty. {_REMEDY}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged bytes fail wherever a reader trips over them: RuntimeError, UnpicklingError, EOFError, KeyError, ...
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:120] or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}). {_REMEDY}") from error
+    missing = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
+    if missing:
+        raise ValueError(f"{path} holds no {' and no '.join(missing)}, so it is no checkpoint of a run. {_REMEDY}")
+    return content
+
+
+def _load_state(model: nn.Module, state: Any, path: Path) -> None:
+    """Loads weights, or says how the file's differ from the model's."""
+    own = model.state_dict()
+    names = set(state) if isinstance(state, dict) else set()
+    missing, unexpected = sorted(set(own) - names), sorted(names - set(own))
+    other = [name for name in names & set(own) if getattr(state[name], "shape", None) != own[name].shape]
+    parts = [
+        f"{len(some)} {word} (such as {some[0]})"
+        for some, word in ((missing, "missing"), (unexpected, "unexpected"), (sorted(other), "of another shape"))
+        if some
+    ]
+    if parts:
+        raise ValueError(f"{path} holds the weights of another model: {', '.join(parts)}. {_REMEDY}")
+    model.load_state_dict(state)
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -65,7 +109,10 @@ def save_checkpoints(
     *,
     better: bool,
 ) -> None:
-    """Writes ``checkpoints/last.ckpt``, with ``better`` also ``best.ckpt``, then the curves of ``history.jsonl``.
+    """Writes with ``better`` ``checkpoints/best.ckpt``, then ``last.ckpt``, then the curves of ``history.jsonl``.
+
+    In this order a process that is killed in between leaves a ``last.ckpt`` from which the epoch is trained again, and
+    never one that counts an epoch as the best whose weights were not kept.
 
     Args:
         out: Folder of the run.
@@ -80,9 +127,9 @@ def save_checkpoints(
     weights = model.state_dict()
     scaler = fabric.strategy.precision.state_dict()
     last = {"model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler, **state}
-    write_checkpoint(folder / "last.ckpt", last)
     if better:
         write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
+    write_checkpoint(folder / "last.ckpt", last)
     write_history(out / "history.jsonl", state["history"])
 
 
@@ -91,12 +138,18 @@ def restore_checkpoint(
 ) -> dict[str, Any]:
     """Loads what :func:`save_checkpoints` wrote, and returns the state.
 
+    A ``best.ckpt`` that is older than the best epoch is written anew if that epoch is the last one: a version that
+    wrote it second may have been killed in between.
+
     Raises:
-        ValueError: If the optimiser's parameters are grouped otherwise than the checkpoint's, as those of older
+        ValueError: If the file cannot be read or is of another model, or ``best.ckpt`` is not of the best epoch. If the
+            optimiser's parameters are grouped otherwise than the checkpoint's, as those of older
             versions are: its state would go to other parameters.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(content.pop("model"))
+    content = read_checkpoint(path, STATE)
+    _load_state(model, content["model"], path)
+    _check_best(path.with_name("best.ckpt"), content)
+    del content["model"]
     saved = content.pop("optimizer")
     if [group.get("names") for group in saved["param_groups"]] != [group["names"] for group in optimizer.param_groups]:
         raise ValueError(
@@ -107,3 +160,18 @@ def restore_checkpoint(
     optimizer.load_state_dict(saved)
     fabric.strategy.precision.load_state_dict(content.pop("scaler"))
     return content
+
+
+def _check_best(best: Path, state: dict[str, Any]) -> None:
+    """Makes sure that the best weights are those of the epoch that the state calls the best."""
+    epoch = state["best_epoch"] + 1
+    kept = read_checkpoint(best, ("model", "epoch"))["epoch"] if best.is_file() else 0
+    # A later one is of an epoch after which last.ckpt was not written any more, and which is trained again.
+    if kept == epoch or kept > state["epoch"]:
+        return
+    if epoch != state["epoch"]:
+        raise ValueError(
+            f"{best} holds the weights of epoch {kept}, but the best epoch of the run is {epoch}, so it cannot be gone "
+            "on with. Restore the file, or train again into another folder (--out)."
+        )
+    write_checkpoint(best, {"model": state["model"], "epoch": epoch})

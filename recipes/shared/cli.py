@@ -35,7 +35,7 @@ def run_stage(
         sys.exit(0 if stage in ("-h", "--help") else 2)
     try:
         stages[stage]([argument for argument in rest if argument != "--traceback"])
-    except (ValueError, RuntimeError, ImportError) as error:
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
         if "--traceback" in rest:
             raise
         absent = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)

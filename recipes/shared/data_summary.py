@@ -46,7 +46,7 @@ def pair_summary(source: PairSource) -> str:
     Args:
         source: The pairs.
     """
-    splits: dict[str, Any] = {"train": source.train, "val": source.val, "test": source.test}
+    splits: dict[str, Any] = dict(source.splits())
     listed = {name: split for name, split in splits.items() if not isinstance(split, PairStream)}
 
     def row(title: str, count: Callable[[Any], int]) -> Row:

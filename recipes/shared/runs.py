@@ -4,7 +4,8 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +25,53 @@ def read_json(path: Path) -> Any:
     """Reads a json file of a run.
 
     Raises:
-        ValueError: If the file is missing; the message names it.
+        ValueError: If the file is missing, empty, cut off or no json; the message names it.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist: is {path.parent} the folder of a finished run?")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        what = "is empty" if not path.stat().st_size else f"is no json ({error})"
+        raise ValueError(f"{path} {what}: run the stage that writes it again, or restore the file.") from error
+
+
+def read_object(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Reads a json object of a run.
+
+    Args:
+        path: The file.
+        keys: Fields that it must have.
+
+    Raises:
+        ValueError: As for :func:`read_json`, or if the file holds no object or lacks a field.
+    """
+    value = read_json(path)
+    missing = [key for key in keys if key not in value] if isinstance(value, dict) else []
+    if not isinstance(value, dict) or missing:
+        got = f"lacks {', '.join(missing)}" if missing else f"holds a {type(value).__name__} instead of an object"
+        raise ValueError(f"{path} {got}: it is not the file of a run of this recipe.")
+    return value
+
+
+@contextmanager
+def built_from(path: Path) -> Iterator[None]:
+    """Turns errors over what a file of a run describes into one that names the file.
+
+    Raises:
+        ValueError: If the block meets a missing field or a value that nothing can be built from.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else f"describes no model ({error})"
+        raise ValueError(f"{path} {reason}: restore it from a copy of the run, or train again.") from error
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
     """Reads ``metrics.json``, to which every stage adds its section; empty before the first one did."""
     path = run / "metrics.json"
-    return read_json(path) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def update_metrics(run: Path, /, **sections: Any) -> None:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from recipes.shared.runs import read_object
+
 Settings = TypeVar("Settings")
 
 
@@ -58,6 +60,24 @@ class RunSettings:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Returns the settings that :meth:`to_json` gave, once written and read; see :func:`settings_from_json`."""
         return settings_from_json(cls, values)
+
+
+def read_settings(kind: type[Settings], run: Path) -> Settings:
+    """Reads the settings of a run from its ``config.json``.
+
+    Args:
+        kind: The dataclass of a recipe's whole settings.
+        run: Folder of the run.
+
+    Raises:
+        ValueError: If the file is missing, damaged, or of another recipe or version; the message names it.
+    """
+    path = run / "config.json"
+    values = read_object(path, ("preset", "data", "model", "train"))
+    try:
+        return settings_from_json(kind, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def settings_from_json(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
@@ -116,6 +136,27 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint) and isinstance(hint, type):
         return _build(hint, value, path)
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    _check_type(options, value, path)
     if Path in options and isinstance(value, str):
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_type(options: tuple[Any, ...], value: Any, path: str) -> None:
+    """Refuses a value of json that is none of its field's types."""
+    if not any(_is(option, value) for option in options):
+        expected = " or ".join(
+            " or ".join(map(repr, get_args(one))) if get_origin(one) is Literal else getattr(one, "__name__", str(one))
+            for one in options
+        )
+        raise ValueError(f"settings: {path.removesuffix('.')} must be {expected}, got {value!r}.")
+
+
+def _is(option: Any, value: Any) -> bool:
+    plain = get_origin(option) or option
+    if plain is Literal:
+        return value in get_args(option)
+    if isinstance(value, bool):
+        return plain is bool
+    kinds: dict[Any, tuple[type, ...]] = {float: (float, int), Path: (str, Path), tuple: (list, tuple)}
+    return isinstance(value, kinds.get(plain, (plain,)))

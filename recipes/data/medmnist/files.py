@@ -30,7 +30,7 @@ def find_file(data: str | Path, *, size: int, root: str | Path | None, download:
     if isinstance(data, Path) or str(data).endswith(".npz"):
         path = Path(data)
         if not path.is_file():
-            raise ValueError(f"data: the file {str(path)!r} does not exist")
+            raise ValueError(f"data: the file {str(path)!r} does not exist (--data)")
         return path
     if data in info and not str(data).endswith("3d") and size not in _SIZES:
         raise ValueError(f"size: {data} comes in {list(_SIZES)} pixels, got {size}")
@@ -46,8 +46,8 @@ def find_file(data: str | Path, *, size: int, root: str | Path | None, download:
         )
     if not download:
         raise ValueError(
-            f"data: {str(path)!r} does not exist. Pass download=True, or root= the folder that holds it, "
-            "or the path of an .npz file."
+            f"data: {str(path)!r} does not exist. Pass download=True (--download), or root (--data-root), the folder "
+            "that holds it, or the path of an .npz file (--data)."
         )
     _download(data, size, path, info)
     return path
@@ -62,7 +62,7 @@ def _download(flag: str, size: int, path: Path, info: Mapping[str, Any]) -> None
     medmnist = require("medmnist", "downloading MedMNIST")
     dataset = getattr(medmnist, info[flag]["python_class"])
     if size not in dataset.available_sizes:
-        raise ValueError(f"size: {flag} comes in {dataset.available_sizes} pixels, got {size}")
+        raise ValueError(f"size: {flag} comes in {dataset.available_sizes} pixels, got {size} (--data-size)")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         dataset(split="train", root=str(path.parent), size=size, download=True)

@@ -9,7 +9,7 @@ takes a third of the processor time and nearly three times the memory, fills sho
 import csv
 import gzip
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from operator import itemgetter
@@ -19,7 +19,7 @@ _SHORT = 16
 """Length below which equal cells are kept once: labels, splits, modalities."""
 
 
-def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
+def read_table(path: Path, columns: Sequence[str], *, options: Mapping[str, str] | None = None) -> dict[str, list[str]]:
     """Reads some columns of a comma-separated UTF-8 file with a header row.
 
     Cells stay text: a class named "None" or "NA" is not taken for a missing value. Blank lines are passed over.
@@ -27,6 +27,7 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     Args:
         path: The file, possibly compressed (``.csv.gz``).
         columns: Names of the columns to read.
+        options: The option of the command line that names each column, for messages.
 
     Returns:
         The cells of each column.
@@ -39,7 +40,7 @@ def read_table(path: Path, columns: Sequence[str]) -> dict[str, list[str]]:
     names = list(dict.fromkeys(columns))
     with _open_rows(path) as rows:
         header = next(rows, (0, []))[1]
-        _check_header(header, names, path)
+        _check_header(header, names, path, options or {})
         lists: list[list[str]] = [[] for _ in names]
         append = [cells.append for cells in lists]
         # itemgetter of one index gives the cell itself, so one index more is asked for and left out by zip.
@@ -113,13 +114,15 @@ def _open_rows(path: Path) -> Iterator[Iterator[tuple[int, list[str]]]]:
         raise ValueError(f"cannot read the csv {str(path)!r}: {error}") from error
 
 
-def _check_header(header: list[str], names: list[str], path: Path) -> None:
+def _check_header(header: list[str], names: list[str], path: Path, options: Mapping[str, str]) -> None:
     if not header:
         raise ValueError(f"cannot read the csv {str(path)!r}: it is empty, expected a row of column names")
     missing = [name for name in names if name not in header]
     if missing:
         other = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
         hint = f". Its columns are separated by {other!r}: save it with commas" if len(header) == 1 and other else ""
+        if not hint and missing[0] in options:
+            hint = f". Name the column with {' and '.join(dict.fromkeys(options[name] for name in missing))}"
         raise ValueError(f"{path}: lacks the column {', '.join(map(repr, missing))}; it has {header}{hint}")
     twice = [name for name in names if header.count(name) > 1]
     if twice:

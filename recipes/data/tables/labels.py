@@ -19,14 +19,21 @@ Blank = Literal["ignore", "zeros"]
 """What a blank label becomes: unknown (NaN) or absent."""
 
 
-def check_choice(name: str, value: object, literal: object) -> None:
+def check_choice(name: str, value: object, literal: object, option: str = "") -> None:
     """Refuses a value that is none of a ``Literal``'s.
+
+    Args:
+        name: The argument.
+        value: Its value.
+        literal: The ``Literal``.
+        option: The option of the command line that sets it, if there is one.
 
     Raises:
         ValueError: Naming the argument, the choices and the value.
     """
     if value not in get_args(literal):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(literal)))}, got {value!r}")
+        remedy = f" ({option})" if option else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(literal)))}, got {value!r}{remedy}")
 
 
 def is_blank(value: str) -> bool:
@@ -72,7 +79,7 @@ def labels_from_columns(
             raise ValueError(
                 f"{where}: row {row + 1}: a {task} task needs exactly one 1 among the columns "
                 f"{list(columns)} and 0 in the others, got {labels[row].tolist()}. "
-                "Pass task='multi-label' if several may hold."
+                "Pass task='multi-label' (--task multi-label) if several may hold."
             )
     return labels
 
@@ -88,7 +95,7 @@ def _parse_cells(
         except (ValueError, KeyError):
             raise ValueError(
                 f"{where}: column {name!r}, row {cells.index(cell) + 1}: a label must be 1, 0, -1 (uncertain) or "
-                f"blank, got {cell!r}"
+                f"blank, got {cell!r}. Columns of names are read with label_column (--label-column)"
             ) from None
     return np.array([values[cell] for cell in cells], dtype=np.float32)
 
@@ -127,11 +134,17 @@ def labels_from_column(
         joined = separator is not None and any(separator in cell for cell in cells)
         task = "multi-label" if joined or negative_label is not None else "multi-class"
     if task != "multi-label" and negative_label is not None:
-        raise ValueError(f"negative_label is for multi-label tasks, got {negative_label!r} with task={task!r}")
+        raise ValueError(
+            f"negative_label is for multi-label tasks, got {negative_label!r} with task={task!r} (--negative-label, "
+            "--task)"
+        )
     names_of = {cell: _names(cell, separator if task == "multi-label" else None) for cell in dict.fromkeys(cells)}
     if task != "multi-label" and [] in names_of.values():
         row = next(row for row, cell in enumerate(cells, 1) if not names_of[cell])
-        raise ValueError(f"{where}: row {row} is blank, but a {task} task needs a class in every row")
+        raise ValueError(
+            f"{where}: row {row} is blank, but a {task} task needs a class in every row: fill it, remove the row, or "
+            "pass task='multi-label' (--task multi-label)"
+        )
     classes = _classes(names_of.values(), task, classes, negative_label, where)
     index = {name: i for i, name in enumerate(classes)}
     different = np.zeros((len(names_of), len(classes)), dtype=np.float32)
@@ -143,7 +156,10 @@ def labels_from_column(
                 continue
             if name not in index:
                 row = cells.index(cell) + 1
-                raise ValueError(f"{where}: row {row}: {name!r} is none of the classes {list(classes)}")
+                raise ValueError(
+                    f"{where}: row {row}: {name!r} is none of the classes {list(classes)}: add it to classes "
+                    "(--classes), or name it as what stands for none of them (--negative-label)"
+                )
             different[place, index[name]] = 1.0
     place_of = {cell: place for place, cell in enumerate(names_of)}
     return task, classes, different[[place_of[cell] for cell in cells]]
@@ -165,14 +181,20 @@ def _classes(
         numeric = all(name.lstrip("-").isdecimal() for name in occurring)
         if task == "ordinal-regression" and not numeric:
             raise ValueError(
-                f"{where}: classes must be given, lowest first, as they are no numbers: {sorted(occurring)}"
+                f"{where}: classes must be given, lowest first (--classes), as they are no numbers: {sorted(occurring)}"
             )
         classes = sorted(occurring, key=(lambda name: (int(name), name)) if numeric else None)
     classes = tuple(classes)
     if len(set(classes)) < len(classes) or negative_label in classes:
-        raise ValueError(f"classes must differ from each other and from negative_label, got {list(classes)}")
+        raise ValueError(
+            f"classes must differ from each other and from negative_label, got {list(classes)} (--classes, "
+            "--negative-label)"
+        )
     fewest = 1 if task == "multi-label" else 2
     if len(classes) < fewest or (task == "binary-class" and len(classes) != 2):
         expected = "exactly 2" if task == "binary-class" else f"at least {fewest}"
-        raise ValueError(f"{where}: a {task} task needs {expected} classes, got {list(classes)}")
+        raise ValueError(
+            f"{where}: a {task} task needs {expected} classes, got {list(classes)}: name another column "
+            "(--label-column), the classes (--classes) or the task (--task)"
+        )
     return classes

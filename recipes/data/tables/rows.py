@@ -49,6 +49,18 @@ class Layout(NamedTuple):
         optional = (self.text_column, self.modality_column, self.split_column, self.group_column)
         return [self.image_column, *(column for column in optional if column is not None)]
 
+    def options(self) -> dict[str, str]:
+        """Returns the option of the command line that names each column."""
+        named = {
+            self.image_column: "--image-column",
+            self.text_column: "--text-column",
+            self.modality_column: "--modality-column",
+            self.split_column: "--split-column",
+            self.group_column: "--group-column",
+        }
+        optional = {"--modality-column": " (None: no kind is known)", "--split-column": " (None draws a split)"}
+        return {column: option + optional.get(option, "") for column, option in named.items() if column is not None}
+
     def root(self) -> Path:
         """Returns the folder that relative paths start from."""
         return self.csv.parent if self.image_root is None else Path(self.image_root)
@@ -170,5 +182,8 @@ def _parts(studies: ImageFiles, splits: Sequence[str], where: str, bad: dict[int
     if empty:
         counts = ", ".join(f"{split} {len(rows[split])}" for split in SPLITS)
         skipped = f" after {len(bad)} unreadable images were skipped ({next(iter(bad.values()))})" if bad else ""
-        raise ValueError(f"{where}: every split needs a study, but {' and '.join(empty)} has none: {counts}{skipped}")
+        raise ValueError(
+            f"{where}: every split needs a study, but {' and '.join(empty)} has none: {counts}{skipped}. "
+            "split_column=None (--split-column None) draws splits by group"
+        )
     return {split: studies.take(rows[split]) for split in SPLITS}

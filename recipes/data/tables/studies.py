@@ -31,6 +31,10 @@ class _LabelPlan(NamedTuple):
         """Names the columns to read."""
         return [self.label_column] if self.label_columns is None else list(self.label_columns)
 
+    def options(self) -> dict[str, str]:
+        """Returns the option of the command line that names each column."""
+        return dict.fromkeys(self.columns(), "--label-column" if self.label_columns is None else "--label-columns")
+
 
 def manifest_source(
     csv: str | Path,
@@ -98,7 +102,7 @@ def manifest_source(
             each other. The message names the file and the column, row or image.
         ImportError: If Pillow is not installed.
     """
-    check_choice("on_bad_image", on_bad_image, OnBadImage)
+    check_choice("on_bad_image", on_bad_image, OnBadImage, "--on-bad-image")
     plan = _LabelPlan(label_columns, label_column, label_separator, task, classes, uncertain, blank, negative_label)
     _check_plan(plan)
     layout = Layout(
@@ -114,7 +118,7 @@ def manifest_source(
         seed=seed,
         fractions=fractions,
     )
-    table = read_table(layout.csv, [*layout.columns(), *plan.columns()])
+    table = read_table(layout.csv, [*layout.columns(), *plan.columns()], options=layout.options() | plan.options())
     studies, row_splits = read_rows(layout, table)
     _check_images_differ(studies.paths, row_splits, str(csv))
     task, classes, labels = _read_labels(plan, table, str(csv))
@@ -126,29 +130,35 @@ def manifest_source(
 
 def _check_plan(plan: _LabelPlan) -> None:
     """Refuses label arguments that contradict each other."""
-    check_choice("uncertain", plan.uncertain, Uncertain)
-    check_choice("blank", plan.blank, Blank)
+    check_choice("uncertain", plan.uncertain, Uncertain, "--uncertain")
+    check_choice("blank", plan.blank, Blank, "--blank")
     if plan.task is not None:
-        check_choice("task", plan.task, Task)
+        check_choice("task", plan.task, Task, "--task")
     if (plan.label_columns is None) == (plan.label_column is None):
         raise ValueError(
-            "give either label_columns (one column per class) or label_column (one column of class names), "
-            f"got label_columns={plan.label_columns!r} and label_column={plan.label_column!r}"
+            "give either label_columns (one column per class, --label-columns) or label_column (one column of class "
+            f"names, --label-column), got label_columns={plan.label_columns!r} and label_column={plan.label_column!r}"
         )
     if plan.label_columns is None:
         if plan.uncertain != "ignore":
-            raise ValueError(f"uncertain is for label_columns, got {plan.uncertain!r} with label_column")
+            raise ValueError(
+                f"uncertain is for label_columns, got {plan.uncertain!r} with label_column (--uncertain, "
+                "--label-columns)"
+            )
         return
     if isinstance(plan.label_columns, str) or not plan.label_columns:
         raise ValueError(f"label_columns must be a sequence of column names, got {plan.label_columns!r}")
     if len(set(plan.label_columns)) < len(plan.label_columns):
         raise ValueError(f"label_columns must differ from each other, got {list(plan.label_columns)}")
     if plan.negative_label is not None:
-        raise ValueError(f"negative_label is for label_column, got {plan.negative_label!r} with label_columns")
+        raise ValueError(
+            f"negative_label is for label_column, got {plan.negative_label!r} with label_columns (--negative-label, "
+            "--label-column)"
+        )
     if plan.classes is not None and len(set(plan.classes)) != len(plan.label_columns):
         raise ValueError(
             f"classes must give {len(plan.label_columns)} different names for {len(plan.label_columns)} "
-            f"label_columns, got {list(plan.classes)}"
+            f"label_columns, got {list(plan.classes)} (--classes)"
         )
 
 

@@ -43,7 +43,7 @@ def unlabelled_table(
         image_root=image_root,
         force_dicom=force_dicom,
     )
-    images, _ = read_rows(layout, read_table(layout.csv, layout.columns()))
+    images, _ = read_rows(layout, read_table(layout.csv, layout.columns(), options=layout.options()))
     check_images_exist(images, layout, otherwise="remove such rows")
     return replace(images, ids=images.paths, groups=images.paths, labels=_unknown(len(images), num_classes))
 

@@ -35,6 +35,8 @@ def build_source(config: Config) -> PairSource:
             modality_column=m.modality_column,
             modality=data.modality,
             split_column=m.split_column,
+            seed=m.split_seed,
+            fractions=m.fractions,
             group_column=m.group_column,
             image_root=m.image_root,
             force_dicom=data.force_dicom,
@@ -53,7 +55,7 @@ def build_source(config: Config) -> PairSource:
             shuffle_buffer=s.shuffle_buffer,
             force_dicom=data.force_dicom,
         )
-    raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r}.")
+    raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r} (--data).")
 
 
 def train_texts(source: PairSource, most: int = 20_000) -> list[str]:

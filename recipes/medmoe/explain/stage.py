@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from recipes.data.image_folders import image_files
 from recipes.data.pairs import PairStream
 from recipes.medmoe.explain.examples import choose, own_images, write_examples
 from recipes.medmoe.explain.game import HOW, line, play
 from recipes.medmoe.explain.seen import explanation, look
 from recipes.medmoe.inference.run import Session
+from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import update_metrics
 
 
@@ -46,7 +48,7 @@ def main(
         count: How many studies to draw.
         split: Of which split.
         checkpoint: Which weights.
-        image: Image files to explain instead.
+        image: Image files to explain instead, or folders of them.
         text: The report that belongs to them.
         modality: Kind of these images, for a run that routes on the label.
         force_dicom: Read DICOM files without preamble and file meta group; always if the run does.
@@ -58,9 +60,15 @@ def main(
             have no text, a text no image, or a file cannot be read.
     """
     if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}.")
+        raise ValueError(f"count must be at least 1, got {count} (--count).")
+    if bootstrap < 0 or tolerance < 0:
+        raise ValueError(
+            f"bootstrap and tolerance (--bootstrap, --tolerance) must be at least 0, got {bootstrap} and {tolerance}."
+        )
     if bool(image) != bool(text and text.strip()):
         raise ValueError("image and text belong together: give --image FILES and --text with their report, or neither.")
+    check_outputs(run, ("metrics.json", "explain"))
+    image = tuple(image_files(image))
     session = Session.open(run, checkpoint)
     if image:
         pictures = own_images(session, image, str(text), modality, force_dicom=force_dicom)

@@ -19,6 +19,7 @@ from recipes.medmoe.config import Config
 from recipes.medmoe.data.sources import build_source
 from recipes.medmoe.data.tokens import Tokens, tokenize
 from recipes.medmoe.model import ImageFeatures, LocalFeatures, MedMoE, TextFeatures
+from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.runs import run_device
 
 
@@ -55,8 +56,14 @@ class Session:
         return self.model.modalities
 
     def source(self) -> PairSource:
-        """Opens the run's own data."""
-        return build_source(self.config)
+        """Opens the run's own data.
+
+        Raises:
+            ValueError: If they were changed since the run was trained.
+        """
+        source = build_source(self.config)
+        check_unchanged(self.run, source.splits(), data=self.config.data.data)
+        return source
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes texts."""

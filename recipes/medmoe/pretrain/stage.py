@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from moekit import all_reduce_stats
+from recipes.data.verify import verify_images
 from recipes.medmoe.build import load_model, new_model, save_architecture
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.batches import (
@@ -28,6 +29,9 @@ from recipes.medmoe.pretrain.objective import pair_losses, step_loss
 from recipes.medmoe.pretrain.tally import Tally
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
+from recipes.shared.fingerprint import check_unchanged, write_fingerprint
+from recipes.shared.limits import check_limits
+from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.training import (
     begin_epoch,
@@ -40,7 +44,7 @@ from recipes.shared.training import (
 )
 from recipes.shared.weight_decay import parameter_groups
 
-MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images")
+MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "verify_images")
 """Settings that a resumed run may change: how long it trains, and where."""
 
 
@@ -54,6 +58,8 @@ def main(config: Config) -> list[Path]:
         ValueError: If the settings contradict each other, or ``config.out`` holds a run already and
             ``resume`` is off.
     """
+    check_limits(config)
+    check_folder(config.out, "--out")
     return one_run_per_seed(config, pretrain_one)
 
 
@@ -67,6 +73,11 @@ def pretrain_one(config: Config) -> None:
 
     source = build_source(config)
     fabric.print(pair_summary(source))
+    if checkpoint is not None:
+        check_unchanged(out, source.splits(), data=config.data.data)
+    if config.data.verify_images and fabric.is_global_zero:
+        verify_images(source.splits(), config.data.data)
+    fabric.barrier()
     # A run that goes on is built from its folder: no hub is asked again.
     model = new_model(config, train_texts(source)) if checkpoint is None else load_model(out, "last")[0]
     reader = reader_of(model)
@@ -78,6 +89,7 @@ def pretrain_one(config: Config) -> None:
     if fabric.is_global_zero:
         save_architecture(model, out)
         write_json(out / "config.json", config.to_json())
+        write_fingerprint(out, source.splits())
     wrapped, optimizer = fabric.setup(model, optimizer)
 
     run_epochs(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from recipes.medmoe.data.labelled_sets import open_sets
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.probe.evaluation import Kind, Refit, probe_set
+from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 
@@ -50,7 +51,8 @@ def main(
             regions are asked for and the expert of an image is not known.
     """
     if subsets < 1:
-        raise ValueError(f"subsets must be at least 1, got {subsets}.")
+        raise ValueError(f"subsets must be at least 1, got {subsets} (--subsets).")
+    check_outputs(run, ("metrics.json", "probe"))
     session = Session.open(run, checkpoint)
     section = read_metrics(run).get("probe", {})
     for one, _ in open_sets(session, names=set, root=root, csv=csv, options=options):

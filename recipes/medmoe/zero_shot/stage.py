@@ -13,6 +13,7 @@ from recipes.medmoe.inference.run import Session
 from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts, load_prompts, parse_prompts, template_prompts
 from recipes.medmoe.zero_shot.scoring import Scoring
+from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 SUMMARY = ("accuracy", "accuracy_ci95", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share", "studies")
@@ -61,6 +62,9 @@ def main(
     Raises:
         ValueError: If a set, split, prompt file, or what the scoring needs is missing.
     """
+    if bootstrap < 0:
+        raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
+    check_outputs(run, ("metrics.json", "zero_shot"))
     session = Session.open(run, checkpoint)
     known, results, section = read_metrics(run).get("zero_shot", {}).get("sets", {}), {}, {}
     # All prompts first: a set without any stops the call before time is spent on the others.

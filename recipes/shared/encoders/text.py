@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.shared.encoders.hub import loading
+from recipes.shared.encoders.hub import first_line, loading
 
 TINY = "tiny"
 TINY_BERT = "tiny-bert"
@@ -53,10 +53,23 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def from_saved(cls, folder: Path) -> "TextEncoder":
-        """Builds the architecture that :meth:`save` described, with random weights; never by code of the folder."""
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model = AutoModel.from_config(config, trust_remote_code=False)
-        return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        """Builds the architecture that :meth:`save` described, with random weights; never by code of the folder.
+
+        Raises:
+            ValueError: If the folder is missing or damaged; the message names it.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"{folder} does not exist: is it in the folder of a run that reads texts?")
+        # Files that are cut off fail wherever transformers or tokenizers trip over them.
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModel.from_config(config, trust_remote_code=False)
+            return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        except Exception as error:
+            raise ValueError(
+                f"{folder} does not hold a text encoder's configuration and tokenizer ({first_line(error)}): restore "
+                "the folder from a copy of the run, or train again."
+            ) from error
 
 
 def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] = ()) -> TextEncoder:

@@ -46,7 +46,10 @@ def test_refuses_files_and_flags_that_are_not_there(tmp_path):
         find(tmp_path / "no.npz", None)
     with pytest.raises(ValueError, match=r"'brestmnist' is no flag of MedMNIST, and .* one of pathmnist, chestmnist"):
         find("brestmnist", tmp_path, download=True)
-    with pytest.raises(ValueError, match=r"breastmnist_64\.npz' does not exist. Pass download=True, or root="):
+    with pytest.raises(
+        ValueError,
+        match=r"breastmnist_64\.npz' does not exist. Pass download=True \(--download\), or root \(--data-root\)",
+    ):
         find("breastmnist", tmp_path, size=64)
 
 
