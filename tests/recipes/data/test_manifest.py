@@ -231,7 +231,7 @@ def test_a_csv_without_rows(folder):
         ({"label_columns": ["Mass"], "classes": ["a", "b"]}, "classes must give 1 different names for 1 label"),
         ({"label_column": "label", "uncertain": "ones"}, "uncertain is for label_columns, got 'ones'"),
         ({"label_column": "label", "task": "multi"}, "task must be one of 'multi-label', .*got 'multi'"),
-        ({"label_columns": ["Mass"], "uncertain": "u"}, "uncertain must be one of 'ignore', 'zeros', 'ones', got 'u'"),
+        ({"label_columns": ["Mass"], "uncertain": "u"}, "uncertain must be one of 'ignore', .*got 'u'"),
         ({"label_columns": ["Mass"], "blank": "ones"}, "blank must be one of 'ignore', 'zeros', got 'ones'"),
         ({"label_columns": ["Mass"], "on_bad_image": "x"}, "on_bad_image must be one of 'error', 'skip', got 'x'"),
     ],
