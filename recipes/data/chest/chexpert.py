@@ -102,9 +102,9 @@ def _read(csv: Path, options: ChestOptions) -> _Table:
     view_columns = [name for name in ("Frontal/Lateral", "AP/PA") if name in header or not csv.name.startswith("test")]
     table = read_table(csv, ["Path", *view_columns, *CLASSES, *([] if report is None else [report])])
     paths = filled(table["Path"], "Path", str(csv))
-    matches = [_PATIENT.search(path) for path in paths]
-    if None in matches:
-        row = matches.index(None)
+    groups = [_patient(path) for path in paths]
+    if "" in groups:
+        row = groups.index("")
         raise ValueError(
             f"{csv}: column 'Path', row {row + 1}: expected a path such as "
             f"CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg, got {paths[row]!r}"
@@ -121,8 +121,16 @@ def _read(csv: Path, options: ChestOptions) -> _Table:
         views = [_view(kind, side) for kind, side in zip(*(table[name] for name in view_columns), strict=True)]
     else:
         views = ["Lateral" if "lateral" in path else "Frontal" for path in paths]
-    groups = [match.group() for match in matches if match is not None]
     return _Table(csv, [_below_set(path) for path in paths], labels, groups, views, texts)
+
+
+def _patient(path: str) -> str:
+    """Returns the patient's folder in a path, the third part of those that the set publishes; empty without any."""
+    parts = path.split("/", 3)
+    if len(parts) == 4 and parts[2].startswith("patient"):
+        return parts[2]
+    match = _PATIENT.search(path)
+    return match.group() if match else ""
 
 
 def _view(kind: str, side: str) -> str:

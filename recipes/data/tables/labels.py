@@ -97,7 +97,7 @@ def _parse_cells(
                 f"{where}: column {name!r}, row {cells.index(cell) + 1}: a label must be 1, 0, -1 (uncertain) or "
                 f"blank, got {cell!r}. Columns of names are read with label_column (--label-column)"
             ) from None
-    return np.array([values[cell] for cell in cells], dtype=np.float32)
+    return np.fromiter(map(values.__getitem__, cells), np.float32, len(cells))
 
 
 def labels_from_column(
