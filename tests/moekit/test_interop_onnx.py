@@ -13,8 +13,10 @@ from moekit import (
     HardRouter,
     ModuleExperts,
     SoftMoE,
+    SparseMixerRouter,
     SparseMoE,
     TopKRouter,
+    ZeroComputationExperts,
     ZeroExpert,
 )
 from moekit.interop.onnx import translation_table
@@ -65,6 +67,14 @@ LAYERS = {
     "groups of sigmoid": lambda: SparseMoE(
         _router(scoring="sigmoid", selection_bias=True, num_groups=2, topk_groups=1), _experts()
     ),
+    "sqrt-softplus beside identity experts": lambda: SparseMoE(
+        TopKRouter(
+            DIM, EXPERTS + 2, TOP_K, impl="reference", scoring="sqrt_softplus", num_groups=2, topk_groups=1,
+            group_score="max",
+        ),
+        ZeroComputationExperts(_experts(), num_zero=1, num_identity=1),
+    ),
+    "sparse mixer": lambda: SparseMoE(SparseMixerRouter(DIM, EXPERTS, TOP_K, epsilon=0.3), _experts()).eval(),
     "one expert": lambda: SparseMoE(HardRouter(DIM, EXPERTS), _experts()),
     "expert choice": lambda: SparseMoE(ExpertChoiceRouter(DIM, EXPERTS), _experts()),
     "modules": lambda: SparseMoE(

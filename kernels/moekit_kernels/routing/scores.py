@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Below, log softplus is the first two terms of its series, whose next one is 1e-18.
 _LOW = -20.0
+# Above, softplus is the logit itself: 4e-18 too little. torch's default of 20 would be wrong by 2e-9.
+_LINEAR = 40.0
 
 
 def scores_of(logits: Float[Tensor, "T E"], scoring: str) -> Float[Tensor, "T E"]:
@@ -66,4 +68,4 @@ def gates_of_chosen(
 
 
 def _softplus(logits: Tensor) -> Tensor:
-    return -F.logsigmoid(-logits)  # F.softplus takes the logit itself from 20 on, 2e-9 too little
+    return F.softplus(logits, threshold=_LINEAR)

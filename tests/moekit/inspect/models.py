@@ -5,7 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moekit import ExpertChoiceRouter, FFNExperts, HardRouter, ModuleExperts, SparseMoE, TopKRouter
+from moekit import (
+    ExpertChoiceRouter,
+    FFNExperts,
+    HardRouter,
+    ModuleExperts,
+    SparseMixerRouter,
+    SparseMoE,
+    TopKRouter,
+    ZeroComputationExperts,
+)
 
 DIM, NUM_EXPERTS = 8, 4
 
@@ -61,6 +70,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "hard": lambda: Residual(SparseMoE(HardRouter(DIM, NUM_EXPERTS), experts())),
     "noisy": lambda: Residual(SparseMoE(TopKRouter(DIM, NUM_EXPERTS, 2, noisy=True), experts())),
     "without logits": lambda: Residual(SparseMoE(TopKRouter(DIM, NUM_EXPERTS, 2, return_logits=False), experts())),
+    "sparse mixer": lambda: Residual(SparseMoE(SparseMixerRouter(DIM, NUM_EXPERTS, epsilon=1.0), experts())),
+    "zero and identity experts": lambda: Residual(
+        SparseMoE(
+            TopKRouter(DIM, NUM_EXPERTS, 2, scoring="sqrt_softplus"),
+            ZeroComputationExperts(FFNExperts(DIM, DIM, NUM_EXPERTS - 2), num_zero=1, num_identity=1),
+        )
+    ),
     "expert choice": lambda: Residual(SparseMoE(ExpertChoiceRouter(DIM, NUM_EXPERTS), experts())),
     "one router for two layers": one_router_for_two,
     "nested": nested,
