@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from recipes.medvlmoe.report.calibration import calibration_section, operating_table
 from recipes.medvlmoe.report.experts import expert_section
 from recipes.medvlmoe.report.run import Run, read_run
 from recipes.medvlmoe.report.scores import roc_charts, score_table
@@ -44,6 +45,8 @@ def write_report(run_dir: Path) -> Path:
             "header": header(name, "MedVLMoE", about, _headline(run), _notes(run)),
             "best_epoch": best_epoch,
             "scores": score_table(run),
+            "calibration": calibration_section(run),
+            "operating": operating_table(run),
             "experts": expert_section(run),
             "facts": facts(
                 about,

@@ -27,11 +27,19 @@ def score_table(run: Run) -> Table:
         Column("95% CI"),
         Column("AUROC", "axis", (f"{low:.1f}", "1.0")),
         Column("Average precision"),
+        Column("95% CI"),
         Column("Prevalence"),
         Column("Positives"),
         Column("Negatives"),
     ]
-    mean = ["Macro mean", *_auroc_cells(test["macro_auroc"], test.get("macro_auroc_ci95"), low), "", "", "", ""]
+    mean = [
+        "Macro mean",
+        *_auroc_cells(test["macro_auroc"], test.get("macro_auroc_ci95"), low),
+        *_precision_cells(test, "macro_"),
+        "",
+        "",
+        "",
+    ]
     return Table(columns, [mean, *(_class_row(name, test["per_class"][name], low) for name in run.classes)], total=True)
 
 
@@ -68,12 +76,18 @@ def _auroc_cells(value: float | None, interval: list[float] | None, low: float) 
     return [decimals(value), interval_text(interval), Interval(value, interval, low, 1.0)]
 
 
+def _precision_cells(values: Mapping[str, Any], prefix: str = "") -> list[Cell]:
+    """Returns average precision and interval; an older version knew neither intervals nor a macro mean of it."""
+    interval = values.get(f"{prefix}average_precision_ci95")
+    return [decimals(values.get(f"{prefix}average_precision")), interval_text(interval)]
+
+
 def _class_row(name: str, values: Mapping[str, Any], low: float) -> list[Cell]:
     prevalence = values.get("prevalence")
     return [
         name,
         *_auroc_cells(values["auroc"], values.get("auroc_ci95"), low),
-        decimals(values.get("average_precision")),
+        *_precision_cells(values),
         DASH if prevalence is None else f"{100 * prevalence:.1f}%",
         f"{values['positives']:,}",
         f"{values['negatives']:,}",

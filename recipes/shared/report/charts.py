@@ -134,18 +134,43 @@ def roc_chart(title: str, note: str, false_positives: Sequence[float], true_posi
         false_positives: False-positive rates, ascending, from 0 to 1.
         true_positives: True-positive rates, of the same length.
     """
+    curve = alt.Chart(_thinned(false_positives, true_positives))
+    under = curve.mark_area(color=SERIES[0], opacity=0.12).encode(y2=alt.Y2Datum(0))
+    over = curve.mark_line(color=SERIES[0], strokeWidth=2)
+    return Chart(title, _unit_square([under, over], f"ROC curve of {title}"), note)
+
+
+def reliability_chart(title: str, note: str, lines: Sequence[Line]) -> Chart:
+    """Draws how often a class was present over how probable it was called, with the diagonal of perfect calibration.
+
+    Args:
+        title: The class.
+        note: A line under it.
+        lines: Share of positives over mean probability, one point per bin.
+    """
+    layers = [
+        layer
+        for line in lines
+        for layer in (
+            alt.Chart(_points(line.x, line.y)).mark_line(
+                color=SERIES[line.series], strokeDash=DASHES[line.dash], strokeWidth=1.6
+            ),
+            alt.Chart(_points(line.x, line.y)).mark_point(filled=True, color=SERIES[line.series], size=14, opacity=1),
+        )
+    ]
+    return Chart(title, _unit_square(layers, f"reliability of {title}"), note)
+
+
+def _unit_square(layers: Sequence[alt.Chart], description: str) -> Markup:
+    """Draws layers over the diagonal of a square from 0 to 1."""
 
     def axis(channel: type, field: str):
         ticks = alt.Axis(values=[0, 0.5, 1], labelExpr="datum.value == 0.5 ? '½' : datum.value", title=None)
         return channel(field, axis=ticks, scale=alt.Scale(domain=[-0.02, 1.02], nice=False))
 
     x, y = axis(alt.X, "x:Q"), axis(alt.Y, "y:Q")
-    curve = alt.Chart(_thinned(false_positives, true_positives))
     diagonal = alt.Chart(_points([0, 1], [0, 1])).mark_line(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
-    under = curve.mark_area(color=SERIES[0], opacity=0.12).encode(y2=alt.Y2Datum(0))
-    over = curve.mark_line(color=SERIES[0], strokeWidth=2)
-    layers = [layer.encode(x, y) for layer in (diagonal, under, over)]
-    return Chart(title, _svg(alt.layer(*layers), 158, 145, f"ROC curve of {title}"), note)
+    return _svg(alt.layer(*(layer.encode(x, y) for layer in (diagonal, *layers))), 158, 145, description)
 
 
 def _whole_ticks(x: Sequence[float]) -> list[int]:

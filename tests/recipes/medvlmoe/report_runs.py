@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 
 from recipes.medvlmoe.report import write_report
+from recipes.shared.scores.calibrated import calibrate
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.operating_points import operating_points
 from tests.recipes.json_files import write_json
 
 CLASSES = ["Effusion", "Mass <b>", "Hernia"]
@@ -38,6 +40,17 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
+def calibration_of(probs, labels, task):
+    """Logits and labels of a validation and a test split that are alike."""
+    logits = np.log(probs.clip(1e-6, 1 - 1e-6))
+    if task == "multi-label":
+        logits -= np.log1p(-probs.clip(1e-6, 1 - 1e-6))
+    elif task == "ordinal-regression":
+        above = (1 - probs.cumsum(axis=1)[:, :-1]).clip(1e-6, 1 - 1e-6)
+        logits = np.log(above) - np.log1p(-above)
+    return (logits, labels), (logits, labels)
+
+
 def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):
     """A fabricated run of 40 studies, 4 experts and 2 examples; nothing here was trained."""
     rng = np.random.default_rng(seed)
@@ -64,6 +77,8 @@ def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):
     metrics = {
         "run": about,
         "test": evaluate_predictions(probs, labels, groups, classes, task=task, bootstrap=20),
+        "calibration": calibrate(*calibration_of(probs, labels, task), groups, classes, task=task, bootstrap=20)[0],
+        "operating_points": operating_points(probs, labels, probs, labels, groups, classes, bootstrap=20),
         "experts": expert_usage(usage, weights, labels, classes, top_k=2, entropies=np.full(n, 1.1)),
         "training": {"epochs": epochs, "best_epoch": epochs - 1, "stopped_early": False},
         "seconds": 75.0,

@@ -31,6 +31,37 @@ def test_the_report_shows_the_run_s_figures(run):
     assert "Expert E" in text
 
 
+def test_the_report_shows_calibration_and_operating_points(run):
+    text = read(run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    calibration, scores = metrics["calibration"], metrics["calibration"]["calibrated"]["per_class"]["Effusion"]
+    assert f"{calibration['val_nll_before']:.4f} to\n{calibration['val_nll_after']:.4f}" in text
+    assert f">{calibration['temperature']['Effusion']:.2f}</td>" in text
+    assert f"ECE {scores['ece']:.3f}, floor {scores['ece_floor']:.3f}" in text
+    assert "for want of positives or negatives in the validation split: Hernia" in text
+    assert text.count('aria-label="reliability of') == 3
+    point = metrics["operating_points"]["Effusion"]["youden"]
+    low, high = point["sensitivity_ci95"]
+    assert f'>{point["sensitivity"]:.3f}</td><td class="r">{low:.3f} to {high:.3f}</td>' in re.sub(r"\s*\n", "", text)
+    assert "specificity ≥ 0.9" in text
+    low, high = metrics["test"]["macro_average_precision_ci95"]
+    assert f"{low:.3f} to {high:.3f}" in text
+
+
+def test_a_run_evaluated_by_an_older_version_has_no_calibration(run):
+    def older(metrics):
+        del metrics["calibration"], metrics["operating_points"]
+        for scores in (metrics["test"], *metrics["test"]["per_class"].values()):
+            for key in [key for key in scores if "average_precision_ci" in key or key == "macro_average_precision"]:
+                del scores[key]
+
+    change_json(run / "metrics.json", older)
+    text = read(run)
+    assert "<h2>Test scores by class</h2>" in text
+    assert "Calibration" not in text
+    assert "Operating points" not in text
+
+
 def test_the_notes_name_the_limits_of_the_figures(run):
     text = read(run)
     assert "Phantom data: images and texts are synthetic" in text

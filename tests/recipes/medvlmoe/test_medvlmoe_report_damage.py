@@ -82,6 +82,8 @@ def test_examples_that_do_not_fit_are_refused(run, arrays, message):
         ),
         (lambda m: m["test"].update(macro_auroc="high"), r"metrics\.json: a value is not what a report expects"),
         (lambda m: m.update(training=[1]), r"metrics\.json: a value is not what a report expects"),
+        (lambda m: m["calibration"].pop("scope"), r"metrics\.json: the field 'scope' is missing"),
+        (lambda m: m.update(operating_points=[1]), r"metrics\.json: a value is not what a report expects"),
         (lambda m: m["experts"].pop("load"), r"metrics\.json: the field 'load' is missing"),
         (lambda m: m["experts"]["activation"]["matrix"].pop(), r"metrics\.json: a value is not what a report expects"),
         (lambda m: m["run"]["classes"].append({}), r'metrics\.json: "run" and "test" must name the same classes'),

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from recipes.shared.report.charts import ROC_STEPS, Line, line_chart, roc_chart
+from recipes.shared.report.charts import ROC_STEPS, Line, line_chart, reliability_chart, roc_chart
 from recipes.shared.report.pages import SHARED, environment
 
 
@@ -155,3 +155,13 @@ def test_command_lines_start_without_the_drawing_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]
+
+
+def test_a_reliability_picture_has_a_point_per_bin_and_the_diagonal():
+    lines = [Line("before", [0.1, 0.9], [0.3, 0.7], 1, "dashed"), Line("after", [0.2, 0.5, 0.8], [0.2, 0.5, 0.8])]
+    chart = reliability_chart("Mass", "ECE 0.1", lines)
+    filled = [path.attrib.get("fill") for path in drawing(chart).iter("path")]
+    assert (filled.count("var(--s2)"), filled.count("var(--s1)")) == (2, 3)
+    assert len(paths(chart, "var(--muted)")) == 1
+    assert drawing(chart).attrib["aria-label"] == "reliability of Mass"
+    assert (chart.title, chart.note) == ("Mass", "ECE 0.1")
