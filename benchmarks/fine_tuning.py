@@ -8,6 +8,7 @@ in which gradients are made anew.
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from benchmarks.memory import allocated_peak, peaks
-from benchmarks.options import add_device, add_dtype, add_out, add_seconds
+from benchmarks.options import add_device, add_dtype, add_out, add_processor_time, add_seconds
 from benchmarks.records import Record, write
 from benchmarks.shapes import DTYPES
-from benchmarks.timing import Step, time_in_turn
+from benchmarks.timing import Clock, Step, time_in_turn
 from moekit import SparseMoE
 from moekit.lora import add_lora_
 from moekit.quantization import quantize_experts_
@@ -131,7 +132,7 @@ def train_records(options: argparse.Namespace) -> list[Record]:
         base = Record("case", way, preset=str(sizes), dtype=options.dtype, direction="forward+backward")
         base = dataclasses.replace(base, remark=f"{remark}; {numbers:,} numbers are trained")
         records.append(dataclasses.replace(base, peak_step_bytes=peak_of(model, x)))
-    times = time_in_turn(steps, device, seconds=options.seconds * len(steps))
+    times = time_in_turn(steps, device, seconds=options.seconds * len(steps), clock=_clock(options))
     return [record.timed(times[record.name]) for record in records]
 
 
@@ -151,7 +152,8 @@ def run_records(options: argparse.Namespace) -> list[Record]:
         with torch.no_grad():
             exact, output = plain(x).double(), quantised(x).double()
             steps = {name: Step(lambda _, layer=layer, x=x: layer(x)) for name, layer in layers.items()}
-            times = time_in_turn(steps, device, seconds=options.seconds * len(steps), most=2000)
+            seconds = options.seconds * len(steps)
+            times = time_in_turn(steps, device, seconds=seconds, most=2000, clock=_clock(options))
         error = float((output - exact).norm() / exact.norm())
         for name in layers:
             base = Record("case", name, preset=str(sizes._replace(tokens=tokens)), dtype=options.dtype)
@@ -166,6 +168,10 @@ def _setting(options: argparse.Namespace) -> tuple[Sizes, torch.device, torch.dt
     return sizes, torch.device(options.device), DTYPES[options.dtype]
 
 
+def _clock(options: argparse.Namespace) -> Clock:
+    return time.process_time if options.processor_time else time.perf_counter
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
     for name, default in Sizes()._asdict().items():
@@ -173,6 +179,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser)
     add_dtype(parser, "fp32")
     add_seconds(parser, 5.0)
+    add_processor_time(parser)
     add_out(parser, "file of records, written anew")
 
 
