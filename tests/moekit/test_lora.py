@@ -7,65 +7,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.memory import allocated_peak
-from moekit import ExpertChoiceRouter, FFNExperts, HardRouter, SparseMoE, TopKRouter
+from moekit import ExpertChoiceRouter, FFNExperts, HardRouter, SparseMoE
 from moekit.lora import (
     add_lora_,
-    load_lora_state_dict_,
     lora_disabled,
     lora_parameters,
-    lora_state_dict,
     merge_lora_,
     remove_lora_,
     unmerge_lora_,
 )
 from moekit.plan import plan_dispatch
 from moekit_kernels.moe_ffn import loop
+from tests.moekit.lora_models import (
+    DIM,
+    EXPERTS,
+    HIDDEN,
+    TOP_K,
+    Block,
+    largest_allocation,
+    make,
+    materialised,
+    total_allocated,
+    trained,
+    trained_model,
+)
 from tests.oracles import relative_error
-
-DIM, HIDDEN, EXPERTS, TOP_K = 6, 5, 4, 2
-
-
-class Block(nn.Module):
-    """A model with a sparse layer and something else to freeze."""
-
-    def __init__(self, moe: SparseMoE) -> None:
-        super().__init__()
-        self.moe = moe
-        self.head = nn.Linear(moe.experts.out_dim, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.moe(x).output)
-
-
-def make(dtype: torch.dtype = torch.float32, impl: str = "auto", **options) -> Block:
-    torch.manual_seed(0)
-    experts = FFNExperts(DIM, HIDDEN, EXPERTS, **{"bias": True, "init_scale": 1.0, "impl": impl} | options)
-    return Block(SparseMoE(TopKRouter(DIM, EXPERTS, TOP_K, impl=impl), experts, impl=impl)).to(dtype)
-
-
-def trained(model: nn.Module, std: float = 0.5) -> nn.Module:
-    """Moves the adapters away from zero."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=std, generator=generator)
-    return model
-
-
-def materialised(model: Block) -> Block:
-    """Returns a model whose weights are the sums, differentiable in weights and adapters, by its plain experts."""
-    experts = model.moe.experts
-    lora, plain = experts.lora, make(experts.up_proj.dtype, "reference", activation=experts.activation)
-    plain.load_state_dict({k: v for k, v in model.state_dict().items() if ".lora." not in k})
-    bank = plain.moe.experts
-    bank.down_bias, bank.up_bias = experts.down_bias, experts.up_bias
-    for name, own, a, b in (
-        ("up_proj", experts.up_proj, lora.up_a, lora.up_b),
-        ("down_proj", experts.down_proj, lora.down_a, lora.down_b),
-    ):
-        delattr(bank, name)
-        setattr(bank, name, own if a is None else own + lora.scaling * b @ a)
-    return plain
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
@@ -193,18 +159,6 @@ def test_a_second_call_adapts_other_layers_and_leaves_the_first():
     assert all(p.requires_grad for p in lora_parameters(model))
 
 
-def total_allocated(model: nn.Module, x: Tensor) -> int:
-    """Returns the bytes that are held at most during forward and backward."""
-    return allocated_peak(lambda: model(x).sum().backward())
-
-
-def largest_allocation(model: nn.Module, x: Tensor) -> int:
-    """Returns the largest memory that forward and backward allocate at once, in bytes."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        model(x).sum().backward()
-    return max(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
-
-
 @pytest.mark.parametrize("impl", ["torch", "reference"])
 @pytest.mark.parametrize("tokens", [2, 40])
 def test_frozen_experts_cost_no_gradient_memory(impl, tokens):
@@ -250,56 +204,6 @@ def test_merged_equals_unmerged_and_the_way_back():
     torch.testing.assert_close(model(x), output, rtol=1e-5, atol=1e-6)
 
 
-def test_merged_state_dict_is_that_of_a_plain_model():
-    model, x = trained_model(), torch.randn(40, DIM)
-    output = model(x)
-    merge_lora_(model)
-    plain = make()
-    plain.load_state_dict(model.state_dict())
-    torch.testing.assert_close(plain(x), output, rtol=1e-5, atol=1e-6)
-    with pytest.raises(RuntimeError, match="lora is merged, so that its experts cannot be loaded: call unmerge_lora_"):
-        model.load_state_dict(plain.state_dict())
-
-
-def trained_model(**options) -> Block:
-    model = make()
-    add_lora_(model, **{"rank": 3} | options)
-    trained(model)
-    return model
-
-
-def test_state_dicts_whole_and_of_adapters_alone():
-    model, x = trained_model(), torch.randn(40, DIM)
-    names = [f"moe.experts.lora.{each}" for each in ("up_a", "up_b", "down_a", "down_b", "stored_scaling")]
-    assert list(lora_state_dict(model)) == names
-    assert [name for name in model.state_dict() if ".lora." in name] == names
-    assert set(make().state_dict()) == set(model.state_dict()) - set(names)
-    other = make()
-    add_lora_(other, rank=3)
-    load_lora_state_dict_(other, lora_state_dict(model))
-    assert torch.equal(other(x), model(x))
-    third = make()
-    add_lora_(third, rank=3)
-    third.load_state_dict(model.state_dict())
-    assert torch.equal(third(x), model(x))
-
-
-def test_adapters_are_loaded_with_their_scaling_alone():
-    model, other = trained_model(alpha=8.0), trained_model(alpha=16.0)
-    with pytest.raises(
-        ValueError, match=r"must be of adapters of scaling 5.33333 for experts 'moe.experts', got 2.66667"
-    ):
-        load_lora_state_dict_(other, lora_state_dict(model))
-    with pytest.raises(
-        RuntimeError, match=r"lora has the scaling 5.33333, but is loaded from adapters of scaling 2.666"
-    ):
-        other.load_state_dict(model.state_dict())
-    stable = trained_model(alpha=8.0, rank_stabilized=True).bfloat16()
-    assert stable.moe.experts.lora.scaling == pytest.approx(8 / 3**0.5)
-    assert stable.moe.experts.lora.stored_scaling.dtype == torch.float32
-    stable.load_state_dict(stable.state_dict())
-
-
 def test_dropout_is_of_training_only():
     model, x = trained_model(dropout=0.5), torch.randn(40, DIM)
     assert not torch.equal(model(x), model(x))
@@ -328,89 +232,9 @@ def test_adapters_of_their_own_dtype_and_autocast():
     assert 0 < relative_error(low.float(), wide(rows)) < 0.05
 
 
-def test_compiled_whole_copied_and_built_on_the_meta_device():
-    model, x = trained_model(), torch.randn(40, DIM)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), model(x))
-    assert torch.equal(copy.deepcopy(model)(x), model(x))
-    with torch.device("meta"):
-        empty = make()
-        add_lora_(empty, rank=3)
-    empty.to_empty(device="cpu")
-    for module in empty.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    empty.load_state_dict(model.state_dict())
-    assert torch.equal(empty(x), model(x))
-
-
 def test_random_numbers_are_those_of_the_generator():
     first, second = make(), make()
     add_lora_(first, generator=torch.Generator().manual_seed(5))
     add_lora_(second, generator=torch.Generator().manual_seed(5))
     assert torch.equal(first.moe.experts.lora.up_a, second.moe.experts.lora.up_a)
     assert first.moe.experts.lora.up_a.abs().max() <= DIM**-0.5
-
-
-class Subclass(FFNExperts):
-    """Experts that may compute otherwise."""
-
-
-@pytest.mark.parametrize(
-    ("build", "options", "message"),
-    [
-        (make, {"rank": 0}, "rank must be at least 1, got 0"),
-        (make, {"products": ("gate",)}, "products must be one of 'up', 'down', got 'gate'"),
-        (make, {"products": ()}, "products must name at least one of 'up', 'down', got none"),
-        (make, {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
-        (
-            make,
-            {"where": "head"},
-            "must hold FFNExperts or stacked experts of transformers, got 'head', a Linear, with",
-        ),
-        (lambda: nn.Linear(2, 2), {}, "stacked experts of transformers, got a Linear without any"),
-        (lambda: make(recompute="all"), {}, "recompute of experts 'moe.experts' must be \"activation\" .* got 'all'"),
-        (lambda: Subclass(4, 4, 2), {}, "experts '' must be FFNExperts, got a Subclass, which may compute otherwise"),
-        (trained_model, {}, "experts 'moe.experts' must have no adapters yet: call remove_lora_ first"),
-    ],
-)
-def test_what_cannot_be_adapted_is_refused_and_nothing_changes(build, options, message):
-    model = build()
-    before = [(name, p.requires_grad) for name, p in model.named_parameters()]
-    with pytest.raises(ValueError, match=message):
-        add_lora_(model, **options)
-    assert [(name, p.requires_grad) for name, p in model.named_parameters()] == before
-
-
-def test_refusals_of_the_other_functions():
-    for function in (lora_parameters, lora_state_dict, merge_lora_, unmerge_lora_, remove_lora_):
-        with pytest.raises(
-            ValueError, match="must hold experts with adapters, got a Block without any: add_lora_ adds"
-        ):
-            function(make())
-    model = trained_model()
-    with pytest.raises(ValueError, match='recompute must be "activation" for experts with adapters'):
-        model.moe.experts.recompute = "none"
-    state = lora_state_dict(model)
-    with pytest.raises(ValueError, match=r"1 names too few .*up_a.* and 0 too many"):
-        load_lora_state_dict_(model, {k: v for k, v in state.items() if not k.endswith("up_a")})
-    with pytest.raises(
-        ValueError, match=r"up_a'\] must have shape \(4, 3, 6\), got \(4, 2, 6\): add adapters of the same"
-    ):
-        load_lora_state_dict_(model, {k: v[:, :2] if k.endswith("up_a") else v for k, v in state.items()})
-    merge_lora_(model)
-    for call in (lambda: lora_state_dict(model), lora_disabled(model).__enter__):
-        with pytest.raises(ValueError, match=r"adapters must not be merged to be .*, got 'moe.experts' merged"):
-            call()
-    model.moe.experts.__class__ = type("Other", (type(model.moe.experts),), {})
-    with pytest.raises(ValueError, match="must have the class that add_lora_ gave them, got a Other"):
-        remove_lora_(model)
-
-
-def test_quantised_or_sharded_weights_are_not_merged():
-    model = trained_model()
-    model.moe.experts.up_proj = nn.Parameter(model.moe.experts.up_proj.to(torch.int8), requires_grad=False)
-    with pytest.raises(
-        ValueError, match=r"must have plain floating weights to be merged, got a Parameter of torch.int8"
-    ):
-        merge_lora_(model)

@@ -8,7 +8,7 @@ import torch
 from moekit.interop import register_experts, swap_moe_blocks_
 from moekit.lora import add_lora_, lora_parameters, merge_lora_, remove_lora_
 from tests.moekit.interop_experts_cases import KINDS, experts_of, inputs_of
-from tests.moekit.test_lora import trained
+from tests.moekit.lora_models import trained
 from tests.moekit.transformers_families import MARKS, model_of
 from tests.oracles import relative_error
 

@@ -7,7 +7,7 @@ from moekit.lora import add_lora_
 from moekit.quantization import quantize_experts_
 from moekit_kernels.grouped_gemm import grouped_gemm_reference
 from moekit_kernels.grouped_gemm_int8 import dequantize, grouped_gemm_int8, quantize
-from tests.moekit.test_lora import trained
+from tests.moekit.lora_models import trained
 from tests.oracles import poisoned_empty, relative_error
 from tests.triton.test_triton_lora import gradients, make, on
 from tests.triton.tolerances import assert_near

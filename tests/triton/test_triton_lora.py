@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moekit import FFNExperts, SparseMoE, TopKRouter
 from moekit.lora import add_lora_, lora_parameters
 from moekit_kernels.grouped_gemm import launches_weight_grads
-from tests.moekit.test_lora import trained
+from tests.moekit.lora_models import trained
 from tests.oracles import relative_error
 
 peft = pytest.importorskip("peft")
