@@ -47,8 +47,8 @@ def calibration_section(run: Run) -> CalibrationSection | None:
         return None
     before, after = content["uncalibrated"], content["calibrated"]
     columns = [
-        Column("Class", "text"), Column("Temperature"), Column("NLL"), Column("calibrated"), Column("Brier score"),
-        Column("calibrated"), Column("ECE"), Column("calibrated"), Column("95% CI"), Column("Sampling floor"),
+        Column("Class", "text"), Column("Temperature"), Column("NLL"), Column("Brier score"), Column("ECE"),
+        Column("95% CI"), Column("Sampling floor"),
     ]  # fmt: skip
     rows = [_row("All classes", "", before, after)]
     for name in run.classes:
@@ -84,7 +84,7 @@ def operating_table(run: Run) -> Table | None:
 
 
 def _row(name: str, temperature: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Cell]:
-    pairs = [decimals(scores[metric]) for metric in ("nll", "brier", "ece") for scores in (before, after)]
+    pairs = [f"{decimals(before[metric])} → {decimals(after[metric])}" for metric in ("nll", "brier", "ece")]
     return [name, temperature, *pairs, interval_text(after.get("ece_ci95")), decimals(after["ece_floor"])]
 
 

@@ -27,7 +27,6 @@ def score_table(run: Run) -> Table:
         Column("95% CI"),
         Column("AUROC", "axis", (f"{low:.1f}", "1.0")),
         Column("Average precision"),
-        Column("95% CI"),
         Column("Prevalence"),
         Column("Positives"),
         Column("Negatives"),
@@ -76,18 +75,12 @@ def _auroc_cells(value: float | None, interval: list[float] | None, low: float) 
     return [decimals(value), interval_text(interval), Interval(value, interval, low, 1.0)]
 
 
-def _precision_cells(values: Mapping[str, Any], prefix: str = "") -> list[Cell]:
-    """Returns average precision and interval; an older version knew neither intervals nor a macro mean of it."""
-    interval = values.get(f"{prefix}average_precision_ci95")
-    return [decimals(values.get(f"{prefix}average_precision")), interval_text(interval)]
-
-
 def _class_row(name: str, values: Mapping[str, Any], low: float) -> list[Cell]:
     prevalence = values.get("prevalence")
     return [
         name,
         *_auroc_cells(values["auroc"], values.get("auroc_ci95"), low),
-        *_precision_cells(values),
+        decimals(values.get("average_precision")),
         DASH if prevalence is None else f"{100 * prevalence:.1f}%",
         f"{values['positives']:,}",
         f"{values['negatives']:,}",
