@@ -31,14 +31,8 @@ def score_table(run: Run) -> Table:
         Column("Positives"),
         Column("Negatives"),
     ]
-    mean = [
-        "Macro mean",
-        *_auroc_cells(test["macro_auroc"], test.get("macro_auroc_ci95"), low),
-        *_precision_cells(test, "macro_"),
-        "",
-        "",
-        "",
-    ]
+    macro = _auroc_cells(test["macro_auroc"], test.get("macro_auroc_ci95"), low)
+    mean = ["Macro mean", *macro, decimals(test.get("macro_average_precision")), "", "", ""]
     return Table(columns, [mean, *(_class_row(name, test["per_class"][name], low) for name in run.classes)], total=True)
 
 
