@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from recipes.data.image_files import ImageFiles, Reader
 from recipes.data.images.transforms import fit_square
+from recipes.data.sampling import as_it_is
 from recipes.data.studies import StudySplit
 
 _COMMIT_EVERY = 64
@@ -182,20 +183,19 @@ def _fill(
         _say_full(split, len(rows), limit_bytes)
         return
     # Without automatic batching: each item is one image, and workers take the items in turn.
-    loader = DataLoader(_Decoding(split, rows, size), batch_size=None, num_workers=workers)
+    loader = DataLoader(_Decoding(split, rows, size), batch_size=None, num_workers=workers, collate_fn=as_it_is)
     for count, (row, image, problem) in enumerate(
         tqdm(loader, desc=title, total=len(rows), disable=title is None, leave=False, unit="image"), 1
     ):
         if image is None:
             database.commit()
             raise ValueError(problem)
-        pixels = np.asarray(image)
-        held += pixels.nbytes
+        held += image.nbytes
         if held > limit_bytes:
             _say_full(split, len(rows) - count + 1, limit_bytes)
             break
-        channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-        database.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (keys[row], channels, pixels.tobytes()))
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        database.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (keys[row], channels, image.tobytes()))
         if count % _COMMIT_EVERY == 0:
             database.commit()
     database.commit()

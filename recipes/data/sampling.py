@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -41,3 +42,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def _mine(self, order: Sequence[int]) -> Sequence[int]:
         return order[self.rank :: self.world_size]
+
+
+def as_it_is(item: Any) -> Any:
+    """Returns an item of a loader without batches as it came; by default its arrays would become tensors."""
+    return item

@@ -68,7 +68,7 @@ def draw_validation(groups: Sequence[str], *, share: float, seed: int = 0) -> li
     chosen: set[str] = set()
     count = 0
     for place in np.random.default_rng(seed).permutation(len(names))[: len(names) - 1].tolist():
-        if count >= share * len(groups):
+        if count >= share * len(groups) - 1e-6:
             break
         chosen.add(names[place])
         count += sizes[names[place]]

@@ -27,7 +27,7 @@ class PhantomConfig:
 class ManifestConfig:
     """How to read a csv of your own images and texts (--data FILE.csv).
 
-    Text section, uncertain, blank and bad images are settings of chestxray14, chexpert, mimic-cxr and openi too.
+    Text section, uncertain, blank, bad images, split seed and fractions are settings of chestxray14, chexpert, mimic-cxr and openi too.
     """
 
     image_column: str = "image"
@@ -75,7 +75,7 @@ class ChestConfig:
     views: tuple[str, ...] = ()
     """Keep images of these views only: frontal, lateral, or names that the set writes, such as AP PA."""
     official_splits: bool = True
-    """The set's own splits; without them, and in openi, 70/10/20 percent are drawn by patient."""
+    """The set's own splits; without them, and in openi, splits are drawn by patient (fractions, split seed)."""
 
 
 @dataclass(frozen=True)

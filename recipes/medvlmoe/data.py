@@ -1,7 +1,7 @@
 """Studies as batches of tensors."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from recipes.data.studies import StudySource, StudySplit
 from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
 from recipes.data.tables.text_columns import text_columns
-from recipes.medvlmoe.config import ChestConfig, DataConfig, TrainConfig
+from recipes.medvlmoe.config import ChestConfig, DataConfig, ManifestConfig, TrainConfig
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.loading import FittedImages, epoch_loader
 
@@ -47,12 +47,17 @@ class Batch(NamedTuple):
         return Batch(*(field.to(device, non_blocking=True) for field in self))
 
 
-def build_source(config: DataConfig, image_size: int) -> StudySource:
+_SHARED_SETTINGS = ("text_section", "uncertain", "blank", "on_bad_image", "split_seed", "fractions")
+"""Settings of `ManifestConfig` that sets of chest radiographs have too."""
+
+
+def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = False) -> StudySource:
     """Opens the data set that ``config.data`` names.
 
     Args:
         config: What and how to read.
         image_size: Side at which phantoms are drawn, in pixels.
+        allow_crossing: Whether a patient may lie in two splits; only to list what splits share.
 
     Raises:
         ValueError: If there is no such data set; the message lists the kinds there are. If the column of texts is blank
@@ -70,7 +75,8 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
         )
     chest = split_name(config.data)
     if chest is not None:
-        source = CHEST_SETS[chest[0]](chest[1], _chest_options(config))
+        _refuse_columns(config.manifest, chest[0])
+        source = CHEST_SETS[chest[0]](chest[1], _chest_options(config, allow_crossing))
         return replace(source, notes=(*source.notes, *_section_notes(source, config)))
     name = config.data.lower()
     if name.endswith((".csv", ".csv.gz")):
@@ -94,6 +100,7 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
             uncertain=m.uncertain,
             blank=m.blank or "ignore",
             on_bad_image=m.on_bad_image,
+            allow_crossing=allow_crossing,
         )
         _check_texts(source, config)
         return replace(source, notes=(*source.notes, *_section_notes(source, config), *_unread_texts(config)))
@@ -105,7 +112,20 @@ def build_source(config: DataConfig, image_size: int) -> StudySource:
     )
 
 
-def _chest_options(config: DataConfig) -> ChestOptions:
+def _refuse_columns(manifest: ManifestConfig, name: str) -> None:
+    """Refuses settings that are for a csv alone."""
+    unused = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(manifest)
+        if field.name not in _SHARED_SETTINGS and getattr(manifest, field.name) != field.default
+    ]
+    if unused:
+        raise ValueError(
+            f"{', '.join(unused)}: for a csv of your own, but {name} is read by its own tables. Leave it out."
+        )
+
+
+def _chest_options(config: DataConfig, allow_crossing: bool) -> ChestOptions:
     return ChestOptions(
         views=config.chest.views,
         uncertain=config.manifest.uncertain,
@@ -114,6 +134,9 @@ def _chest_options(config: DataConfig) -> ChestOptions:
         texts=config.use_text,
         on_bad_image=config.manifest.on_bad_image,
         force_dicom=config.force_dicom,
+        allow_crossing=allow_crossing,
+        seed=config.manifest.split_seed,
+        fractions=config.manifest.fractions,
     )
 
 

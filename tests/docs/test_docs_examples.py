@@ -17,6 +17,7 @@ import torch
 import recipes.medmoe.report
 from benchmarks import __main__ as benchmarks_cli
 from moekit.inspect import __main__ as inspect_cli
+from recipes.data import __main__ as data_cli
 from recipes.medmoe import __main__ as medmoe_cli
 from recipes.medmoe import config as medmoe_config
 from recipes.medmoe import retrieve
@@ -134,6 +135,8 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
             case ["python", "-m", "recipes.medvlmoe", stage, *options]:
                 cli.main([stage, *options])
                 assert len(stages[stage]) > 0, f"{shlex.join(words)} did not reach its stage"
+            case ["python", "-m", "recipes.data", "check", *options]:
+                data_cli.parse_check(options)
             case ["python", "-m", "recipes.medmoe", stage, *options]:
                 before = medmoe_stages[stage]
                 medmoe_cli.main([stage, *options])

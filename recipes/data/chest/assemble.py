@@ -17,9 +17,6 @@ from recipes.data.splits import draw_splits, draw_validation
 from recipes.data.studies import SPLITS, StudySource, check_groups_apart
 from recipes.data.tables.labels import check_choice
 
-_VALIDATION = 0.125
-"""Share of the official training patients that are drawn for validation where the set has none: 10 in 80 percent."""
-
 
 @dataclass(frozen=True, eq=False)
 class ChestRows:
@@ -143,17 +140,18 @@ def _splits(
     if rows.splits is None or not options.official_splits:
         if len(studies) == 0:
             return [], []
-        note = f"splits drawn by patient with seed {options.seed}: 70, 10 and 20 percent"
-        return draw_splits(studies.groups, seed=options.seed), [note]
+        note = f"splits drawn by patient with seed {options.seed} and fractions {options.fractions}"
+        return draw_splits(studies.groups, fractions=options.fractions, seed=options.seed), [note]
     splits = [rows.splits[row] for row in kept]
     if "val" in rows.splits:
         return splits, []
     train = [row for row, split in enumerate(splits) if split == "train"]
-    drawn = draw_validation([studies.groups[row] for row in train], share=_VALIDATION, seed=options.seed)
+    share = options.fractions[1] / (options.fractions[0] + options.fractions[1])
+    drawn = draw_validation([studies.groups[row] for row in train], share=share, seed=options.seed)
     for row in compress(train, drawn):
         splits[row] = "val"
     note = (
-        f"official test split; {_VALIDATION:.1%} of the training images drawn by patient for validation with seed "
+        f"official test split; {share:.1%} of the training images drawn by patient for validation with seed "
         f"{options.seed}"
     )
     return splits, [note]

@@ -15,12 +15,14 @@ class ChestOptions(NamedTuple):
         uncertain: What a label of -1 becomes.
         blank: What a blank label becomes; ``None`` is ``"zeros"``: a finding that a report does not mention is
             absent, as the papers of these sets take it.
-        official_splits: Whether the set's own splits are used; otherwise 70, 10 and 20 percent are drawn by patient.
+        official_splits: Whether the set's own splits are used; otherwise splits are drawn by patient.
         texts: Whether reports are read, where the set has them.
         on_bad_image: What to do about files that cannot be read.
         force_dicom: Whether DICOM files without preamble and file meta group are read.
         allow_crossing: Whether a patient may lie in two splits; only to list them.
         seed: Of drawn splits.
+        fractions: Shares of train, val and test in drawn splits; where only validation is drawn, it gets the share that
+            the first two give it.
     """
 
     views: tuple[str, ...] = ()
@@ -32,6 +34,7 @@ class ChestOptions(NamedTuple):
     force_dicom: bool = False
     allow_crossing: bool = False
     seed: int = 0
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
 
     def blank_labels(self) -> Blank:
         """Returns what a blank label becomes."""

@@ -58,6 +58,7 @@ def manifest_source(
     seed: int = 0,
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     name: str | None = None,
+    allow_crossing: bool = False,
 ) -> StudySource:
     """Reads a csv of images into train, val and test.
 
@@ -92,6 +93,7 @@ def manifest_source(
         seed: Of the drawn split.
         fractions: Shares of train, val and test in the drawn split.
         name: Of the source, by default the csv's name without its ending.
+        allow_crossing: Whether a group, or an image that is listed twice, may lie in two splits; only to list them.
 
     Returns:
         A source whose splits hold at least one study each and share no group.
@@ -120,11 +122,13 @@ def manifest_source(
     )
     table = read_table(layout.csv, [*layout.columns(), *plan.columns()], options=layout.options() | plan.options())
     studies, row_splits = read_rows(layout, table)
-    _check_images_differ(studies.paths, row_splits, str(csv))
+    if not allow_crossing:
+        _check_images_differ(studies.paths, row_splits, str(csv))
     task, classes, labels = _read_labels(plan, table, str(csv))
     parts, notes = divide(layout, replace(studies, labels=labels), row_splits)
     source = StudySource(name or layout.stem(), task, classes, **parts, notes=tuple(notes))
-    check_groups_apart(source)
+    if not allow_crossing:
+        check_groups_apart(source)
     return source
 
 

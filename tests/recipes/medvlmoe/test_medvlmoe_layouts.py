@@ -107,3 +107,10 @@ def test_a_section_that_no_report_of_a_set_has(tmp_path):
     config = DataConfig(data=f"openi:{folders.openi_folder(tmp_path)}", manifest=manifest)
     with pytest.raises(ValueError, match=r"text_section 'history,technique': 0 of \d+ texts have this section"):
         texts_of(build_source(config, 64).train, config)
+
+
+def test_options_of_a_csv_are_refused_for_sets_with_their_own_tables(tmp_path):
+    manifest = ManifestConfig(image_root=tmp_path, group_column="x", uncertain="ones", split_seed=3)
+    config = DataConfig(data=f"chexpert:{tmp_path}", manifest=manifest)
+    with pytest.raises(ValueError, match=r"^--image-root, --group-column: for a csv of your own, but chexpert is read"):
+        build_source(config, 64)

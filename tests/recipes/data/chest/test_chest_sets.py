@@ -183,4 +183,4 @@ def test_drawn_splits_keep_patients_together(tmp_path):
     source = chestxray14_source(root, ChestOptions(official_splits=False))
     train, val, test = groups(source)
     assert (len(train), len(val), len(test)) == (7, 1, 2)
-    assert "splits drawn by patient with seed 0: 70, 10 and 20 percent" in source.notes
+    assert "splits drawn by patient with seed 0 and fractions (0.7, 0.1, 0.2)" in source.notes

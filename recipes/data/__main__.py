@@ -1,0 +1,77 @@
+"""The command line of data sets: ``python -m recipes.data check``."""
+
+import csv
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from recipes.data.leakage import Leak, find_leaks, leak_lines
+from recipes.medvlmoe.config import DataConfig
+from recipes.medvlmoe.data import build_source
+from recipes.shared.cli import run_stage
+
+_ABOUT = {"check": "Name studies that two splits share: patients, equal images and nearly equal ones."}
+_PHANTOM_SIZE = 96
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What to check, and how."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    similarity: float = 0.99
+    """Correlation of small grey copies from which on two images count as nearly equal."""
+    workers: int = 2
+    """Processes that read images; 0 reads in the main process."""
+    show: int = 20
+    """Pairs of each kind that are printed."""
+    out: Path | None = None
+    """Table (csv) of all pairs."""
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one command; ``check`` ends with status 1 if splits share anything."""
+    run_stage("recipes.data", {"check": _check}, _ABOUT, arguments)
+
+
+def parse_check(arguments: list[str]) -> CheckSettings:
+    """Parses the settings of ``check``."""
+    return tyro.cli(
+        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(CheckSettings),
+        args=arguments,
+        prog="python -m recipes.data check",
+        description=_ABOUT["check"],
+    )
+
+
+def _check(arguments: list[str]) -> None:
+    settings = parse_check(arguments)
+    source = build_source(settings.data, _PHANTOM_SIZE, allow_crossing=True)
+    leaks = find_leaks(source, similarity=settings.similarity, workers=settings.workers, progress=sys.stderr.isatty())
+    counts = ", ".join(f"{name} {len(split)}" for name, split in source.splits())
+    print(f"{source.name}: {counts} images")
+    for note in source.notes:
+        print(f"  {note}")
+    print("\n".join(leak_lines(leaks, settings.show)))
+    if settings.out is not None:
+        _write(leaks, settings.out)
+        print(f"written: {settings.out} ({len(leaks)} rows)")
+    if leaks:
+        sys.exit(1)
+
+
+def _write(leaks: list[Leak], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(Leak._fields)
+            writer.writerows(["" if cell is None else cell for cell in leak] for leak in leaks)
+    except OSError as error:
+        raise ValueError(f"cannot write {str(path)!r}: {error}. Name another file (--out)") from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
