@@ -27,7 +27,8 @@ class PhantomConfig:
 class ManifestConfig:
     """How to read a csv of your own images and texts (--data FILE.csv).
 
-    Text section, uncertain, blank, bad images, split seed and fractions are settings of chestxray14, chexpert, mimic-cxr and openi too.
+    Text section, uncertain, blank, bad images, split seed and fractions are settings of chestxray14, chexpert,
+    mimic-cxr and openi too.
     """
 
     image_column: str = "image"

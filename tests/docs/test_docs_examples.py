@@ -1,6 +1,7 @@
 """Every code block of the documentation runs, and every command and option in it exists."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -174,7 +175,12 @@ def test_an_option_that_does_not_exist_is_noticed(stages: dict[str, list[Any]]) 
 
 def test_options_named_in_the_text_exist() -> None:
     medvlmoe, medmoe = (set(re.findall(r"--[\w-]+", text)) for text in (_help_texts(), _medmoe_help_texts()))
-    pages = {"docs/medvlmoe.md": medvlmoe, "docs/papers.md": medvlmoe | medmoe, "docs/recipes.md": medvlmoe & medmoe}
+    check = {f"--{field.name}" for field in dataclasses.fields(data_cli.CheckSettings)}
+    pages = {
+        "docs/medvlmoe.md": medvlmoe | check,
+        "docs/papers.md": medvlmoe | medmoe,
+        "docs/recipes.md": medvlmoe & medmoe,
+    }
     pages |= {f"docs/{page.name}": medmoe for page in (ROOT / "docs").glob("medmoe*.md")}
     benchmarks = set(re.findall(r"--[\w-]+", _benchmarks_help_texts()))
     pages |= dict.fromkeys(("docs/benchmarks.md", "benchmarks/README.md", "benchmarks/compiled/README.md"), benchmarks)
@@ -185,6 +191,7 @@ def test_options_named_in_the_text_exist() -> None:
 
 _INLINE = re.compile(r"`((?:make|python -m (?:benchmarks|recipes\.\w+)) [^`]+)`")
 _STAGES = {"recipes.medvlmoe": ("train", "evaluate", "predict", "report"), "recipes.medmoe": (*MEDMOE, "report")}
+_STAGES |= {"recipes.data": ("check",)}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
