@@ -13,7 +13,8 @@ from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import build_source, make_loader
-from recipes.medvlmoe.examples import write_examples
+from recipes.medvlmoe.errors import thresholds_of
+from recipes.medvlmoe.examples import write_errors, write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
 from recipes.shared.fingerprint import check_unchanged
@@ -25,9 +26,10 @@ from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.operating_points import operating_points
 from recipes.shared.scores.seeds import aggregate_seeds
+from recipes.shared.scores.single_label import single_label_scores
 from recipes.shared.scores.temperature import Scope, scaled_probs
 
-OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz")
+OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz", "errors.npz")
 """What the stage writes into the run."""
 
 
@@ -98,6 +100,9 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Sco
             task=task,
             bootstrap=bootstrap,
         )
+        scores["single_label"] = single_label_scores(
+            predictions[name].probs, predictions[name].labels, split.groups, classes, task=task, bootstrap=bootstrap
+        )
         metrics[name] = scores
     val, test = predictions["val"], predictions["test"]
     metrics["calibration"], temperatures = calibrate(
@@ -135,6 +140,7 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Sco
     )
     table.to_csv(run / "predictions.csv", index=False)
     write_examples(run, model, config, source, predictions["test"], device)
+    write_errors(run, model, config, source, predictions["test"], device, thresholds_of(metrics))
     metrics["seconds"] = training["seconds"] + time.monotonic() - started
     metrics["peak_memory_bytes"] = max(training["peak_memory_bytes"], peak_memory_bytes())
     write_json(run / "metrics.json", metrics)

@@ -1,6 +1,10 @@
-"""The test studies that a report shows, with the model's attention and the experts that it chose: ``examples.npz``."""
+"""The test studies that a report shows, with the model's attention and the experts that it chose.
+
+``examples.npz`` holds some of all kinds, ``errors.npz`` those on which the model is most certain of something wrong.
+"""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from recipes.data.images.transforms import fit_boxes, stack_images
 from recipes.data.studies import Study, StudySource
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader, texts_of
+from recipes.medvlmoe.errors import choose_errors
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import MedVLMoE
 
@@ -41,8 +46,51 @@ def write_examples(
     run: Path, model: MedVLMoE, config: Config, source: StudySource, predictions: Predictions, device: torch.device
 ) -> None:
     """Writes a few test studies with the model's attention and experts into ``examples.npz``."""
-    split = source.test
     rows = choose_examples(predictions.labels, NUM_EXAMPLES)
+    arrays = _shown_studies(rows, model, config, source, predictions, device)
+    np.savez_compressed(run / "examples.npz", **arrays)
+
+
+def write_errors(
+    run: Path,
+    model: MedVLMoE,
+    config: Config,
+    source: StudySource,
+    predictions: Predictions,
+    device: torch.device,
+    thresholds: Mapping[str, float],
+) -> None:
+    """Writes the test studies with the largest errors into ``errors.npz``; without any error there is no such file.
+
+    Args:
+        run: Folder of the run.
+        model: Its model.
+        config: Its settings.
+        source: Its data.
+        predictions: Of the test split.
+        device: Where to compute.
+        thresholds: As for :func:`choose_errors`.
+    """
+    errors = choose_errors(
+        predictions.probs, predictions.labels, source.classes, thresholds, task=source.task, count=NUM_EXAMPLES
+    )
+    (run / "errors.npz").unlink(missing_ok=True)
+    if not errors:
+        return
+    arrays = _shown_studies(list(errors), model, config, source, predictions, device)
+    np.savez_compressed(run / "errors.npz", errors=np.array(list(errors.values())), **arrays)
+
+
+def _shown_studies(
+    rows: Sequence[int],
+    model: MedVLMoE,
+    config: Config,
+    source: StudySource,
+    predictions: Predictions,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Returns what a report shows of some test studies."""
+    split = source.test
     dataset = dataset_of(split, config, model)
     texts = texts_of(split, config.data)
     studies = [split[row] for row in rows]
@@ -63,7 +111,7 @@ def write_examples(
     if predictions.gates is not None:
         experts, gates = predictions.main_experts(config.model.top_k)
         arrays["experts"], arrays["gates"] = experts[rows], gates[rows]
-    np.savez_compressed(run / "examples.npz", **arrays)
+    return arrays
 
 
 def _boxes(study: Study, size: int) -> str:

@@ -124,7 +124,7 @@ def _epochs(run: Run) -> Figure:
     training = run.section("training")
     best = training.get("best_epoch")
     return Figure(
-        "Epochs", str(training.get("epochs", len(run.history))), "" if best is None else f"best: epoch {best}"
+        "Epochs", str(training.get("epochs", len(run.history))), "" if best is None else f"best: epoch {best + 1}"
     )
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from recipes.medvlmoe.report.calibration import calibration_section, operating_table
 from recipes.medvlmoe.report.experts import expert_section
 from recipes.medvlmoe.report.run import Run, read_run
-from recipes.medvlmoe.report.scores import roc_charts, score_table
+from recipes.medvlmoe.report.scores import precision_recall_charts, roc_charts, score_table
+from recipes.medvlmoe.report.single_label import single_label_section
 from recipes.medvlmoe.report.studies import example_studies
 from recipes.medvlmoe.report.training import CURVES
 from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
@@ -26,7 +27,7 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: Folder with ``config.json``, ``metrics.json``, ``history.jsonl``, ``predictions.csv`` and,
-            optionally, ``examples.npz``.
+            optionally, ``examples.npz`` and ``errors.npz``.
 
     Returns:
         The report's path.
@@ -45,6 +46,7 @@ def write_report(run_dir: Path) -> Path:
             "header": header(name, "MedVLMoE", about, _headline(run), _notes(run)),
             "best_epoch": best_epoch,
             "scores": score_table(run),
+            "single_label": single_label_section(run),
             "calibration": calibration_section(run),
             "operating": operating_table(run),
             "experts": expert_section(run),
@@ -60,8 +62,11 @@ def write_report(run_dir: Path) -> Path:
         content["training"] = training_charts(CURVES, run.history, best_epoch=best_epoch, num_experts=num_experts)
     with content_of(run_dir / "predictions.csv"):
         content["roc"] = roc_charts(run)
+        content["precision_recall"] = precision_recall_charts(run)
     with content_of(run_dir / "examples.npz"):
-        content["studies"] = example_studies(run)
+        content["studies"] = example_studies(run, run.examples)
+    with content_of(run_dir / "errors.npz"):
+        content["errors"] = example_studies(run, run.errors)
     target = run_dir / "report.html"
     target.write_text(render(TEMPLATES, **content), encoding="utf-8")
     return target

@@ -27,6 +27,7 @@ class Run:
         labels: Test labels, shape ``(N, C)``, NaN where unknown.
         probs: Test probabilities, shape ``(N, C)``.
         examples: Arrays of ``examples.npz``, or ``None`` where there is no such file or it holds no study.
+        errors: Arrays of ``errors.npz``, likewise.
     """
 
     config: dict[str, Any]
@@ -35,6 +36,7 @@ class Run:
     labels: NDArray[np.float64]
     probs: NDArray[np.float64]
     examples: dict[str, NDArray[Any]] | None
+    errors: dict[str, NDArray[Any]] | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -50,7 +52,7 @@ def read_run(run_dir: Path) -> Run:
 
     Raises:
         ValueError: Naming the file that is missing, cannot be read, lacks a field or contradicts another.
-            Only ``examples.npz`` may be missing.
+            Only ``examples.npz`` and ``errors.npz`` may be missing.
     """
     config = read_object(run_dir / "config.json")
     metrics = read_object(run_dir / "metrics.json", ("run", "test"))
@@ -66,7 +68,8 @@ def read_run(run_dir: Path) -> Run:
             f"metrics.json, got {len(labels)}. The two files are of different runs."
         )
     history = read_history(run_dir / "history.jsonl", HISTORY_KEYS)
-    return Run(config, metrics, history, labels, probs, _examples(run_dir / "examples.npz", labels.shape[1]))
+    examples, errors = (_examples(run_dir / name, labels.shape[1]) for name in ("examples.npz", "errors.npz"))
+    return Run(config, metrics, history, labels, probs, examples, errors)
 
 
 def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

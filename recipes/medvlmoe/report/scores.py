@@ -5,10 +5,10 @@ from math import floor
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from recipes.medvlmoe.report.run import Run
-from recipes.shared.report.charts import Chart, roc_chart
+from recipes.shared.report.charts import Chart, precision_recall_chart, roc_chart
 from recipes.shared.report.formats import DASH, decimals, interval_text
 from recipes.shared.report.tables import Cell, Column, Interval, Table
 
@@ -51,6 +51,25 @@ def roc_charts(run: Run) -> list[Chart]:
         false_positives, true_positives, _ = roc_curve(run.labels[known, c], run.probs[known, c])
         note = f"AUROC {values['auroc']:.3f}, {values['positives']:,} positive"
         charts.append(roc_chart(name, note, false_positives.tolist(), true_positives.tolist()))
+    return charts
+
+
+def precision_recall_charts(run: Run) -> list[Chart]:
+    """Draws one small precision-recall curve per class that has both outcomes.
+
+    Args:
+        run: The run.
+    """
+    charts = []
+    for c, name in enumerate(run.classes):
+        values = run.metrics["test"]["per_class"][name]
+        known = ~np.isnan(run.labels[:, c])
+        if values.get("average_precision") is None or len(np.unique(run.labels[known, c])) < 2:
+            continue
+        precision, recall, _ = precision_recall_curve(run.labels[known, c], run.probs[known, c])
+        prevalence = float(run.labels[known, c].mean())
+        note = f"average precision {values['average_precision']:.3f}, chance {prevalence:.3f}"
+        charts.append(precision_recall_chart(name, note, recall[::-1].tolist(), precision[::-1].tolist(), prevalence))
     return charts
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.medvlmoe.errors import thresholds_of
 from recipes.medvlmoe.report.run import Run
 from recipes.shared.report.bars import Bar, probability_bars
 from recipes.shared.report.images import Frame, attention_overlay, findings, frame
 
 MOST_BARS = 10
-"""Classes shown per study: those present first, then the most probable."""
+"""Classes shown per study: those present or wrongly predicted first, then the most probable."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Study:
         bars: Probabilities with the truth.
         rest: What is known of the classes without a bar; may be empty.
         experts: Number and gate of each of its experts.
+        error: What is wrong with its prediction; empty where nothing is to be said of it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Study:
     bars: Sequence[Bar]
     rest: str
     experts: Sequence[tuple[int, float]]
+    error: str = ""
 
     @property
     def has_attention(self) -> bool:
@@ -42,19 +45,22 @@ class Study:
         return len(self.frames) > 1
 
 
-def example_studies(run: Run) -> list[Study]:
-    """Returns one card per example study, none for a run without examples.
+def example_studies(run: Run, examples: Mapping[str, NDArray[Any]] | None) -> list[Study]:
+    """Returns one card per example study, none without examples.
 
     Args:
         run: The run.
+        examples: Arrays of the studies, one row each.
     """
-    if run.examples is None:
+    if examples is None:
         return []
-    count = len(run.examples["images"])
-    return [_study({key: array[i] for key, array in run.examples.items()}, run.classes) for i in range(count)]
+    single_label = run.metrics["run"].get("task", "multi-label") != "multi-label"
+    thresholds = None if single_label else [thresholds_of(run.metrics)[name] for name in run.classes]
+    count = len(examples["images"])
+    return [_study({key: array[i] for key, array in examples.items()}, run.classes, thresholds) for i in range(count)]
 
 
-def _study(study: Mapping[str, Any], classes: list[str]) -> Study:
+def _study(study: Mapping[str, Any], classes: list[str], thresholds: Sequence[float] | None) -> Study:
     name, image = str(study["ids"]), study["images"]
     boxes = json.loads(str(study["boxes"]) or "[]")
     caption = f"Image, boxes: {findings(boxes)}" if boxes else "Image"
@@ -62,8 +68,10 @@ def _study(study: Mapping[str, Any], classes: list[str]) -> Study:
     if "attention" in study and _is_map(study["attention"]):
         overlay, note = attention_overlay(study["attention"]), _peak(study["attention"])
         frames.append(frame(image, note, alt=f"attention over the image of study {name}", overlay=overlay))
-    bars, rest = _probabilities(study["probs"], study["labels"], classes)
-    return Study(name, frames, str(study["texts"]).strip(), bars, rest, _experts(study))
+    probs = study["probs"]
+    predicted = np.arange(len(probs)) == probs.argmax() if thresholds is None else probs >= np.asarray(thresholds)
+    bars, rest = _probabilities(probs, study["labels"], classes, predicted)
+    return Study(name, frames, str(study["texts"]).strip(), bars, rest, _experts(study), str(study.get("errors", "")))
 
 
 def _is_map(weights: NDArray[np.floating]) -> bool:
@@ -76,11 +84,12 @@ def _peak(weights: NDArray[np.floating]) -> str:
 
 
 def _probabilities(
-    probs: NDArray[np.floating], labels: NDArray[np.floating], classes: list[str]
+    probs: NDArray[np.floating], labels: NDArray[np.floating], classes: list[str], predicted: NDArray[np.bool_]
 ) -> tuple[list[Bar], str]:
-    order = sorted(range(len(classes)), key=lambda c: (labels[c] != 1, -probs[c]))
+    wrong = ~np.isnan(labels) & (predicted != (labels == 1))
+    order = sorted(range(len(classes)), key=lambda c: (labels[c] != 1 and not wrong[c], -probs[c]))
     bars = probability_bars(
-        (classes[c], float(probs[c]), None if np.isnan(labels[c]) else float(labels[c]))
+        (classes[c], float(probs[c]), None if np.isnan(labels[c]) else float(labels[c]), bool(predicted[c]))
         for c in sorted(order[:MOST_BARS])
     )
     rest = order[MOST_BARS:]

@@ -5,6 +5,13 @@ from dataclasses import dataclass
 
 TRUTHS = {1.0: "● present", 0.0: "○ absent", None: "? unknown"}
 """What is written beside a probability, by the label."""
+OUTCOMES = {
+    (1.0, True): ("● present", "present"),
+    (1.0, False): ("◐ present, missed", "present missed"),
+    (0.0, True): ("✕ absent, false positive", "false-positive"),
+    (0.0, False): ("○ absent", ""),
+}
+"""What is written beside a probability, and how its bar is drawn, by the label and whether the class is predicted."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +23,19 @@ class Bar:
         share: From 0 to 1; the drawn bar stops at these ends.
         word: Text beside it, may be empty.
         strong: Whether the bar is emphasised.
+        kind: Names of styles: ``"present"``, ``"missed"``, ``"false-positive"``; by default as ``strong`` says.
     """
 
     title: str
     share: float
     word: str = ""
     strong: bool = False
+    kind: str | None = None
+
+    @property
+    def style(self) -> str:
+        """The names of the bar's styles."""
+        return self.kind if self.kind is not None else "present" * self.strong
 
     @property
     def width(self) -> str:
@@ -43,10 +57,15 @@ class Gauge:
         return Bar("", self.share).width
 
 
-def probability_bars(rows: Iterable[tuple[str, float, float | None]]) -> list[Bar]:
-    """Returns predicted probabilities with the truth beside them.
+def probability_bars(rows: Iterable[tuple[str, float, float | None, bool]]) -> list[Bar]:
+    """Returns predicted probabilities with the truth beside them; the four outcomes look different.
 
     Args:
-        rows: Class, probability and label (1, 0 or ``None`` for unknown) of each bar.
+        rows: Class, probability, label (1, 0 or ``None`` for unknown) and whether the class counts as predicted, of
+            each bar.
     """
-    return [Bar(name, share, TRUTHS[label], label == 1) for name, share, label in rows]
+    bars = []
+    for name, share, label, predicted in rows:
+        word, kind = (TRUTHS[None], "") if label is None else OUTCOMES[label, predicted]
+        bars.append(Bar(name, share, word, label == 1, kind))
+    return bars

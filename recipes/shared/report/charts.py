@@ -161,15 +161,34 @@ def reliability_chart(title: str, note: str, lines: Sequence[Line]) -> Chart:
     return Chart(title, _unit_square(layers, f"reliability of {title}"), note)
 
 
-def _unit_square(layers: Sequence[alt.Chart], description: str) -> Markup:
-    """Draws layers over the diagonal of a square from 0 to 1."""
+def precision_recall_chart(
+    title: str, note: str, recall: Sequence[float], precision: Sequence[float], prevalence: float
+) -> Chart:
+    """Draws one class' precision over its recall, as steps, with the precision of chance.
+
+    Args:
+        title: The class.
+        note: A line under it.
+        recall: Ascending, from 0 to 1.
+        precision: Of the same length.
+        prevalence: The share of positives: the precision of guesses.
+    """
+    curve = alt.Chart(_thinned(recall, precision))
+    under = curve.mark_area(color=SERIES[0], opacity=0.12, interpolate="step-before").encode(y2=alt.Y2Datum(0))
+    over = curve.mark_line(color=SERIES[0], strokeWidth=2, interpolate="step-before")
+    svg = _unit_square([under, over], f"precision-recall curve of {title}", dotted=(prevalence, prevalence))
+    return Chart(title, svg, note)
+
+
+def _unit_square(layers: Sequence[alt.Chart], description: str, *, dotted: tuple[float, float] = (0.0, 1.0)) -> Markup:
+    """Draws layers over a square from 0 to 1 and a dotted line, which has two heights at its ends: the diagonal."""
 
     def axis(channel: type, field: str):
         ticks = alt.Axis(values=[0, 0.5, 1], labelExpr="datum.value == 0.5 ? '½' : datum.value", title=None)
         return channel(field, axis=ticks, scale=alt.Scale(domain=[-0.02, 1.02], nice=False))
 
     x, y = axis(alt.X, "x:Q"), axis(alt.Y, "y:Q")
-    diagonal = alt.Chart(_points([0, 1], [0, 1])).mark_line(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
+    diagonal = alt.Chart(_points([0, 1], dotted)).mark_line(color=MUTED, strokeDash=DASHES["dotted"], strokeWidth=1.2)
     return _svg(alt.layer(*(layer.encode(x, y) for layer in (diagonal, *layers))), 158, 145, description)
 
 

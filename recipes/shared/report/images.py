@@ -98,13 +98,23 @@ def colour_field(values: NDArray[np.floating], low: float, high: float) -> NDArr
 
 @dataclass(frozen=True)
 class FramedBox:
-    """A finding's box in pixels of its image, from its upper left corner."""
+    """A finding's box in pixels of its image, from its upper left corner.
+
+    Attributes:
+        left: Where its name stands, in per cent of the image's width: its left side, or its right side where the name
+            would reach beyond the image.
+        top: In per cent of the height.
+        place: Names of styles: ``"right"`` for a name left of ``left``, ``"inside"`` for one below ``top``.
+    """
 
     finding: str
     x: float
     y: float
     width: float
     height: float
+    left: str = "0%"
+    top: str = "0%"
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,8 @@ def frame(
     """
     above = "" if overlay is None else data_uri(overlay)
     height, width = pixels.shape[:2]
-    return Frame(data_uri(pixels), caption, alt, width, height, above, [_framed(box) for box in boxes])
+    framed = [_framed(box, width, height) for box in boxes]
+    return Frame(data_uri(pixels), caption, alt, width, height, above, framed)
 
 
 def findings(boxes: Sequence[Mapping[str, object]]) -> str:
@@ -157,6 +168,12 @@ def findings(boxes: Sequence[Mapping[str, object]]) -> str:
     return join_once(str(box["finding"]) for box in boxes)
 
 
-def _framed(box: Mapping[str, object]) -> FramedBox:
+def _framed(box: Mapping[str, object], width: int, height: int) -> FramedBox:
     x0, y0, x1, y1 = (float(str(box[key])) for key in ("x0", "y0", "x1", "y1"))
-    return FramedBox(str(box["finding"]), x0, y0, max(x1 - x0, 0), max(y1 - y0, 0))
+    right, inside = x0 > width / 2, y0 < height / 8
+    place = " ".join(word for word, holds in (("right", right), ("inside", inside)) if holds)
+    left = min(max((x1 if right else x0) / width, 0), 1)
+    top = min(max(y0 / height, 0), 1)
+    return FramedBox(
+        str(box["finding"]), x0, y0, max(x1 - x0, 0), max(y1 - y0, 0), f"{100 * left:.1f}%", f"{100 * top:.1f}%", place
+    )

@@ -29,7 +29,7 @@ def test_the_headline_comes_from_the_files(written):
     assert f"<dt>Pointing game</dt><dd>{hit:.3f}<small>centre baseline {center:.3f}</small>" in text
     way = retrieval["image_to_text"]
     assert f"<dt>Retrieval R@1</dt><dd>{way['recall']['1']:.3f}<small>report for an image, chance 0.050" in text
-    assert "<dd>3<small>best: epoch 2</small>" in text
+    assert "<dd>3<small>best: epoch 3</small>" in text
 
 
 def test_every_table_shows_the_files_figures(written):
@@ -77,7 +77,7 @@ def test_routing_shows_shares_and_the_load_over_all_images(written):
 
 def test_curves_are_drawn_for_what_was_recorded(written):
     _, text = written
-    assert "best: 1.167 in epoch 2" in text
+    assert "best: 1.167 in epoch 3" in text
     assert "maximum: ln 3" in text
     assert "<figcaption>Local contrastive loss" in text
     assert "Load-balancing loss" not in text

@@ -21,7 +21,7 @@ def test_the_report_shows_the_run_s_figures(run):
     low, high = test["macro_auroc_ci95"]
     assert f"<dd>{test['macro_auroc']:.3f}<small>95% CI {low:.3f} to {high:.3f}</small>" in text
     assert f"{test['per_class']['Effusion']['average_precision']:.3f}" in text
-    assert "best: 0.700 in epoch 2" in text
+    assert "best: 0.700 in epoch 3" in text
     assert "maximum ln 4 = 1.39" in text
     assert "1.23 M" in text
     assert "1 min 15 s" in text
@@ -115,7 +115,7 @@ def test_colour_images(run):
 
 def test_one_epoch(tmp_path):
     text = read(write_run(tmp_path / "run", epochs=1))
-    assert "best: 0.500 in epoch 0" in text
+    assert "best: 0.500 in epoch 1" in text
     assert "The best epoch is the last one" not in text
 
 
@@ -194,3 +194,72 @@ def test_hostile_names_of_classes_and_runs_are_escaped_everywhere(tmp_path):
     assert f"image of study {hostile}" in shown
     labels = [attributes["aria-label"] for _, attributes in Elements(text).seen if "aria-label" in attributes]
     assert f"ROC curve of {hostile}" in labels
+
+
+@pytest.mark.parametrize("task", ["multi-class", "ordinal-regression"])
+def test_single_label_tasks_show_confusion_f1_kappa_and_balanced_accuracy(tmp_path, task):
+    run = write_run(tmp_path / "run", task=task, classes=["a", "b", "c"])
+    scores = json.loads((run / "metrics.json").read_text())["test"]["single_label"]
+    text = read(run)
+    for title, key in (("Balanced accuracy", "balanced_accuracy"), ("Macro F1", "macro_f1"), ("kappa", "kappa")):
+        assert re.search(rf"{title}</th>\s*<td class=\"r\">{scores[key]:.3f}</td>", text), title
+    section = text[text.index("<h2>Confusion") :]
+    cells = re.findall(
+        r'<td style="--a:[^>]*>([\d,]+)</td>', section[: section.index("</table>", section.index("heat"))]
+    )
+    assert [int(cell) for cell in cells] == [count for row in scores["confusion"]["matrix"] for count in row]
+    assert ("square of the distance" in text) == (task == "ordinal-regression")
+
+
+def test_multi_label_tasks_and_older_runs_have_no_confusion(run):
+    assert "<h2>Confusion" not in read(run)
+    change_json(run / "metrics.json", lambda value: value["test"].pop("single_label"))
+    assert "<h2>Confusion" not in read(run)
+
+
+def test_precision_over_recall_is_drawn_for_every_class_that_has_both_outcomes(run):
+    labels = [attributes.get("aria-label") for _, attributes in Elements(read(run)).seen]
+    assert [label for label in labels if label and label.startswith("precision-recall")] == [
+        "precision-recall curve of Effusion",
+        "precision-recall curve of Mass <b>",
+    ]
+
+
+def test_false_positives_differ_from_true_negatives_by_the_threshold_of_the_validation_split(run):
+    change_examples(
+        run, probs=np.array([[0.2, 0.6, 0.1], [0.2, 0.6, 0.1]]), labels=np.array([[0.0, 0, 1], [0.0, 0, 1]])
+    )
+    change_json(run / "metrics.json", lambda value: value.pop("operating_points"))
+    text = read(run)
+    assert (text.count("false positive</td>"), text.count("○ absent</td>"), text.count("missed</td>")) == (2, 2, 2)
+    points = {"Effusion": {"youden": {"threshold": 0.1}}, "Mass <b>": {}, "Hernia": {"youden": {"threshold": 0.1}}}
+    change_json(run / "metrics.json", lambda value: value.update(operating_points=points))
+    text = read(run)
+    assert (text.count("false positive</td>"), text.count("○ absent</td>"), text.count("missed</td>")) == (4, 0, 0)
+
+
+def test_the_largest_errors_have_a_gallery(run):
+    assert "Largest errors" not in read(run)
+    with np.load(run / "examples.npz") as file:
+        np.savez(run / "errors.npz", **dict(file), errors=np.array(["Mass: missed at 0.02", "Mass <i>"]))
+    text = read(run)
+    assert text.count("<article") == 4
+    assert '<p class="error">Mass: missed at 0.02</p>' in text
+    assert "Mass &lt;i&gt;" in text
+
+
+def test_boxes_carry_the_names_of_their_findings(run):
+    boxes = [
+        {"finding": "Left <i>", "x0": 4, "y0": 8, "x1": 12, "y1": 12},
+        {"finding": "Top right", "x0": 20, "y0": 0, "x1": 28, "y1": 9},
+    ]
+    change_examples(run, boxes=np.array([json.dumps(boxes), "[]"]))
+    text = read(run)
+    assert '<b style="left:12.5%;top:25.0%">Left &lt;i&gt;</b>' in text
+    assert '<b class="right inside" style="left:87.5%;top:0.0%">Top right</b>' in text
+
+
+def test_epochs_are_counted_from_one(run):
+    text = read(run)
+    assert "counted from 1" in text
+    assert "The tested weights are those of epoch 3." in text

@@ -13,10 +13,22 @@ def drawn_gauge(gauge):
 
 
 def test_probabilities_stand_beside_the_truth_in_words():
-    made = drawn(probability_bars([("a", 0.25, 1.0), ("b", 0.5, 0.0), ("c", 1.0, None)]))
+    made = drawn(probability_bars([("a", 0.25, 1.0, True), ("b", 0.5, 0.0, False), ("c", 1.0, None, True)]))
     assert made.count('class="present"') == 1
     assert [float(x) for x in re.findall(r"width:([\d.]+)%", made)] == [25.0, 50.0, 100.0]
     assert re.findall("present</td>|absent</td>|unknown</td>", made) == ["present</td>", "absent</td>", "unknown</td>"]
+
+
+def test_the_four_outcomes_look_different():
+    outcomes = [(label, predicted) for label in (1.0, 0.0) for predicted in (True, False)]
+    made = [drawn(probability_bars([("a", 0.5, *outcome)])) for outcome in outcomes]
+    assert [re.findall(r'<tr class="([^"]*)"', text) for text in made] == [
+        ["present"], ["present missed"], ["false-positive"], [],
+    ]  # fmt: skip
+    words = [re.findall(r'truth">([^<]*)', text)[0] for text in made]
+    assert words == ["● present", "◐ present, missed", "✕ absent, false positive", "○ absent"]
+    style = (SHARED / "style.css").read_text()
+    assert all(f".{name} " in style for name in ("present", "missed", "false-positive"))
 
 
 def test_strong_bars_are_emphasised():
