@@ -165,6 +165,44 @@ def _assert_converted_and_swapped(model: nn.Module) -> None:
     assert torch.equal(output_of_block(block, theirs.detach().clone()), expected)
 
 
+def _deepseek_v4_block(layer: int, **settings: object) -> nn.Module:
+    configuration = pytest.importorskip("transformers.models.deepseek_v4.configuration_deepseek_v4")
+    modeling = pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4")
+    sizes = {"hidden_size": DIM, "moe_intermediate_size": 8, "num_local_experts": 6, "num_experts_per_tok": 2}
+    layers = {"num_hidden_layers": 2, "mlp_layer_types": ["hash_moe", "moe"], "vocab_size": 30}
+    config = configuration.DeepseekV4Config(**sizes, **layers, swiglu_limit=0.5, **settings)
+    block = modeling.DeepseekV4SparseMoeBlock(config, layer)
+    with torch.no_grad():
+        for tensor in [*block.parameters(), *block.buffers()]:
+            tensor.normal_(std=0.5) if tensor.is_floating_point() else tensor.random_(6)
+    return block
+
+
+def test_deepseek_v4_scores_by_sqrt_softplus_and_clamps_all_its_experts():
+    block, x = _deepseek_v4_block(1), torch.randn(2, 30, DIM)
+    layer = from_transformers(block)
+    assert layer.router.scoring == "sqrt_softplus"
+    mine, theirs = (x.clone().requires_grad_() for _ in range(2))
+    output, expected = layer(mine).output, block(theirs)
+    assert relative_error(output, expected) <= 1e-5
+    (gradient,), (expected_gradient,) = (
+        torch.autograd.grad(each.square().sum(), leaf) for each, leaf in ((output, mine), (expected, theirs))
+    )
+    assert relative_error(gradient, expected_gradient) <= 1e-5
+    with swap_moe_blocks_(nn.Sequential(block)):
+        assert relative_error(block(x), expected) <= 1e-5
+    assert torch.equal(block(x), expected)
+    empty = _deepseek_v4_block(1)
+    assert torch.equal(to_transformers(layer, empty)(x), expected)
+
+
+def test_deepseek_v4_with_a_hash_or_another_score_is_refused():
+    with pytest.raises(ValueError, match=r"with gate\.tid2eid, is_hash=True"):
+        from_transformers(_deepseek_v4_block(0))
+    with pytest.raises(ValueError, match=r"score experts by sqrtsoftplus, .*, got gate\.score_fn=Sigmoid"):
+        from_transformers(_deepseek_v4_block(1, scoring_func="sigmoid"))
+
+
 def test_phimoe_draws_the_same_experts_in_training():
     model = model_of("phimoe")
     block, x = blocks_in(model)[0], torch.randn(2, 90, DIM)

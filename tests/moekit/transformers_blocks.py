@@ -28,10 +28,11 @@ SIZES = {
 }
 # Where the defaults are no configuration.
 OPTIONS = {
+    "DeepseekV4Config": {"num_hidden_layers": 2, "mlp_layer_types": ["moe", "moe"]},
     "DbrxConfig": {
         "d_model": DIM,
         "ffn_config": {"moe_num_experts": EXPERTS, "moe_top_k": TOP_K, "ffn_hidden_size": HIDDEN},
-    }
+    },
 }
 
 

@@ -100,10 +100,11 @@ def fused_activation(experts: nn.Module) -> str | None:
 def from_transformers(block: nn.Module, *, impl: Impl = "auto") -> SparseMoE:
     """Copies a sparse block of ``transformers`` into a :class:`~moekit.layer.SparseMoE` that computes the same.
 
-    Converted are the blocks of Mixtral, Qwen2-MoE, Qwen3-MoE, Qwen3-Next, Qwen3.5, OLMoE, FlexOlmo, DeepSeek-V2 and
-    DeepSeek-V3, GLM4-MoE, dots1, Nemotron-H, Ernie 4.5, MiniMax-M2, Granite-MoE, Jamba, DBRX, LFM2-MoE, GPT-OSS,
-    HunYuan, Aria, Llama 4, LongCat and PhiMoE (with ``input_jitter_noise`` above 0 in evaluation only, as the block
-    multiplies the tokens of its experts by noise in training), and of models whose blocks are the same as one of these.
+    Converted are the blocks of Mixtral, Qwen2-MoE, Qwen3-MoE, Qwen3-Next, Qwen3.5, OLMoE, FlexOlmo, DeepSeek-V2, V3 and
+    V4 (this one without its hash layers), GLM4-MoE, dots1, Nemotron-H, Ernie 4.5, MiniMax-M2, Granite-MoE, Jamba, DBRX,
+    LFM2-MoE, GPT-OSS, HunYuan, Aria, Llama 4, LongCat and PhiMoE (with ``input_jitter_noise`` above 0 in evaluation
+    only, as the block multiplies the tokens of its experts by noise in training), and of models whose blocks are the
+    same as one of these.
     Anything else is refused by name: every parameter, buffer, submodule, hook and setting of the block must be one
     that has a place in the layer, and a copy of the block with small random weights must give the layer's output and
     gradients. So a class that a later ``transformers`` changes is refused, not misread.

@@ -28,6 +28,7 @@ class Form(NamedTuple):
         shared_gate: Name of the linear layer whose sigmoid weights the shared expert.
         float_logits: Whether the router returns float32 in every dtype.
         experts: How the experts are kept.
+        clamped_shared: Whether the shared expert clamps gate and value by its ``limit``, as the others do.
     """
 
     router: str = "gate"
@@ -40,6 +41,7 @@ class Form(NamedTuple):
     shared_gate: str | None = None
     float_logits: bool = False
     experts: Bank = "stacked"
+    clamped_shared: bool = False
 
 
 _QWEN2 = Form(shared="shared_expert", shared_gate="shared_expert_gate")
@@ -67,6 +69,13 @@ FORMS: Final[Mapping[str, Form]] = {
     "FlexOlmoSparseMoeBlock": _QWEN3,
     "DeepseekV3MoE": _DEEPSEEK_V3,
     "DeepseekV2Moe": _DEEPSEEK_V2,
+    "DeepseekV4SparseMoeBlock": Form(
+        scoring="sqrt_softplus",
+        renormalize=True,
+        selection_bias="gate.e_score_correction_bias",
+        shared="shared_experts",
+        clamped_shared=True,
+    ),
     "Glm4MoeMoE": _DEEPSEEK_V3,
     "Dots1MoE": _DEEPSEEK_V3,
     "NemotronHMoE": _DEEPSEEK_V3,
@@ -153,6 +162,7 @@ BLOCK: Final[Mapping[str, Known]] = {
     "input_jitter_noise": _is_number,  # in training, which is refused with it
     "jitter_noise": (0, None),
     "shared_experts": (None,),
+    "is_hash": (False,),
     "use_expert_bias": _is_flag,
     "moe_normalize_expert_weights": (None, 1),
 }
@@ -200,3 +210,4 @@ EXPERTS: Final[Mapping[str, Known]] = {
     "limit": _is_number,
 }
 SHARED: Final[Mapping[str, Known]] = {"hidden_size": "D", "intermediate_size": "S"}
+SHARED_LIMIT: Final[Known] = _is_number

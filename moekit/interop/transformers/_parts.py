@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
-from moekit.interop.transformers._forms import BLOCK, EXPERTS, ROUTER, SHARED, Bank, Form, Known
+from moekit.interop.transformers._forms import BLOCK, EXPERTS, ROUTER, SHARED, SHARED_LIMIT, Bank, Form, Known
 
 Shape = tuple[str, ...]
 Sizes = Mapping[str, int]
@@ -52,6 +52,8 @@ def parts_of(form: Form, block: nn.Module) -> PartsOfBlock:
     shapes: dict[str, Shape] = {f"{router}.{form.weight}": (of_router, "D")}
     settings: dict[str, Mapping[str, Known]] = {"": BLOCK, router: ROUTER, "experts": EXPERTS}
     linear, activations, identity = set[str](), {"experts.act_fn"}, set[str]()
+    if form.scoring == "sqrt_softplus":
+        activations.add(f"{router}.score_fn")
     if "." in form.weight:
         linear.add(f"{router}.{form.weight.rpartition('.')[0]}")
     if f"{router}.bias" in has:
@@ -83,7 +85,7 @@ def parts_of(form: Form, block: nn.Module) -> PartsOfBlock:
                 shapes[f"{name}.bias"] = shape[:1]
     if form.shared is not None and form.shared in children:
         shapes |= _shared(form.shared, children[form.shared], has)
-        settings[form.shared] = SHARED
+        settings[form.shared] = {**SHARED, "limit": SHARED_LIMIT} if form.clamped_shared else SHARED
         linear |= {f"{form.shared}.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
         activations.add(activation_path(children[form.shared], form.shared))
         if form.shared_gate is not None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from moekit.interop.transformers._forms import Form
 from moekit.interop.transformers._parts import PartsOfBlock, activation_path
-from moekit_kernels.activations import activation_of
+from moekit_kernels.activations import activation_of, clamped_swiglu
 from moekit_kernels.routing.options import GroupScore, Scoring
 
 
@@ -44,6 +44,8 @@ def rule_of(block: nn.Module, form: Form, num_experts: int) -> Rule:
     """
     of_block, of_router = vars(block), vars(block.get_submodule(form.router))
     settings = of_block | of_router
+    if form.scoring == "sqrt_softplus":
+        _check_score(block, form.router)
     renormalize = form.renormalize
     if renormalize is None:
         if "norm_topk_prob" not in settings and "moe_normalize_expert_weights" not in settings:
@@ -75,6 +77,15 @@ def rule_of(block: nn.Module, form: Form, num_experts: int) -> Rule:
     )
 
 
+def _check_score(block: nn.Module, router: str) -> None:
+    score = block.get_submodule(router).get_submodule("score_fn")
+    if type(score).__name__ != "SqrtSoftplusActivation":
+        raise ValueError(
+            f"block must score experts by sqrtsoftplus, the default of its configuration's scoring_func, got "
+            f"{router}.score_fn={score!r}."
+        )
+
+
 def activations_of(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[str, str | None]:
     """Returns the names of the activations of the experts and of the shared expert, if there is one.
 
@@ -102,6 +113,9 @@ def activations_of(block: nn.Module, form: Form, parts: PartsOfBlock) -> tuple[s
         gated = f"{form.shared}.gate_proj.weight" in parts.shapes
         path = activation_path(block.get_submodule(form.shared), form.shared)
         of_shared = activation_name(block.get_submodule(path), gated=gated)
+        if form.clamped_shared:
+            limit = float(vars(block.get_submodule(form.shared))["limit"])
+            of_shared = clamped_swiglu(1.0, limit, False, offset=0.0).name if of_shared == "swiglu" else None
         if of_shared is None:
             raise ValueError(_unknown_activation(block, path))
     if activation is None:
