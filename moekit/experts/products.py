@@ -10,12 +10,13 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from moekit.experts.activation import ActivationLike
-from moekit.plan import DispatchPlan, combine, dispatch
+from moekit.experts.activation import ActivationLike, why_not_fused
+from moekit.plan import DispatchPlan, check_gates, combine, dispatch
 from moekit_kernels.activations.activation import activate
 from moekit_kernels.autocast import autocast
 from moekit_kernels.grouped_gemm import grouped_gemm
-from moekit_kernels.impl import Impl
+from moekit_kernels.impl import Impl, resolve_impl
+from moekit_kernels.moe_ffn.op import LIMITS
 
 
 class RowProduct(Protocol):
@@ -69,9 +70,27 @@ def ffn_by_products(
 
     Returns:
         ``(T, D2)``; zero for a token without an expert.
+
+    Raises:
+        ValueError: If tokens, gates and plan do not fit each other.
     """
+    check_gates(gates, plan)
     impl = plan.impl if impl == "auto" else impl
     rows_ND = dispatch(autocast(x), plan)
     hidden_NF = activate(activation, products.up(rows_ND, plan.offsets, impl))
     y_ND2 = products.down(hidden_NF, plan.offsets, impl)
-    return combine(y_ND2, plan, gates, impl=impl)
+    if not _adds_by_rows(y_ND2, activation, impl):
+        return combine(y_ND2, plan, gates, impl=impl)
+    weighted_ND2 = gates.reshape(-1)[plan.slot_of_row].unsqueeze(-1) * y_ND2
+    out_TD2 = weighted_ND2.new_zeros(plan.num_tokens, y_ND2.shape[1])
+    return out_TD2.index_add(0, plan.token_of_row, weighted_ND2).to(y_ND2.dtype)
+
+
+def _adds_by_rows(rows: Tensor, activation: ActivationLike, impl: Impl) -> bool:
+    """Returns whether plain experts would add up a token's rows in their order, not in that of its slots.
+
+    Then these do so too: another order rounds otherwise.
+    """
+    resolved = resolve_impl(impl, LIMITS, rows.device, ("rows", rows.dtype))
+    in_loop = resolved == "torch" and rows.device.type == "cpu" and why_not_fused(activation, triton=False) is None
+    return in_loop or resolved == "reference"

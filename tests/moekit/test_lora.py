@@ -45,6 +45,18 @@ def test_untrained_adapters_leave_the_output_bit_for_bit(impl, dtype, activation
     assert torch.equal(model(x), expected)
 
 
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 64])
+@pytest.mark.parametrize("experts", [4, 64])
+def test_many_experts_of_a_token_are_added_up_in_the_same_order(impl, dtype, tokens, experts):
+    moe = SparseMoE.ffn(16, 32, experts, top_k=4, impl=impl, dtype=dtype)
+    x = torch.randn(tokens, 16, dtype=dtype)
+    expected = moe(x).output
+    add_lora_(moe)
+    assert torch.equal(moe(x).output, expected)
+
+
 @pytest.mark.parametrize(("hidden", "bound"), [(32, 0.0), (5, 1e-6)])
 def test_untrained_adapters_leave_the_output_of_many_rows(monkeypatch, hidden, bound):
     # The fused loop takes the activation of one expert's rows at a time; of odd widths, other numbers are then left
