@@ -1,9 +1,9 @@
 """Studies whose images are files: all but the pixels is known at once, and an image is read when it is asked for."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -49,6 +49,8 @@ class ImageFiles:
         texts: Text of each image, ``None`` where there is none.
         modalities: Kind of each image, ``None`` where it is not known.
         read: Reads one image; can be pickled, so that workers can read.
+        attributes: What else is known of each image, such as sex, age and view: name to one value per image, blank
+            where it is not known.
     """
 
     ids: tuple[str, ...]
@@ -59,6 +61,7 @@ class ImageFiles:
     texts: tuple[str | None, ...]
     modalities: tuple[str | None, ...]
     read: Reader = read_file
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,12 +85,13 @@ class ImageFiles:
 
     def take(self, rows: Sequence[int]) -> "ImageFiles":
         """Returns the studies of some rows, in their order."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         picked = {
             name: tuple(value[row] for row in rows) if isinstance(value, tuple) else value
             for name, value in values.items()
         }
-        return ImageFiles(**picked | {"labels": self.labels[list(rows)]})
+        attributes = {name: tuple(cells[row] for row in rows) for name, cells in self.attributes.items()}
+        return ImageFiles(**picked | {"labels": self.labels[list(rows)], "attributes": attributes})
 
 
 def problems(count: int, problem_of: Callable[[int], str | None]) -> dict[int, str]:

@@ -61,6 +61,8 @@ class ManifestConfig:
     """Shares of train, val and test in a drawn split."""
     group_column: str | None = None
     """Column that identifies the patient."""
+    subgroup_columns: tuple[str, ...] = ()
+    """Columns by which test scores are split, such as sex, age (cut into bands of years) and view."""
     uncertain: Literal["ignore", "zeros", "ones", "per-label"] = "ignore"
     """What a label of -1 means: unknown, absent, present, or for each of CheXpert's five tasks what works best."""
     blank: Literal["ignore", "zeros"] | None = None

@@ -95,6 +95,7 @@ def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = 
             fractions=m.fractions,
             split_column=m.split_column,
             group_column=m.group_column,
+            attribute_columns=m.subgroup_columns,
             image_root=m.image_root,
             force_dicom=config.force_dicom,
             uncertain=m.uncertain,

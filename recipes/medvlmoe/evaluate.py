@@ -27,6 +27,7 @@ from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.operating_points import operating_points
 from recipes.shared.scores.seeds import aggregate_seeds
 from recipes.shared.scores.single_label import single_label_scores
+from recipes.shared.scores.subgroups import subgroup_scores
 from recipes.shared.scores.temperature import Scope, scaled_probs
 
 OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz", "errors.npz")
@@ -116,6 +117,15 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Sco
     )
     metrics["operating_points"] = operating_points(
         val.probs, val.labels, test.probs, test.labels, source.test.groups, classes, bootstrap=bootstrap
+    )
+    metrics["subgroups"] = subgroup_scores(
+        test.probs,
+        test.labels,
+        source.test.groups,
+        classes,
+        getattr(source.test, "attributes", {}),
+        task=task,
+        bootstrap=bootstrap,
     )
     metrics["experts"] = _experts(predictions["test"], classes, config)
     metrics["training"] = {

@@ -34,6 +34,7 @@ class ChestRows:
         views: Views as the set writes them; empty where it does not.
         splits: Official splits, ``None`` where there are none. Without any ``"val"``, one is drawn from ``"train"``.
         texts: Reports, ``None`` for images without.
+        attributes: What else is known of each image, such as sex and age; views need no place here.
         notes: What a reader of a report should know.
         class_sets: As in `StudySource`.
     """
@@ -49,6 +50,7 @@ class ChestRows:
     views: Sequence[str] = ()
     splits: Sequence[str] | None = None
     texts: Sequence[str | None] | None = None
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     class_sets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -105,6 +107,7 @@ def _studies(rows: ChestRows, options: ChestOptions) -> ImageFiles:
         texts=(None,) * count if rows.texts is None else tuple(rows.texts),
         modalities=("xray",) * count,
         read=file_reader(options.force_dicom),
+        attributes=dict(rows.attributes) | ({"view": rows.views} if rows.views else {}),
     )
 
 

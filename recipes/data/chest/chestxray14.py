@@ -10,7 +10,7 @@ from recipes.data.chest.files import check_folder, read_names, table_of
 from recipes.data.chest.options import ChestOptions
 from recipes.data.studies import StudySource
 from recipes.data.tables.columns import filled
-from recipes.data.tables.csv_file import read_table
+from recipes.data.tables.csv_file import read_header, read_table
 from recipes.data.tables.labels import labels_from_column
 
 CLASSES = (
@@ -32,6 +32,8 @@ CLASSES = (
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 _IMAGE, _FINDINGS, _PATIENT, _VIEW = "Image Index", "Finding Labels", "Patient ID", "View Position"
+_ABOUT = {"sex": ("Patient Sex", "Patient Gender"), "age": ("Patient Age",)}
+"""Columns that say more of a patient, by the names of the two editions."""
 
 
 def chestxray14_source(root: str | Path, options: ChestOptions) -> StudySource:
@@ -63,7 +65,13 @@ def read_chestxray14(root: Path, options: ChestOptions) -> ChestRows:
     if options.uncertain != "ignore" or options.blank is not None:
         raise ValueError("chestxray14 has no uncertain and no blank labels, so leave --uncertain and --blank out")
     csv = table_of(root, _TABLES)
-    table = read_table(csv, [_IMAGE, _FINDINGS, _PATIENT, _VIEW])
+    header = read_header(csv)
+    about = {
+        name: next(column for column in columns if column in header)
+        for name, columns in _ABOUT.items()
+        if any(column in header for column in columns)
+    }
+    table = read_table(csv, [_IMAGE, _FINDINGS, _PATIENT, _VIEW, *about.values()])
     ids = filled(table[_IMAGE], _IMAGE, str(csv))
     _, _, labels = labels_from_column(
         table[_FINDINGS],
@@ -88,6 +96,7 @@ def read_chestxray14(root: Path, options: ChestOptions) -> ChestRows:
         labels=labels,
         groups=filled(table[_PATIENT], _PATIENT, str(csv)),
         views=table[_VIEW],
+        attributes={name: table[column] for name, column in about.items()},
         splits=_official_splits(root, ids, str(csv)) if options.official_splits else None,
         notes=(f"{unlabelled} images have a blank cell of findings: their labels are unknown",) if unlabelled else (),
     )

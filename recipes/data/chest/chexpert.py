@@ -44,6 +44,7 @@ class _Table(NamedTuple):
     groups: list[str]
     views: list[str]
     texts: list[str | None] | None
+    about: dict[str, list[str]]
 
 
 def chexpert_source(root: str | Path, options: ChestOptions) -> StudySource:
@@ -87,6 +88,10 @@ def read_chexpert(root: Path, options: ChestOptions) -> ChestRows:
         labels=np.concatenate([table.labels for table in tables.values()]),
         groups=[group for table in tables.values() for group in table.groups],
         views=[view for table in tables.values() for view in table.views],
+        attributes={
+            name.lower(): [cell for table in tables.values() for cell in table.about.get(name, [""] * len(table.ids))]
+            for name in ("Sex", "Age")
+        },
         splits=[split for split, table in tables.items() for _ in table.ids],
         texts=texts if any(texts) else None,
         notes=(f"uncertain labels: {options.uncertain}; blank labels: {options.blank_labels()}",),
@@ -100,7 +105,8 @@ def _read(csv: Path, options: ChestOptions) -> _Table:
     report = next((name for name in _REPORTS if name in header), None) if options.texts else None
     # The later test set is published with paths and labels alone.
     view_columns = [name for name in ("Frontal/Lateral", "AP/PA") if name in header or not csv.name.startswith("test")]
-    table = read_table(csv, ["Path", *view_columns, *CLASSES, *([] if report is None else [report])])
+    about = [name for name in ("Sex", "Age") if name in header]
+    table = read_table(csv, ["Path", *view_columns, *about, *CLASSES, *([] if report is None else [report])])
     paths = filled(table["Path"], "Path", str(csv))
     groups = [_patient(path) for path in paths]
     if "" in groups:
@@ -121,7 +127,9 @@ def _read(csv: Path, options: ChestOptions) -> _Table:
         views = [_view(kind, side) for kind, side in zip(*(table[name] for name in view_columns), strict=True)]
     else:
         views = ["Lateral" if "lateral" in path else "Frontal" for path in paths]
-    return _Table(csv, [_below_set(path) for path in paths], labels, groups, views, texts)
+    return _Table(
+        csv, [_below_set(path) for path in paths], labels, groups, views, texts, {name: table[name] for name in about}
+    )
 
 
 def _patient(path: str) -> str:

@@ -30,6 +30,7 @@ class Layout(NamedTuple):
         force_dicom: Whether DICOM files without preamble and file meta group are read.
         seed: Of the drawn split.
         fractions: Of the drawn split.
+        attribute_columns: What else is kept of each row, under the column's name.
     """
 
     csv: Path
@@ -43,11 +44,13 @@ class Layout(NamedTuple):
     force_dicom: bool = False
     seed: int = 0
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    attribute_columns: tuple[str, ...] = ()
 
     def columns(self) -> list[str]:
         """Names the columns to read."""
         optional = (self.text_column, self.modality_column, self.split_column, self.group_column)
-        return [self.image_column, *(column for column in optional if column is not None)]
+        named = (column for column in optional if column is not None)
+        return list(dict.fromkeys([self.image_column, *named, *self.attribute_columns]))
 
     def options(self) -> dict[str, str]:
         """Returns the option of the command line that names each column."""
@@ -104,6 +107,7 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Image
         texts=tuple(None if is_blank(text) else text.strip() for text in texts),
         modalities=tuple(modality_name(modality) for modality in modalities),
         read=file_reader(layout.force_dicom),
+        attributes={name: table[name] for name in layout.attribute_columns},
     )
     return studies, row_splits
 

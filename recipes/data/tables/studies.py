@@ -47,6 +47,7 @@ def manifest_source(
     label_separator: str | None = "|",
     split_column: str | None = "split",
     group_column: str | None = None,
+    attribute_columns: Sequence[str] = (),
     image_root: str | Path | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
@@ -79,6 +80,7 @@ def manifest_source(
         split_column: Column of train, val (valid, validation) and test, in any case. ``None`` draws a split
             by group (`recipes.data.splits.draw_splits`).
         group_column: The patient, or whatever must not cross splits. ``None``: every image is its own.
+        attribute_columns: What else is kept of each image, such as sex and age, for scores of subgroups.
         image_root: Folder of the images, by default the csv's.
         task: Overrides the task taken from the labels.
         classes: For ``label_column``, the names in order (default: all that occur, sorted); for
@@ -114,6 +116,7 @@ def manifest_source(
         modality_column=modality_column,
         split_column=split_column,
         group_column=group_column,
+        attribute_columns=tuple(attribute_columns),
         image_root=image_root,
         on_bad_image=on_bad_image,
         force_dicom=force_dicom,

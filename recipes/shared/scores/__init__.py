@@ -8,6 +8,7 @@
 | ``calibration`` | negative log-likelihood, Brier score and calibration error with its sampling floor |
 | ``calibrated`` | both of them for a run |
 | ``operating_points`` | sensitivity and specificity at thresholds of the validation split |
+| ``subgroups`` | AUROCs by sex, age, view and the like |
 | ``paired`` | two models on the same studies: DeLong, paired bootstrap over patients, Holm |
 | ``seeds`` | mean and t-interval over training seeds |
 | ``bootstrap`` | resampling of patients |

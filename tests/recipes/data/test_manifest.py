@@ -59,6 +59,14 @@ def test_reads_labels_texts_groups_and_images(folder):
     np.testing.assert_array_equal(study.labels, [1, 0])
 
 
+def test_further_columns_are_kept_for_subgroups(folder):
+    source = manifest_source(write(folder), **COLUMNS, attribute_columns=("label", "group"))
+    assert dict(source.train.attributes) == {"label": ("none", "mass"), "group": ("p1", "p1")}
+    assert dict(source.test.attributes) == {"label": ("mass", "none"), "group": ("p3", "p4")}
+    with pytest.raises(ValueError, match="lacks the column 'sex'"):
+        manifest_source(write(folder), **COLUMNS, attribute_columns=("sex",))
+
+
 def test_a_column_may_name_modalities(folder):
     source = manifest_source(write(folder), **COLUMNS, modality_column="label")
     assert (source.train.modalities, source.train[1].modality) == (("none", "mass"), "mass")

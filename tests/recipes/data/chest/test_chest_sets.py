@@ -45,6 +45,8 @@ def test_chestxray14_in_both_forms_of_its_table(tmp_path, old):
         if "00000008_000.png" in split.ids
     )
     assert no_finding.tolist() == [0] * 14
+    age = "058Y" if old else "58"
+    assert dict(source.test.attributes) == {"sex": ("M",) * 4, "age": (age,) * 4, "view": ("PA", "AP") * 2}
     for _, split in source.splits():
         for study in split:
             assert study.image.shape == (24, 20)
@@ -69,6 +71,9 @@ def test_chexpert_policies_and_patients(tmp_path):
     assert test == {f"patient{n:05d}" for n in range(12, 16)}
     assert train | val == {f"patient{n:05d}" for n in range(12)}
     assert source.test[0].image.shape == (24, 20)
+    attributes = source.test.attributes
+    assert (set(attributes["sex"]), set(attributes["age"])) == ({"Female"}, {"68"})
+    assert sorted(set(attributes["view"])) == ["AP", "Lateral"]
 
 
 def test_per_label_leaves_other_findings_unknown(tmp_path):
