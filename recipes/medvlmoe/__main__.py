@@ -8,7 +8,7 @@ import tyro
 
 from recipes.medvlmoe.config import PRESETS, Config
 from recipes.shared.cli import parse_preset, run_stage
-from recipes.shared.outputs import check_file
+from recipes.shared.outputs import check_file, check_outputs
 
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
@@ -148,16 +148,20 @@ def _predict(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     def report(run: tyro.conf.Positional[Path]) -> None:
-        """Draw report.html from an evaluated run; one per seed where there are several.
+        """Draw report.html from an evaluated run; one per seed where there are several, and one of all.
 
         Args:
             run: Folder of the run.
         """
         from recipes.medvlmoe.evaluate import seed_runs
-        from recipes.medvlmoe.report import write_report
+        from recipes.medvlmoe.report import write_report, write_seeds_report
 
-        for folder in seed_runs(run) or [run]:
+        seeds = seed_runs(run)
+        for folder in seeds or [run]:
+            check_outputs(folder, ("report.html",))
             print(f"open {write_report(folder)}")
+        if seeds:
+            print(f"open {write_seeds_report(run)}")
 
     tyro.cli(report, args=arguments, prog="python -m recipes.medvlmoe report")
 

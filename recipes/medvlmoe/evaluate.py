@@ -64,7 +64,8 @@ def main(
 
 def seed_runs(run: Path) -> list[Path]:
     """Returns the folders of the seeds of a run; none if it is a single one."""
-    return sorted(run.glob("seed-*"), key=lambda path: int(path.name.removeprefix("seed-")))
+    seeds = [path for path in run.glob("seed-*") if path.is_dir() and path.name.removeprefix("seed-").isdecimal()]
+    return sorted(seeds, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
 def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Scope) -> dict[str, Any]:

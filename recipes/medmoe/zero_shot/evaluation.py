@@ -14,6 +14,7 @@ from recipes.medmoe.zero_shot.prompt_files import Prompts
 from recipes.medmoe.zero_shot.scoring import ClassScores, Scoring, score_classes
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.single_label import single_label_scores
 
 
 @torch.no_grad()
@@ -78,6 +79,12 @@ def evaluate_set(
     } | measured
     if single:
         _add_confusion(result, scores, studies)
+        whole = single_label_scores(
+            scores.scores, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
+        )
+        result |= {key: value for key, value in (whole or {}).items() if key not in ("per_class", "confusion")}
+        for name, values in (whole or {}).get("per_class", {}).items():
+            result["per_class"][name] |= values
     return result
 
 

@@ -14,17 +14,18 @@ SHARED = Path(__file__).with_name("templates")
 """Templates of both recipes: the page, its style, and the macros of its parts."""
 
 
-def render(folder: Path, **content: object) -> str:
-    """Renders ``report.html.j2``.
+def render(folder: Path, *, template: str = "report.html.j2", **content: object) -> str:
+    """Renders a page.
 
     Args:
         folder: The recipe's templates; those of `SHARED` can be imported and extended from there.
+        template: Which of them.
         **content: What the templates show, by the name under which they read it.
 
     Raises:
         jinja2.UndefinedError: If a template reads a name that the content lacks.
     """
-    return environment(folder).get_template("report.html.j2").render(content)
+    return environment(folder).get_template(template).render(content)
 
 
 def environment(folder: Path) -> Environment:

@@ -136,6 +136,10 @@ def test_scores_are_the_cosines_of_the_embeddings(session):
     assert result["accuracy"] == pytest.approx((scores.argmax(1) == truth).float().mean().item())
     assert result["accuracy_ci95"][0] <= result["accuracy"] <= result["accuracy_ci95"][1]
     assert result["majority_share"] == result["chance"] == 0.5
+    assert result["balanced_accuracy"] == pytest.approx(result["accuracy"])  # six studies of each class
+    assert result["kappa"] == pytest.approx(2 * result["accuracy"] - 1)
+    assert result["kappa_ci95"][0] <= result["kappa"] <= result["kappa_ci95"][1]
+    assert result["macro_f1"] == pytest.approx(sum(one["f1"] for one in result["per_class"].values()) / 2)
     assert result["per_class"]["dark"]["recall"] == result["confusion"]["matrix"][0][0] / 6
     assert result["scale"] == session.config.model.temperatures[2]
     assert result["groups"] == 6
