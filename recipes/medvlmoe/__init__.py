@@ -10,6 +10,7 @@ The model is ``model``, its settings are ``config``; ``build`` makes a model fro
 |---|---|
 | ``train`` (with ``balance``, its auxiliary losses) | checkpoints, ``history.jsonl``, ``training.json`` |
 | ``evaluate`` (with ``examples``) | ``metrics.json``, ``predictions.csv``, ``examples.npz`` |
+| ``external`` | ``external/NAME``: metrics and predictions on another data set |
 | ``compare`` (of `recipes.shared`) | nothing of the run: differences of two evaluated runs |
 | ``predict`` | nothing of the run: a table of predictions for images of the caller |
 | ``report`` | ``report.html``, from what ``evaluate`` wrote |

@@ -1,4 +1,4 @@
-"""The command line: ``python -m recipes.medvlmoe train|evaluate|compare|predict|report``."""
+"""The command line: ``python -m recipes.medvlmoe train|evaluate|external|compare|predict|report``."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recipes.medvlmoe.config import PRESETS, Config
+from recipes.medvlmoe.config import PRESETS, Config, DataConfig
 from recipes.shared.cli import parse_preset, run_stage
 from recipes.shared.outputs import check_file, check_outputs
 
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
     "evaluate": "Evaluate a trained run: metrics.json, predictions.csv, examples.npz.",
+    "external": "Evaluate a trained run on another data set, through a map of labels.",
     "compare": "Compare the test AUROCs of two evaluated runs on the same studies.",
     "predict": "Predict the findings of images of your own with a trained run.",
     "report": "Draw report.html from an evaluated run.",
@@ -21,7 +22,14 @@ _ABOUT = {
 
 def main(arguments: list[str]) -> None:
     """Runs one stage."""
-    stages = {"train": _train, "evaluate": _evaluate, "compare": _compare, "predict": _predict, "report": _report}
+    stages = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "external": _external,
+        "compare": _compare,
+        "predict": _predict,
+        "report": _report,
+    }
     run_stage("recipes.medvlmoe", stages, _ABOUT, arguments)
 
 
@@ -64,6 +72,39 @@ def _evaluate(arguments: list[str]) -> None:
         print(f"metrics: {run / 'metrics.json'}\nnext: python -m recipes.medvlmoe report {run}")
 
     tyro.cli(evaluate, args=arguments, prog="python -m recipes.medvlmoe evaluate")
+
+
+def _external(arguments: list[str]) -> None:
+    def external(
+        run: tyro.conf.Positional[Path],
+        other: DataConfig,
+        name: str | None = None,
+        label_map: tuple[str, ...] = (),
+        split: Literal["test", "all"] = "test",
+        bootstrap: int = 1000,
+    ) -> None:
+        """Evaluate a trained and evaluated run on another data set; nothing is fitted there.
+
+        Args:
+            run: Folder of the run.
+            other: The other data set.
+            name: Of the folder of the results, external/NAME in the run; by default the set's.
+            label_map: Entries TRAINED=EXTERNAL, or TRAINED=ONE|OTHER; classes of the same name need none.
+            split: The other set's test split, or all of its studies.
+            bootstrap: Resamples of patients for the confidence intervals.
+        """
+        from recipes.medvlmoe import external as stage
+
+        metrics = stage.main(run, other, name=name, label_map=label_map, split=split, bootstrap=bootstrap)
+        print(_summary({"test": metrics["scores"]}))
+        print(f"classes: {', '.join(metrics['label_map'])}; not mapped: {', '.join(metrics['not_mapped']) or 'none'}")
+        print(f"metrics: {run / 'external' / (name or metrics['data']) / 'metrics.json'}")
+
+    tyro.cli(
+        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(external),
+        args=arguments,
+        prog="python -m recipes.medvlmoe external",
+    )
 
 
 def _compare(arguments: list[str]) -> None:

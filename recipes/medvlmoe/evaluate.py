@@ -85,7 +85,7 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Sco
     check_unchanged(run, source.splits(), data=config.data.data)
 
     predictions: dict[str, Predictions] = {}
-    metrics: dict[str, Any] = {"run": _about(run, config, source, model)}
+    metrics: dict[str, Any] = {"run": _about(run, config, source, model, checkpoint)}
     for name, split in (("val", source.val), ("test", source.test)):
         dataset = dataset_of(split, config, model)
         loader = make_loader(dataset, config.train, seed=None)
@@ -178,13 +178,14 @@ def predictions_table(
     return pd.DataFrame(columns | {f"calibrated:{c}": calibrated[:, k] for k, c in enumerate(classes)})
 
 
-def _about(run: Path, config: Config, source: StudySource, model: MedVLMoE) -> dict[str, Any]:
+def _about(run: Path, config: Config, source: StudySource, model: MedVLMoE, checkpoint: str) -> dict[str, Any]:
     return {
         "name": run.name,
         "preset": config.preset,
         "data": source.name,
         "task": source.task,
         "seed": config.seeds[0],
+        "checkpoint": checkpoint,
         "variant": config.model.variant,
         "image_encoder": config.model.image_encoder,
         "text_encoder": config.model.text_encoder if model.text_encoder is not None else None,

@@ -12,6 +12,7 @@
 | ``runs`` | a run's folder: json files, history, device, environment |
 | ``extras`` | packages that only the recipes need |
 | ``encoders`` | image and text encoders |
+| ``label_maps`` | classes of one data set in those of another |
 | ``compare`` | two evaluated runs on the same test studies |
 | ``scores`` | metrics with their intervals |
 | ``report`` | building blocks of the HTML reports |

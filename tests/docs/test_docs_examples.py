@@ -28,7 +28,7 @@ from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
 from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
-from recipes.medvlmoe import evaluate, predict, report, train
+from recipes.medvlmoe import evaluate, external, predict, report, train
 from recipes.medvlmoe.config import paper, tiny
 from recipes.shared import compare
 from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of, name_of
@@ -74,7 +74,14 @@ def test_json_blocks_are_json(page: Path) -> None:
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[Any]]:
     """Replaces the stages by a record of their calls."""
-    calls: dict[str, list[Any]] = {"train": [], "evaluate": [], "compare": [], "predict": [], "report": []}
+    calls: dict[str, list[Any]] = {
+        "train": [],
+        "evaluate": [],
+        "external": [],
+        "compare": [],
+        "predict": [],
+        "report": [],
+    }
 
     def record(stage: str, result: Any) -> Any:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -85,6 +92,8 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
 
     monkeypatch.setattr(train, "main", record("train", []))
     monkeypatch.setattr(evaluate, "main", record("evaluate", {"test": {"macro_auroc": None}}))
+    scores = {"scores": {"macro_auroc": None}, "label_map": {}, "not_mapped": [], "data": "other"}
+    monkeypatch.setattr(external, "main", record("external", scores))
     monkeypatch.setattr(compare, "compare_runs", record("compare", {}))
     monkeypatch.setattr(compare, "comparison_table", str)
     monkeypatch.setattr(predict, "main", record("predict", pd.DataFrame({"image": ["a.png"]})))
