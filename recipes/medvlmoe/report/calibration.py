@@ -6,7 +6,7 @@ from typing import Any
 
 from recipes.medvlmoe.report.run import Run
 from recipes.shared.report.charts import SERIES, Chart, LegendEntry, Line, reliability_chart
-from recipes.shared.report.formats import DASH, decimals, interval_text, join_once
+from recipes.shared.report.formats import decimals, interval_text, join_once
 from recipes.shared.report.tables import Cell, Column, Table
 
 KINDS = (("uncalibrated", 1, "dashed"), ("calibrated", 0, "solid"))
@@ -48,7 +48,7 @@ def calibration_section(run: Run) -> CalibrationSection | None:
     before, after = content["uncalibrated"], content["calibrated"]
     columns = [
         Column("Class", "text"), Column("Temperature"), Column("NLL"), Column("Brier score"), Column("ECE"),
-        Column("95% CI"), Column("Sampling floor"),
+        Column("95% CI"), Column("Floor"),
     ]  # fmt: skip
     rows = [_row("All classes", "", before, after)]
     for name in run.classes:
@@ -77,8 +77,8 @@ def operating_table(run: Run) -> Table | None:
     if not rows:
         return None
     columns = [
-        Column("Class", "text"), Column("Chosen for", "text"), Column("Threshold"), Column("Sensitivity"),
-        Column("95% CI"), Column("Specificity"), Column("95% CI"), Column("PPV"), Column("NPV"),
+        Column("Class", "text"), Column("Chosen for", "text"), Column("Threshold"), Column("Sensitivity, 95% CI"),
+        Column("Specificity, 95% CI"), Column("PPV"), Column("NPV"),
     ]  # fmt: skip
     return Table(columns, rows)
 
@@ -99,10 +99,11 @@ def _chart(name: str, content: Mapping[str, Any]) -> Chart:
 
 
 def _point_row(name: str, point: str, values: Mapping[str, Any]) -> list[Cell]:
-    goal = "largest Youden index" if point == "youden" else f"specificity ≥ {point.removeprefix('specificity_')}"
-    cells = [
-        cell
-        for rate in ("sensitivity", "specificity")
-        for cell in (decimals(values[rate]), interval_text(values.get(f"{rate}_ci95"), DASH))
-    ]
-    return [name, goal, f"{values['threshold']:.3g}", *cells, decimals(values["ppv"]), decimals(values["npv"])]
+    goal = "Youden" if point == "youden" else f"specificity ≥ {point.removeprefix('specificity_')}"
+    rates = [_rate(values, rate) for rate in ("sensitivity", "specificity")]
+    return [name, goal, f"{values['threshold']:.3g}", *rates, decimals(values["ppv"]), decimals(values["npv"])]
+
+
+def _rate(values: Mapping[str, Any], rate: str) -> str:
+    interval = values.get(f"{rate}_ci95")
+    return decimals(values[rate]) + (f" ({interval_text(interval)})" if interval else "")

@@ -8,6 +8,7 @@ from recipes.medvlmoe.report.run import Run, read_run
 from recipes.medvlmoe.report.scores import precision_recall_charts, roc_charts, score_table
 from recipes.medvlmoe.report.single_label import single_label_section
 from recipes.medvlmoe.report.studies import example_studies
+from recipes.medvlmoe.report.subgroups import subgroup_sections
 from recipes.medvlmoe.report.training import CURVES
 from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
 from recipes.shared.report.files import content_of
@@ -49,6 +50,7 @@ def write_report(run_dir: Path) -> Path:
             "single_label": single_label_section(run),
             "calibration": calibration_section(run),
             "operating": operating_table(run),
+            "subgroups": subgroup_sections(run),
             "experts": expert_section(run),
             "facts": facts(
                 about,

@@ -12,6 +12,7 @@ from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.operating_points import operating_points
 from recipes.shared.scores.single_label import single_label_scores
+from recipes.shared.scores.subgroups import subgroup_scores
 from tests.recipes.json_files import write_json
 
 CLASSES = ["Effusion", "Mass <b>", "Hernia"]
@@ -81,6 +82,15 @@ def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):
         | {"single_label": single_label_scores(probs, labels, groups, classes, task=task, bootstrap=20)},
         "calibration": calibrate(*calibration_of(probs, labels, task), groups, classes, task=task, bootstrap=20)[0],
         "operating_points": operating_points(probs, labels, probs, labels, groups, classes, bootstrap=20),
+        "subgroups": subgroup_scores(
+            probs,
+            labels,
+            groups,
+            classes,
+            {"sex": (["F"] * 20 + ["M"] * 20)[:n], "view": ["AP"] * 30 + ["PA <i>"] * 10},
+            task=task,
+            bootstrap=20,
+        ),
         "experts": expert_usage(usage, weights, labels, classes, top_k=2, entropies=np.full(n, 1.1)),
         "training": {"epochs": epochs, "best_epoch": epochs - 1, "stopped_early": False},
         "seconds": 75.0,

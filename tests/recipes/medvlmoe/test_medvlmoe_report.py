@@ -42,14 +42,27 @@ def test_the_report_shows_calibration_and_operating_points(run):
     assert text.count('aria-label="reliability of') == 3
     point = metrics["operating_points"]["Effusion"]["youden"]
     low, high = point["sensitivity_ci95"]
-    assert f'>{point["sensitivity"]:.3f}</td><td class="r">{low:.3f} to {high:.3f}</td>' in re.sub(r"\s*\n", "", text)
+    assert f">{point['sensitivity']:.3f} ({low:.3f} to {high:.3f})</td>" in text
     assert "specificity ≥ 0.9" in text
     assert f">{metrics['test']['macro_average_precision']:.3f}</td>" in text
 
 
+def test_the_report_shows_subgroups(run):
+    text = read(run)
+    sex = json.loads((run / "metrics.json").read_text())["subgroups"]["sex"]
+    for value in ("F", "M"):
+        one = sex["values"][value]
+        low, high = one["macro_auroc_ci95"]
+        assert f'<th>{value}</th><td class="r">{one["macro_auroc"]:.3f}</td>' in re.sub(r"\s*\n", "", text)
+        assert f"{low:.3f} to {high:.3f}" in text
+    assert "<h2>Subgroups: sex</h2>" in text
+    assert f"Means over the {len(sex['classes'])} of 3 classes that are defined in every row" in text
+    assert "Too small to score: PA &lt;i&gt; (10)." in text
+
+
 def test_a_run_evaluated_by_an_older_version_has_no_calibration(run):
     def older(metrics):
-        del metrics["calibration"], metrics["operating_points"]
+        del metrics["calibration"], metrics["operating_points"], metrics["subgroups"]
         for scores in (metrics["test"], *metrics["test"]["per_class"].values()):
             for key in [key for key in scores if "average_precision_ci" in key or key == "macro_average_precision"]:
                 del scores[key]
@@ -59,6 +72,7 @@ def test_a_run_evaluated_by_an_older_version_has_no_calibration(run):
     assert "<h2>Test scores by class</h2>" in text
     assert "Calibration" not in text
     assert "Operating points" not in text
+    assert "Subgroups" not in text
 
 
 def test_the_notes_name_the_limits_of_the_figures(run):
