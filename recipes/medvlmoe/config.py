@@ -168,6 +168,8 @@ class TrainConfig(TrainSettings):
     """Coefficient α of the balancing loss; with bias the step of the selection bias."""
     z_weight: float = 1e-3
     """Coefficient of the router z-loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the task's loss in training: none, or the inverse of how often each label occurs."""
     cache_folder: Path | None = None
     """Folder in which decoded training and validation images are kept for this run and later ones; none by default.
     For data sets whose images are files."""

@@ -21,9 +21,11 @@ from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.model import MedVLMoE, reads_text
 from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.limits import check_limits
+from recipes.shared.loggers import check_loggers
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
@@ -49,6 +51,7 @@ MAY_CHANGE = (
     "cache_gigabytes",
     "download",
     "verify_images",
+    "loggers",
 )
 """Settings that a resumed run may change: how long it trains, and where."""
 
@@ -64,6 +67,7 @@ def main(config: Config) -> list[Path]:
             ``resume`` is off.
     """
     check_limits(config)
+    check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
     return one_run_per_seed(config, train_one)
 
@@ -73,7 +77,12 @@ def train_one(config: Config) -> None:
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
     checkpoint = checkpoint_to_resume(config, may_change=MAY_CHANGE)
-    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        precision=settings.precision,
+    )
     fabric.launch()
     torch.manual_seed(seed)
 
@@ -97,6 +106,9 @@ def train_one(config: Config) -> None:
         write_json(out / "config.json", config.to_json())
         write_fingerprint(out, source.splits())
     wrapped, optimizer = fabric.setup(model, optimizer)
+    class_weights = None
+    if settings.class_weights == "balanced":
+        class_weights = balanced_class_weights(source.train.labels, source.task).to(fabric.device)
 
     run_epochs(
         fabric,
@@ -106,7 +118,9 @@ def train_one(config: Config) -> None:
         settings,
         out=out,
         started=started,
-        train_epoch=lambda epoch: _train_epoch(fabric, wrapped, model, optimizer, train_loader, settings, seed, epoch),
+        train_epoch=lambda epoch: _train_epoch(
+            fabric, wrapped, model, optimizer, train_loader, settings, seed, epoch, class_weights
+        ),
         validate=lambda: _validate(fabric, model, val_loader, source),
         score=_score,
         line=_line,
@@ -174,6 +188,7 @@ def _train_epoch(
     settings: TrainConfig,
     seed: int,
     epoch: int,
+    class_weights: Tensor | None,
 ) -> dict[str, Any]:
     """Trains on the whole training split once."""
     started = time.monotonic()
@@ -185,7 +200,7 @@ def _train_epoch(
     def loss_of(batch: Batch, shares: Tensor) -> Tensor:
         batch = batch.to(fabric.device)
         output = wrapped(batch.images, batch.input_ids, batch.text_mask)
-        task = model.head.loss(output.logits, batch.labels)
+        task = model.head.loss(output.logits, batch.labels, class_weights)
         loss = shares[0] * task
         parts = torch.zeros(3)
         if output.stats is not None:

@@ -36,11 +36,15 @@ class TrainSettings:
     accelerator: str = "auto"
     """Lightning's name of the accelerator."""
     devices: int = 1
-    """How many of them."""
+    """How many of them; on each node."""
+    nodes: int = 1
+    """Machines that train together; the command is started on each, see the documentation."""
     workers: int = 4
     """Processes that load data; 0 loads in the main process."""
     cache_images: bool = False
     """Keep decoded images in memory."""
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where to send the record of every epoch, besides history.jsonl."""
 
 
 @dataclass(frozen=True)

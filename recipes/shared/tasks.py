@@ -59,12 +59,14 @@ class TaskHead(nn.Module):
         known = ~labels.isnan()
         return known.sum(-1) if self.task == "multi-label" else known.all(-1).long()
 
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Sums the loss of each study over its known labels.
 
         Args:
             logits: What :meth:`forward` gave.
             labels: ``(B, C)``: 0, 1 or NaN (unknown); one-hot for single-label tasks.
+            class_weights: ``(2, C)``: weight of a label 0 and of a label 1 of each class; a study of a single-label
+                task has the second one of its class.
 
         Returns:
             ``(B,)``; 0 for a study without a known label. Divided by the sum of :meth:`known_labels` their sum is
@@ -73,6 +75,8 @@ class TaskHead(nn.Module):
         logits = logits.float()
         if self.task == "multi-label":
             each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+            if class_weights is not None:
+                each = each * torch.where(labels == 1, class_weights[1], class_weights[0])
             return (each * ~labels.isnan()).sum(-1)
         targets = labels.nan_to_num()
         if self.ordinal:
@@ -80,16 +84,19 @@ class TaskHead(nn.Module):
             each = F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(-1)
         else:
             each = F.cross_entropy(logits, targets.argmax(-1), reduction="none")
+        if class_weights is not None:
+            each = each * class_weights[1][targets.argmax(-1)]
         return each * self.known_labels(labels)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Computes the mean loss over the known labels of a batch; 0 without any.
 
         Args:
             logits: As for :meth:`losses`.
             labels: As for :meth:`losses`.
+            class_weights: As for :meth:`losses`.
         """
-        return self.losses(logits, labels).sum() / self.known_labels(labels).sum().clamp(min=1)
+        return self.losses(logits, labels, class_weights).sum() / self.known_labels(labels).sum().clamp(min=1)
 
     def probs(self, logits: Tensor) -> Tensor:
         """Returns ``(B, C)`` probabilities, in float32."""

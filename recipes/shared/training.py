@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recipes.shared.checkpoints import restore_checkpoint, save_checkpoints
+from recipes.shared.loggers import log_record, open_loggers
 from recipes.shared.runs import peak_memory_bytes, write_json
 from recipes.shared.settings import TrainSettings
 
@@ -87,7 +88,7 @@ def run_epochs(
 ) -> None:
     """Trains epoch by epoch until the last one, or until ``patience`` epochs brought no better score.
 
-    After every epoch the checkpoints, ``history.jsonl`` and ``training.json`` are written.
+    After every epoch the checkpoints, ``history.jsonl`` and ``training.json`` are written, and loggers get its record.
 
     Args:
         fabric: Of the run.
@@ -107,30 +108,33 @@ def run_epochs(
     Raises:
         RuntimeError: If the loss of an epoch is not finite.
     """
-    for epoch in range(state["epoch"], settings.epochs):
-        if epoch - state["best_epoch"] > settings.patience:
-            break
-        record = train_epoch(epoch)
-        if not math.isfinite(record["train_loss"]):
-            raise RuntimeError(
-                f"the training loss of epoch {epoch + 1} is {record['train_loss']}: {remedy}. The last checkpoint is "
-                "that of the epoch before."
-            )
-        record |= validate()
-        better = score(record) > state["best"]
-        if better:
-            state |= {"best": score(record), "best_epoch": epoch}
-        state["history"].append(record)
-        state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
-        started = time.monotonic()
-        if fabric.is_global_zero:
-            save_checkpoints(out, model, optimizer, fabric, state, better=better)
-            progress = {
-                name: state[{"epochs": "epoch"}.get(name, name)] for name in ("epochs", "best_epoch", "seconds")
-            }
-            write_json(out / "training.json", progress | {"peak_memory_bytes": peak_memory_bytes()} | facts(state))
-        fabric.barrier()
-        fabric.print(f"epoch {epoch + 1:3d}/{settings.epochs}  {line(record)}{'  best' if better else ''}")
+    names = settings.loggers if fabric.is_global_zero else ()
+    with open_loggers(names, out, finished_epochs=state["epoch"]) as log:
+        for epoch in range(state["epoch"], settings.epochs):
+            if epoch - state["best_epoch"] > settings.patience:
+                break
+            record = train_epoch(epoch)
+            if not math.isfinite(record["train_loss"]):
+                raise RuntimeError(
+                    f"the training loss of epoch {epoch + 1} is {record['train_loss']}: {remedy}. The last checkpoint "
+                    "is that of the epoch before."
+                )
+            record |= validate()
+            better = score(record) > state["best"]
+            if better:
+                state |= {"best": score(record), "best_epoch": epoch}
+            state["history"].append(record)
+            state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
+            started = time.monotonic()
+            if fabric.is_global_zero:
+                log_record(log, record)
+                save_checkpoints(out, model, optimizer, fabric, state, better=better)
+                progress = {
+                    name: state[{"epochs": "epoch"}.get(name, name)] for name in ("epochs", "best_epoch", "seconds")
+                }
+                write_json(out / "training.json", progress | {"peak_memory_bytes": peak_memory_bytes()} | facts(state))
+            fabric.barrier()
+            fabric.print(f"epoch {epoch + 1:3d}/{settings.epochs}  {line(record)}{'  best' if better else ''}")
 
 
 def begin_epoch(fabric: Fabric, wrapped: nn.Module, seed: int, epoch: int) -> None:

@@ -31,6 +31,7 @@ from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.limits import check_limits
+from recipes.shared.loggers import check_loggers
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.training import (
@@ -44,7 +45,7 @@ from recipes.shared.training import (
 )
 from recipes.shared.weight_decay import parameter_groups
 
-MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "verify_images")
+MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "verify_images", "loggers")
 """Settings that a resumed run may change: how long it trains, and where."""
 
 
@@ -59,6 +60,7 @@ def main(config: Config) -> list[Path]:
             ``resume`` is off.
     """
     check_limits(config)
+    check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
     return one_run_per_seed(config, pretrain_one)
 
@@ -121,9 +123,13 @@ def reader_of(model: MedMoE) -> PairReader:
 
 def _fabric(settings: TrainConfig) -> Fabric:
     """Sets up DDP for several devices; a batch may leave experts without samples, so it looks for unused weights."""
-    strategy: Any = DDPStrategy(find_unused_parameters=True) if settings.devices > 1 else "auto"
+    strategy: Any = DDPStrategy(find_unused_parameters=True) if settings.devices * settings.nodes > 1 else "auto"
     fabric = Fabric(
-        accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision, strategy=strategy
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        precision=settings.precision,
+        strategy=strategy,
     )
     fabric.launch()
     return fabric

@@ -1,10 +1,14 @@
 """Faults of users and of files end in one line that names the file and the option."""
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from recipes.medmoe.__main__ import parse_pretrain
+from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.__main__ import parse_train
@@ -194,3 +198,37 @@ def test_labels_are_read_by_options_of_the_command_line(note_table):
 def test_errors_name_the_option_that_mends_them(note_table, options, message):
     with pytest.raises(ValueError, match=message):
         build_source(parse_train(["--data", str(note_table), *SMALL, *options]).data, 32)
+
+
+@pytest.mark.parametrize("recipe", ["medvlmoe", "medmoe"])
+def test_machines_are_passed_on_and_loggers_checked_before_anything_is_built(recipe, tmp_path, monkeypatch):
+    stage = train if recipe == "medvlmoe" else pretrain
+    parse = parse_train if recipe == "medvlmoe" else parse_pretrain
+    built = {}
+
+    def fabric(**options):
+        built.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stage, "Fabric", fabric)
+    options = ["--out", str(tmp_path / "run"), "--nodes", "3", "--devices", "2", "--accelerator", "cpu"]
+    with pytest.raises(KeyboardInterrupt):
+        stage.main(parse(options))
+    assert (built["num_nodes"], built["devices"]) == (3, 2)
+    with pytest.raises(ValueError, match=r"nodes \(--nodes\) must be at least 1, got 0"):
+        stage.main(parse([*options, "--nodes", "0"]))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r'--loggers wandb needs wandb.*pip install "moekit\[loggers\]"'):
+        stage.main(parse([*options, "--loggers", "wandb"]))
+
+
+def test_balanced_classes_change_the_training_loss_and_not_the_validation_loss(note_table, image_run, tmp_path):
+    """The labels of this table are uneven: 4 of 6 training studies are negative."""
+    options = ["--data", str(note_table), "--out", str(tmp_path / "run"), *SMALL, "--lr-encoder", "0", "--lr-head", "0"]
+    records = []
+    for kind in ("none", "balanced"):
+        train.main(parse_train([*options, "--out", str(tmp_path / kind), "--class-weights", kind]))
+        records.append(json.loads((tmp_path / kind / "history.jsonl").read_text()))
+    plain, balanced = records
+    assert plain["val_loss"] == balanced["val_loss"]
+    assert plain["task_loss"] != pytest.approx(balanced["task_loss"], abs=1e-5)
