@@ -8,7 +8,7 @@ import tyro
 
 from recipes.medvlmoe.config import PRESETS, Config, DataConfig
 from recipes.shared.cli import parse_preset, run_stage
-from recipes.shared.outputs import check_file, check_outputs
+from recipes.shared.outputs import check_file
 
 _ABOUT = {
     "train": "Train a run (or one per seed) into a folder.",
@@ -199,7 +199,6 @@ def _report(arguments: list[str]) -> None:
 
         seeds = seed_runs(run)
         for folder in seeds or [run]:
-            check_outputs(folder, ("report.html",))
             print(f"open {write_report(folder)}")
         if seeds:
             print(f"open {write_seeds_report(run)}")

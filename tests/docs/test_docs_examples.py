@@ -146,6 +146,11 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
             case ["python", "-m", "recipes.medvlmoe", stage, *options]:
                 cli.main([stage, *options])
                 assert len(stages[stage]) > 0, f"{shlex.join(words)} did not reach its stage"
+            case ["torchrun", *launch]:
+                start = launch.index("recipes.medvlmoe") + 1
+                reached = len(stages[launch[start]])
+                cli.main(launch[start:])
+                assert len(stages[launch[start]]) == reached + 1, f"{shlex.join(words)} did not reach its stage"
             case ["python", "-m", "recipes.data", "check", *options]:
                 data_cli.parse_check(options)
             case ["python", "-m", "recipes.medmoe", stage, *options]:
@@ -196,7 +201,9 @@ def test_options_named_in_the_text_exist() -> None:
     pages |= dict.fromkeys(("docs/benchmarks.md", "benchmarks/README.md", "benchmarks/compiled/README.md"), benchmarks)
     for page, known in pages.items():
         named = set(re.findall(r"`(--[a-z][\w-]*)", (ROOT / page).read_text()))
-        assert named <= known | {"--help"}, f"{page} names options that do not exist: {sorted(named - known)}"
+        assert named <= known | {"--help", "--traceback"}, (
+            f"{page} names options that do not exist: {sorted(named - known)}"
+        )
 
 
 _INLINE = re.compile(r"`((?:make|python -m (?:benchmarks|recipes\.\w+)) [^`]+)`")
@@ -216,7 +223,7 @@ def test_commands_named_in_the_text_exist(page: Path) -> None:
 
 def _help_texts() -> str:
     output = io.StringIO()
-    for stage in ("train", "evaluate", "predict", "report"):
+    for stage in ("train", "evaluate", "external", "compare", "predict", "report"):
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             cli.main([stage, "--help"])
     return output.getvalue()

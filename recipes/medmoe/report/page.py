@@ -9,6 +9,7 @@ from recipes.medmoe.report.run import Run, read_run
 from recipes.medmoe.report.training import CURVES
 from recipes.medmoe.report.transfer import probe_table, retrieval_section
 from recipes.medmoe.report.zero_shot import Confusion, confusion, zero_shot_section
+from recipes.shared.outputs import check_outputs
 from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
 from recipes.shared.report.files import content_of
 from recipes.shared.report.formats import DASH, decimals
@@ -37,6 +38,7 @@ def write_report(run_dir: Path) -> Path:
         ValueError: Naming the file that is missing or cannot be used.
     """
     run_dir = Path(run_dir)
+    check_outputs(run_dir, ("report.html",))
     run = read_run(run_dir)
     with content_of(run_dir / "metrics.json"):
         about, training = run.metrics["run"], run.section("training")

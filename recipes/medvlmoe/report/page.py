@@ -10,6 +10,7 @@ from recipes.medvlmoe.report.single_label import single_label_section
 from recipes.medvlmoe.report.studies import example_studies
 from recipes.medvlmoe.report.subgroups import subgroup_sections
 from recipes.medvlmoe.report.training import CURVES
+from recipes.shared.outputs import check_outputs
 from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
 from recipes.shared.report.files import content_of
 from recipes.shared.report.formats import decimals, interval_text
@@ -37,6 +38,7 @@ def write_report(run_dir: Path) -> Path:
         ValueError: Naming the file that is missing or cannot be used.
     """
     run_dir = Path(run_dir)
+    check_outputs(run_dir, ("report.html",))
     run = read_run(run_dir)
     with content_of(run_dir / "metrics.json"):
         about, training = run.metrics["run"], run.metrics.get("training") or {}

@@ -99,3 +99,11 @@ def test_a_history_of_words_is_named(run):
     (run / "history.jsonl").write_text('{"epoch": 0, "train_loss": "high"}')
     with pytest.raises(ValueError, match=r"history\.jsonl: a value is not what a report expects \(could not convert"):
         write_report(run)
+
+
+def test_a_report_that_cannot_be_written_is_refused_at_once(run, tmp_path):
+    (run / "report.html").mkdir()
+    with pytest.raises(ValueError, match=r"report\.html is a folder, but the stage writes a file of this name"):
+        write_report(run)
+    with pytest.raises(ValueError, match="absent does not exist: is it the folder of a finished run"):
+        write_report(tmp_path / "absent")
