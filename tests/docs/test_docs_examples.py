@@ -98,7 +98,6 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     monkeypatch.setattr(compare, "comparison_table", str)
     monkeypatch.setattr(predict, "main", record("predict", pd.DataFrame({"image": ["a.png"]})))
     monkeypatch.setattr(report, "write_report", record("report", tmp_path / "report.html"))
-    monkeypatch.setattr(cli, "check_outputs", lambda run, names: None)  # the runs of the pages do not exist
     monkeypatch.chdir(tmp_path)
     return calls
 
