@@ -54,6 +54,7 @@ def _evaluate(arguments: list[str]) -> None:
         bootstrap: int = 1000,
         checkpoint: Literal["best", "last"] = "best",
         temperature: Literal["shared", "per-class"] = "shared",
+        specificities: tuple[float, ...] = (0.9,),
     ) -> None:
         """Evaluate a trained run on its validation and test splits.
 
@@ -62,10 +63,17 @@ def _evaluate(arguments: list[str]) -> None:
             bootstrap: Resamples of patients for the confidence intervals.
             checkpoint: Which weights.
             temperature: One temperature for all classes, or one each (multi-label tasks only).
+            specificities: Each gives an operating point: the highest sensitivity at which the specificity is that.
         """
         from recipes.medvlmoe import evaluate as stage
 
-        metrics = stage.main(run, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature)
+        metrics = stage.main(
+            run,
+            bootstrap=bootstrap,
+            checkpoint=checkpoint,
+            temperature=temperature,
+            specificities=specificities,
+        )
         print(_summary(metrics))
         for line in _class_set_lines(metrics["test"].get("class_sets", {})):
             print(line)

@@ -24,18 +24,23 @@ from recipes.shared.scores.calibrated import calibrate
 from recipes.shared.scores.class_sets import class_set_scores
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
-from recipes.shared.scores.operating_points import operating_points
+from recipes.shared.scores.operating_points import SPECIFICITIES, check_specificities, operating_points
 from recipes.shared.scores.seeds import aggregate_seeds
 from recipes.shared.scores.single_label import single_label_scores
 from recipes.shared.scores.subgroups import subgroup_scores
-from recipes.shared.scores.temperature import Scope, scaled_probs
+from recipes.shared.scores.temperature import Scope, check_scope, scaled_probs
 
 OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz", "errors.npz")
 """What the stage writes into the run."""
 
 
 def main(
-    run: Path, *, bootstrap: int = 1000, checkpoint: str = "best", temperature: Scope = "shared"
+    run: Path,
+    *,
+    bootstrap: int = 1000,
+    checkpoint: str = "best",
+    temperature: Scope = "shared",
+    specificities: Sequence[float] = SPECIFICITIES,
 ) -> dict[str, Any]:
     """Evaluates a run on its validation and test splits; several seeds are aggregated.
 
@@ -44,19 +49,27 @@ def main(
         bootstrap: Resamples of patients for the confidence intervals.
         checkpoint: ``"best"`` or ``"last"``.
         temperature: Whether calibration fits one temperature for all classes or one each (multi-label tasks only).
+        specificities: Each gives an operating point: the highest sensitivity at which the specificity is at least that.
 
     Returns:
         What was written to ``metrics.json``.
 
     Raises:
-        ValueError: If the folder is not that of a trained run.
+        ValueError: If the folder is not that of a trained run, or an argument is none of the allowed.
     """
     if bootstrap < 0:
         raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
+    check_specificities(specificities)
     seeds = seed_runs(run)
+    options: dict[str, Any] = {
+        "bootstrap": bootstrap,
+        "checkpoint": checkpoint,
+        "temperature": temperature,
+        "specificities": tuple(specificities),
+    }
     if not seeds:
-        return evaluate_one(run, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature)
-    each = [evaluate_one(seed, bootstrap=bootstrap, checkpoint=checkpoint, temperature=temperature) for seed in seeds]
+        return evaluate_one(run, **options)
+    each = [evaluate_one(seed, **options) for seed in seeds]
     metrics = {"runs": [seed.name for seed in seeds], "test": aggregate_seeds(each)}
     write_json(run / "metrics.json", metrics)
     return metrics
@@ -68,12 +81,15 @@ def seed_runs(run: Path) -> list[Path]:
     return sorted(seeds, key=lambda path: int(path.name.removeprefix("seed-")))
 
 
-def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Scope) -> dict[str, Any]:
+def evaluate_one(
+    run: Path, *, bootstrap: int, checkpoint: str, temperature: Scope, specificities: tuple[float, ...]
+) -> dict[str, Any]:
     """Evaluates one run; see :func:`main`."""
     started = time.monotonic()
     training = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes"))
     check_outputs(run, OUTPUTS)
     model, config, classes, task = load_model(run, checkpoint)
+    check_scope(temperature, task)
     device = run_device(config.train.accelerator)
     model.to(device)
     source = build_source(config.data, config.model.image_size)
@@ -117,8 +133,16 @@ def evaluate_one(run: Path, *, bootstrap: int, checkpoint: str, temperature: Sco
         bootstrap=bootstrap,
     )
     metrics["operating_points"] = operating_points(
-        val.probs, val.labels, test.probs, test.labels, source.test.groups, classes, bootstrap=bootstrap
+        val.probs,
+        val.labels,
+        test.probs,
+        test.labels,
+        source.test.groups,
+        classes,
+        specificities=specificities,
+        bootstrap=bootstrap,
     )
+    metrics["specificities"] = list(specificities)
     metrics["subgroups"] = subgroup_scores(
         test.probs,
         test.labels,

@@ -19,7 +19,7 @@ from recipes.shared.outputs import check_folder
 from recipes.shared.runs import read_object, run_device, write_json
 from recipes.shared.scores.calibration import calibration_scores
 from recipes.shared.scores.metrics import evaluate_predictions
-from recipes.shared.scores.operating_points import operating_points
+from recipes.shared.scores.operating_points import SPECIFICITIES, operating_points
 from recipes.shared.scores.subgroups import subgroup_scores
 from recipes.shared.scores.temperature import scaled_probs
 
@@ -106,7 +106,16 @@ def main(
             "uncalibrated": calibration_scores(probs, labels, groups, names, **common),
             "calibrated": calibration_scores(calibrated, labels, groups, names, **common),
         },
-        "operating_points": operating_points(val_probs, val_labels, probs, labels, groups, names, bootstrap=bootstrap),
+        "operating_points": operating_points(
+            val_probs,
+            val_labels,
+            probs,
+            labels,
+            groups,
+            names,
+            bootstrap=bootstrap,
+            specificities=evaluated.get("specificities", SPECIFICITIES),
+        ),
         "subgroups": subgroup_scores(probs, labels, groups, names, attributes, **common),
     }
     table = {

@@ -33,9 +33,7 @@ def choose_thresholds(
     Raises:
         ValueError: If a specificity is not in ``(0, 1]``.
     """
-    wrong = [value for value in specificities if not 0 < value <= 1]
-    if wrong:
-        raise ValueError(f"specificities must lie in (0, 1], got {wrong[0]}. Give 0.9 for 90 %.")
+    check_specificities(specificities)
     scores, truth = np.asarray(probs, np.float64), np.asarray(labels, np.float64)
     known = ~np.isnan(truth)
     if len(np.unique(truth[known])) < 2:
@@ -49,6 +47,20 @@ def choose_thresholds(
         best = allowed[sensitivity[allowed] == sensitivity[allowed].max()]
         chosen[f"specificity_{value:g}"] = float(thresholds[best[0]])
     return chosen
+
+
+def check_specificities(specificities: Sequence[float]) -> None:
+    """Refuses specificities that are none.
+
+    Args:
+        specificities: As for :func:`choose_thresholds`.
+
+    Raises:
+        ValueError: If one is not in ``(0, 1]``.
+    """
+    wrong = [value for value in specificities if not 0 < value <= 1]
+    if wrong:
+        raise ValueError(f"specificities (--specificities) must lie in (0, 1], got {wrong[0]}. Give 0.9 for 90 %.")
 
 
 def operating_points(

@@ -67,15 +67,9 @@ def fit_temperatures(logits: ArrayLike, labels: ArrayLike, *, task: Task, scope:
         ValueError: If shapes disagree, a logit is not finite, or ``scope`` does not fit the task.
     """
     values, truth = _checked(logits, labels, task)
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}.")
+    check_scope(scope, task)
     num_classes = truth.shape[1]
     if task != "multi-label":
-        if scope == "per-class":
-            raise ValueError(
-                f'scope="per-class" is for multi-label tasks: a {task} task has one temperature, since its classes '
-                'share one distribution. Use scope="shared" (--temperature shared).'
-            )
         known = ~np.isnan(truth).any(axis=1)
         fitted = np.full(num_classes, len(np.unique(truth[known].argmax(axis=1))) > 1)
         temperature = _fit(values, truth, task) if fitted.all() else 1.0
@@ -91,6 +85,25 @@ def fit_temperatures(logits: ArrayLike, labels: ArrayLike, *, task: Task, scope:
     before = mean_nll(values, truth, np.ones(num_classes), task=task)
     after = mean_nll(values, truth, temperatures, task=task)
     return Temperatures(temperatures, fitted, before, after)
+
+
+def check_scope(scope: Scope, task: Task) -> None:
+    """Refuses a scope that a task does not allow.
+
+    Args:
+        scope: One temperature for all classes, or one each.
+        task: Kind of the target.
+
+    Raises:
+        ValueError: If there is no such scope, or it is per class for a task that is not multi-label.
+    """
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}.")
+    if scope == "per-class" and task != "multi-label":
+        raise ValueError(
+            f'scope="per-class" is for multi-label tasks: a {task} task has one temperature, since its classes share '
+            'one distribution. Use scope="shared" (--temperature shared).'
+        )
 
 
 def scaled_probs(logits: ArrayLike, temperatures: ArrayLike, *, task: Task) -> NDArray[np.float64]:

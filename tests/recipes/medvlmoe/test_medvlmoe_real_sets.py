@@ -22,7 +22,9 @@ pytestmark = [
 def run(tmp_path, *arguments):
     config = parse_train(["--preset", "tiny", "--accelerator", "cpu", *arguments])
     train.main(replace(config, out=tmp_path / "run"))
-    return evaluate.main(tmp_path / "run", bootstrap=200)
+    metrics = evaluate.main(tmp_path / "run", bootstrap=200)
+    assert metrics["calibration"]["val_nll_after"] <= metrics["calibration"]["val_nll_before"]
+    return metrics
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ def test_calibration_belongs_to_the_predictions(trained_run):
     assert hits.sum() == points["true_positives"]
 
 
+def test_evaluation_options_are_checked_before_the_model_runs(trained_run):
+    with pytest.raises(ValueError, match=r"specificities \(--specificities\) must lie in \(0, 1\], got 90"):
+        evaluate.main(trained_run, specificities=(90,))
+    with pytest.raises(ValueError, match="scope must be one of shared, per-class, got 'each'"):
+        evaluate.main(trained_run, temperature="each")
+
+
 def test_examples_show_different_classes_and_proper_attention(trained_run):
     examples = np.load(trained_run / "examples.npz")
     assert len(examples["ids"]) == NUM_EXAMPLES

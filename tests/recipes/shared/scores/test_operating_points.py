@@ -39,7 +39,7 @@ def test_where_no_threshold_is_specific_enough_it_lies_above_every_score():
 def test_unknown_labels_do_not_count_and_a_class_needs_both():
     assert choose_thresholds([0.2, 0.7, 0.9], [0, 1, np.nan]) == {"youden": 0.7, "specificity_0.9": 0.7}
     assert choose_thresholds([0.2, 0.7], [1, np.nan]) is None
-    with pytest.raises(ValueError, match=r"specificities must lie in \(0, 1\], got 90"):
+    with pytest.raises(ValueError, match=r"specificities \(--specificities\) must lie in \(0, 1\], got 90"):
         choose_thresholds([0.2, 0.7], [0, 1], specificities=(90,))
 
 
