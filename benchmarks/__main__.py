@@ -42,6 +42,9 @@ COMMANDS = {
         "benchmarks.balance.command", "train a small GPT with and without balancing, and draw the load of its experts"
     ),
     "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
+    "inputs": Command(
+        "benchmarks.inputs.command", "tables of 400,000 rows, and images per second of the input pipeline"
+    ),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }
 """Every command by its name."""

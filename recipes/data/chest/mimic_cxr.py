@@ -21,6 +21,9 @@ CLASSES = tuple(sorted(_CHEXPERT_ORDER))
 """The labels of CheXpert, in the order of this set's table."""
 
 _STEM = "mimic-cxr-2.0.0"
+_CHUNK = 256
+"""Reports that a thread reads at a time."""
+
 _SPLITS = {"train": "train", "validate": "val", "test": "test"}
 
 
@@ -136,8 +139,13 @@ def _reports(root: Path, folders: dict[str, str], studies: Sequence[str]) -> tup
         return None
 
     bases = [base for base in bases if base.is_dir()]
-    with ThreadPoolExecutor() as pool:
-        text_of = dict(zip(folders, pool.map(read, folders, chunksize=64), strict=True))
+    text_of: dict[str, str | None] = dict.fromkeys(folders)
+    if bases:
+        names = list(folders)
+        chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+        with ThreadPoolExecutor() as pool:
+            for part in pool.map(lambda chunk: {study: read(study) for study in chunk}, chunks):
+                text_of |= part
     count = sum(text is not None for text in text_of.values())
     if count == 0:
         return None, ["no reports beside the images: studies are without text"]
