@@ -67,7 +67,7 @@ def page(tables: Sequence[TableCost], rates: Sequence[ImageRate]) -> str:
         "",
         "Generated tables in the layouts of the sets, read whole: labels, patients, views and splits, without a look",
         "at the images; of `mimic-cxr` three compressed tables, which are joined. Each in a process of its own; memory",
-        "is by how much its peak grew.",
+        "is by how much its peak grew. Seconds by the clock hold what else the machine did.",
         "",
         "| set | images | tables, MB | seconds | processor seconds | memory, MB |",
         "|---|---:|---:|---:|---:|---:|",
