@@ -92,7 +92,7 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         if config.num_experts < len(config.modalities):
             raise ValueError(
                 f"num_experts must be at least the number of modalities, {len(config.modalities)}, "
-                f"got {config.num_experts}."
+                f"got {config.num_experts} (--num-experts, --modalities)."
             )
         self.config = config
         self.modalities = tuple(config.modalities)

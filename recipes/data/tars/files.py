@@ -13,6 +13,7 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 Pattern: TypeAlias = Paths | Mapping[str, Paths]
 """A path, a glob, a brace pattern, several of them, or any of these by modality."""
 
+_OPTIONS = "(--data, --val-shards or --test-shards)"
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
@@ -43,11 +44,11 @@ def find_shards(pattern: Pattern, modality: str | None) -> tuple[Shard, ...]:
     else:
         shards = [Shard(path, modality_name(modality or "")) for path in _paths(pattern)]
     if not shards:
-        raise ValueError(f"pattern must name at least one tar, got {pattern!r}")
+        raise ValueError(f"pattern must name at least one tar, got {pattern!r} {_OPTIONS}")
     absent = [str(shard.path) for shard in shards if not shard.path.is_file()]
     if absent:
         shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        raise ValueError(f"pattern: {len(absent)} of {len(shards)} tars do not exist: {shown}")
+        raise ValueError(f"pattern: {len(absent)} of {len(shards)} tars do not exist: {shown} {_OPTIONS}")
     first: dict[Path, Path] = {}
     for path, _ in shards:
         if path.suffix.lower() in _COMPRESSED:
@@ -55,7 +56,7 @@ def find_shards(pattern: Pattern, modality: str | None) -> tuple[Shard, ...]:
                 f"pattern: {str(path)!r} is compressed, expected a plain tar: images are compressed already"
             )
         if first.setdefault(path.resolve(), path) is not path:
-            raise ValueError(f"pattern: the tar {str(path)!r} is listed twice")
+            raise ValueError(f"pattern: the tar {str(path)!r} is listed twice {_OPTIONS}")
     return tuple(shards)
 
 
@@ -68,14 +69,14 @@ def _paths(pattern: Paths) -> list[Path]:
 def _expanded(pattern: str) -> list[Path]:
     """Expands braces, then globs. A file of exactly this name is itself, whatever its brackets."""
     if not pattern.strip():
-        raise ValueError("pattern must name at least one tar, got a blank")
+        raise ValueError(f"pattern must name at least one tar, got a blank {_OPTIONS}")
     if os.path.isfile(pattern):
         return [Path(pattern)]
     braces = require("braceexpand", "a pattern with braces")
     try:
         parts = list(braces.braceexpand(pattern))
     except braces.UnbalancedBracesError as error:
-        raise ValueError(f"pattern {pattern!r}: {error}") from None
+        raise ValueError(f"pattern {pattern!r}: {error} {_OPTIONS}") from None
     paths: list[Path] = []
     for part in parts:
         if not glob.has_magic(part):
@@ -83,6 +84,6 @@ def _expanded(pattern: str) -> list[Path]:
             continue
         matches = sorted(glob.glob(part))
         if not matches:
-            raise ValueError(f"pattern {part!r} matches no file")
+            raise ValueError(f"pattern {part!r} matches no file {_OPTIONS}")
         paths.extend(map(Path, matches))
     return paths

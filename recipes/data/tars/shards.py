@@ -207,7 +207,9 @@ def shard_source(
     else:
         known = {each for each in map(modality_name, modalities) if each is not None}
         if not occurring <= known:
-            raise ValueError(f"modalities: {sorted(occurring - known)} occur in {name}, but got {sorted(known)} only")
+            raise ValueError(
+                f"modalities: {sorted(occurring - known)} occur in {name}, but got {sorted(known)} only (--modalities)"
+            )
     notes = [f"{split}: {note}" for split, part in splits.items() for note in part.notes]
     notes.append(f"training pairs are read as a stream of {len(stream.shards)} tars")
     return PairSource(name, tuple(sorted(known)), stream, splits["val"], splits["test"], tuple(notes))
@@ -219,4 +221,7 @@ def _check_shards_apart(shards: dict[str, tuple[Shard, ...]]) -> None:
         for shard in listed:
             other = seen.setdefault(str(shard.path.resolve()), split)
             if other != split:
-                raise ValueError(f"the tar {str(shard.path)!r} is in two splits ({other} and {split})")
+                raise ValueError(
+                    f"the tar {str(shard.path)!r} is in two splits ({other} and {split}): give each split tars of its "
+                    "own (--data, --val-shards, --test-shards)"
+                )

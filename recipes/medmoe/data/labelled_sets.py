@@ -48,19 +48,22 @@ def open_sets(
     names = tuple(names or ())
     if csv is not None:
         if names or root is not None:
-            raise ValueError(f"csv is a set of its own and goes without set and root, got set={names}, root={root}.")
+            raise ValueError(
+                f"csv is a set of its own and goes without set and root, got set={names}, root={root} "
+                "(--csv, --set, --root)."
+            )
         return [(open_evaluation_set("csv", csv, **parse_options(options)), None)]
     if len(set(names)) < len(names):
-        raise ValueError(f"set must name each set once, got {names}.")
+        raise ValueError(f"set must name each set once, got {names} (--set).")
     drawn = [name for name in names if name.startswith(PHANTOM)]
     if names and len(drawn) < len(names):
         if drawn:
-            raise ValueError(f"set: phantom sets and sets on disk go into calls of their own, got {names}.")
+            raise ValueError(f"set: phantom sets and sets on disk go into calls of their own, got {names} (--set).")
         return [(_open(name, root, options), None) for name in names]
     if root is not None or options:
         raise ValueError(
             f"set must name what to open, one of {', '.join(SETS)}, when root or options are given, got "
-            f"{names or 'none'}."
+            f"{names or 'none'} (--set)."
         )
     return _phantoms(session, drawn)
 
@@ -81,9 +84,9 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
         name, equals, value = option.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
-            raise ValueError(f"options: expected name=value, got {option!r}.")
+            raise ValueError(f"options: expected name=value, got {option!r} (--options).")
         if name in values:
-            raise ValueError(f"options: {name} is given twice.")
+            raise ValueError(f"options: {name} is given twice (--options).")
         values[name] = tuple(_literal(one) for one in value.split(",")) if name in LISTS else _literal(value)
     return values
 
@@ -97,7 +100,7 @@ def _phantoms(session: Session, names: Sequence[str]) -> list[tuple[EvaluationSe
     if session.config.data.data != "phantom":
         raise ValueError(
             f"set: the run was trained on {session.config.data.data}, which has no phantom sets. Name sets with set "
-            f"and root ({', '.join(SETS)}), or give a csv."
+            f"and root ({', '.join(SETS)}), or give a csv (--set, --root, --csv)."
         )
     sets = {one.name: one for one in phantom_evaluation_sets(session.source())}
     unknown = [name for name in names if name not in sets]

@@ -34,13 +34,13 @@ def modality_labels(session: Session, split: StudySplit, modality: str | None) -
     if unknown:
         raise ValueError(
             f"modality: the expert is chosen by the kind of the image, which is not known for {unknown} of "
-            f"{len(split)} images. Give modality, one of {', '.join(session.modalities)}."
+            f"{len(split)} images. Give modality, one of {', '.join(session.modalities)} (--modality)."
         )
     unsupported = sorted({kind for kind in kinds if kind not in session.modalities})
     if unsupported:
         raise ValueError(
             f"modality: the run has no expert for {', '.join(unsupported)}; it has experts for "
-            f"{', '.join(session.modalities)}."
+            f"{', '.join(session.modalities)} (--modality)."
         )
     return torch.tensor([session.modalities.index(kind) for kind in kinds], device=session.device)
 

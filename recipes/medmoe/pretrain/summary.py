@@ -6,7 +6,7 @@ from typing import Any
 from recipes.data.pairs import PairSource, PairStream
 from recipes.medmoe.inference.routing import routing_report
 from recipes.medmoe.inference.run import Session
-from recipes.shared.runs import environment, read_json, update_metrics
+from recipes.shared.runs import environment, read_object, update_metrics
 
 
 def summarise(run: Path) -> str:
@@ -18,7 +18,10 @@ def summarise(run: Path) -> str:
         One line on the routing.
     """
     session = Session.open(run)
-    source, training = session.source(), read_json(run / "training.json")
+    source, training = (
+        session.source(),
+        read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes", "skipped")),
+    )
     routing = routing_report(session, source.test)
     about = {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
     update_metrics(

@@ -54,11 +54,12 @@ def probe_set(
     if missing:
         raise ValueError(
             f"the set {one.name} has no {' and no '.join(missing)} split, which a linear probe needs: it has "
-            f"{', '.join(one.splits)}. Give a table with a split column, or evaluate it zero-shot."
+            f"{', '.join(one.splits)}. Give a table with a split column (--options split_column=NAME), or "
+            "evaluate it zero-shot."
         )
     wrong = [fraction for fraction in fractions if not 0 < fraction <= 1]
     if wrong or not fractions:
-        raise ValueError(f"fractions must name shares in (0, 1], got {tuple(fractions)}.")
+        raise ValueError(f"fractions must name shares in (0, 1], got {tuple(fractions)} (--fractions).")
     features = {
         name: set_features(session, one, name, local=kind != "global", modality=modality, checkpoint=checkpoint)
         for name in SPLITS

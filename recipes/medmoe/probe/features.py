@@ -89,7 +89,8 @@ def _labels(session: Session, studies: StudySplit, kind: str | None) -> torch.Te
             raise
         raise ValueError(
             "features: the run chooses experts by the report, and a labelled image has none; by its kind instead "
-            f"they cannot be chosen either. Use features='global', or name the kind. ({error})"
+            "they cannot be chosen either. Use features='global' (--features global), or name the kind (--modality). "
+            f"({error})"
         ) from error
 
 

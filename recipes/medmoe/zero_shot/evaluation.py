@@ -90,12 +90,12 @@ def evaluate_set(
 
 def _check_fit(one: EvaluationSet, prompts: Prompts, scoring: str, split: str) -> None:
     if split not in one.splits:
-        raise ValueError(f"split: the set {one.name} has no {split} split, it has {', '.join(one.splits)}.")
+        raise ValueError(f"split: the set {one.name} has no {split} split, it has {', '.join(one.splits)} (--split).")
     lacking = [name for name in one.classes if name not in prompts.absent]
     if scoring == "pairs" and lacking:
         raise ValueError(
             f"scoring='pairs' needs texts against each class, but {prompts.name!r} has none for {lacking}: "
-            'add them under "absent", or use another scoring.'
+            'add them under "absent", or use another scoring (--scoring).'
         )
 
 

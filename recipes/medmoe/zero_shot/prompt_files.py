@@ -60,7 +60,7 @@ def load_prompts(name: str | Path) -> Prompts:
     if not path.is_file():
         raise ValueError(
             f"prompts: there is no prompt file {str(name)!r}. Give the path of a .json file, or one of "
-            f"{', '.join(prompt_files())}."
+            f"{', '.join(prompt_files())} (--prompts)."
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_doubles)
@@ -126,14 +126,14 @@ def choose_prompts(
         ValueError: If a class has no prompts, or fewer than ``count``, or ``count`` is below 1.
     """
     if count is not None and count < 1:
-        raise ValueError(f"count must be at least 1 prompt per class, or None for all, got {count}.")
+        raise ValueError(f"count must be at least 1 prompt per class, or None for all, got {count} (--count).")
     known = {_plain(name): name for name in prompts.classes}
     names = list(prompts.classes) if classes is None else list(classes)
     missing = [name for name in names if _plain(name) not in known]
     if missing:
         raise ValueError(
             f"prompts: {prompts.name!r} has no prompts for the classes {missing}; it has {list(prompts.classes)}. "
-            "Add them, or give another file."
+            "Add them, or give another file (--prompts)."
         )
     chosen: dict[str, tuple[str, ...]] = {}
     against: dict[str, tuple[str, ...]] = {}
@@ -141,7 +141,8 @@ def choose_prompts(
         texts = prompts.classes[known[_plain(name)]]
         if count is not None and len(texts) < count:
             raise ValueError(
-                f"count: {count} prompts per class asked for, but {prompts.name!r} has {len(texts)} for {name!r}."
+                f"count: {count} prompts per class asked for, but {prompts.name!r} has {len(texts)} for {name!r} "
+                "(--count)."
             )
         chosen[name] = _draw(texts, count, seed, f"for {_plain(name)}")
         if known[_plain(name)] in prompts.absent:

@@ -89,7 +89,7 @@ def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] =
         RuntimeError: If model or tokenizer cannot be loaded; the message names a remedy.
     """
     if weights not in ("hub", "random"):
-        raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r}.')
+        raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r} (--text-weights).')
     if name in (TINY, TINY_BERT):
         return _tiny(texts, bert=name == TINY_BERT)
     remedy = (

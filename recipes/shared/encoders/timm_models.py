@@ -46,11 +46,11 @@ def build(
     """
     source = f"local-dir:{Path(name).resolve()}" if Path(name).is_dir() else name
     if weights not in (HUB, RANDOM) and not Path(weights).is_file():
-        raise ValueError(f'weights must be "hub", "random" or an existing file, got {weights!r}.')
+        raise ValueError(f'weights must be "hub", "random" or an existing file, got {weights!r} (--image-weights).')
     if ":" not in source and not timm.is_model(source.split(".")[0]):
         raise ValueError(
             f"image encoder {name!r} is no timm model and no local folder. timm.list_models() lists the names; "
-            "a folder must hold the config.json that timm.models.save_for_hf writes."
+            "a folder must hold the config.json that timm.models.save_for_hf writes (--image-encoder)."
         )
     with loading(f"image encoder {name!r}", _REMEDY):
         saved = _saved_options(source)
