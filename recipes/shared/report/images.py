@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from recipes.shared.report.formats import join_once
-
 LONGEST_SIDE = 448
 """Larger images are scaled down to this many pixels before they enter a page."""
 OVERLAY_SIDE = 192
+MOST_NAMES = 2
+"""Boxes that carry the names of their findings; more of them would hide the image, and carry numbers instead."""
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
@@ -101,6 +101,7 @@ class FramedBox:
     """A finding's box in pixels of its image, from its upper left corner.
 
     Attributes:
+        label: What is written at it: its finding, or the finding's number in `findings`.
         left: Where its name stands, in per cent of the image's width: its left side, or its right side where the name
             would reach beyond the image.
         top: In per cent of the height.
@@ -112,9 +113,10 @@ class FramedBox:
     y: float
     width: float
     height: float
-    left: str = "0%"
-    top: str = "0%"
-    place: str = ""
+    label: str
+    left: str
+    top: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -159,21 +161,31 @@ def frame(
     """
     above = "" if overlay is None else data_uri(overlay)
     height, width = pixels.shape[:2]
-    framed = [_framed(box, width, height) for box in boxes]
+    labels = _labels(boxes)
+    framed = [_framed(box, labels[str(box["finding"])], width, height) for box in boxes]
     return Frame(data_uri(pixels), caption, alt, width, height, above, framed)
 
 
 def findings(boxes: Sequence[Mapping[str, object]]) -> str:
-    """Returns the names of the boxes' findings, each once, joined by commas."""
-    return join_once(str(box["finding"]) for box in boxes)
+    """Returns the names of the boxes' findings, each once, joined by commas; numbered where boxes carry numbers."""
+    return ", ".join(finding if label == finding else f"{label} {finding}" for finding, label in _labels(boxes).items())
 
 
-def _framed(box: Mapping[str, object], width: int, height: int) -> FramedBox:
+def _labels(boxes: Sequence[Mapping[str, object]]) -> dict[str, str]:
+    """Returns what is written at the boxes of each finding."""
+    names = list(dict.fromkeys(str(box["finding"]) for box in boxes))
+    if len(boxes) <= MOST_NAMES:
+        return {name: name for name in names}
+    return {name: str(number) for number, name in enumerate(names, 1)}
+
+
+def _framed(box: Mapping[str, object], label: str, width: int, height: int) -> FramedBox:
     x0, y0, x1, y1 = (float(str(box[key])) for key in ("x0", "y0", "x1", "y1"))
     right, inside = x0 > width / 2, y0 < height / 8
     place = " ".join(word for word, holds in (("right", right), ("inside", inside)) if holds)
     left = min(max((x1 if right else x0) / width, 0), 1)
     top = min(max(y0 / height, 0), 1)
     return FramedBox(
-        str(box["finding"]), x0, y0, max(x1 - x0, 0), max(y1 - y0, 0), f"{100 * left:.1f}%", f"{100 * top:.1f}%", place
-    )
+        str(box["finding"]), x0, y0, max(x1 - x0, 0), max(y1 - y0, 0),
+        label, f"{100 * left:.1f}%", f"{100 * top:.1f}%", place,
+    )  # fmt: skip

@@ -275,6 +275,14 @@ def test_boxes_carry_the_names_of_their_findings(run):
     assert '<b class="right inside" style="left:87.5%;top:0.0%">Top right</b>' in text
 
 
+def test_many_boxes_carry_numbers_that_the_caption_explains(run):
+    boxes = [{"finding": name, "x0": 4, "y0": 8, "x1": 12, "y1": 12} for name in ("Mass", "Edema", "Mass")]
+    change_examples(run, boxes=np.array([json.dumps(boxes), "[]"]))
+    text = read(run)
+    assert re.findall(r'<b style="[^"]*">([^<]*)</b>', text) == ["1", "2", "1"]
+    assert "Image, boxes: 1 Mass, 2 Edema" in text
+
+
 def test_epochs_are_counted_from_one(run):
     text = read(run)
     assert "counted from 1" in text

@@ -86,7 +86,9 @@ def test_an_overlay_lies_over_its_image():
 
 
 def test_findings_are_named_once():
-    assert findings([{"finding": "a"}, {"finding": "b"}, {"finding": "a"}]) == "a, b"
+    assert findings([{"finding": "a"}, {"finding": "a"}]) == "a"
+    assert findings([{"finding": "a"}, {"finding": "b"}]) == "a, b"
+    assert findings([{"finding": "a"}, {"finding": "b"}, {"finding": "a"}]) == "1 a, 2 b"
 
 
 def test_fields_are_coloured_cell_by_cell_up_to_a_common_height():
