@@ -30,4 +30,4 @@ def split_name(data: str) -> tuple[str, str] | None:
         return None
     if not folder:
         raise ValueError(f"data: {name} needs its folder: --data {name}:FOLDER")
-    return name, folder
+    return name, str(Path(folder).expanduser())  # shells leave the ~ of NAME:~/FOLDER as it is

@@ -103,7 +103,7 @@ def test_the_command_names_the_pairs_and_writes_them(table, tmp_path, capsys):
         cli.main([*options, "--out", str(table / "pairs.csv")])
 
 
-def test_the_command_is_content_with_splits_that_share_nothing(capsys):
+def test_the_command_ends_well_where_splits_share_nothing(capsys):
     cli.main(["check", "--train-studies", "4", "--val-studies", "3", "--test-studies", "3", "--workers", "0"])
     assert "patients in two splits: 0" in capsys.readouterr().out
 

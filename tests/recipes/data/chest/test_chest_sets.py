@@ -1,5 +1,7 @@
 """Sets of chest radiographs in their own layouts: what is read from whole folders."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -173,6 +175,7 @@ def test_the_order_of_fallbacks_decides():
 
 def test_names_and_folders():
     assert split_name("chexpert:/data/x:y") == ("chexpert", "/data/x:y")
+    assert split_name("openi:~/x") == ("openi", str(Path.home() / "x"))
     assert split_name("C:/data.csv") is None
     assert split_name("breastmnist") is None
     with pytest.raises(ValueError, match=r"data: mimic-cxr needs its folder: --data mimic-cxr:FOLDER"):
