@@ -86,9 +86,9 @@ def evaluate_one(
 ) -> dict[str, Any]:
     """Evaluates one run; see :func:`main`."""
     started = time.monotonic()
-    training = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes"))
     check_outputs(run, OUTPUTS)
     model, config, classes, task = load_model(run, checkpoint)
+    training = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes"))
     check_scope(temperature, task)
     device = run_device(config.train.accelerator)
     model.to(device)

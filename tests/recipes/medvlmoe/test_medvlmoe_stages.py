@@ -122,7 +122,10 @@ def test_prediction_of_a_csv_reads_images_beside_it(trained_run, tmp_path):
         ({"images": ["a.png", "b.png"], "text": "note"}, "text belongs to a single image, got 2"),
     ],
 )
-def test_prediction_refuses_what_it_cannot_read(trained_run, arguments, message):
+def test_prediction_refuses_what_it_cannot_read(trained_run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(name)
     with pytest.raises(ValueError, match=message):
         predict.main(trained_run, **arguments)
 
