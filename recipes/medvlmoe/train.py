@@ -31,6 +31,7 @@ from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.training import (
     begin_epoch,
+    check_on_first_rank,
     one_run_per_seed,
     optimiser_steps,
     run_epochs,
@@ -90,9 +91,8 @@ def train_one(config: Config) -> None:
     fabric.print(_summary(config, source))
     if checkpoint is not None:
         check_unchanged(out, source.splits(), data=config.data.data)
-    if config.data.verify_images and fabric.is_global_zero:
-        verify_images(source.splits(), config.data.data)
-    fabric.barrier()
+    if config.data.verify_images:
+        check_on_first_rank(fabric, lambda: verify_images(source.splits(), config.data.data))
     if checkpoint is None:
         train_texts = texts_of(source.train, config.data)
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)

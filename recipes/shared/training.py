@@ -70,6 +70,27 @@ def is_main_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def check_on_first_rank(fabric: Fabric, check: Callable[[], object]) -> None:
+    """Runs a check on the first rank, and raises its error on all of them: no rank waits for one that has stopped.
+
+    Args:
+        fabric: Of the run.
+        check: Raises ``ValueError`` for what is wrong.
+
+    Raises:
+        ValueError: What the check raised.
+    """
+    problem = None
+    if fabric.is_global_zero:
+        try:
+            check()
+        except ValueError as error:
+            problem = str(error)
+    problem = fabric.broadcast(problem)
+    if problem is not None:
+        raise ValueError(problem)
+
+
 def run_epochs(
     fabric: Fabric,
     model: nn.Module,

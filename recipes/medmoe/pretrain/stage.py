@@ -36,6 +36,7 @@ from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.training import (
     begin_epoch,
+    check_on_first_rank,
     one_run_per_seed,
     optimiser_steps,
     run_epochs,
@@ -77,9 +78,8 @@ def pretrain_one(config: Config) -> None:
     fabric.print(pair_summary(source))
     if checkpoint is not None:
         check_unchanged(out, source.splits(), data=config.data.data)
-    if config.data.verify_images and fabric.is_global_zero:
-        verify_images(source.splits(), config.data.data)
-    fabric.barrier()
+    if config.data.verify_images:
+        check_on_first_rank(fabric, lambda: verify_images(source.splits(), config.data.data))
     # A run that goes on is built from its folder: no hub is asked again.
     model = new_model(config, train_texts(source)) if checkpoint is None else load_model(out, "last")[0]
     reader = reader_of(model)

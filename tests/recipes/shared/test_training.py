@@ -7,7 +7,14 @@ from torch import nn
 
 from recipes.shared.checkpoints import load_weights, restore_checkpoint, save_checkpoints
 from recipes.shared.settings import TrainSettings
-from recipes.shared.training import NEW_RUN, optimiser_steps, set_learning_rates, sum_over_ranks, take_step
+from recipes.shared.training import (
+    NEW_RUN,
+    check_on_first_rank,
+    optimiser_steps,
+    set_learning_rates,
+    sum_over_ranks,
+    take_step,
+)
 from recipes.shared.weight_decay import parameter_groups
 
 
@@ -82,6 +89,31 @@ def test_steps_hold_all_micro_batches_and_the_last_one_what_is_left(fabric):
     steps = list(optimiser_steps(fabric, range(100), 7, settings, epoch=0))
     assert [batches for _, batches in steps] == [[0, 1, 2], [3, 4, 5], [6]]
     assert [factor for factor, _ in steps] == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+class Rank:
+    """One of several ranks, to which the first one sends ``message``."""
+
+    def __init__(self, rank, message=None):
+        self.is_global_zero, self.message = rank == 0, message
+
+    def broadcast(self, own):
+        return own if self.is_global_zero else self.message
+
+
+def test_a_check_of_the_first_rank_stops_all_of_them():
+    """Else the others would wait for the first one for ever."""
+    calls = []
+
+    def check():
+        calls.append(1)
+        raise ValueError("an image cannot be read")
+
+    for rank in (Rank(0), Rank(1, message="an image cannot be read")):
+        with pytest.raises(ValueError, match="an image cannot be read"):
+            check_on_first_rank(rank, check)
+    check_on_first_rank(Rank(1), check)
+    assert len(calls) == 1
 
 
 def checkpoint(fabric, tmp_path):
