@@ -149,7 +149,6 @@ def evaluate_one(
         source.test.groups,
         classes,
         getattr(source.test, "attributes", {}),
-        task=task,
         bootstrap=bootstrap,
     )
     metrics["experts"] = _experts(predictions["test"], classes, config)

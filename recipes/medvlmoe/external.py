@@ -116,7 +116,7 @@ def main(
             bootstrap=bootstrap,
             specificities=evaluated.get("specificities", SPECIFICITIES),
         ),
-        "subgroups": subgroup_scores(probs, labels, groups, names, attributes, **common),
+        "subgroups": subgroup_scores(probs, labels, groups, names, attributes, bootstrap=bootstrap),
     }
     table = {
         "id": [part.ids[i] for _, part, i in order],

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from recipes.data.studies import Task
-from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.bootstrap import bootstrap_auroc, percentile_interval, row_means
+from recipes.shared.scores.metrics import auroc, check_predictions
 
 LEAST_STUDIES = 20
 """Smaller subgroups are counted, not scored."""
@@ -39,7 +39,6 @@ def subgroup_scores(
     classes: Sequence[str],
     attributes: Mapping[str, Sequence[str]],
     *,
-    task: Task,
     bootstrap: int = 1000,
 ) -> dict[str, Any]:
     """Scores each subgroup on its own.
@@ -54,7 +53,6 @@ def subgroup_scores(
         groups: The patient of each study, length ``N``.
         classes: Names of the classes, length ``C``.
         attributes: Name to the value of each study, length ``N``; a blank one is "unknown".
-        task: Kind of the target.
         bootstrap: Number of resamples of patients; 0 for no intervals.
 
     Returns:
@@ -66,6 +64,7 @@ def subgroup_scores(
         ValueError: If an attribute has another number of values than there are studies, or predictions are none.
     """
     scores, truth = np.asarray(probs, np.float64), np.asarray(labels, np.float64)
+    check_predictions(scores, truth, groups, classes)
     patients = np.asarray(groups, dtype=str)
     result: dict[str, Any] = {}
     for attribute, cells in attributes.items():
@@ -79,39 +78,51 @@ def subgroup_scores(
         rows = {value: np.flatnonzero(values == value) for value in sorted(set(values.tolist()))}
         scored = {value: index for value, index in rows.items() if len(index) >= LEAST_STUDIES}
 
-        def score(index: Any, columns: Sequence[int]) -> dict[str, Any]:
-            return evaluate_predictions(
-                scores[np.ix_(index, columns)], truth[np.ix_(index, columns)], patients[index].tolist(),
-                [classes[c] for c in columns], task=task if len(columns) == len(classes) else "multi-label",
-                bootstrap=bootstrap,
-            )  # fmt: skip
-
-        every = range(len(classes))
-        each = {value: score(index, every) for value, index in scored.items()}
-        common = [c for c in every if all(classes[c] not in one["undefined_classes"] for one in each.values())]
+        each = {
+            value: _Subgroup(scores[index], truth[index], patients[index], bootstrap) for value, index in scored.items()
+        }
+        common = [c for c in range(len(classes)) if all(one.aurocs[c] is not None for one in each.values())]
         result[attribute] = {
             "classes": [classes[c] for c in common] if each else [],
             "too_small": {value: len(index) for value, index in rows.items() if value not in scored},
-            "values": {
-                value: _summary(each[value], score(index, common) if common else None)
-                for value, index in scored.items()
-            },
+            "values": {value: one.summary(classes, common) for value, one in each.items()},
         }
     return result
+
+
+class _Subgroup:
+    """One subgroup's AUROCs, and those of its resamples."""
+
+    def __init__(
+        self, scores: NDArray[np.float64], labels: NDArray[np.float64], patients: NDArray[np.str_], bootstrap: int
+    ) -> None:
+        self.labels = labels
+        self.codes = np.unique(patients, return_inverse=True)[1]
+        self.aurocs = [auroc(scores[:, c], labels[:, c]) for c in range(labels.shape[1])]
+        self.replicates = bootstrap_auroc(scores, labels, self.codes, samples=bootstrap, seed=0)
+
+    def summary(self, classes: Sequence[str], common: Sequence[int]) -> dict[str, Any]:
+        """Returns the scores, with a macro mean over the classes that all subgroups have."""
+        macro = [value for c in common if (value := self.aurocs[c]) is not None]
+        return {
+            "studies": len(self.labels),
+            "groups": int(self.codes.max()) + 1,
+            "macro_auroc": float(np.mean(macro)) if macro else None,
+            "macro_auroc_ci95": percentile_interval(row_means(self.replicates[:, common]), 0.95) if macro else None,
+            "per_class": {name: self._class(c) for c, name in enumerate(classes)},
+        }
+
+    def _class(self, c: int) -> dict[str, Any]:
+        defined = self.aurocs[c] is not None
+        return {
+            "auroc": self.aurocs[c],
+            "auroc_ci95": percentile_interval(self.replicates[:, c], 0.95) if defined else None,
+            "positives": int((self.labels[:, c] == 1).sum()),
+            "negatives": int((self.labels[:, c] == 0).sum()),
+        }
 
 
 def _values(attribute: str, cells: Sequence[str]) -> Any:
     if "age" in re.split(r"[^a-z]+", attribute.lower()):
         return np.array([age_band(cell) for cell in cells])
     return np.array([cell.strip() or UNKNOWN for cell in cells])
-
-
-def _summary(scores: Mapping[str, Any], common: Mapping[str, Any] | None) -> dict[str, Any]:
-    kept = ("auroc", "auroc_ci95", "positives", "negatives")
-    return {
-        "studies": scores["studies"],
-        "groups": scores["groups"],
-        "macro_auroc": None if common is None else common["macro_auroc"],
-        "macro_auroc_ci95": None if common is None else common["macro_auroc_ci95"],
-        "per_class": {name: {key: values[key] for key in kept} for name, values in scores["per_class"].items()},
-    }

@@ -88,7 +88,6 @@ def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):
             groups,
             classes,
             {"sex": (["F"] * 20 + ["M"] * 20)[:n], "view": ["AP"] * 30 + ["PA <i>"] * 10},
-            task=task,
             bootstrap=20,
         ),
         "experts": expert_usage(usage, weights, labels, classes, top_k=2, entropies=np.full(n, 1.1)),

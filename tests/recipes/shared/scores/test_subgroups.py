@@ -31,7 +31,7 @@ def test_each_subgroup_is_scored_on_its_own_studies_over_classes_that_all_have()
     probs, labels, groups = predictions()
     sex = ["F"] * 40 + ["M"] * 45 + [" "] * 5
     labels[40:, 1] = 0  # undefined among the men
-    scores = subgroup_scores(probs, labels, groups, list("abc"), {"sex": sex}, task="multi-label", bootstrap=30)["sex"]
+    scores = subgroup_scores(probs, labels, groups, list("abc"), {"sex": sex}, bootstrap=30)["sex"]
     assert scores["classes"] == ["a", "c"]
     assert scores["too_small"] == {"unknown": 5}
     women = evaluate_predictions(probs[:40], labels[:40], groups[:40], list("abc"), task="multi-label", bootstrap=30)
@@ -51,7 +51,7 @@ def test_ages_become_bands_only_in_a_column_of_ages():
     probs, labels, groups = predictions()
     cells = [str(20 + i % 2 * 30) for i in range(90)]
     attributes = {"Patient Age": cells, "stage": cells}
-    scores = subgroup_scores(probs, labels, groups, list("abc"), attributes, task="multi-label", bootstrap=0)
+    scores = subgroup_scores(probs, labels, groups, list("abc"), attributes, bootstrap=0)
     assert list(scores["Patient Age"]["values"]) == ["18-39", "40-59"]
     assert list(scores["stage"]["values"]) == ["20", "50"]
 
@@ -62,7 +62,7 @@ def test_single_label_tasks_have_subgroups_too():
     labels = np.eye(3)[np.arange(90) % 3]
     labels[:45, 0], labels[:45, 1] = 0, labels[:45, 0] + labels[:45, 1]  # no study of the first class
     view = ["AP"] * 45 + ["PA"] * 45
-    scores = subgroup_scores(probs, labels, groups, list("abc"), {"view": view}, task="multi-class", bootstrap=0)
+    scores = subgroup_scores(probs, labels, groups, list("abc"), {"view": view}, bootstrap=0)
     assert scores["view"]["classes"] == ["b", "c"]
     assert scores["view"]["values"]["AP"]["macro_auroc"] is not None
 
@@ -71,10 +71,10 @@ def test_without_a_subgroup_or_a_class_that_all_have_there_is_no_mean():
     probs, labels, groups = predictions()
     labels[:45] = 0
     few = {"site": [str(i) for i in range(90)], "half": ["a"] * 45 + ["b"] * 45}
-    scores = subgroup_scores(probs, labels, groups, list("abc"), few, task="multi-label", bootstrap=0)
+    scores = subgroup_scores(probs, labels, groups, list("abc"), few, bootstrap=0)
     assert scores["site"]["values"] == {}
     assert len(scores["site"]["too_small"]) == 90
     assert scores["half"]["classes"] == []
     assert scores["half"]["values"]["b"]["macro_auroc"] is None
     with pytest.raises(ValueError, match="'sex' must have 90 values, one per study, got 1"):
-        subgroup_scores(probs, labels, groups, list("abc"), {"sex": ["F"]}, task="multi-label")
+        subgroup_scores(probs, labels, groups, list("abc"), {"sex": ["F"]})
