@@ -119,7 +119,7 @@ def kernel_calls(workload: Workload) -> dict[str, Callable[[], object]]:
     return {
         "routing": lambda: router(x),
         "plan": lambda: plan_dispatch(workload.ids, shape.num_experts, impl="triton"),
-        "forward": lambda: moe_ffn.forward(*tensors, "swiglu", True, False, False),
+        "forward": lambda: moe_ffn.forward(*tensors, "swiglu", True, False),
         "backward": lambda: moe_ffn.backward(workload.grad, *tensors, pre, hidden, "swiglu", True, True, True),
     }
 

@@ -26,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
     parser.add_argument("--rows", type=int, default=400_000, help="images that each set of tables lists")
     parser.add_argument("--images", type=int, default=64, help="files of each kind; 0 leaves the images out")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of processes that load")
+    parser.add_argument("--loader", type=int, nargs="+", default=[0, 2], metavar="N", help="processes that load")
     add_out(parser, "file of the tables, in place of the committed one")
 
 
@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
         tables = list(table_costs(Path(folder) / "tables", options.rows))
         rates = []
         if options.images:
-            rates = list(image_rates(Path(folder) / "images", options.images, tuple(options.workers)))
+            rates = list(image_rates(Path(folder) / "images", options.images, tuple(options.loader)))
     path: Path = options.out or PAGE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(tables, rates))

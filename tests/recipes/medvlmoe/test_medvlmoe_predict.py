@@ -114,7 +114,7 @@ def test_images_may_lie_in_another_folder_than_the_table(folder, tmp_path):
     out = str(tmp_path / "out.csv")
     cli.main(["predict", str(folder / "run"), "--csv", str(csv), "--image-root", str(folder), "--out", out])
     assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith(str(folder / "images" / "3.png"))
-    with pytest.raises(ValueError, match="image_root is where the paths of a csv begin"):
+    with pytest.raises(ValueError, match=r"image_root \(--image-root\) is where the paths of a csv begin"):
         predict.main(folder / "run", images=[folder / "images" / "3.png"], image_root=folder)
 
 

@@ -126,5 +126,5 @@ def test_code_in_the_folder_is_not_run(tmp_path):
     own = {"auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}, "model_type": "own"}
     file.write_text(json.dumps(json.loads(file.read_text()) | own))
     (tmp_path / "text" / "own.py").write_text("raise SystemExit('run')")
-    with pytest.raises(ValueError, match="trust_remote_code"):
+    with pytest.raises(ValueError, match="contains custom code"):
         MedVLMoE.from_pretrained(tmp_path)
