@@ -71,13 +71,13 @@ def inspect_checkpoint(path: str | Path) -> list[CheckpointLayer]:
                 layers.setdefault(match["layer"], _Layer()).add(match["index"], read())
             elif re.search(r"gate|router|bias", name) and "noise" not in name:
                 gates[name] = read()
-    found = [layer for name, each in sorted(layers.items(), key=_in_order) if (layer := each.compared(name, gates))]
-    if not found:
+    records = [layer for name, each in sorted(layers.items(), key=_in_order) if (layer := each.compared(name, gates))]
+    if not records:
         raise ValueError(
             f"path must be a checkpoint with experts (weights named ...experts...), got {path}, which has none in "
             f"{len(files)} file(s)."
         )
-    return found
+    return records
 
 
 def checkpoint_table(layers: list[CheckpointLayer]) -> str:

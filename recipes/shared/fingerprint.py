@@ -34,15 +34,15 @@ def changes(run: Path, splits: Iterable[tuple[str, Any]]) -> list[str]:
     if not (run / FILE).is_file():
         return []
     before = read_object(run / FILE)
-    found = []
+    differences: list[str] = []
     for name, now in _fingerprint(splits).items():
         old = before.get(name, now)
         if old["studies"] != now["studies"]:
-            found.append(f"{name} has {now['studies']} studies, {old['studies']} when it was trained")
+            differences.append(f"{name} has {now['studies']} studies, {old['studies']} when it was trained")
         else:
             differing = [word for key, word in _WORDS.items() if old[key] != now[key]]
-            found += [f"the {', '.join(differing)} of {name} differ"] if differing else []
-    return found
+            differences += [f"the {', '.join(differing)} of {name} differ"] if differing else []
+    return differences
 
 
 def check_unchanged(run: Path, splits: Iterable[tuple[str, Any]], *, data: str) -> None:
@@ -56,10 +56,10 @@ def check_unchanged(run: Path, splits: Iterable[tuple[str, Any]], *, data: str) 
     Raises:
         ValueError: Naming the data and what differs.
     """
-    found = changes(run, splits)
-    if found:
+    differences = changes(run, splits)
+    if differences:
         raise ValueError(
-            f"{data} is not as it was when {run} was trained: {'; '.join(found)}. Restore it, train another run, or "
+            f"{data} is not as it was when {run} was trained: {'; '.join(differences)}. Restore it, train another run, or "
             f"remove {run / FILE} to go on with the data as they are now."
         )
 

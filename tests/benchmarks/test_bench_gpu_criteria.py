@@ -170,7 +170,7 @@ def test_a_wrong_result_meets_nothing(invented):
 
 
 def test_the_verdict_shows_where_time_goes_and_what_is_red(invented, case):
-    """Shares of the kernels of a missed workload; a red check before all; two devices are said."""
+    """Shares of the kernels of a missed workload; a red check before all; two devices are named."""
     missed = changed(invented, "moekit-triton", MIXTRAL, "criteria", of_dense=0.1)
     stages = [
         dataclasses.replace(case(name, time, preset=MIXTRAL, direction="forward"), kind="stage", remark="kernel")

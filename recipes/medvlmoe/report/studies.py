@@ -28,7 +28,7 @@ class Study:
         bars: Probabilities with the truth.
         rest: What is known of the classes without a bar; may be empty.
         experts: Number and gate of each of its experts.
-        error: What is wrong with its prediction; empty where nothing is to be said of it.
+        error: What is wrong with its prediction; empty without any remark.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Collapse is said in words, and figures come out as tables, scalars and pictures."""
+"""Collapse is described in words, and figures come out as tables, scalars and pictures."""
 
 import csv
 import io

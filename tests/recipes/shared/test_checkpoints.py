@@ -1,4 +1,4 @@
-"""Checkpoints: in which order they are written, and what is said of those that cannot be used."""
+"""Checkpoints: in which order they are written, and the errors about those that cannot be used."""
 
 import pytest
 import torch
