@@ -59,8 +59,8 @@ def check_unchanged(run: Path, splits: Iterable[tuple[str, Any]], *, data: str) 
     differences = changes(run, splits)
     if differences:
         raise ValueError(
-            f"{data} is not as it was when {run} was trained: {'; '.join(differences)}. Restore it, train another run, or "
-            f"remove {run / FILE} to go on with the data as they are now."
+            f"{data} is not as it was when {run} was trained: {'; '.join(differences)}. Restore it, train another run, "
+            f"or remove {run / FILE} to go on with the data as they are now."
         )
 
 
