@@ -107,7 +107,9 @@ class Transients(TorchDispatchMode):
 
 def allocated_peak(step: Callable[[], object]) -> int:
     """Returns the most bytes that ``step`` holds at one time of what torch allocates on CPU while it runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    # torch 2.11 warns of cycles, of which there is one, unless events are to be kept.
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         step()
     events = cast(Any, profile.profiler).kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")

@@ -129,7 +129,7 @@ def counting(names: Callable[[], list[str]]) -> Generator[Counts]:
     """
     counts = Counts()
     before = len(names())
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         yield counts
     counts.launches = names()[before:]
     for event in profile.events():

@@ -36,8 +36,8 @@ def trained(model: nn.Module, std: float = 0.5) -> nn.Module:
     return model
 
 
-def trained_model(**options) -> Block:
-    model = make()
+def trained_model(dtype: torch.dtype = torch.float32, **options) -> Block:
+    model = make(dtype)
     add_lora_(model, **{"rank": 3} | options)
     trained(model)
     return model
@@ -66,7 +66,8 @@ def total_allocated(model: nn.Module, x: Tensor) -> int:
 
 def largest_allocation(model: nn.Module, x: Tensor) -> int:
     """Returns the largest memory that forward and backward allocate at once, in bytes."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(profile_memory=True, activities=activities, acc_events=True) as profile:
         model(x).sum().backward()
     return max(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
 
