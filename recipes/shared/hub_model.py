@@ -1,13 +1,14 @@
 """Models of the recipes as folders, and on the Hugging Face Hub."""
 
 import json
-import os
+from abc import ABC, abstractmethod
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import PyTorchModelHubMixin
 
+from moekit.interop.hub.folder import download
 from recipes.shared.encoders.text import TextEncoder
 from recipes.shared.runs import read_json, write_json
 from recipes.shared.settings import settings_from_json
@@ -15,7 +16,7 @@ from recipes.shared.settings import settings_from_json
 _CONFIG, _ARCHITECTURE, _WEIGHTS, _TEXT = "config.json", "architecture.json", "model.safetensors", "text"
 
 
-class HubModel(PyTorchModelHubMixin):
+class HubModel(PyTorchModelHubMixin, ABC):
     """A model that ``save_pretrained`` writes whole, without what it was trained on.
 
     The folder holds the settings of the model as ``config.json``, what else its constructor takes as
@@ -31,11 +32,12 @@ class HubModel(PyTorchModelHubMixin):
     settings: ClassVar[type[Any]]
     text_encoder: TextEncoder | None
 
+    @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """Returns what :meth:`from_architecture` needs beside settings and text encoder, as plain types."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def from_architecture(cls, config: Any, about: dict[str, Any], text_encoder: TextEncoder | None) -> Self:
         """Builds the model with random weights.
 
@@ -44,7 +46,6 @@ class HubModel(PyTorchModelHubMixin):
             about: What :meth:`architecture` returned.
             text_encoder: The architecture of the text encoder.
         """
-        raise NotImplementedError
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_json(save_directory / _ARCHITECTURE, self.architecture() | {"text": self.text_encoder is not None})
@@ -65,18 +66,8 @@ class HubModel(PyTorchModelHubMixin):
         map_location: str = "cpu",
         **model_kwargs: Any,
     ) -> Self:
-        folder = Path(model_id)
-        if not os.path.isdir(folder):
-            downloaded = snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=[_CONFIG, _ARCHITECTURE, _WEIGHTS, f"{_TEXT}/*"],
-            )
-            folder = Path(downloaded)
+        files = [_CONFIG, _ARCHITECTURE, _WEIGHTS, f"{_TEXT}/*"]
+        folder = download(model_id, revision, token, cache_dir, force_download, local_files_only, files)
         values, about = read_json(folder / _CONFIG), read_json(folder / _ARCHITECTURE)
         # huggingface_hub passes what it read of config.json; what a caller adds would not reach the model.
         added = [name for name, value in model_kwargs.items() if _plain(value) not in (values, values.get(name))]

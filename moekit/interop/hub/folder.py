@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -140,8 +141,9 @@ def download(
     cache_dir: str | Path | None,
     force_download: bool,
     local_files_only: bool,
+    files: Sequence[str] = _FILES,
 ) -> Path:
-    """Returns the folder of a source, downloaded where it is the id of a repository."""
+    """Returns the folder of a source, downloaded where it is the id of a repository: those of its ``files``."""
     if os.path.isdir(source):
         return Path(source)
     if isinstance(source, Path) or source.count("/") > 1 or source.startswith((".", "/", "~")):
@@ -155,7 +157,7 @@ def download(
         cache_dir=cache_dir,
         force_download=force_download,
         local_files_only=local_files_only,
-        allow_patterns=_FILES,
+        allow_patterns=list(files),
     )
     return Path(downloaded)
 

@@ -1,4 +1,4 @@
-"""Recognises columns of texts, so that one that nobody named is not passed over in silence."""
+"""Recognises columns of texts, so that one that was not named is reported."""
 
 import re
 from collections.abc import Collection

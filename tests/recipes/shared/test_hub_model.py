@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from recipes.medmoe.model import MedMoE
 from recipes.medvlmoe.model import MedVLMoE
-from recipes.shared import hub_model
 from tests.recipes.medmoe.test_medmoe_model import batch_of, model_of
 from tests.recipes.medvlmoe.test_medvlmoe_model import build, inputs
 
@@ -74,7 +73,7 @@ def test_a_repository_is_downloaded(tmp_path, monkeypatch):
         asked.update(options, repo_id=repo_id)
         return str(tmp_path)
 
-    monkeypatch.setattr(hub_model, "snapshot_download", snapshot)
+    monkeypatch.setattr("moekit.interop.hub.folder.snapshot_download", snapshot)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda *_, **__: str(tmp_path / "config.json"))
     loaded = MedVLMoE.from_pretrained("me/model", revision="v1")
     assert (asked["repo_id"], asked["revision"]) == ("me/model", "v1")
