@@ -101,7 +101,7 @@ def _chart(name: str, content: Mapping[str, Any]) -> Chart:
 def _point_row(name: str, point: str, values: Mapping[str, Any]) -> list[Cell]:
     goal = "Youden" if point == "youden" else f"specificity ≥ {point.removeprefix('specificity_')}"
     rates = [_rate(values, rate) for rate in ("sensitivity", "specificity")]
-    return [name, goal, f"{values['threshold']:.3g}", *rates, decimals(values["ppv"]), decimals(values["npv"])]
+    return [name, goal, f"{values['threshold']:#.3g}", *rates, decimals(values["ppv"]), decimals(values["npv"])]
 
 
 def _rate(values: Mapping[str, Any], rate: str) -> str:
