@@ -7,7 +7,7 @@ from typing import Literal
 from recipes.data.studies import Task
 from recipes.shared.settings import RunSettings, TrainSettings
 
-Variant = Literal["full", "no-moe", "no-fusion", "no-text", "vision-only"]
+Variant = Literal["full", "no-moe", "single-ffn", "no-fusion", "no-text", "vision-only"]
 Balance = Literal["switch", "cv2", "bias", "printed"]
 
 
@@ -126,7 +126,9 @@ class ModelConfig:
     text_pooling: Literal["mean", "last", "first"] = "mean"
     """How fused text tokens become one vector; the paper prints first, which a causal encoder lacks."""
     variant: Variant = "full"
-    """The full model, or one of the ablations of the paper's Table 2."""
+    """The full model, or an ablation of Table 2: for the experts one dense network of equal active FLOPs (no-moe) or of
+    one expert's size, as in the paper (single-ffn); no cross-attention; the null text for all texts (no-text); the
+    image encoder and a linear classifier alone, so no experts either (vision-only)."""
     dim: int = 512
     """Width of the common space, d."""
     num_heads: int = 8

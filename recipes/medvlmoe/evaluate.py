@@ -190,7 +190,7 @@ def predictions_table(
     *,
     calibrated: NDArray[np.float64],
 ) -> pd.DataFrame:
-    """Makes one row per study: truth, probabilities as they are and calibrated, the experts chosen and their gates."""
+    """Makes one row per study: truth, probabilities as they are and calibrated, the experts chosen and their shares."""
     columns: dict[str, Any] = {
         "id": [split.ids[int(i)] for i in predictions.index],
         "group": [split.groups[int(i)] for i in predictions.index],
@@ -198,6 +198,8 @@ def predictions_table(
     }
     columns |= {f"label:{c}": predictions.labels[:, k] for k, c in enumerate(classes)}
     columns |= predictions.columns(classes, config.model.top_k)
+    if predictions.usage is not None:
+        columns |= {f"usage:{e}": share for e, share in enumerate(predictions.usage.T)}
     return pd.DataFrame(columns | {f"calibrated:{c}": calibrated[:, k] for k, c in enumerate(classes)})
 
 

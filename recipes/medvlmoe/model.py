@@ -229,7 +229,7 @@ def reads_text(config: ModelConfig) -> bool:
 
 def has_experts(config: ModelConfig) -> bool:
     """Tells whether the variant has a sparse layer."""
-    return config.variant not in ("no-moe", "vision-only")
+    return config.variant not in ("no-moe", "single-ffn", "vision-only")
 
 
 def _norm(config: ModelConfig, dim: int) -> nn.Module:
@@ -237,9 +237,14 @@ def _norm(config: ModelConfig, dim: int) -> nn.Module:
 
 
 def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:
-    """Builds two-layer MLPs behind a router, or, without experts, one of them for all."""
+    """Builds two-layer MLPs behind a router, or, without experts, one for all.
+
+    The one of `no-moe` multiplies as often as the ``K`` experts of a decision do; that of `single-ffn` has one expert's
+    size, and so a ``K``-th of the multiplications.
+    """
     if not has_experts(config):
-        return FFN(width, config.expert_hidden_dim, activation="gelu", bias=True)
+        experts_at_work = config.top_k if config.variant == "no-moe" else 1
+        return FFN(width, experts_at_work * config.expert_hidden_dim, activation="gelu", bias=True)
     router = TopKRouter(
         width,
         config.num_experts,

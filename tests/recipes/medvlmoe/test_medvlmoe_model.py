@@ -1,15 +1,16 @@
 """The model: what each option changes, and what must not matter."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
 from moekit import FFN, SparseMoE
 from recipes.medvlmoe.balance import BalanceLosses, balance_loss
-from recipes.medvlmoe.config import ModelConfig, TrainConfig, tiny
+from recipes.medvlmoe.config import ModelConfig, TrainConfig, Variant, tiny
 from recipes.medvlmoe.inference import predict_batches
-from recipes.medvlmoe.model import MedVLMoE
+from recipes.medvlmoe.model import MedVLMoE, has_experts
 from recipes.shared.encoders.image import load_image_encoder
 from recipes.shared.encoders.text import load_text_encoder
 
@@ -53,6 +54,7 @@ def inputs(model):
     [
         {},
         {"variant": "no-moe"},
+        {"variant": "single-ffn"},
         {"variant": "no-fusion"},
         {"variant": "no-text"},
         {"variant": "vision-only"},
@@ -159,12 +161,38 @@ def test_study_routing_makes_one_decision_per_study_and_token_routing_one_per_re
     assert output.routed.sum() == output.stats.num_tokens
 
 
-def test_without_experts_there_is_one_ffn_of_an_experts_size():
-    dense, sparse = build(variant="no-moe").experts, build().experts
+def test_the_papers_single_ffn_has_an_experts_size():
+    dense, sparse = build(variant="single-ffn").experts, build().experts
     assert isinstance(dense, FFN)
     assert isinstance(sparse, SparseMoE)
     one_expert = sum(p[0].numel() for p in sparse.experts.parameters())
     assert sum(p.numel() for p in dense.parameters()) == one_expert
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+@pytest.mark.parametrize("route_on", ["study", "token"])
+def test_the_ffn_without_experts_multiplies_as_often_as_the_experts_of_a_decision(top_k, route_on):
+    options = {"top_k": top_k, "route_on": route_on}
+    dense, sparse = build(variant="no-moe", **options).experts, build(**options).experts
+    per_expert = sum(p[0].numel() for p in sparse.experts.parameters() if p.ndim == 3)
+    assert sum(p.numel() for p in dense.parameters() if p.ndim == 2) == top_k * per_expert
+
+
+def test_what_the_variants_keep():
+    parts = ("experts", "fusion", "text_encoder", "gate")
+    kept = {
+        name: tuple(part for part in parts if getattr(build(variant=name), part, None) is not None)
+        for name in get_args(Variant)
+    }
+    assert kept == {
+        "full": parts,
+        "no-moe": parts,
+        "single-ffn": parts,
+        "no-fusion": ("experts", "text_encoder", "gate"),
+        "no-text": ("experts", "fusion", "gate"),
+        "vision-only": (),
+    }
+    assert [name for name in kept if has_experts(build(variant=name).config)] == ["full", "no-fusion", "no-text"]
 
 
 def test_the_printed_balancing_loss_is_zero_whatever_the_router_does():

@@ -234,6 +234,9 @@ def test_every_kind_of_model_is_evaluated_and_reported(tmp_path, options):
     assert (metrics["experts"] is not None) == sparse
     if sparse:
         assert sum(metrics["experts"]["load"]) == pytest.approx(1)
+        table = pd.read_csv(config.out / "predictions.csv")
+        usage = table.loc[table["split"] == "test", [f"usage:{e}" for e in range(4)]]
+        assert usage.mean().tolist() == pytest.approx(metrics["experts"]["load"], abs=1e-6)
     examples = np.load(config.out / "examples.npz")
     assert ("attention" in examples) == (options.get("variant") not in ("no-fusion", "vision-only"))
     page = write_report(config.out).read_text()
