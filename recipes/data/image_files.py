@@ -42,7 +42,7 @@ class ImageFiles:
 
     Attributes:
         ids: Unique names.
-        paths: File of each image.
+        paths: File of each image; blank for a study that has none.
         details: What ``read`` needs besides the path, one for each image.
         labels: ``float32`` of shape ``(N, C)``, NaN where unknown.
         groups: Patient of each image.
@@ -66,13 +66,18 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def has_image(self) -> NDArray[np.bool_]:
+        """``(N,)``, which studies have an image."""
+        return np.fromiter(map(bool, self.paths), np.bool_, len(self.paths))
+
     def __getitem__(self, index: int) -> Study:
         """Reads one study.
 
         Raises:
             ValueError: If the image cannot be read; the message names it.
         """
-        image, boxes = self.read(self.paths[index], self.details[index])
+        image, boxes = self.read(self.paths[index], self.details[index]) if self.paths[index] else (None, ())
         return Study(
             id=self.ids[index],
             group=self.groups[index],
@@ -127,7 +132,7 @@ def check_files_exist(paths: Sequence[str], names: Sequence[str], where: str, *,
     """Refuses images whose files are missing or empty.
 
     Args:
-        paths: The files.
+        paths: The files; blank for a study without one.
         names: What to call each in the message.
         where: Table or folder that lists them.
         place: Where they were looked for, if ``names`` do not tell.
@@ -136,7 +141,7 @@ def check_files_exist(paths: Sequence[str], names: Sequence[str], where: str, *,
     Raises:
         ValueError: Naming up to five of them.
     """
-    bad = list(problems(len(paths), lambda row: missing_or_empty(paths[row])))
+    bad = list(problems(len(paths), lambda row: missing_or_empty(paths[row]) if paths[row] else None))
     if bad:
         raise ValueError(
             f"{where}: {len(bad)} of {len(paths)} images are missing or empty{place}: {some_of(names, bad)}. {remedy}"

@@ -106,7 +106,7 @@ def _equal(prints: dict[str, _Prints], first: str, second: str) -> Iterator[tupl
     for row, digest in enumerate(prints[first].digests):
         row_of.setdefault(digest, row)
     for row, digest in enumerate(prints[second].digests):
-        if digest in row_of:
+        if digest and digest in row_of:
             yield row_of[digest], row
 
 
@@ -146,6 +146,10 @@ class _Reading(Dataset[Any]):
             image = self.split[row].image
         except ValueError as error:
             return b"", None, str(error)
+        if (
+            image is None
+        ):  # compared with nothing: a blank digest equals no other, a flat thumbnail correlates with none
+            return b"", np.zeros((_SIDE, _SIDE), np.uint8), ""
         digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
         grey = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
         return digest, np.asarray(grey), ""

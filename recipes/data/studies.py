@@ -34,7 +34,7 @@ class Study:
     Attributes:
         id: Unique within the source.
         group: The patient (or clip) the study belongs to; no group crosses a split.
-        image: ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``.
+        image: ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``; ``None`` for a study that has a text alone.
         text: Report or clinical note, or ``None`` where there is none.
         labels: ``float32`` of shape ``(C,)``: 1 present, 0 absent, NaN unknown; one-hot for
             single-label tasks.
@@ -45,7 +45,7 @@ class Study:
 
     id: str
     group: str
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8] | None
     text: str | None
     labels: NDArray[np.float32]
     boxes: tuple[Box, ...] = ()
@@ -54,7 +54,11 @@ class Study:
 
 @runtime_checkable
 class StudySplit(Protocol):
-    """A read-only sequence of studies of which all but the images is known without reading any."""
+    """A read-only sequence of studies of which all but the images is known without reading any.
+
+    A split in which studies may lack an image says so by an attribute ``has_image``, read by `images_present`; such a
+    study's ``image`` is ``None``.
+    """
 
     ids: Sequence[str]
     labels: NDArray[np.float32]
@@ -94,6 +98,12 @@ class StudySource:
     def splits(self) -> Iterator[tuple[str, StudySplit]]:
         """Yields ``(name, split)`` for train, val and test."""
         yield from (("train", self.train), ("val", self.val), ("test", self.test))
+
+
+def images_present(split: StudySplit) -> NDArray[np.bool_]:
+    """Returns ``(N,)``, which studies have an image; all, unless the split's ``has_image`` says otherwise."""
+    has_image = getattr(split, "has_image", None)
+    return np.ones(len(split), np.bool_) if has_image is None else np.asarray(has_image, np.bool_)
 
 
 def check_groups_apart(source: StudySource) -> None:

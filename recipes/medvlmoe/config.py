@@ -170,6 +170,11 @@ class TrainConfig(TrainSettings):
     """Coefficient α of the balancing loss; with bias the step of the selection bias."""
     z_weight: float = 1e-3
     """Coefficient of the router z-loss."""
+    drop_image: float = 0.0
+    """Share of the studies with image and text that an epoch shows without the image, drawn anew for each epoch, so
+    that the model learns to do without."""
+    drop_text: float = 0.0
+    """Share that it shows without the text; no study loses both."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the task's loss in training: none, or the inverse of how often each label occurs."""
     cache_folder: Path | None = None

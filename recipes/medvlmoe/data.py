@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,12 @@ from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.transforms import to_tensor
 from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_source
-from recipes.data.studies import StudySource, StudySplit
+from recipes.data.studies import StudySource, StudySplit, images_present
 from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
 from recipes.data.tables.text_columns import text_columns
 from recipes.medvlmoe.config import ChestConfig, DataConfig, ManifestConfig, TrainConfig
+from recipes.medvlmoe.modalities import ModalityDropout
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.loading import FittedImages, epoch_loader
 
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
         text_mask: ``(B, N)``, True for tokens of the text; a row without any has no text.
         labels: ``(B, C)``: 0, 1 or NaN.
         index: ``(B,)``, place in the split.
+        image_mask: ``(B,)``, False for a study without image, or ``None`` if all have one.
     """
 
     images: Tensor
@@ -41,10 +44,15 @@ class Batch(NamedTuple):
     text_mask: Tensor
     labels: Tensor
     index: Tensor
+    image_mask: Tensor | None = None
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns what the model takes: images, token ids and the masks of texts and images."""
+        return self.images, self.input_ids, self.text_mask, self.image_mask
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the same on another device."""
-        return Batch(*(field.to(device, non_blocking=True) for field in self))
+        return Batch(*(None if field is None else field.to(device, non_blocking=True) for field in self))
 
 
 _SHARED_SETTINGS = ("text_section", "uncertain", "blank", "on_bad_image", "split_seed", "fractions")
@@ -102,6 +110,7 @@ def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = 
             blank=m.blank or "ignore",
             on_bad_image=m.on_bad_image,
             allow_crossing=allow_crossing,
+            blank_images=True,
         )
         _check_texts(source, config)
         return replace(source, notes=(*source.notes, *_section_notes(source, config), *_unread_texts(config)))
@@ -195,7 +204,11 @@ def _section_notes(source: StudySource, config: DataConfig) -> list[str]:
     return [f"{count} of {len(texts)} texts have the section {section!r}; the other studies count as without text"]
 
 
-class StudyDataset(Dataset[Batch]):
+Item = tuple[Tensor | None, list[int], np.ndarray, int]
+"""Of a study the image, or ``None`` without one, its token ids, its labels, and its place in the split."""
+
+
+class StudyDataset(Dataset[Item]):
     """A split as items of one study each, addressed by ``(epoch, index)``.
 
     Images are those of :class:`~recipes.shared.loading.FittedImages`.
@@ -209,6 +222,7 @@ class StudyDataset(Dataset[Batch]):
         augment_seed: Seed of the augmentation; ``None`` for none.
         cache: Whether decoded images stay in memory.
         stored: Images that were decoded before, of :func:`~recipes.data.decoded_cache.fill_cache`.
+        dropout: Leaves out images or texts of studies that have both.
     """
 
     def __init__(
@@ -222,38 +236,56 @@ class StudyDataset(Dataset[Batch]):
         augment_seed: int | None = None,
         cache: bool = False,
         stored: DecodedImages | None = None,
+        dropout: ModalityDropout | None = None,
     ) -> None:
         self.split = split
         self.spec = spec
+        self.dropout = dropout
+        self.has_image = images_present(split)
         self.images = FittedImages(split, spec.size, augment_seed=augment_seed, cache=cache, stored=stored)
         self.tokens = _tokenize(texts, tokenizer, text_tokens)
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, list[int], np.ndarray, int]:
+    def __getitem__(self, address: tuple[int, int]) -> Item:
         epoch, index = address
-        image = self.images(epoch, index)
-        return to_tensor(image, self.spec), self.tokens[index], self.split.labels[index], index
+        tokens, has_image = self.tokens[index], bool(self.has_image[index])
+        if self.dropout is not None and has_image and tokens:
+            left_out = self.dropout.left_out(epoch, index)
+            has_image = left_out != "image"
+            tokens = [] if left_out == "text" else tokens
+        image = to_tensor(self.images(epoch, index), self.spec) if has_image else None
+        return image, tokens, self.split.labels[index], index
 
 
 def make_loader(
     dataset: StudyDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
     """Makes a loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
-    return epoch_loader(dataset, len(dataset), config, collate, seed=seed, rank=rank, world_size=world_size)
+    stack = partial(collate, size=dataset.spec.size)
+    return epoch_loader(dataset, len(dataset), config, stack, seed=seed, rank=rank, world_size=world_size)
 
 
-def collate(items: Sequence[tuple[Tensor, list[int], np.ndarray, int]]) -> Batch:
-    """Stacks studies; texts are padded on the right to the longest."""
+def collate(items: Sequence[Item], size: int) -> Batch:
+    """Stacks studies; texts are padded on the right to the longest, missing images are zeros of side ``size``."""
     images, tokens, labels, index = zip(*items, strict=True)
+    present = torch.tensor([image is not None for image in images])
+    blank = torch.zeros(3, size, size)
     longest = max(1, *(len(ids) for ids in tokens))
     input_ids = torch.zeros(len(items), longest, dtype=torch.int64)
     text_mask = torch.zeros(len(items), longest, dtype=torch.bool)
     for row, ids in enumerate(tokens):
         input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         text_mask[row, : len(ids)] = True
-    return Batch(torch.stack(images), input_ids, text_mask, torch.from_numpy(np.stack(labels)), torch.tensor(index))
+    return Batch(
+        torch.stack([blank if image is None else image for image in images]),
+        input_ids,
+        text_mask,
+        torch.from_numpy(np.stack(labels)),
+        torch.tensor(index),
+        None if present.all() else present,
+    )
 
 
 def _tokenize(texts: Sequence[str | None], tokenizer: Any, limit: int) -> list[list[int]]:

@@ -116,4 +116,6 @@ def _shown_studies(
 
 def _boxes(study: Study, size: int) -> str:
     """Returns the study's boxes as json, in pixels of its image as fitted to a square of side ``size``."""
+    if study.image is None:
+        return "[]"
     return json.dumps([box._asdict() for box in fit_boxes(study.boxes, study.image.shape, size)])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from recipes.data.studies import Study, StudySplit
+from recipes.data.studies import Study, StudySplit, images_present
 from recipes.data.verify import verify_images
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import DataConfig
@@ -142,6 +142,7 @@ class _Relabelled:
     ) -> None:
         self.split = split
         self.ids, self.groups, self.texts = split.ids, split.groups, split.texts
+        self.has_image = images_present(split)
         self.attributes: Mapping[str, Sequence[str]] = getattr(split, "attributes", {})
         self.labels = np.full((len(split), len(classes)), np.nan, np.float32)
         self.labels[:, [classes.index(known) for known in mapping]] = map_labels(split.labels, external, mapping)

@@ -13,6 +13,7 @@ from moekit.routing import entropy
 from recipes.data.studies import StudySplit
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import Batch, StudyDataset, texts_of
+from recipes.medvlmoe.modalities import ModalityDropout
 from recipes.medvlmoe.model import Diagnosis, MedVLMoE
 
 
@@ -59,11 +60,27 @@ class Predictions(NamedTuple):
         return columns
 
 
-def dataset_of(split: StudySplit, config: Config, model: MedVLMoE, *, whole_notes: bool = False) -> StudyDataset:
-    """Returns a split as the model reads it, without augmentation; ``whole_notes`` as in `texts_of`."""
+def dataset_of(
+    split: StudySplit,
+    config: Config,
+    model: MedVLMoE,
+    *,
+    whole_notes: bool = False,
+    dropout: ModalityDropout | None = None,
+) -> StudyDataset:
+    """Returns a split as the model reads it, without augmentation.
+
+    Args:
+        split: The studies.
+        config: Settings of the run.
+        model: Its model.
+        whole_notes: As in `texts_of`.
+        dropout: What is left out of studies that have an image and a text; nothing by default.
+    """
     tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
     texts = texts_of(split, config.data, whole_notes=whole_notes)
-    return StudyDataset(split, texts, tokenizer, model.image_encoder.spec, text_tokens=config.model.text_tokens)
+    spec, text_tokens = model.image_encoder.spec, config.model.text_tokens
+    return StudyDataset(split, texts, tokenizer, spec, text_tokens=text_tokens, dropout=dropout)
 
 
 @torch.no_grad()
@@ -100,7 +117,7 @@ def predict_batches(
 
 
 def _run_batch(model: MedVLMoE, batch: Batch, need_attention: bool) -> dict[str, Tensor]:
-    output: Diagnosis = model(batch.images, batch.input_ids, batch.text_mask, need_attention=need_attention)
+    output: Diagnosis = model(*batch.inputs(), need_attention=need_attention)
     columns = {
         "index": batch.index,
         "logits": output.logits.float(),

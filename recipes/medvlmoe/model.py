@@ -24,6 +24,7 @@ from moekit import (
 )
 from recipes.data.studies import Task
 from recipes.medvlmoe.config import Balance, ModelConfig
+from recipes.medvlmoe.modalities import fill_missing, with_null
 from recipes.shared.encoders.image import ImageEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
@@ -41,7 +42,8 @@ class Diagnosis(NamedTuple):
         stats: Of the router; ``None`` without experts.
         routing: The router's decisions, one per study or per token; ``None`` without experts.
         routed: ``(B, S)``, True where a decision is of a real token, rows of ``routing`` in order.
-        attention: ``(B, M)``, how much the text tokens look at each patch, summing to 1; on request.
+        attention: ``(B, M)``, how much the text tokens look at each patch, summing to 1 (to 0 for a study without
+            image); on request.
     """
 
     logits: Tensor
@@ -52,7 +54,7 @@ class Diagnosis(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """Both streams after fusion, with what is real in each."""
+    """Both streams after fusion, each after its null token, with what is real in each."""
 
     image: Tensor
     text: Tensor
@@ -76,6 +78,8 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
     """
 
     settings = ModelConfig
+    added_later = frozenset({"null_image"})
+    """Weights that checkpoints of earlier versions lack; they stay as they were drawn."""
 
     def __init__(
         self,
@@ -118,6 +122,7 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         self.head_norm = nn.LayerNorm(2 * dim)
         self.dropout = nn.Dropout(config.dropout)
         self.head = TaskHead(2 * dim, num_classes, task)
+        self.null_image = nn.init.trunc_normal_(nn.Parameter(torch.zeros(1, 1, dim)), std=0.02)
 
     def architecture(self) -> dict[str, Any]:
         """See :meth:`HubModel.architecture`."""
@@ -133,7 +138,13 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         return cls(config, image_encoder, text_encoder, about["num_classes"], about["task"], about["balance"])
 
     def forward(
-        self, images: Tensor, input_ids: Tensor, text_mask: Tensor, *, need_attention: bool = False
+        self,
+        images: Tensor,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        image_mask: Tensor | None = None,
+        *,
+        need_attention: bool = False,
     ) -> Diagnosis:
         """Diagnoses a batch.
 
@@ -141,17 +152,20 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
             images: ``(B, 3, size, size)``, normalised.
             input_ids: ``(B, N)`` token ids.
             text_mask: ``(B, N)``, True for tokens of a text; a row without any is a study without text.
+            image_mask: ``(B,)``, False for a study without image, whose slot of ``images`` is not read; all have one by
+                default. The variant ``vision-only`` has nothing else to read, and takes none.
             need_attention: Whether to return the attention over patches.
+
+        Raises:
+            ValueError: If ``vision-only`` gets an ``image_mask``.
         """
-        encoded = self.image_encoder(images)
         if self.config.variant == "vision-only":
-            return Diagnosis(self.head(encoded.summary))
-        if self.config.cross_attention == "summary":
-            image = self.image_projection(encoded.summary).unsqueeze(1) + self.image_position.mean(1, keepdim=True)
-        else:
-            image = self.image_projection(encoded.patches) + self.image_position
+            if image_mask is not None:
+                raise ValueError("image_mask must be None for the variant vision-only, which reads nothing but images.")
+            return Diagnosis(self.head(self.image_encoder(images).summary))
+        image, image_mask = self._image(images, image_mask)
         text, text_mask = self._text(input_ids, text_mask, image)
-        fused = self._fuse(image, text, text_mask, need_attention)
+        fused = self._fuse(image, text, image_mask, text_mask, need_attention)
         stats = routing = routed = None
         if self.config.route_on == "token":
             fused, stats, routing, routed = self._route_tokens(fused)
@@ -160,12 +174,24 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
             features, stats, routing = self._route_studies(features)
         return Diagnosis(self.head(self.dropout(self.head_norm(features))), stats, routing, routed, fused.attention)
 
+    def _image(self, images: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns image tokens in the common space after the null token, which is real where nothing else is."""
+        if present is None:
+            present = torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
+        else:
+            images = fill_missing(images, present)
+        encoded = self.image_encoder(images)
+        if self.config.cross_attention == "summary":
+            image = self.image_projection(encoded.summary).unsqueeze(1) + self.image_position.mean(1, keepdim=True)
+        else:
+            image = self.image_projection(encoded.patches) + self.image_position
+        return with_null(self.null_image, image, present.unsqueeze(1).expand(image.shape[:2]))
+
     def _text(self, input_ids: Tensor, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Returns text tokens in the common space after the null token, which is real where nothing else is."""
-        batch = image.shape[0]
-        null = self.null_text.expand(batch, 1, -1).to(image.dtype)
         if self.text_encoder is None:
-            return null, torch.ones(batch, 1, dtype=torch.bool, device=image.device)
+            nothing = image[:, :0]
+            return with_null(self.null_text, nothing, nothing.new_zeros(nothing.shape[:2], dtype=torch.bool))
         # A study without text still goes through the encoder with one token, unread: causal attention over
         # nothing at all is not defined.
         seen = mask.clone()
@@ -175,15 +201,17 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         if self.config.cross_attention == "summary":
             states = _POOLINGS[self.config.text_pooling](states, seen).unsqueeze(1)
             mask = mask.any(1, keepdim=True)
-        no_text = ~mask.any(1, keepdim=True)
-        return torch.cat([null, states.to(null.dtype)], dim=1), torch.cat([no_text, mask], dim=1)
+        return with_null(self.null_text, states.to(image.dtype), mask)
 
-    def _fuse(self, image: Tensor, text: Tensor, text_mask: Tensor, need_attention: bool) -> Fused:
-        image_mask = torch.ones(image.shape[:2], dtype=torch.bool, device=image.device)
+    def _fuse(self, image: Tensor, text: Tensor, image_mask: Tensor, text_mask: Tensor, need_attention: bool) -> Fused:
         if self.config.variant == "no-fusion":
             return Fused(image, text, image_mask, text_mask, None)
         crossed = self.fusion(
-            self.image_norm(image), self.text_norm(text), right_mask=text_mask, need_weights=need_attention
+            self.image_norm(image),
+            self.text_norm(text),
+            left_mask=image_mask,
+            right_mask=text_mask,
+            need_weights=need_attention,
         )
         if self.config.residual:
             image, text = image + crossed.left, text + crossed.right
@@ -191,7 +219,7 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
             image, text = crossed.left, crossed.right
         attention = None
         if crossed.right_weights is not None:
-            attention = masked_mean(crossed.right_weights.mean(1), text_mask)
+            attention = masked_mean(crossed.right_weights.mean(1), text_mask)[:, 1:]
         return Fused(image, text, image_mask, text_mask, attention)
 
     def _pool(self, fused: Fused) -> Tensor:

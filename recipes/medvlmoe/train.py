@@ -19,6 +19,7 @@ from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
+from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
 from recipes.medvlmoe.model import MedVLMoE, reads_text
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
@@ -98,6 +99,10 @@ def train_one(config: Config) -> None:
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
     else:
         model = load_model(out, "last")[0]  # from the run's folder: no hub is asked again
+    reads = model.text_encoder is not None
+    check_rates(settings.drop_image, settings.drop_text, reads_text=reads)
+    texts = {name: texts_of(split, config.data) for name, split in source.splits()}
+    check_something_is_read(source, texts, reads_text=reads)
     train_loader, val_loader = _loaders(config, source, model, fabric)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
     state = starting_state(checkpoint, model, optimizer, fabric)
@@ -148,6 +153,7 @@ def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabri
         spec,
         augment_seed=seed if settings.augment else None,
         stored=_decoded(source.train, "train", spec.size, settings, fabric),
+        dropout=ModalityDropout(settings.drop_image, settings.drop_text, seed),
         **common,
     )
     stored = _decoded(source.val, "val", spec.size, settings, fabric)
@@ -199,7 +205,7 @@ def _train_epoch(
 
     def loss_of(batch: Batch, shares: Tensor) -> Tensor:
         batch = batch.to(fabric.device)
-        output = wrapped(batch.images, batch.input_ids, batch.text_mask)
+        output = wrapped(*batch.inputs())
         task = model.head.loss(output.logits, batch.labels, class_weights)
         loss = shares[0] * task
         parts = torch.zeros(3)

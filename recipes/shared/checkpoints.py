@@ -78,8 +78,10 @@ def read_checkpoint(path: Path, keys: Sequence[str] = ("model",)) -> dict[str, A
 
 
 def _load_state(model: nn.Module, state: Any, path: Path) -> None:
-    """Loads weights, or says how the file's differ from the model's."""
+    """Loads weights, or says how the file's differ from the model's. Those of its ``added_later`` may be missing."""
     own = model.state_dict()
+    if isinstance(state, dict):
+        state = {name: own[name] for name in getattr(model, "added_later", ()) if name in own} | state
     names = set(state) if isinstance(state, dict) else set()
     missing, unexpected = sorted(set(own) - names), sorted(names - set(own))
     other = [name for name in names & set(own) if getattr(state[name], "shape", None) != own[name].shape]

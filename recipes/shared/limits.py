@@ -31,6 +31,7 @@ _CHECKS: dict[str, Check] = {
     ),
     "temperatures": _ABOVE_0,
     "dropout": _SHARE,
+    **dict.fromkeys(("drop_image", "drop_text"), (lambda value: 0 <= value <= 1, "at least 0 and at most 1")),
     "data_size": (lambda value: value in (28, 64, 128, 224), "28, 64, 128 or 224"),
 }  # fmt: skip
 

@@ -41,12 +41,13 @@ class FittedImages:
         self.cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
 
     def fitted(self, index: int) -> NDArray[np.uint8]:
-        """Returns a study's image in the square, not augmented."""
+        """Returns a study's image in the square, not augmented; black for a study without one."""
         if self.cache is not None and index in self.cache:
             return self.cache[index]
         image = None if self.stored is None else self.stored(index)
         if image is None:
-            image = fit_square(self.split[index].image, self.size)
+            read = self.split[index].image
+            image = np.zeros((self.size, self.size), np.uint8) if read is None else fit_square(read, self.size)
         if self.cache is not None:
             self.cache[index] = image
         return image

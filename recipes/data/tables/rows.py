@@ -31,6 +31,7 @@ class Layout(NamedTuple):
         seed: Of the drawn split.
         fractions: Of the drawn split.
         attribute_columns: What else is kept of each row, under the column's name.
+        blank_images: Whether a row with a text may have no image.
     """
 
     csv: Path
@@ -45,6 +46,7 @@ class Layout(NamedTuple):
     seed: int = 0
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     attribute_columns: tuple[str, ...] = ()
+    blank_images: bool = False
 
     def columns(self) -> list[str]:
         """Names the columns to read."""
@@ -88,15 +90,16 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Image
         ValueError: For a blank image or group, or a split of another name; the message names file and row.
     """
     where = str(layout.csv)
-    ids = filled(table[layout.image_column], layout.image_column, where)
+    blanks = [""] * len(table[layout.image_column])
+    texts = blanks if layout.text_column is None else table[layout.text_column]
+    ids = _image_cells(layout, table[layout.image_column], texts)
     root = str(layout.root())
-    paths = tuple(os.path.normpath(os.path.join(root, path)) for path in ids)
+    paths = tuple(os.path.normpath(os.path.join(root, path)) if path else "" for path in ids)
+    ids = tuple(path or f"row {row}" for row, path in enumerate(ids, 1))
     row_splits = (
         None if layout.split_column is None else split_names(table[layout.split_column], layout.split_column, where)
     )
     groups = ids if layout.group_column is None else filled(table[layout.group_column], layout.group_column, where)
-    blanks = [""] * len(ids)
-    texts = blanks if layout.text_column is None else table[layout.text_column]
     modalities = blanks if layout.modality_column is None else table[layout.modality_column]
     studies = ImageFiles(
         ids=ids,
@@ -110,6 +113,21 @@ def read_rows(layout: Layout, table: Mapping[str, Sequence[str]]) -> tuple[Image
         attributes={name: table[name] for name in layout.attribute_columns},
     )
     return studies, row_splits
+
+
+def _image_cells(layout: Layout, cells: Sequence[str], texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns the paths of the images, blank only where a row may do without one and has a text."""
+    if not layout.blank_images:
+        return filled(cells, layout.image_column, str(layout.csv))
+    paths = tuple("" if is_blank(cell) else cell.strip() for cell in cells)
+    neither = [row for row, path in enumerate(paths, 1) if not path and is_blank(texts[row - 1])]
+    if neither:
+        without = "" if layout.text_column is not None else "; no column of texts was named (--text-column)"
+        raise ValueError(
+            f"{layout.csv}: column {layout.image_column!r}, row {neither[0]} is blank, and the row has no text either, "
+            f"expected an image or a text in every row{without}"
+        )
+    return paths
 
 
 def divide(
@@ -142,6 +160,9 @@ def divide(
         notes.append(f"splits drawn by group with seed {layout.seed} and fractions {layout.fractions}")
     else:
         splits = []
+    lacking = int((~studies.has_image).sum())
+    if lacking:
+        notes.append(f"{lacking} of {len(studies)} studies have a text and no image")
     if layout.group_column is None:
         notes.append("no group column: every image is its own group, so a patient may lie in two splits")
     return _parts(studies, splits, str(layout.csv), bad), notes
@@ -154,9 +175,17 @@ def bad_images(studies: ImageFiles, layout: Layout) -> dict[int, str]:
         ValueError: If they are not to be skipped and a file is missing or empty.
     """
     if layout.on_bad_image == "skip":
-        return problems(len(studies), lambda row: image_problem(studies.paths[row], force_dicom=layout.force_dicom))
+        paths, force_dicom = studies.paths, layout.force_dicom
+        return problems(
+            len(paths), lambda row: image_problem(paths[row], force_dicom=force_dicom) if paths[row] else None
+        )
     check_images_exist(studies, layout, otherwise="leave such rows out (on_bad_image='skip', --on-bad-image skip)")
     return {}
+
+
+def _problem(path: str, force_dicom: bool) -> str | None:
+    """Says what is wrong with an image; nothing is with one that a study does not have."""
+    return image_problem(path, force_dicom=force_dicom) if path else None
 
 
 def check_images_exist(studies: ImageFiles, layout: Layout, *, otherwise: str) -> None:

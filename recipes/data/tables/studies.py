@@ -60,6 +60,7 @@ def manifest_source(
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
     name: str | None = None,
     allow_crossing: bool = False,
+    blank_images: bool = False,
 ) -> StudySource:
     """Reads a csv of images into train, val and test.
 
@@ -95,6 +96,7 @@ def manifest_source(
         seed: Of the drawn split.
         fractions: Shares of train, val and test in the drawn split.
         name: Of the source, by default the csv's name without its ending.
+        blank_images: Whether a row with a text may have no image; its id is then ``row N``.
         allow_crossing: Whether a group, or an image that is listed twice, may lie in two splits; only to list them.
 
     Returns:
@@ -122,6 +124,7 @@ def manifest_source(
         force_dicom=force_dicom,
         seed=seed,
         fractions=fractions,
+        blank_images=blank_images,
     )
     table = read_table(layout.csv, [*layout.columns(), *plan.columns()], options=layout.options() | plan.options())
     studies, row_splits = read_rows(layout, table)
@@ -193,7 +196,7 @@ def _check_images_differ(paths: Sequence[str], splits: Sequence[str] | None, whe
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
         other = first.setdefault(path, row)
-        if other == row:
+        if other == row or not path:
             continue
         rows = f"{where}: rows {other + 1} and {row + 1} both list the image {path!r}"
         if splits is not None and splits[other] != splits[row]:

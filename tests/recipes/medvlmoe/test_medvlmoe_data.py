@@ -84,7 +84,7 @@ def test_batches_hold_studies_and_their_texts(source):
     tokenizer = load_text_encoder("tiny", texts=texts).tokenizer
     known = [texts[0], None, "  ", *source.train.texts[3:]]
     data = StudyDataset(source.train, known, tokenizer, SPEC, text_tokens=20)
-    batch = collate([data[0, i] for i in range(4)])
+    batch = collate([data[0, i] for i in range(4)], SPEC.size)
     assert batch.images.shape == (4, 3, 64, 64)
     assert batch.index.tolist() == [0, 1, 2, 3]
     assert torch.equal(batch.labels, torch.from_numpy(source.train.labels[:4]))
@@ -100,7 +100,7 @@ def test_workers_give_the_same_batches(source):
     alone = list(make_loader(data, config, seed=2))
     helped = list(make_loader(data, replace(config, workers=2), seed=2))
     for one, other in zip(alone, helped, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:5], other[:5], strict=True))
 
 
 def test_a_manifest_and_its_sections_are_read(tmp_path):

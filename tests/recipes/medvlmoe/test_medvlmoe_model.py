@@ -78,9 +78,10 @@ def test_every_option_trains_all_its_parameters(options):
     if output.stats is not None:
         loss = loss + balance_loss(options.get("balance", "switch"), output.stats, output.stats.tokens_per_expert)
     loss.backward()
-    # The null text learns only from studies without text; a noisy router's scale only through cv2's load.
+    # Null streams learn only from studies without text or image; a noisy router's scale only through cv2's load.
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
     allowed = {"null_text"} if model.text_encoder is not None else {"image_norm.weight", "image_norm.bias"}
+    allowed.add("null_image")
     unexpected = {n for n in silent if n not in allowed and "text_encoder" not in n and "image_encoder" not in n}
     unexpected -= _silent_by_design(model, options)
     assert not unexpected
