@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from recipes.data.image_files import ImageFiles, Reader
-from recipes.data.images.transforms import fit_square
+from recipes.data.images.square import fit_square
 from recipes.data.sampling import as_it_is
 from recipes.data.studies import StudySplit
 

@@ -156,9 +156,13 @@ def _predict(arguments: list[str]) -> None:
         text_column: str | None = None,
         force_dicom: bool = False,
         out: Annotated[Path, tyro.conf.arg(metavar="FILE.csv")] = Path("predictions.csv"),
+        json: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None,
+        overlays: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
         checkpoint: Literal["best", "last"] = "best",
     ) -> None:
         """Predict the findings of images with a trained run.
+
+        Probabilities are calibrated by the temperatures of the run's evaluation.
 
         Args:
             run: Folder of the run.
@@ -170,6 +174,8 @@ def _predict(arguments: list[str]) -> None:
             image_root: Folder at which the paths in the csv begin, by default the csv's.
             force_dicom: Read DICOM files without preamble and file meta group.
             out: Table to write, one row per image.
+            json: File to write as well: probabilities, experts and attention maps.
+            overlays: Folder to write pictures into: the attention over each image, and the map as numbers.
             checkpoint: Which weights.
         """
         from recipes.medvlmoe import predict as stage
@@ -187,10 +193,17 @@ def _predict(arguments: list[str]) -> None:
             text_column=text_column,
             force_dicom=force_dicom,
             checkpoint=checkpoint,
+            json=json,
+            overlays=overlays,
         )
         table.to_csv(out, index=False)
         print(table.to_string(index=False, max_rows=10, float_format="{:.3f}".format))
         print(f"written: {out} ({len(table)} rows)")
+        for path in (json, overlays):
+            if path is not None:
+                print(f"written: {path}")
+        if table.attrs["uncalibrated"]:
+            print(f"note: {table.attrs['uncalibrated']}")
 
     tyro.cli(predict, args=arguments, prog="python -m recipes.medvlmoe predict")
 

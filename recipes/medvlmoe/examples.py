@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipes.data.images.transforms import fit_boxes, stack_images
+from recipes.data.images.square import fit_boxes, stack_images
 from recipes.data.studies import Study, StudySource
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader, texts_of

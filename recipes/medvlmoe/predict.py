@@ -1,4 +1,4 @@
-"""Stage 3: diagnosing new images with a trained run."""
+"""Predictions for new images with a trained run: a table, and on request json and pictures of the attention."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from recipes.data.image_files import ImageFiles
 from recipes.data.image_folders import image_files
 from recipes.data.tables.text_columns import text_columns
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
-from recipes.medvlmoe.build import load_model
-from recipes.medvlmoe.data import make_loader, texts_of
-from recipes.medvlmoe.inference import dataset_of, predict_batches
-from recipes.shared.runs import run_device
+from recipes.medvlmoe.data import texts_of
+from recipes.medvlmoe.predicted_files import overlay_names, write_overlays, write_records
+from recipes.medvlmoe.trained import TrainedRun, load_run
+from recipes.shared.outputs import check_file, check_folder
 
 
 def main(
@@ -27,8 +28,10 @@ def main(
     text_column: str | None = None,
     force_dicom: bool = False,
     checkpoint: str = "best",
+    json: Path | None = None,
+    overlays: Path | None = None,
 ) -> pd.DataFrame:
-    """Diagnoses images.
+    """Predicts the findings of images.
 
     Texts are read as in training, with one difference: where the run keeps a section of each report, a note without any
     header is used whole.
@@ -43,18 +46,22 @@ def main(
         image_root: Folder at which the paths in the csv begin, by default the csv's.
         force_dicom: Whether DICOM files without preamble and file meta group are read; always if the run does.
         checkpoint: ``"best"`` or ``"last"``.
+        json: File to write: probabilities, experts and attention maps of each image.
+        overlays: Folder to write, for each image, its attention map over it as a picture and the map as a csv.
 
     Warns:
         UserWarning: If some texts lack the section that the run reads; their findings are predicted without a text. If
             a csv seems to hold texts that are not read, or none where the run reads them.
 
     Returns:
-        One row per image: ``image``, one ``prob:CLASS`` each, and, with experts, ``experts``, ``gates``.
+        One row per image: ``image``, one ``prob:CLASS`` each, with experts ``experts`` and ``gates``, and one
+        ``calibrated:CLASS`` each if the run was evaluated; ``attrs["uncalibrated"]`` says why there are none.
 
     Raises:
-        ValueError: If there is nothing to diagnose, images and a csv are given, one text goes with several images or
+        ValueError: If there is nothing to predict, images and a csv are given, one text goes with several images or
             with a run that reads none, no text has the section that the run reads, a csv lacks a column or its rows
-            do not fit its header, or an image cannot be read.
+            do not fit its header, an image cannot be read, an output cannot be written, or ``overlays`` of a model
+            without an attention map are asked for.
     """
     if bool(images) == (csv is not None):
         raise ValueError("give either images or a csv (--image or --csv).")
@@ -68,25 +75,23 @@ def main(
             "image_column and text_column (--image-column, --text-column) name columns of a csv: leave them out with "
             "images."
         )
-    model, config, classes, _ = load_model(run, checkpoint)
-    reads = model.text_encoder is not None and config.data.use_text
-    if text is not None and not reads:
+    if json is not None:
+        check_file(json, "--json")
+    if overlays is not None:
+        check_folder(overlays, "--overlays")
+    trained = load_run(run, checkpoint)
+    _check_texts(trained, text, text_column)
+    if overlays is not None and not trained.has_attention():
         raise ValueError(
-            f"text: {run} was trained without texts and reads none, so leave it out (--text). To train with texts, "
-            "name their column (train --text-column)."
-        )
-    if text is not None and not text.strip():
-        raise ValueError("text is blank: leave it out (--text) to predict from the image alone.")
-    if text_column is not None and not reads:
-        raise ValueError(
-            f"text_column: {run} was trained without texts and reads none, so leave it out (--text-column)."
+            f"overlays (--overlays): the model of {run} (variant {trained.config.model.variant}) has no attention map "
+            "over the image: leave them out."
         )
     common: dict[str, Any] = {
-        "num_classes": len(classes),
-        "force_dicom": force_dicom or config.data.force_dicom,
+        "num_classes": len(trained.classes),
+        "force_dicom": force_dicom or trained.config.data.force_dicom,
     }
     if csv is not None:
-        manifest = config.data.manifest
+        manifest, reads = trained.config.data.manifest, trained.reads_text
         columns = {
             "image_column": image_column or manifest.image_column,
             "text_column": (text_column or manifest.text_column) if reads else None,
@@ -95,15 +100,44 @@ def main(
         _warn_of_unread_texts(csv, columns, split.texts, run, reads=reads)
     else:
         split = unlabelled_images(tuple(images), text, **common)
-    section = config.data.manifest.text_section
-    if section is not None and reads:
-        _warn_of_lost_texts(split.texts, texts_of(split, config.data, whole_notes=True), section)
-    dataset = dataset_of(split, config, model, whole_notes=True)
-    loader = make_loader(dataset, config.train, seed=None)
-    device = run_device(config.train.accelerator)
-    predictions = predict_batches(model.to(device), loader, device=device, title="predict")
-    table: dict[str, Any] = {"image": list(split.paths)}
-    return pd.DataFrame(table | predictions.columns(classes, config.model.top_k))
+    _warn_of_lost_texts(split, trained)
+    return _predicted(split, trained, json, overlays)
+
+
+def _predicted(split: ImageFiles, trained: TrainedRun, json: Path | None, overlays: Path | None) -> pd.DataFrame:
+    """Runs the model and writes what is asked for."""
+    need_attention = json is not None or overlays is not None
+    predictions = trained.predict(split, need_attention=need_attention, title="predict")
+    maps = trained.attention_maps(predictions)
+    names = None
+    if overlays is not None:
+        assert maps is not None
+        names = overlay_names(split.paths)
+        write_overlays(overlays, names, split, trained.model.image_encoder.spec.size, maps)
+    calibrated = trained.calibrated(predictions)
+    if json is not None:
+        write_records(json, trained, split.paths, predictions, calibrated, maps, names)
+    columns = {"image": list(split.paths)} | predictions.columns(trained.classes, trained.config.model.top_k)
+    if calibrated is not None:
+        columns |= {f"calibrated:{name}": calibrated[:, k] for k, name in enumerate(trained.classes)}
+    table = pd.DataFrame(columns)
+    table.attrs["uncalibrated"] = trained.why_uncalibrated
+    return table
+
+
+def _check_texts(trained: TrainedRun, text: str | None, text_column: str | None) -> None:
+    """Refuses a text that would not be read."""
+    if text is not None and not trained.reads_text:
+        raise ValueError(
+            f"text: {trained.folder} was trained without texts and reads none, so leave it out (--text). To train with "
+            "texts, name their column (train --text-column)."
+        )
+    if text is not None and not text.strip():
+        raise ValueError("text is blank: leave it out (--text) to predict from the image alone.")
+    if text_column is not None and not trained.reads_text:
+        raise ValueError(
+            f"text_column: {trained.folder} was trained without texts and reads none, so leave it out (--text-column)."
+        )
 
 
 def _warn_of_unread_texts(
@@ -124,12 +158,16 @@ def _warn_of_unread_texts(
         warnings.warn(f"{csv}: column {name!r} seems to hold texts, and no text is read: {remedy}", stacklevel=3)
 
 
-def _warn_of_lost_texts(texts: Sequence[str | None], read: Sequence[str | None], section: str) -> None:
+def _warn_of_lost_texts(split: ImageFiles, trained: TrainedRun) -> None:
     """Warns of texts that count as none because they lack the section that the run reads."""
-    lost = sum(text is not None and part is None for text, part in zip(texts, read, strict=True))
+    section = trained.config.data.manifest.text_section
+    if section is None or not trained.reads_text:
+        return
+    read = texts_of(split, trained.config.data, whole_notes=True)
+    lost = sum(text is not None and part is None for text, part in zip(split.texts, read, strict=True))
     if lost:
         warnings.warn(
-            f"{lost} of {sum(text is not None for text in texts)} texts have headers but no section {section!r}, which "
-            "is what the run reads: their findings are predicted without a text",
+            f"{lost} of {sum(text is not None for text in split.texts)} texts have headers but no section {section!r}, "
+            "which is what the run reads: their findings are predicted without a text",
             stacklevel=3,
         )

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.data.decoded_cache import DecodedImages
-from recipes.data.images.transforms import augment, fit_square
+from recipes.data.images.square import fit_square
+from recipes.data.images.transforms import augment
 from recipes.data.sampling import EpochSampler
 from recipes.data.studies import StudySplit
 from recipes.shared.settings import TrainSettings

@@ -44,7 +44,19 @@ def _head(path: Path | BytesIO) -> bytes:
         return file.read(length)
 
 
-def read_dicom(path: Path | BytesIO, *, force: bool = False) -> NDArray[np.uint8]:
+def check_pixels(width: int, height: int, most: int) -> None:
+    """Refuses an image of more than ``most`` pixels, or of none.
+
+    Raises:
+        ValueError: With the image's size.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"it claims {width} x {height} pixels, expected at least one")
+    if width * height > most:
+        raise ValueError(f"it claims {width} x {height} pixels, but at most {most:,} are read: scale it down")
+
+
+def read_dicom(path: Path | BytesIO, *, force: bool = False, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Reads a single-frame DICOM image.
 
     Bits outside ``BitsStored`` and ``HighBit`` are no pixel data and are cleared, compressed or not (PS3.5 8.1.1).
@@ -66,8 +78,8 @@ def read_dicom(path: Path | BytesIO, *, force: bool = False) -> NDArray[np.uint8
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``.
 
     Raises:
-        ValueError: If the file has no preamble and ``force`` is off, or holds no pixels, several frames, or a window
-            that DICOM does not define.
+        ValueError: If the file has no preamble and ``force`` is off, holds no pixels, several frames, more pixels than
+            ``max_pixels``, or a window that DICOM does not define.
         ImportError: If pydicom is not installed, or what decodes the file's compression.
     """
     pixels = require("pydicom.pixels", _PURPOSE)
@@ -77,6 +89,8 @@ def read_dicom(path: Path | BytesIO, *, force: bool = False) -> NDArray[np.uint8
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ValueError(f"it holds {frames} frames, expected one image: save the frame you want by itself")
+    if max_pixels is not None:
+        check_pixels(int(dataset.Columns), int(dataset.Rows), max_pixels)
     _check_decoder(dataset.file_meta.TransferSyntaxUID, pixels)
     # Bits that are no pixel data are cleared below: pydicom does so by BitsStored alone, and not for all compressions.
     words = pixels.pixel_array(dataset, correct_unused_bits=False)

@@ -2,20 +2,34 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.images.dicom import is_dicom, lacks_dicom_header, read_dicom
+from recipes.data.images.dicom import check_pixels, is_dicom, lacks_dicom_header, read_dicom
 from recipes.data.images.intensity import stretch_min_max
 from recipes.shared.extras import require
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
+SAFE_KINDS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "JPEG2000")
+"""Pillow's names of the kinds that medical images come in; the others run more code, some of it programs outside."""
 
 
-def read_image(path: str | Path, *, force_dicom: bool = False) -> NDArray[np.uint8]:
+class ImageLimits(NamedTuple):
+    """What a file from an unknown sender may ask of a decoder; checked before any pixel is decoded.
+
+    Attributes:
+        max_pixels: Most pixels of an image.
+        kinds: Pillow's names of the kinds that are read, besides DICOM.
+    """
+
+    max_pixels: int = 40_000_000
+    kinds: tuple[str, ...] = SAFE_KINDS
+
+
+def read_image(path: str | Path, *, force_dicom: bool = False, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     """Reads PNG, JPEG, TIFF, DICOM and whatever else Pillow opens.
 
     The rules, all of one image alone and without chance:
@@ -31,18 +45,19 @@ def read_image(path: str | Path, *, force_dicom: bool = False) -> NDArray[np.uin
     Args:
         path: The file.
         force_dicom: Whether DICOM files without preamble and file meta group are read.
+        limits: What is refused before it is decoded; without any, only what Pillow takes for an attack.
 
     Returns:
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, writable and owned by the caller.
 
     Raises:
-        ValueError: If the file is missing, empty, damaged, of no known kind, or holds several frames; the
-            message names it.
+        ValueError: If the file is missing, empty, damaged, of no known kind, holds several frames, or is beyond the
+            limits; the message names it.
         ImportError: If Pillow or pydicom is not installed, or what decodes a DICOM file's compression.
     """
     path = Path(path)
     _check_file(path)
-    return _read(path, str(path), force_dicom)
+    return _read(path, str(path), force_dicom, limits)
 
 
 def read_image_bytes(data: bytes, name: str, *, force_dicom: bool = False) -> NDArray[np.uint8]:
@@ -66,11 +81,11 @@ def read_image_bytes(data: bytes, name: str, *, force_dicom: bool = False) -> ND
     return _read(BytesIO(data), name, force_dicom)
 
 
-def _read(file: Path | BytesIO, name: str, force_dicom: bool) -> NDArray[np.uint8]:
+def _read(file: Path | BytesIO, name: str, force_dicom: bool, limits: ImageLimits | None = None) -> NDArray[np.uint8]:
     try:
         if is_dicom(file) or _is_headless_dicom(file):
-            return read_dicom(file, force=force_dicom)
-        return _read_with_pillow(file)
+            return read_dicom(file, force=force_dicom, max_pixels=None if limits is None else limits.max_pixels)
+        return _read_with_pillow(file, limits)
     except ImportError:
         raise
     # Decoders fail on damaged bytes with whatever they trip over: OSError, SyntaxError, struct.error, ...
@@ -180,11 +195,17 @@ def _check_one_frame(image: Any) -> None:
         raise ValueError(f"it holds {frames} frames, expected one image: save the frame you want by itself")
 
 
-def _read_with_pillow(path: Path | BytesIO) -> NDArray[np.uint8]:
+def _read_with_pillow(path: Path | BytesIO, limits: ImageLimits | None) -> NDArray[np.uint8]:
     image_module = require("PIL.Image", "reading an image")
     operations = require("PIL.ImageOps", "reading an image")
-    with image_module.open(path) as file:
-        _check_one_frame(file)
+    with image_module.open(path, formats=None if limits is None else limits.kinds) as file:
+        if limits is None:
+            _check_one_frame(file)
+        else:
+            check_pixels(*file.size, limits.max_pixels)
+            # Counting the frames of a long chain would take its time.
+            if getattr(file, "is_animated", False) and file.format != "MPO":
+                raise ValueError("it holds several frames, expected one image: save the frame you want by itself")
         inverted = file.format == "TIFF" and file.tag_v2.get(_PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
         image = operations.exif_transpose(file)
     if image.mode in _DEEP_MODES:

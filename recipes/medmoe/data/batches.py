@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from recipes.data.images.transforms import augment, fit_square, to_tensor
+from recipes.data.images.square import fit_square
+from recipes.data.images.transforms import augment, to_tensor
 from recipes.data.pairs import BadSample, PairSource, PairSplit, PairStream
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.tokens import TokenIds, Tokens, pad_tokens, token_ids

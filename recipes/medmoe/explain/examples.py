@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.images.read import read_image
-from recipes.data.images.transforms import stack_images
+from recipes.data.images.square import stack_images
 from recipes.data.pairs import PairSplit
 from recipes.data.studies import Study
 from recipes.medmoe.explain.pictures import Explanation, draw

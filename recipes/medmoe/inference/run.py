@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.contrastive import local_scores
-from recipes.data.images.transforms import fit_boxes, fit_square, to_tensor
+from recipes.data.images.square import fit_boxes, fit_square
+from recipes.data.images.transforms import to_tensor
 from recipes.data.pairs import PairSource
 from recipes.data.studies import Box, Study, StudySplit
 from recipes.medmoe.build import load_model

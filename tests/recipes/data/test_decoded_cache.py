@@ -16,7 +16,7 @@ from PIL import Image
 
 from recipes.data.decoded_cache import fill_cache, image_keys
 from recipes.data.image_files import ImageFiles
-from recipes.data.images.transforms import fit_square
+from recipes.data.images.square import fit_square
 from recipes.data.phantom import phantom_source
 from recipes.medvlmoe import train
 from recipes.shared.loading import FittedImages

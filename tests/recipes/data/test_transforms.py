@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.data.images.transforms import augment, fit_boxes, fit_square, stack_images, to_tensor
+from recipes.data.images.square import fit_boxes, fit_square, stack_images
+from recipes.data.images.transforms import augment, to_tensor
 from recipes.data.studies import Box
 from recipes.shared.encoders.image import ImageEncoderSpec
 
