@@ -1,4 +1,4 @@
-"""The command line: ``python -m recipes.medvlmoe train|evaluate|external|compare|predict|report``."""
+"""The command line: ``python -m recipes.medvlmoe train|evaluate|external|compare|predict|report|serve``."""
 
 import sys
 from pathlib import Path
@@ -17,6 +17,7 @@ _ABOUT = {
     "compare": "Compare the test AUROCs of two evaluated runs on the same studies.",
     "predict": "Predict the findings of images of your own with a trained run.",
     "report": "Draw report.html from an evaluated run.",
+    "serve": "Serve a page on which to try a trained run.",
 }
 
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> None:
         "compare": _compare,
         "predict": _predict,
         "report": _report,
+        "serve": _serve,
     }
     run_stage("recipes.medvlmoe", stages, _ABOUT, arguments)
 
@@ -225,6 +227,39 @@ def _report(arguments: list[str]) -> None:
             print(f"open {write_seeds_report(run)}")
 
     tyro.cli(report, args=arguments, prog="python -m recipes.medvlmoe report")
+
+
+def _serve(arguments: list[str]) -> None:
+    def serve(
+        run: tyro.conf.Positional[Path],
+        checkpoint: Literal["best", "last"] = "best",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        max_upload: int = 64,
+        max_megapixels: float = 40.0,
+    ) -> None:
+        """Serve a page on which to try a trained run: choose an example or upload an image, and edit the text.
+
+        Args:
+            run: Folder of the run; of one of its seeds, where there are several.
+            checkpoint: Which weights.
+            host: Address to listen at; by default this machine alone can reach it.
+            port: Port to listen at, by default the first free one from 7860 on.
+            max_upload: Largest upload, in MiB.
+            max_megapixels: Largest image, in millions of pixels.
+        """
+        from recipes.medvlmoe.serve import serve as stage
+
+        stage(
+            run,
+            checkpoint=checkpoint,
+            host=host,
+            port=port,
+            max_upload=max_upload,
+            max_megapixels=max_megapixels,
+        )
+
+    tyro.cli(serve, args=arguments, prog="python -m recipes.medvlmoe serve")
 
 
 def _summary(metrics: dict) -> str:

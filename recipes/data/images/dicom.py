@@ -73,6 +73,7 @@ def read_dicom(path: Path | BytesIO, *, force: bool = False, max_pixels: int | N
         path: The file, or its bytes.
         force: Whether to read a file without preamble and file meta group, as programs wrote before 1993: its
             transfer syntax is taken from its first element.
+        max_pixels: Most pixels that are decoded, by the file's own rows and columns.
 
     Returns:
         ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``.
