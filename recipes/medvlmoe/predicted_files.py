@@ -36,6 +36,8 @@ def overlay_names(paths: Sequence[str]) -> list[str]:
 def write_overlays(folder: Path, names: Sequence[str], split: StudySplit, size: int, maps: NDArray[np.float32]) -> None:
     """Writes ``NAME.png``, the attention over the image, and ``NAME.csv``, the map of one number per patch.
 
+    A study without an image gets neither.
+
     Args:
         folder: Where to; it exists.
         names: Of the files, one per study.
@@ -44,7 +46,10 @@ def write_overlays(folder: Path, names: Sequence[str], split: StudySplit, size: 
         maps: ``(N, h, w)``, weights that sum to 1 per study.
     """
     for index, (name, attention) in enumerate(zip(names, maps, strict=True)):
-        overlaid(fit_square(split[index].image, size), attention).save(folder / f"{name}.png")
+        image = split[index].image
+        if image is None:
+            continue
+        overlaid(fit_square(image, size), attention).save(folder / f"{name}.png")
         np.savetxt(folder / f"{name}.csv", attention, fmt="%.6g", delimiter=",")
 
 
@@ -88,7 +93,9 @@ def write_records(
             "calibrated": None if calibrated is None else _by_class(trained, calibrated[row]),
             "probabilities": _by_class(trained, predictions.probs[row]),
             "experts": None,
-            "attention": None if maps is None else [[round(float(value), 7) for value in line] for line in maps[row]],
+            "attention": None
+            if maps is None or not image
+            else [[round(float(value), 7) for value in line] for line in maps[row]],
         }
         if predictions.gates is not None:
             experts, gates = predictions.main_experts(trained.config.model.top_k)
@@ -96,7 +103,7 @@ def write_records(
                 {"expert": int(expert), "gate": round(float(gate), 6)}
                 for expert, gate in zip(experts[row], gates[row], strict=True)
             ]
-        if overlays is not None:
+        if overlays is not None and image:
             record["overlay"] = f"{overlays[row]}.png"
         each.append(record)
     about = {

@@ -137,19 +137,19 @@ def stored_temperatures(run: Path, classes: Sequence[str], checkpoint: str) -> t
 
 
 def images_in_memory(
-    images: Sequence[NDArray[np.uint8]], texts: Sequence[str | None], *, num_classes: int
+    images: Sequence[NDArray[np.uint8] | None], texts: Sequence[str | None], *, num_classes: int
 ) -> ImageFiles:
     """Makes studies without labels of images that are read already.
 
     Args:
-        images: Each ``(H, W)`` or ``(H, W, 3)``.
+        images: Each ``(H, W)`` or ``(H, W, 3)``, ``None`` for a study that has a text alone.
         texts: The text of each, ``None`` for none.
         num_classes: ``C``; all labels are NaN.
     """
     names = tuple(f"image {number}" for number in range(1, len(images) + 1))
     return ImageFiles(
         ids=names,
-        paths=names,
+        paths=tuple("" if image is None else name for image, name in zip(images, names, strict=True)),
         details=tuple(images),
         labels=np.full((len(images), num_classes), np.nan, np.float32),
         groups=names,

@@ -70,7 +70,7 @@ def build_page(predictor: Predictor, limits: ImageLimits) -> Any:
                     names, value=None, label="Example of the test split", visible=bool(names), elem_id="example"
                 )
                 file = gr.File(
-                    label="Or upload an image (PNG, JPEG, TIFF, DICOM)", file_types=FILES, elem_id="upload", height=140
+                    label="Or upload an image (PNG, JPEG, TIFF, DICOM)", file_types=FILES, elem_id="upload", height=180
                 )
                 text = gr.Textbox(
                     label="Report or note", lines=6, max_length=MAX_CHARACTERS, visible=trained.reads_text,

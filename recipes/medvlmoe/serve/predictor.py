@@ -70,17 +70,21 @@ class Predictor:
         """Returns the answer as HTML.
 
         Args:
-            image: ``uint8``, ``(H, W)`` or ``(H, W, 3)``.
+            image: ``uint8``, ``(H, W)`` or ``(H, W, 3)``; ``None`` for none.
             text: Report or note; blank for none.
         """
-        if image is None:
-            return self._render(message="Choose an example, or upload an image.")
         clean, notes = self._clean(text)
+        if image is None:
+            if clean is None:
+                return self._render(message="Choose an example, or upload an image.")
+            notes.append("Without an image: the model's stand-in for one is used.")
+            if not self.trained.config.train.drop_image:
+                notes.append("It was hardly trained (--drop-image 0), so do not rely on this.")
         split = images_in_memory([image], [clean], num_classes=len(self.trained.classes))
         predictions = self.trained.predict(split, need_attention=True)
         calibrated = self.trained.calibrated(predictions)
         return self._render(
-            frames=self._frames(image, self.trained.attention_maps(predictions)),
+            frames=() if image is None else self._frames(image, self.trained.attention_maps(predictions)),
             bars=self._bars(predictions.probs[0] if calibrated is None else calibrated[0]),
             calibrated=calibrated is not None,
             experts=self._experts(predictions),

@@ -1,6 +1,8 @@
 """Starts the page's server, on this machine alone unless told otherwise."""
 
 import os
+import signal
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +110,8 @@ def serve(run: Path, **options: Any) -> None:
         run: Folder of the run.
         **options: Of :func:`start`.
     """
+    # A terminated server removes what was uploaded, as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = start(run, **options)
     print(f"open {server.url}\nFor research only; not a medical device. Ctrl+C ends the server.", flush=True)
     try:
