@@ -14,6 +14,7 @@
 | ``encoders`` | image and text encoders |
 | ``label_maps`` | classes of one data set in those of another |
 | ``compare`` | two evaluated runs on the same test studies |
+| ``sweeps`` | many runs in one folder, shared by processes, which a killed sweep goes on with |
 | ``scores`` | metrics with their intervals |
 | ``report`` | building blocks of the HTML reports |
 """

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -84,13 +85,17 @@ def write_history(path: Path, epochs: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))
 
 
-def run_device(accelerator: str) -> torch.device:
+def run_device(accelerator: str) -> "torch.device":
     """Returns where a trained run computes: a GPU if there is one, unless its settings name the ``cpu``."""
+    import torch  # here, so that what only reads runs starts at once
+
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def peak_memory_bytes() -> int:
     """Returns the most memory used so far: of the GPU where one is used, else of this process."""
+    import torch
+
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,6 +105,7 @@ def peak_memory_bytes() -> int:
 def environment() -> dict[str, Any]:
     """Returns device and versions, for the record."""
     import timm
+    import torch
     import transformers
 
     from moekit import __version__

@@ -1,0 +1,55 @@
+"""Tables of a sweep as markdown and csv, written in one step each."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in one step, so that a killed process leaves the old file or the new one.
+
+    Args:
+        path: The file; its folder must exist.
+        text: Its content.
+    """
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows as csv, with the columns of all of them in the order in which they first occur; ``None`` is blank.
+
+    Args:
+        path: The file.
+        rows: Column to value, of each row.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in markdown; columns but the first are aligned to the right.
+
+    Args:
+        columns: Their titles.
+        rows: The cells of each row, as many as there are columns.
+
+    Raises:
+        ValueError: If a row has another number of cells.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise ValueError(f"every row must have {len(columns)} cells, one per column, got {len(row)}: {list(row)}.")
+    lines = [list(columns), ["---", *["---:"] * (len(columns) - 1)], *map(list, rows)]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
