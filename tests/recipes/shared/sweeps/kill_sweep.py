@@ -1,8 +1,8 @@
 """Kills a sweep at random moments, then lets it finish: its tables must be those of one that was never killed.
 
-``python -m tests.recipes.shared.sweeps.kill_sweep KILLS SECONDS FOLDER TABLE... -- COMMAND...`` starts the command KILLS
-times, ends it each time by SIGKILL after up to SECONDS, runs it to its end, and prints a checksum of each table in
-FOLDER. Run it with 0 KILLS and another FOLDER for the tables to compare with.
+``python -m tests.recipes.shared.sweeps.kill_sweep KILLS SECONDS FOLDER TABLE... -- COMMAND...`` starts the command
+KILLS times, ends it each time by SIGKILL after up to SECONDS, runs it to its end, and prints a checksum of each table
+in FOLDER. Run it with 0 KILLS and another FOLDER for the tables to compare with.
 """
 
 import random
