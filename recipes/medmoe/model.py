@@ -156,7 +156,9 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.text_frozen):
             states = self.text_encoder(tokens.input_ids, tokens.attention_mask.long())
         pooled = _POOLINGS[self.config.text_pooling](states, tokens.attention_mask)
-        words, mask = aggregate_word_pieces(states, tokens.word_ids, how=self.config.word_pieces)
+        words, mask = aggregate_word_pieces(
+            states, tokens.word_ids, how=self.config.word_pieces, num_words=tokens.num_words
+        )
         embedding = F.normalize(self.text_projection(pooled), dim=-1)
         return TextFeatures(self.word_projection(words), mask, embedding, pooled)
 

@@ -8,38 +8,32 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
-from torch import Tensor, nn
 
-from moekit import SparseMoE, TopKRouter, all_reduce_stats, router_entropy
 from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.studies import StudySource, StudySplit
 from recipes.data.verify import verify_images
-from recipes.medvlmoe.balance import BalanceLosses
 from recipes.medvlmoe.build import load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
+from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
 from recipes.medvlmoe.model import MedVLMoE, reads_text
+from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.limits import check_limits
 from recipes.shared.loggers import check_loggers
+from recipes.shared.objective import train_epoch
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.training import (
-    begin_epoch,
     check_on_first_rank,
     one_run_per_seed,
-    optimiser_steps,
     run_epochs,
-    set_learning_rates,
     starting_state,
-    sum_over_ranks,
-    take_step,
 )
 from recipes.shared.weight_decay import parameter_groups
 
@@ -114,6 +108,15 @@ def train_one(config: Config) -> None:
     class_weights = None
     if settings.class_weights == "balanced":
         class_weights = balanced_class_weights(source.train.labels, source.task).to(fabric.device)
+    objective = DiagnosisObjective(model, settings, class_weights)
+
+    def one_epoch(epoch: int) -> dict[str, Any]:
+        train_loader.batch_sampler.epoch = epoch
+        batches = len(train_loader)
+        record = train_epoch(
+            fabric, wrapped, optimizer, train_loader, batches, objective, settings, seed=seed, epoch=epoch
+        )
+        return record | _learning_rates(optimizer)
 
     run_epochs(
         fabric,
@@ -123,9 +126,7 @@ def train_one(config: Config) -> None:
         settings,
         out=out,
         started=started,
-        train_epoch=lambda epoch: _train_epoch(
-            fabric, wrapped, model, optimizer, train_loader, settings, seed, epoch, class_weights
-        ),
+        train_epoch=one_epoch,
         validate=lambda: _validate(fabric, model, val_loader, source),
         score=_score,
         line=_line,
@@ -185,93 +186,9 @@ def _parameter_groups(model: MedVLMoE, settings: TrainConfig) -> list[dict[str, 
     )
 
 
-def _train_epoch(
-    fabric: Fabric,
-    wrapped: nn.Module,
-    model: MedVLMoE,
-    optimizer: torch.optim.Optimizer,
-    loader: Any,
-    settings: TrainConfig,
-    seed: int,
-    epoch: int,
-    class_weights: Tensor | None,
-) -> dict[str, Any]:
-    """Trains on the whole training split once."""
-    started = time.monotonic()
-    loader.batch_sampler.epoch = epoch
-    begin_epoch(fabric, wrapped, seed, epoch)
-    balance = BalanceLosses(settings)
-    sums = torch.zeros(6, dtype=torch.float64)
-
-    def loss_of(batch: Batch, shares: Tensor) -> Tensor:
-        batch = batch.to(fabric.device)
-        output = wrapped(*batch.inputs())
-        task = model.head.loss(output.logits, batch.labels, class_weights)
-        loss = shares[0] * task
-        parts = torch.zeros(3)
-        if output.stats is not None:
-            stats = all_reduce_stats(output.stats)
-            balance_value, z_value = balance(stats)
-            loss = loss + shares[1] * balance.weighted(balance_value, z_value)
-            parts = torch.stack([balance_value, z_value, router_entropy(stats)]).detach()
-        known, studies = _counts(model, batch)
-        sums.add_(
-            torch.tensor([float(task.detach()) * known, *(part * studies for part in parts.tolist()), known, studies])
-        )
-        return loss
-
-    for factor, micro_batches in optimiser_steps(fabric, loader, len(loader), settings, epoch):
-        set_learning_rates(optimizer, factor)
-        take_step(
-            fabric,
-            wrapped,
-            optimizer,
-            micro_batches,
-            counts_of=lambda batch: _counts(model, batch),
-            loss_of=loss_of,
-            clip_norm=settings.clip_norm,
-        )
-        _update_bias(model, balance.step_done(), settings)
-    task, *parts, known, studies = sum_over_ranks(fabric, sums)
-    means = [task / max(1.0, known), *(part / max(1.0, studies) for part in parts)]
-    return _record(epoch, means, balance, model, optimizer, time.monotonic() - started)
-
-
-def _counts(model: MedVLMoE, batch: Batch) -> tuple[int, int]:
-    """Counts known labels, over which the task's loss is a mean, and studies, over which the router's losses are."""
-    return int(model.head.known_labels(batch.labels).sum()), len(batch.labels)
-
-
-def _record(
-    epoch: int,
-    means: list[float],
-    balance: BalanceLosses,
-    model: MedVLMoE,
-    optimizer: torch.optim.Optimizer,
-    seconds: float,
-) -> dict[str, Any]:
-    task, balance_value, z_value, entropy = means
+def _learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float | None]:
     rates = {group["part"]: float(group["lr"]) for group in optimizer.param_groups}
-    sparse = isinstance(getattr(model, "experts", None), SparseMoE)
-    return {
-        "epoch": epoch,
-        "train_loss": task + balance.weighted(balance_value, z_value),
-        "task_loss": task,
-        "balance_loss": balance_value if sparse else None,
-        "z_loss": z_value if sparse else None,
-        "router_entropy": entropy if sparse else None,
-        "lr_encoder": rates.get("encoder"),
-        "lr_head": rates.get("head"),
-        "seconds": seconds,
-    }
-
-
-def _update_bias(model: MedVLMoE, counts: Tensor | None, settings: TrainConfig) -> None:
-    if settings.balance != "bias" or counts is None:
-        return
-    assert isinstance(model.experts, SparseMoE)
-    assert isinstance(model.experts.router, TopKRouter)
-    model.experts.router.update_bias_(counts, settings.balance_weight)
+    return {"lr_encoder": rates.get("encoder"), "lr_head": rates.get("head")}
 
 
 def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource) -> dict[str, Any]:

@@ -1,25 +1,21 @@
-"""What the training of every recipe needs: runs by seed, epochs, early stopping, optimiser steps, learning rates."""
+"""What the training of every recipe needs: runs by seed, progress, epochs, early stopping."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from recipes.shared.checkpoints import restore_checkpoint, save_checkpoints
 from recipes.shared.loggers import log_record, open_loggers
 from recipes.shared.runs import peak_memory_bytes, write_json
 from recipes.shared.settings import TrainSettings
-
-Batch = TypeVar("Batch")
 
 NEW_RUN: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0}
 """Progress of a run that has not begun; ``history`` is added to it."""
@@ -156,101 +152,3 @@ def run_epochs(
                 write_json(out / "training.json", progress | {"peak_memory_bytes": peak_memory_bytes()} | facts(state))
             fabric.barrier()
             fabric.print(f"epoch {epoch + 1:3d}/{settings.epochs}  {line(record)}{'  best' if better else ''}")
-
-
-def begin_epoch(fabric: Fabric, wrapped: nn.Module, seed: int, epoch: int) -> None:
-    """Puts the model in training mode, and makes chance depend on ``(seed, epoch, rank)`` only."""
-    torch.manual_seed((seed * 1_000_003 + epoch) * 4099 + fabric.global_rank)
-    wrapped.train()
-
-
-def optimiser_steps(
-    fabric: Fabric, loader: Iterable[Batch], batches: int, settings: TrainSettings, epoch: int
-) -> Iterator[tuple[float, list[Batch]]]:
-    """Yields the optimiser steps of an epoch: a factor of the learning rate, and the step's micro-batches.
-
-    The micro-batches of a step are at hand before the first of them is computed, so that losses can divide by what
-    the whole step holds.
-
-    Args:
-        fabric: Of the run; the first rank shows a progress bar.
-        loader: Gives the micro-batches.
-        batches: How many of them make the epoch; the last step may have fewer than the others.
-        settings: Of the training.
-        epoch: Which one.
-    """
-    steps = -(-batches // settings.accumulate)
-    rest = islice(loader, batches)
-    title = f"epoch {epoch + 1}/{settings.epochs}"
-    for step in tqdm(range(steps), desc=title, leave=False, disable=not fabric.is_global_zero):
-        factor = lr_factor(epoch * steps + step, steps, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
-        micro_batches = list(islice(rest, settings.accumulate))
-        if micro_batches:
-            yield factor, micro_batches
-
-
-def take_step(
-    fabric: Fabric,
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    micro_batches: Sequence[Batch],
-    *,
-    counts_of: Callable[[Batch], Sequence[int]],
-    loss_of: Callable[[Batch, Tensor], Tensor],
-    clip_norm: float,
-) -> None:
-    """Updates the weights by the gradient of losses that are means over the whole step: all micro-batches, all ranks.
-
-    A mean over what is known in each micro-batch would weigh a label more the fewer its micro-batch has. So every
-    mean is multiplied by its share, ``world_size * count / sum of the counts of the step``: shared means add up over
-    micro-batches, and averaged over ranks, as DDP averages gradients, they make the mean over the step.
-
-    Args:
-        fabric: Of the run.
-        wrapped: The model as fabric set it up.
-        optimizer: The optimiser as fabric set it up.
-        micro_batches: Of this rank.
-        counts_of: Over how many labels (studies, ...) each of a micro-batch's means goes, as many numbers for each.
-        loss_of: Loss of a micro-batch; it receives the micro-batch and the shares of its means.
-        clip_norm: Largest norm of the gradient; 0 for no limit.
-    """
-    counts = torch.tensor([counts_of(batch) for batch in micro_batches], dtype=torch.float32, device=fabric.device)
-    totals = fabric.all_reduce(counts.sum(0), reduce_op="sum")
-    shares = fabric.world_size * counts / totals.clamp(min=1)
-    for number, batch in enumerate(micro_batches):
-        with fabric.no_backward_sync(wrapped, enabled=number + 1 < len(micro_batches)):
-            fabric.backward(loss_of(batch, shares[number]))
-    if clip_norm:
-        fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def sum_over_ranks(fabric: Fabric, sums: Tensor) -> list[float]:
-    """Adds sums up over the ranks of a run.
-
-    Args:
-        fabric: Of the run.
-        sums: ``(N,)`` float64 on the CPU. With one rank they stay there: not every accelerator has float64.
-
-    Returns:
-        ``N`` numbers.
-    """
-    if fabric.world_size > 1:
-        sums = fabric.all_reduce(sums.clone(), reduce_op="sum")
-    return sums.tolist()
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Sets the learning rate of each group to ``factor`` times its ``peak_lr``."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-
-
-def lr_factor(step: int, steps_per_epoch: int, *, epochs: int, warmup_epochs: float) -> float:
-    """Returns a linear warm-up to 1, then a cosine to 0; a function of the step, so there is nothing to resume."""
-    warmup = warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / warmup
-    total = epochs * steps_per_epoch
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

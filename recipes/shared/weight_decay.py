@@ -56,7 +56,7 @@ def parameter_groups(
 
     Returns:
         One group for each part and role: ``params``, their ``names``, ``part``, ``peak_lr``, ``lr`` (0, for
-        :func:`~recipes.shared.training.set_learning_rates` to set) and ``weight_decay``.
+        :func:`~recipes.shared.steps.set_learning_rates` to set) and ``weight_decay``.
     """
     matrices = matrix_names(model)
     groups: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}

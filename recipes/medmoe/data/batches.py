@@ -43,7 +43,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """Returns the same on another device."""
-        return Batch(*(field.to(device) for field in self))
+        images, tokens, *others = self
+        moved = (field.to(device, non_blocking=True) for field in others)
+        return Batch(images.to(device, non_blocking=True), tokens.to(device), *moved)
 
 
 class Item(NamedTuple):

@@ -17,15 +17,22 @@ class Tokens(NamedTuple):
         input_ids: ``(B, P)``.
         attention_mask: ``(B, P)``, True for tokens of the text.
         word_ids: ``(B, P)``, which word of the text a piece belongs to, -1 for special and padding tokens.
+        num_words: Words of the longest text. A number, so that no step has to wait for the device to know it.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     word_ids: Tensor
+    num_words: int
 
     def to(self, device: torch.device) -> "Tokens":
         """Returns the same on another device."""
-        return Tokens(*(field.to(device, non_blocking=True) for field in self))
+        input_ids, mask, word_ids = (field.to(device, non_blocking=True) for field in self[:3])
+        return Tokens(input_ids, mask, word_ids, self.num_words)
+
+    def rows(self, rows: slice) -> "Tokens":
+        """Returns some of the texts, as wide as all of them."""
+        return Tokens(self.input_ids[rows], self.attention_mask[rows], self.word_ids[rows], self.num_words)
 
 
 class TokenIds(NamedTuple):
@@ -53,7 +60,7 @@ def pad_tokens(texts: Sequence[TokenIds], pad_id: int) -> Tokens:
         input_ids[row, :length] = torch.tensor(text.input_ids, dtype=torch.int64)
         word_ids[row, :length] = torch.tensor(text.word_ids, dtype=torch.int64)
         mask[row, :length] = True
-    return Tokens(input_ids, mask, word_ids)
+    return Tokens(input_ids, mask, word_ids, int(word_ids.max()) + 1)
 
 
 def tokenize(texts: Sequence[str], tokenizer: Any, limit: int) -> Tokens:

@@ -75,7 +75,7 @@ class Session:
         """Encodes texts, padded to the longest of all."""
         tokens = self.tokens(texts)
         parts = [
-            self.model.encode_texts(Tokens(*(field[start : start + batch_size] for field in tokens)))
+            self.model.encode_texts(tokens.rows(slice(start, start + batch_size)))
             for start in range(0, len(texts), batch_size)
         ]
         longest = max(part.mask.shape[1] for part in parts)

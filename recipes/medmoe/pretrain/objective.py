@@ -95,7 +95,7 @@ def step_loss(losses: Losses, settings: TrainConfig, of_pairs: Tensor, of_known:
     Args:
         losses: Of the micro-batch.
         settings: Coefficients.
-        of_pairs: The micro-batch's share of the step's pairs; see :func:`~recipes.shared.training.take_step`.
+        of_pairs: The micro-batch's share of the step's pairs; see :func:`~recipes.shared.steps.take_step`.
         of_known: Its share of the pairs of known modality.
     """
     return weighted_sum(

@@ -1,13 +1,14 @@
 """Stage 1: pretraining. Read ``main``, then ``pretrain_one``, from top to bottom."""
 
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from moekit import all_reduce_stats
@@ -26,23 +27,21 @@ from recipes.medmoe.data.batches import (
 from recipes.medmoe.data.sources import build_source, train_texts
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.pretrain.objective import pair_losses, step_loss
-from recipes.medmoe.pretrain.tally import Tally
+from recipes.medmoe.pretrain.tally import batch_sums, means_of
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.limits import check_limits
 from recipes.shared.loggers import check_loggers
+from recipes.shared.objective import Objective, StepLoss, train_epoch
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
+from recipes.shared.sums import DeviceSums
 from recipes.shared.training import (
-    begin_epoch,
     check_on_first_rank,
     one_run_per_seed,
-    optimiser_steps,
     run_epochs,
-    set_learning_rates,
     starting_state,
-    take_step,
 )
 from recipes.shared.weight_decay import parameter_groups
 
@@ -93,6 +92,12 @@ def pretrain_one(config: Config) -> None:
         write_json(out / "config.json", config.to_json())
         write_fingerprint(out, source.splits())
     wrapped, optimizer = fabric.setup(model, optimizer)
+    objective = PairObjective(config, world_size)
+
+    def one_epoch(epoch: int) -> dict[str, Any]:
+        set_epoch(loader, epoch)
+        record = train_epoch(fabric, wrapped, optimizer, loader, batches, objective, settings, seed=seed, epoch=epoch)
+        return record | {"lr": float(optimizer.param_groups[0]["lr"])}
 
     run_epochs(
         fabric,
@@ -102,7 +107,7 @@ def pretrain_one(config: Config) -> None:
         settings,
         out=out,
         started=started,
-        train_epoch=lambda epoch: _train_epoch(fabric, wrapped, optimizer, loader, batches, config, epoch),
+        train_epoch=one_epoch,
         validate=lambda: _validate(fabric, model, val_loader, config),
         score=lambda record: -record["val_loss"],
         line=_line,
@@ -145,89 +150,56 @@ def _optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-def _train_epoch(
-    fabric: Fabric,
-    wrapped: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: DataLoader[Any],
-    batches: int,
-    config: Config,
-    epoch: int,
-) -> dict[str, Any]:
-    """Trains on all training pairs once."""
-    started = time.monotonic()
-    settings = config.train
-    set_epoch(loader, epoch)
-    begin_epoch(fabric, wrapped, config.seeds[0], epoch)
-    tally = Tally()
-
-    def loss_of(batch: Batch, shares: Tensor) -> Tensor:
-        return _loss(fabric, wrapped, batch.to(fabric.device), config, tally, shares=shares)
-
-    for factor, micro_batches in optimiser_steps(fabric, loader, batches, settings, epoch):
-        set_learning_rates(optimizer, factor)
-        take_step(
-            fabric,
-            wrapped,
-            optimizer,
-            micro_batches,
-            counts_of=lambda batch: (len(batch.labels), int((batch.labels != UNKNOWN).sum())),
-            loss_of=loss_of,
-            clip_norm=settings.clip_norm,
-        )
-    means = tally.means(fabric, settings)
-    return {
-        "epoch": epoch,
-        "train_loss": means.pop("loss"),
-        **means,
-        "lr": float(optimizer.param_groups[0]["lr"]),
-        "seconds": time.monotonic() - started,
-    }
-
-
-def _loss(
-    fabric: Fabric,
-    forward: nn.Module,
-    batch: Batch,
-    config: Config,
-    tally: Tally,
-    *,
-    shares: Tensor | None = None,
-) -> Tensor:
-    """Computes the loss of one batch and adds it to the tally.
+class PairObjective(Objective[Batch]):
+    """The losses of pairs; in training all ranks contrast and balance together.
 
     Args:
-        fabric: Of the run.
-        forward: The model.
-        batch: The pairs.
         config: The settings.
-        tally: Of the epoch.
-        shares: In training, the batch's shares of the step's pairs and of its known modalities; all ranks then
-            contrast and balance together. In validation every rank sees all pairs by itself.
+        world_size: Number of ranks.
     """
-    image, text, local = forward(batch.images, batch.tokens, batch.labels)
-    together = shares is not None and fabric.world_size > 1
-    stats = all_reduce_stats(local.stats) if together else local.stats
-    losses = pair_losses(
-        batch, image, text, local, config.model, config.train, gather=together and config.train.gather, stats=stats
-    )
-    tally.add(losses, local, batch)
-    return losses.total if shares is None else step_loss(losses, config.train, *shares)
+
+    def __init__(self, config: Config, world_size: int = 1) -> None:
+        self.config, self.together = config, world_size > 1
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Counts pairs, and those of them whose modality is known."""
+        known = (batch.labels != UNKNOWN).sum()
+        return torch.stack([torch.full_like(known, len(batch.labels)), known])
+
+    def loss(self, forward: Callable[..., Any], batch: Batch, shares: Tensor | None) -> StepLoss:
+        """Computes the loss of a batch.
+
+        Args:
+            forward: The model.
+            batch: The pairs.
+            shares: The batch's shares of the step's pairs and of its known modalities; ``None`` for the plain mean.
+        """
+        config = self.config
+        image, text, local = forward(batch.images, batch.tokens, batch.labels)
+        stats = all_reduce_stats(local.stats) if self.together else local.stats
+        gather = self.together and config.train.gather
+        losses = pair_losses(batch, image, text, local, config.model, config.train, gather=gather, stats=stats)
+        total = losses.total if shares is None else step_loss(losses, config.train, *shares)
+        return StepLoss(total, batch_sums(losses, local, batch))
+
+    def record(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the means of :func:`~recipes.medmoe.pretrain.tally.means_of`."""
+        means = means_of(sums, self.config.train)
+        return {"train_loss": means.pop("loss"), **means}
 
 
 @torch.no_grad()
 def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], config: Config) -> dict[str, Any]:
     """Computes losses and routing on the validation split; every rank computes all of it, in the same batches."""
     model.eval()
-    tally = Tally()
+    sums, objective = DeviceSums(), PairObjective(config)
     with fabric.autocast():
         for batch in loader:
-            _loss(fabric, model, batch.to(fabric.device), config, tally)
+            sums.add(objective.loss(model, batch.to(fabric.device), None).sums)
     model.train()
-    means = tally.means(fabric, config.train)
-    return {
-        f"val_{name}": means[name] for name in ("loss", "global_loss", "local_loss", "router_loss", "routing_accuracy")
-    }
+    record = objective.record({name: value.cpu() for name, value in sums.values.items()})
+    names = ("global_loss", "local_loss", "router_loss", "routing_accuracy")
+    return {"val_loss": record["train_loss"]} | {f"val_{name}": record[name] for name in names}
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -13,9 +13,11 @@ from transformers import (
     BertConfig,
     BioGptConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from recipes.shared.encoders.attention import always_pass_mask
 from recipes.shared.encoders.hub import first_line, loading
 
 TINY = "tiny"
@@ -38,6 +40,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         if getattr(model, "pooler", None) is not None:
             model.pooler = None
+        if isinstance(model, PreTrainedModel):
+            always_pass_mask(model)
         self.model = model
         self.tokenizer = tokenizer
         self.dim: int = model.config.hidden_size

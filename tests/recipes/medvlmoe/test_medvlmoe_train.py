@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.medvlmoe import train
+from recipes.medvlmoe import objective, train
 from recipes.medvlmoe.__main__ import parse_train
-from recipes.shared.training import lr_factor
+from recipes.shared.steps import lr_factor
 from tests.recipes.medvlmoe.conftest import small_config
 
 CURVES = ("train_loss", "task_loss", "balance_loss", "z_loss", "val_loss", "val_macro_auroc", "router_entropy")
@@ -33,7 +33,7 @@ class KilledError(Exception):
 
 def train_killed(config, monkeypatch, *, epoch, step):
     """Trains until the given step, then dies in the middle of the epoch."""
-    original = train.BalanceLosses.__call__
+    original = objective.BalanceLosses.__call__
     calls = 0
 
     def dying(self, stats):
@@ -44,7 +44,7 @@ def train_killed(config, monkeypatch, *, epoch, step):
         return original(self, stats)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.BalanceLosses, "__call__", dying)
+        patch.setattr(objective.BalanceLosses, "__call__", dying)
         with pytest.raises(KilledError):
             train.main(config)
 

@@ -7,14 +7,9 @@ from torch import nn
 
 from recipes.shared.checkpoints import load_weights, restore_checkpoint, save_checkpoints
 from recipes.shared.settings import TrainSettings
-from recipes.shared.training import (
-    NEW_RUN,
-    check_on_first_rank,
-    optimiser_steps,
-    set_learning_rates,
-    sum_over_ranks,
-    take_step,
-)
+from recipes.shared.steps import optimiser_steps, set_learning_rates, take_step
+from recipes.shared.sums import DeviceSums
+from recipes.shared.training import NEW_RUN, check_on_first_rank
 from recipes.shared.weight_decay import parameter_groups
 
 
@@ -44,7 +39,7 @@ def test_a_step_is_the_same_however_its_known_labels_lie_in_micro_batches(fabric
             wrapped,
             optimizer,
             list(zip(x.split(size), known.split(size), strict=True)),
-            counts_of=lambda batch: (int(batch[1].sum()), len(batch[0])),
+            counts_of=lambda batch: torch.stack([batch[1].sum(), torch.tensor(len(batch[0]))]),
             loss_of=lambda batch, shares, wrapped=wrapped: (
                 shares[0] * (wrapped(batch[0]).square() * batch[1]).sum() / batch[1].sum().clamp(min=1)
                 + shares[1] * wrapped(batch[0]).mean()
@@ -70,18 +65,25 @@ def test_a_step_without_any_known_label_moves_nothing(fabric):
         wrapped,
         optimizer,
         [torch.randn(2, 3)],
-        counts_of=lambda batch: (0,),
+        counts_of=lambda batch: torch.zeros(1, dtype=torch.int64),
         loss_of=lambda batch, shares: shares[0] * wrapped(batch).sum(),
         clip_norm=1.0,
     )
     assert torch.equal(model.weight, before)
 
 
-def test_sums_of_one_rank_stay_on_the_cpu_in_double_precision(fabric, monkeypatch):
-    """An accelerator without float64, as Apple's GPUs are, must not see them."""
+def test_sums_keep_names_shapes_and_double_precision(fabric, monkeypatch):
+    """One rank has nothing to reduce; sums come as float64, in which small parts are not lost and counts are exact."""
     monkeypatch.setattr(Fabric, "all_reduce", None)
-    sums = torch.tensor([1.0, 2.0**-40], dtype=torch.float64)
-    assert sum_over_ranks(fabric, sums) == [1.0, 2.0**-40]
+    sums = DeviceSums()
+    for loss in (1.0, 2.0**-40):
+        value = torch.tensor(loss, requires_grad=True)
+        sums.add({"loss": value, "tokens": torch.tensor([2**24 + 1, 0])})
+    totals = sums.over_ranks(fabric)
+    assert not totals["loss"].requires_grad
+    assert totals["loss"].item() == 1.0 + 2.0**-40
+    assert totals["tokens"].tolist() == [2**25 + 2, 0]
+    assert DeviceSums().over_ranks(fabric) == {}
 
 
 def test_steps_hold_all_micro_batches_and_the_last_one_what_is_left(fabric):

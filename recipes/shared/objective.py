@@ -1,0 +1,124 @@
+"""What a model is trained for, and the one loop over an epoch that every objective shares."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from recipes.shared.settings import TrainSettings
+from recipes.shared.steps import begin_epoch, optimiser_steps, set_learning_rates, take_step
+from recipes.shared.sums import DeviceSums, Sums
+
+Batch = TypeVar("Batch")
+
+
+class StepLoss(NamedTuple):
+    """What an objective computes for a micro-batch.
+
+    Attributes:
+        loss: The micro-batch's part of the loss of its optimiser step, a scalar with a gradient.
+        sums: What the epoch adds up, on the device: sums and counts, never ratios. Every micro-batch of every rank
+            has the same names and shapes.
+    """
+
+    loss: Tensor
+    sums: Sums
+
+
+class Objective(ABC, Generic[Batch]):
+    """A loss over batches, with what an epoch records of it.
+
+    Nothing in :meth:`counts`, :meth:`loss` and :meth:`end_step` may read a tensor's value (``float``, ``item``,
+    ``tolist``, a condition): the host would wait for the device in every step. :meth:`record` reads the sums, once
+    in an epoch.
+    """
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> Tensor:
+        """Counts what the objective's means go over, such as known labels and studies.
+
+        Args:
+            batch: As it came from the loader.
+
+        Returns:
+            ``(N,)`` integers, on the device of the batch.
+        """
+
+    @abstractmethod
+    def loss(self, forward: Callable[..., Any], batch: Batch, shares: Tensor) -> StepLoss:
+        """Computes the loss of a micro-batch.
+
+        Args:
+            forward: The model.
+            batch: On the model's device.
+            shares: ``(N,)``, what the micro-batch's means count in its step; see
+                :func:`~recipes.shared.steps.take_step`.
+        """
+
+    @abstractmethod
+    def record(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns the fields of the epoch's record, with ``train_loss``.
+
+        Args:
+            sums: Over all steps and ranks, on the CPU.
+        """
+
+    def end_step(self) -> None:  # most objectives keep nothing between steps
+        """Ends an optimiser step; the weights are updated."""
+
+
+def train_epoch(
+    fabric: Fabric,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: Iterable[Any],
+    batches: int,
+    objective: Objective[Any],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    epoch: int,
+) -> dict[str, Any]:
+    """Trains on a split once.
+
+    Args:
+        fabric: Of the run.
+        wrapped: The model as fabric set it up.
+        optimizer: The optimiser as fabric set it up.
+        loader: Gives the micro-batches, which have a method ``to``.
+        batches: How many of them make the epoch.
+        objective: What is minimised.
+        settings: Of the training.
+        seed: Of the run.
+        epoch: Which one, from 0.
+
+    Returns:
+        The epoch's record: ``epoch``, the objective's fields and ``seconds``.
+    """
+    started = time.monotonic()
+    begin_epoch(fabric, wrapped, seed, epoch)
+    sums = DeviceSums()
+
+    def loss_of(batch: Any, shares: Tensor) -> Tensor:
+        loss, values = objective.loss(wrapped, batch.to(fabric.device), shares)
+        sums.add(values)
+        return loss
+
+    for factor, micro_batches in optimiser_steps(fabric, loader, batches, settings, epoch):
+        set_learning_rates(optimizer, factor)
+        take_step(
+            fabric,
+            wrapped,
+            optimizer,
+            micro_batches,
+            counts_of=objective.counts,
+            loss_of=loss_of,
+            clip_norm=settings.clip_norm,
+        )
+        objective.end_step()
+    record = objective.record(sums.over_ranks(fabric))
+    return {"epoch": epoch, **record, "seconds": time.monotonic() - started}

@@ -1,0 +1,105 @@
+"""The optimiser steps of an epoch: their micro-batches, their gradient, their learning rate.
+
+Nothing here makes the host wait for the device: the step after next is queued while the device still computes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from recipes.shared.settings import TrainSettings
+
+Batch = TypeVar("Batch")
+
+
+def begin_epoch(fabric: Fabric, wrapped: nn.Module, seed: int, epoch: int) -> None:
+    """Puts the model in training mode, and makes chance depend on ``(seed, epoch, rank)`` only."""
+    torch.manual_seed((seed * 1_000_003 + epoch) * 4099 + fabric.global_rank)
+    wrapped.train()
+
+
+def optimiser_steps(
+    fabric: Fabric, loader: Iterable[Batch], batches: int, settings: TrainSettings, epoch: int
+) -> Iterator[tuple[float, list[Batch]]]:
+    """Yields the optimiser steps of an epoch: a factor of the learning rate, and the step's micro-batches.
+
+    The micro-batches of a step are at hand before the first of them is computed, so that losses can divide by what
+    the whole step holds.
+
+    Args:
+        fabric: Of the run; the first rank shows a progress bar.
+        loader: Gives the micro-batches.
+        batches: How many of them make the epoch; the last step may have fewer than the others.
+        settings: Of the training.
+        epoch: Which one.
+    """
+    steps = -(-batches // settings.accumulate)
+    rest = islice(loader, batches)
+    title = f"epoch {epoch + 1}/{settings.epochs}"
+    for step in tqdm(range(steps), desc=title, leave=False, disable=not fabric.is_global_zero):
+        factor = lr_factor(epoch * steps + step, steps, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
+        micro_batches = list(islice(rest, settings.accumulate))
+        if micro_batches:
+            yield factor, micro_batches
+
+
+def take_step(
+    fabric: Fabric,
+    wrapped: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    *,
+    counts_of: Callable[[Batch], Tensor],
+    loss_of: Callable[[Batch, Tensor], Tensor],
+    clip_norm: float,
+) -> None:
+    """Updates the weights by the gradient of losses that are means over the whole step: all micro-batches, all ranks.
+
+    A mean over what is known in each micro-batch would weigh a label more the fewer its micro-batch has. So every
+    mean is multiplied by its share, ``world_size * count / sum of the counts of the step``: shared means add up over
+    micro-batches, and averaged over ranks, as DDP averages gradients, they make the mean over the step.
+
+    Args:
+        fabric: Of the run.
+        wrapped: The model as fabric set it up.
+        optimizer: The optimiser as fabric set it up.
+        micro_batches: Of this rank.
+        counts_of: Over how many labels (studies, ...) each of a micro-batch's means goes: ``(N,)`` integers.
+        loss_of: Loss of a micro-batch; it receives the micro-batch and the shares of its means.
+        clip_norm: Largest norm of the gradient; 0 for no limit.
+    """
+    counts = torch.stack([counts_of(batch) for batch in micro_batches])
+    counts = counts.to(fabric.device, torch.float32, non_blocking=True)
+    totals = counts.sum(0)
+    if fabric.world_size > 1:
+        dist.all_reduce(totals)  # that of fabric waits at a barrier first
+    shares = fabric.world_size * counts / totals.clamp(min=1)
+    for number, batch in enumerate(micro_batches):
+        with fabric.no_backward_sync(wrapped, enabled=number + 1 < len(micro_batches)):
+            fabric.backward(loss_of(batch, shares[number]))
+    if clip_norm:
+        fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Sets the learning rate of each group to ``factor`` times its ``peak_lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def lr_factor(step: int, steps_per_epoch: int, *, epochs: int, warmup_epochs: float) -> float:
+    """Returns a linear warm-up to 1, then a cosine to 0; a function of the step, so there is nothing to resume."""
+    warmup = warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / warmup
+    total = epochs * steps_per_epoch
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
