@@ -5,6 +5,7 @@ from typing import Any
 
 from recipes.data.image_files import problems, some_of
 from recipes.data.pairs import PairStream
+from recipes.data.studies import images_present
 
 
 def verify_images(splits: Iterable[tuple[str, Any]], data: str) -> int:
@@ -26,7 +27,7 @@ def verify_images(splits: Iterable[tuple[str, Any]], data: str) -> int:
             continue
         wrong = problems(len(split), lambda row, split=split: _problem(split, row))
         bad += [(split.ids[row], reason) for row, reason in wrong.items()]
-        count += len(split)
+        count += int(images_present(split).sum())
     if bad:
         names = [name for name, _ in bad]
         raise ValueError(

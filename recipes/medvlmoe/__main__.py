@@ -68,6 +68,7 @@ def _evaluate(arguments: list[str]) -> None:
             specificities: Each gives an operating point: the highest sensitivity at which the specificity is that.
         """
         from recipes.medvlmoe import evaluate as stage
+        from recipes.medvlmoe.modality_scores import modality_lines
 
         metrics = stage.main(
             run,
@@ -77,7 +78,7 @@ def _evaluate(arguments: list[str]) -> None:
             specificities=specificities,
         )
         print(_summary(metrics))
-        for line in _class_set_lines(metrics["test"].get("class_sets", {})):
+        for line in (*_class_set_lines(metrics["test"].get("class_sets", {})), *modality_lines(metrics["modalities"])):
             print(line)
         print(f"metrics: {run / 'metrics.json'}\nnext: python -m recipes.medvlmoe report {run}")
 
@@ -169,8 +170,8 @@ def _predict(arguments: list[str]) -> None:
         Args:
             run: Folder of the run.
             image: Image files, or folders of them; or give --csv.
-            text: Report or note that belongs to the image.
-            csv: Table of images and texts; labels are not read.
+            text: Report or note that belongs to the image, or alone.
+            csv: Table of images and texts, of which a row may lack one; labels are not read.
             image_column: Its column of images, by default the run's.
             text_column: Its column of texts, by default the run's.
             image_root: Folder at which the paths in the csv begin, by default the csv's.

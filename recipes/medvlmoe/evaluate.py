@@ -16,6 +16,7 @@ from recipes.medvlmoe.data import build_source, make_loader
 from recipes.medvlmoe.errors import thresholds_of
 from recipes.medvlmoe.examples import write_errors, write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
+from recipes.medvlmoe.modality_scores import modalities_over_seeds, modality_scores
 from recipes.medvlmoe.model import MedVLMoE, has_experts
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.outputs import check_outputs
@@ -70,7 +71,11 @@ def main(
     if not seeds:
         return evaluate_one(run, **options)
     each = [evaluate_one(seed, **options) for seed in seeds]
-    metrics = {"runs": [seed.name for seed in seeds], "test": aggregate_seeds(each)}
+    metrics = {
+        "runs": [seed.name for seed in seeds],
+        "test": aggregate_seeds(each),
+        "modalities": modalities_over_seeds(each),
+    }
     write_json(run / "metrics.json", metrics)
     return metrics
 
@@ -150,6 +155,9 @@ def evaluate_one(
         classes,
         getattr(source.test, "attributes", {}),
         bootstrap=bootstrap,
+    )
+    metrics["modalities"] = modality_scores(
+        model, config, source.test, classes, test, task=task, device=device, bootstrap=bootstrap
     )
     metrics["experts"] = _experts(predictions["test"], classes, config)
     metrics["training"] = {

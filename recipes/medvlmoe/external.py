@@ -12,8 +12,9 @@ from recipes.data.studies import Study, StudySplit, images_present
 from recipes.data.verify import verify_images
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import DataConfig
-from recipes.medvlmoe.data import build_source, make_loader
+from recipes.medvlmoe.data import build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import dataset_of, predict_batches
+from recipes.medvlmoe.modalities import check_something_is_read
 from recipes.shared.label_maps import map_labels, parse_label_map
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import read_object, run_device, write_json
@@ -76,6 +77,8 @@ def main(
         for part_name, part in source.splits()
         if split == "all" or part_name == "test"
     ]
+    texts = {part_name: texts_of(part, data) for part_name, part in splits}
+    check_something_is_read(data.data, splits, texts, reads_text=model.text_encoder is not None)
     each = [
         predict_batches(
             model, make_loader(dataset_of(part, config, model), config.train, seed=None), device=device, title=part_name

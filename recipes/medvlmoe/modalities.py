@@ -3,14 +3,16 @@
 Shape letters: B studies, N tokens of a stream, D the common width d.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.data.studies import StudySource, images_present
+from recipes.data.studies import StudySplit, images_present
 
 Modality = Literal["image", "text"]
 
@@ -100,26 +102,50 @@ def check_rates(image: float, text: float, *, reads_text: bool) -> None:
         )
 
 
-def check_something_is_read(source: StudySource, texts: dict[str, Sequence[str | None]], *, reads_text: bool) -> None:
+def check_something_is_read(
+    data: str,
+    splits: Iterable[tuple[str, StudySplit]],
+    texts: Mapping[str, Sequence[str | None]],
+    *,
+    reads_text: bool,
+) -> None:
     """Refuses studies without an image of whose text nothing is read either.
 
     Args:
-        source: The data set.
-        texts: The texts that the model reads, by split.
+        data: What they come from, for the message.
+        splits: Name and split.
+        texts: The texts that the model may read, by split.
         reads_text: Whether it reads any.
 
     Raises:
         ValueError: Naming the number of studies and the first of them.
     """
-    for name, split in source.splits():
-        present = images_present(split)
-        if present.all():
-            continue
-        read = [reads_text and bool(text and text.strip()) for text in texts[name]]
-        lacking = [row for row in np.flatnonzero(~present) if not read[row]]
+    for name, split in splits:
+        missing = np.flatnonzero(~images_present(split))
+        lacking = [row for row in missing if not (reads_text and (texts[name][row] or "").strip())]
         if lacking:
             raise ValueError(
-                f"{source.name}: {len(lacking)} studies of {name} have no image and no text that is read, such as "
+                f"{data}: {len(lacking)} studies of {name} have no image and no text that is read, such as "
                 f"{split.ids[lacking[0]]!r}: give them one (--text-column, --text-section, a --variant that reads "
                 "texts), or remove them."
             )
+
+
+def warn_of_missing_images(split: StudySplit, run: Path, drop_image: float) -> None:
+    """Warns of studies without an image before a run predicts them that was trained without dropping images.
+
+    Args:
+        split: The studies.
+        run: Folder of the run.
+        drop_image: The rate with which it was trained.
+
+    Warns:
+        UserWarning: With their number.
+    """
+    missing = int((~images_present(split)).sum())
+    if missing and not drop_image:
+        warnings.warn(
+            f"{missing} of {len(split)} studies have no image, and {run} was trained without --drop-image: unless "
+            "training studies lacked images too, it has not learned to do without",
+            stacklevel=3,
+        )

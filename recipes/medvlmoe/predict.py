@@ -12,6 +12,7 @@ from recipes.data.image_folders import image_files
 from recipes.data.tables.text_columns import text_columns
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.data import texts_of
+from recipes.medvlmoe.modalities import check_something_is_read, warn_of_missing_images
 from recipes.medvlmoe.predicted_files import overlay_names, write_overlays, write_records
 from recipes.medvlmoe.trained import TrainedRun, load_run
 from recipes.shared.outputs import check_file, check_folder
@@ -39,8 +40,8 @@ def main(
     Args:
         run: Folder of the run.
         images: Image files, or folders of them.
-        text: Report or note that belongs to the image; only with a single one.
-        csv: Table of images and texts instead.
+        text: Report or note that belongs to the image; with a single one, or alone.
+        csv: Table of images and texts instead; a row may lack either.
         image_column: Its column of images, by default the one of the run's settings.
         text_column: Its column of texts, by default the one of the run's settings.
         image_root: Folder at which the paths in the csv begin, by default the csv's.
@@ -51,22 +52,24 @@ def main(
 
     Warns:
         UserWarning: If some texts lack the section that the run reads; their findings are predicted without a text. If
-            a csv seems to hold texts that are not read, or none where the run reads them.
+            a csv seems to hold texts that are not read, or none where the run reads them. If images are missing and the
+            run was trained without dropping any.
 
     Returns:
-        One row per image: ``image``, one ``prob:CLASS`` each, with experts ``experts`` and ``gates``, and one
-        ``calibrated:CLASS`` each if the run was evaluated; ``attrs["uncalibrated"]`` says why there are none.
+        One row per study: ``image`` (blank without one), one ``prob:CLASS`` each, with experts ``experts`` and
+        ``gates``, and one ``calibrated:CLASS`` each if the run was evaluated; ``attrs["uncalibrated"]`` says why there
+        are none.
 
     Raises:
-        ValueError: If there is nothing to predict, images and a csv are given, one text goes with several images or
-            with a run that reads none, no text has the section that the run reads, a csv lacks a column or its rows
-            do not fit its header, an image cannot be read, an output cannot be written, or ``overlays`` of a model
-            without an attention map are asked for.
+        ValueError: If there is nothing to predict, images or a text and a csv are given, one text goes with several
+            images or with a run that reads none, a study has neither image nor text, no text has the section that the
+            run reads, a csv lacks a column or its rows do not fit its header, an image cannot be read, an output cannot
+            be written, or ``overlays`` of a model without an attention map are asked for.
     """
-    if bool(images) == (csv is not None):
-        raise ValueError("give either images or a csv (--image or --csv).")
+    if (bool(images) or text is not None) == (csv is not None):
+        raise ValueError("give either images, a text, or both, or a csv (--image, --text or --csv).")
     images = image_files(images)
-    if text is not None and len(images) != 1:
+    if text is not None and len(images) > 1:
         raise ValueError(f"text belongs to a single image, got {len(images)} images; use a csv (--csv) for several.")
     if image_root is not None and csv is None:
         raise ValueError("image_root (--image-root) is where the paths of a csv begin: leave it out with images.")
@@ -80,7 +83,7 @@ def main(
     if overlays is not None:
         check_folder(overlays, "--overlays")
     trained = load_run(run, checkpoint)
-    _check_texts(trained, text, text_column)
+    _check_texts(trained, text, text_column, alone=not images)
     if overlays is not None and not trained.has_attention():
         raise ValueError(
             f"overlays (--overlays): the model of {run} (variant {trained.config.model.variant}) has no attention map "
@@ -96,11 +99,14 @@ def main(
             "image_column": image_column or manifest.image_column,
             "text_column": (text_column or manifest.text_column) if reads else None,
         }
-        split = unlabelled_table(csv, **columns, image_root=image_root, **common)
+        split = unlabelled_table(csv, **columns, image_root=image_root, blank_images=reads, **common)
         _warn_of_unread_texts(csv, columns, split.texts, run, reads=reads)
     else:
         split = unlabelled_images(tuple(images), text, **common)
     _warn_of_lost_texts(split, trained)
+    texts = {"the table": texts_of(split, trained.config.data, whole_notes=True)}
+    check_something_is_read(str(csv or "text"), [("the table", split)], texts, reads_text=trained.reads_text)
+    warn_of_missing_images(split, run, trained.config.train.drop_image)
     return _predicted(split, trained, json, overlays)
 
 
@@ -125,7 +131,7 @@ def _predicted(split: ImageFiles, trained: TrainedRun, json: Path | None, overla
     return table
 
 
-def _check_texts(trained: TrainedRun, text: str | None, text_column: str | None) -> None:
+def _check_texts(trained: TrainedRun, text: str | None, text_column: str | None, *, alone: bool) -> None:
     """Refuses a text that would not be read."""
     if text is not None and not trained.reads_text:
         raise ValueError(
@@ -133,7 +139,8 @@ def _check_texts(trained: TrainedRun, text: str | None, text_column: str | None)
             "texts, name their column (train --text-column)."
         )
     if text is not None and not text.strip():
-        raise ValueError("text is blank: leave it out (--text) to predict from the image alone.")
+        remedy = "or give an image (--image)" if alone else "to predict from the image alone"
+        raise ValueError(f"text is blank: leave it out (--text) {remedy}.")
     if text_column is not None and not trained.reads_text:
         raise ValueError(
             f"text_column: {trained.folder} was trained without texts and reads none, so leave it out (--text-column)."

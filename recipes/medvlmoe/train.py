@@ -96,7 +96,7 @@ def train_one(config: Config) -> None:
     reads = model.text_encoder is not None
     check_rates(settings.drop_image, settings.drop_text, reads_text=reads)
     texts = {name: texts_of(split, config.data) for name, split in source.splits()}
-    check_something_is_read(source, texts, reads_text=reads)
+    check_something_is_read(config.data.data, source.splits(), texts, reads_text=reads)
     train_loader, val_loader = _loaders(config, source, model, fabric)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
     state = starting_state(checkpoint, model, optimizer, fabric)

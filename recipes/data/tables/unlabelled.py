@@ -18,6 +18,7 @@ def unlabelled_table(
     num_classes: int,
     image_root: str | Path | None = None,
     force_dicom: bool = False,
+    blank_images: bool = False,
 ) -> ImageFiles:
     """Reads a csv of images and texts without labels, splits and groups.
 
@@ -28,6 +29,7 @@ def unlabelled_table(
         num_classes: ``C``; all labels are NaN.
         image_root: Folder of the images, by default the csv's.
         force_dicom: Whether DICOM files without preamble and file meta group are read.
+        blank_images: Whether a row with a text may have no image; its id is then ``row N``.
 
     Returns:
         The images, their paths as ids and groups.
@@ -42,27 +44,29 @@ def unlabelled_table(
         text_column=text_column,
         image_root=image_root,
         force_dicom=force_dicom,
+        blank_images=blank_images,
     )
     images, _ = read_rows(layout, read_table(layout.csv, layout.columns(), options=layout.options()))
     check_images_exist(images, layout, otherwise="remove such rows")
-    return replace(images, ids=images.paths, groups=images.paths, labels=_unknown(len(images), num_classes))
+    ids = tuple(path or name for path, name in zip(images.paths, images.ids, strict=True))
+    return replace(images, ids=ids, groups=ids, labels=_unknown(len(images), num_classes))
 
 
 def unlabelled_images(
     paths: tuple[Path, ...], text: str | None, *, num_classes: int, force_dicom: bool = False
 ) -> ImageFiles:
-    """Takes image files that share one text.
+    """Takes image files that share one text, or the text alone as a study without image.
 
     Args:
-        paths: The files.
+        paths: The files; none for the text alone.
         text: Report or note; blank means none.
         num_classes: ``C``; all labels are NaN.
         force_dicom: Whether DICOM files without preamble and file meta group are read.
     """
-    names = tuple(map(str, paths))
+    names = tuple(map(str, paths)) or ("text",)
     return ImageFiles(
         ids=names,
-        paths=names,
+        paths=names if paths else ("",),
         details=((),) * len(names),
         labels=_unknown(len(names), num_classes),
         groups=names,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from recipes.medvlmoe.report.calibration import calibration_section, operating_table
 from recipes.medvlmoe.report.experts import expert_section
+from recipes.medvlmoe.report.modalities import modality_section
 from recipes.medvlmoe.report.run import Run, read_run
 from recipes.medvlmoe.report.scores import precision_recall_charts, roc_charts, score_table
 from recipes.medvlmoe.report.single_label import single_label_section
@@ -52,6 +53,7 @@ def write_report(run_dir: Path) -> Path:
             "single_label": single_label_section(run),
             "calibration": calibration_section(run),
             "operating": operating_table(run),
+            "modalities": modality_section(run),
             "subgroups": subgroup_sections(run),
             "experts": expert_section(run),
             "facts": facts(

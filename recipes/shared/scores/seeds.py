@@ -64,9 +64,10 @@ def aggregate_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "n": len(runs),
         "seeds": seeds,
-        "macro_auroc": _summary([test["macro_auroc"] for test in tests]),
+        "macro_auroc": summary_over_seeds([test["macro_auroc"] for test in tests]),
         "per_class": {
-            name: _summary([test["per_class"][name]["auroc"] for test in tests]) for name in tests[0]["per_class"]
+            name: summary_over_seeds([test["per_class"][name]["auroc"] for test in tests])
+            for name in tests[0]["per_class"]
         },
     }
 
@@ -80,11 +81,12 @@ def _check_same(what: str, values: list[Any]) -> None:
             )
 
 
-def _summary(values: list[float | None]) -> dict[str, Any]:
+def summary_over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Returns ``mean``, ``ci95``, ``values`` and ``n`` of one score of several runs, as :func:`aggregate_seeds`."""
     known = [value for value in values if value is not None]
     interval = None
     if len(known) > 1:
         _, low, high = t_interval(known)
         interval = [low, high]
     mean = float(np.mean(known)) if known else None
-    return {"mean": mean, "ci95": interval, "values": values, "n": len(known)}
+    return {"mean": mean, "ci95": interval, "values": list(values), "n": len(known)}

@@ -118,7 +118,7 @@ def test_prediction_of_a_csv_reads_images_beside_it(trained_run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give either images or a csv"),
+        ({}, "give either images, a text, or both, or a csv"),
         ({"images": ["a.png", "b.png"], "text": "note"}, "text belongs to a single image, got 2"),
     ],
 )
