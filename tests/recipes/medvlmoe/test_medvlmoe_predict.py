@@ -94,7 +94,7 @@ def test_some_reports_without_the_section_are_warned_of(folder):
         (["image,lateral,report", "images/0.png,febrile"], r"row 1 \(line 2\) has 2 fields"),
         (["image,report"], r"new\.csv: holds a header but no rows"),
         (["image,report,image", "images/0.png,note,images/1.png"], r"has the column 'image' 2 times"),
-        (["image,report", ",note"], r"column 'image', row 1 is blank"),
+        (["image,report", ","], r"column 'image', row 1 is blank"),
         (
             ["image,report", "images/0.png,a", "images/99.png,b"],
             r"1 of 2 images are missing .*99\.png.*--image-root.*, or remove such rows\.",
