@@ -64,14 +64,32 @@ def compare_runs(first: Path, second: Path, *, bootstrap: int = 2000, seed: int 
         ValueError: If a run has no predictions, or the two differ in studies, patients, classes or labels; the message
             names the files and some of the studies.
     """
-    a, b = read_test_predictions(first), read_test_predictions(second)
+    return compare_predictions(
+        read_test_predictions(first), read_test_predictions(second), bootstrap=bootstrap, seed=seed
+    )
+
+
+def compare_predictions(
+    a: TestPredictions, b: TestPredictions, *, bootstrap: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Compares predictions that are at hand; see :func:`compare_runs`.
+
+    Args:
+        a: The first run's.
+        b: The second's.
+        bootstrap: Resamples of patients.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: As for :func:`compare_runs`.
+    """
     b = _aligned(a, b)
     macro, per_class = compare_aurocs(a.probs, b.probs, a.labels, a.groups, a.classes, bootstrap=bootstrap, seed=seed)
     aurocs = [_aurocs(run) for run in (a, b)]
     adjusted = holm([per_class[name].p for name in a.classes])
     by_seed = [_macro(values) for values in aurocs]
     return {
-        "runs": [str(first), str(second)],
+        "runs": [str(a.run), str(b.run)],
         "studies": len(a.ids),
         "patients": len(set(a.groups)),
         "bootstrap": {"samples": bootstrap, "seed": seed},
@@ -93,11 +111,23 @@ def read_test_predictions(run: Path) -> TestPredictions:
     Raises:
         ValueError: If there is none, a column is missing, a study occurs twice, or seeds have different studies.
     """
-    folders = sorted(run.glob("seed-*"), key=lambda path: path.name) or [run]
-    each = [_read(folder) for folder in folders]
-    same = [each[0], *(_aligned(each[0], other) for other in each[1:])]
-    names = tuple(folder.name for folder in folders) if folders != [run] else ("",)
-    return each[0]._replace(run=run, seeds=names, probs=np.concatenate([one.probs for one in same]))
+    folders = sorted(run.glob("seed-*"), key=lambda path: path.name)
+    return join_seeds([_read(folder) for folder in folders], run) if folders else _read(run)
+
+
+def join_seeds(runs: Sequence[TestPredictions], name: Path) -> TestPredictions:
+    """Joins the predictions of runs that differ in their seed alone.
+
+    Args:
+        runs: Of one seed each, at least one.
+        name: What to call them together; a run's own folder is the name of its seed.
+
+    Raises:
+        ValueError: If they are of different studies.
+    """
+    same = [runs[0], *(_aligned(runs[0], other) for other in runs[1:])]
+    names = tuple(one.run.name for one in runs)
+    return runs[0]._replace(run=name, seeds=names, probs=np.concatenate([one.probs for one in same]))
 
 
 def comparison_table(result: dict[str, Any]) -> str:

@@ -14,4 +14,5 @@
 | ``bootstrap`` | resampling of patients |
 | ``retrieval`` | recall at K between images and texts |
 | ``expert_usage`` | load of the experts, overall and by class |
+| ``specialisation`` | experts assigned to diseases, tested against exchanged patients |
 """
