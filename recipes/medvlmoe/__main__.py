@@ -1,6 +1,7 @@
-"""The command line: ``python -m recipes.medvlmoe train|evaluate|external|compare|predict|report|serve``."""
+"""The command line: ``python -m recipes.medvlmoe STAGE``, from ``train`` to ``figure3``."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,10 @@ _ABOUT = {
     "predict": "Predict the findings of images of your own with a trained run.",
     "report": "Draw report.html from an evaluated run.",
     "serve": "Serve a page on which to try a trained run.",
+    "table1": "Train and compare MedVLMoE and the baselines on several data sets (the paper's Table 1).",
+    "table2": "Train and compare the full model and its ablations (Table 2).",
+    "figure2": "Draw Table 1 as bars over the data sets (Figure 2).",
+    "figure3": "Draw the experts by disease, and test whether they specialise (Figure 3).",
 }
 
 
@@ -31,6 +36,7 @@ def main(arguments: list[str]) -> None:
         "predict": _predict,
         "report": _report,
         "serve": _serve,
+        **{name: partial(_table, name) for name in ("table1", "table2", "figure2", "figure3")},
     }
     run_stage("recipes.medvlmoe", stages, _ABOUT, arguments)
 
@@ -261,6 +267,12 @@ def _serve(arguments: list[str]) -> None:
         )
 
     tyro.cli(serve, args=arguments, prog="python -m recipes.medvlmoe serve")
+
+
+def _table(name: str, arguments: list[str]) -> None:
+    from recipes.medvlmoe.tables.command import run_command
+
+    run_command(name, arguments, parse_train)
 
 
 def _summary(metrics: dict) -> str:

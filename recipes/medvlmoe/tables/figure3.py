@@ -19,11 +19,11 @@ from recipes.shared.settings import read_settings
 from recipes.shared.sweeps.tables import markdown_table, write_csv, write_text
 
 METHOD = (
-    "A cell is the share of routed slots that an expert receives of the test studies positive for a disease. One expert "
-    "is assigned to each disease on the validation split, so that the shares of the assigned cells (the diagonal) are "
-    "largest in sum, and this assignment is scored on the test split. All of it, the assignment too, is repeated with the "
-    "label vectors of patients exchanged as a whole, among patients with the same number of studies. Lift is the share "
-    "divided by the expert's load: 1 if the disease goes to it as often as any study."
+    "A cell is the share that an expert receives of the routed slots of the test studies positive for a disease. One "
+    "expert is assigned to each disease on the validation split, so that the shares of the assigned cells (the "
+    "diagonal) are largest in sum, and this assignment is scored on the test split. All of it, the assignment too, is "
+    "repeated with the label vectors of patients exchanged as a whole, among patients with the same number of studies. Lift is the "
+    "share divided by the expert's load: 1 if the disease goes to it as often as any study."
 )
 
 
@@ -160,8 +160,8 @@ def verdict(one: Mapping[str, Any]) -> str:
 
 def _limits(one: Mapping[str, Any]) -> str:
     return (
-        f"{one['num_experts']} experts, top {one['top_k']}: no cell can pass {100 * one['highest_share']:.1f}%, uniform "
-        f"routing gives {100 * one['uniform_share']:.1f}%. Load of the test split: "
+        f"{one['num_experts']} experts, top {one['top_k']}: no cell can pass {100 * one['highest_share']:.1f}%, "
+        f"uniform routing gives {100 * one['uniform_share']:.1f}%. Load of the test split: "
         f"{', '.join(percent(share) for share in one['load'])}. {one['exchangeable_patients']} test patients could be "
         "exchanged."
     )

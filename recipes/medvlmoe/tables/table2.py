@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.model import has_experts
 from recipes.medvlmoe.tables.options import Grid, Model, ParseTrain, SweepOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_differences
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_2, TABLE_2
@@ -45,9 +44,9 @@ _MEANINGS = {
     "vision-only": "image encoder and linear classifier: no text, fusion, gate or experts",
 }
 SETTINGS = (
-    "AUROC is the mean over the classes on the test split, and over the seeds. Differences are variant less full model, "
-    "paired by study and seed. The interval over patients and the p-values (Holm's method over the table) are for the "
-    "models as they are trained; the t-interval over seeds is another uncertainty, and neither includes the other."
+    "AUROC is the mean over the classes on the test split, and over the seeds. Differences are variant less full model "
+    "and paired by study and seed. The interval over patients and the p-values (Holm's method over the table) are for "
+    "the models as they are trained; the t-interval over seeds is another uncertainty, and neither includes the other."
 )
 
 
@@ -128,7 +127,6 @@ def run_table2(options: SweepOptions, sweeps: Sequence[str], size: str, parse: P
         The rows of each sweep.
     """
     check_sweeps(sweeps)
-    known: dict[tuple[str, str], Variation] = {}
 
     def models(base: Config) -> list[Model]:
         listed = [variation for sweep in sweeps for variation in variations(sweep, base)]
@@ -236,16 +234,3 @@ def _signed_interval(interval: Sequence[float] | None) -> str:
 
 def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def check_full(config: Config) -> None:
-    """Refuses settings whose full model has no experts to leave out.
-
-    Args:
-        config: Settings of the full model.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    if not has_experts(config.model):
-        raise ValueError(f"variant (--variant) must be full for a table of variants, got {config.model.variant}.")
