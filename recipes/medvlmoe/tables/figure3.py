@@ -22,8 +22,8 @@ METHOD = (
     "A cell is the share that an expert receives of the routed slots of the test studies positive for a disease. One "
     "expert is assigned to each disease on the validation split, so that the shares of the assigned cells (the "
     "diagonal) are largest in sum, and this assignment is scored on the test split. All of it, the assignment too, is "
-    "repeated with the label vectors of patients exchanged as a whole, among patients with the same number of studies. Lift is the "
-    "share divided by the expert's load: 1 if the disease goes to it as often as any study."
+    "repeated with the label vectors of patients exchanged as a whole, among patients with the same number of studies. "
+    "Lift is the share divided by the expert's load: 1 if the disease goes to it as often as any study."
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
+import matplotlib
 import vl_convert
 
 from recipes.medvlmoe.tables.printed import COLUMN
@@ -13,6 +14,9 @@ from recipes.medvlmoe.tables.rows import Row
 COLOURS = ("#30638e", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#5d737e", "#c08552", "#7f7f7f", "#2e4057")
 INK = "#333333"
 _SCALE = 2
+# A machine may have no fonts at all, and texts are then left out: matplotlib brings one.
+FONT = "DejaVu Sans"
+vl_convert.register_font_directory(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf"))
 
 
 def draw_intervals(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -176,7 +180,7 @@ def _save(path: Path, chart: Any, title: str, *, subtitle: str = "") -> None:
         alt.vconcat(chart)
         .properties(title=heading)
         .configure(
-            background="white", padding=12, font="Arial", axis=axis, title=alt.TitleConfig(anchor="start", fontSize=12)
+            background="white", padding=12, font=FONT, axis=axis, title=alt.TitleConfig(anchor="start", fontSize=12)
         )
     )
     part = path.with_name(path.name + ".part")

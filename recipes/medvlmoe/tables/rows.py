@@ -87,7 +87,7 @@ def row_cells(row: Row) -> list[str]:
         decimals(one.sd),
         interval_text(one.interval),
         signed(difference.value),
-        interval_text(difference.interval),
+        signed_interval(difference.interval),
         p_text(difference.p),
         p_text(difference.p_holm),
     ]
@@ -119,7 +119,7 @@ def seed_table(rows: Sequence[Row], first: str) -> str:
             score = decimals(one.value) if not one.problem else one.problem
             lines.append(
                 [row.model, row.data_set, str(one.seed), score, interval_text(one.interval), signed(value),
-                 interval_text(interval), p_text(p)]
+                 signed_interval(interval), p_text(p)]
             )  # fmt: skip
     titles = [first, "data set", "seed", "AUROC", "95% over patients", "difference", "95% over patients of it", "p"]
     return markdown_table(titles, lines)
@@ -210,6 +210,11 @@ def p_text(value: float | None) -> str:
 def signed(value: float | None) -> str:
     """Returns a difference with its sign."""
     return DASH if value is None else f"{value:+.3f}"
+
+
+def signed_interval(interval: Sequence[float] | None) -> str:
+    """Returns the ends of a difference's interval with their signs."""
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else DASH
 
 
 def _data_checksums(grid: Grid, data_set: str) -> list[str]:

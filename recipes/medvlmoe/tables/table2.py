@@ -18,9 +18,10 @@ from recipes.medvlmoe.tables.rows import (
     seed_csv_rows,
     seed_table,
     signed,
+    signed_interval,
     with_paper,
 )
-from recipes.shared.report.formats import DASH, interval_text
+from recipes.shared.report.formats import DASH
 from recipes.shared.runs import write_json
 from recipes.shared.sweeps.tables import markdown_table, write_csv, write_text
 
@@ -183,7 +184,7 @@ def _markdown(grid: Grid, rows: Sequence[Row], sweep: str, known: dict[str, Vari
     lines = []
     for row in rows:
         over_seeds = row.difference.over_seeds if row.difference else None
-        line = [row.model, row.data_set, *row_cells(row), _signed_interval(over_seeds)]
+        line = [row.model, row.data_set, *row_cells(row), signed_interval(over_seeds)]
         line += [row.paper or DASH] if sweep == "core" else []
         lines.append([*line, "; ".join(row.notes)])
     parts = [
@@ -218,7 +219,7 @@ def _verdict(rows: Sequence[Row]) -> str:
         if row.model not in ("no-moe", "single-ffn") or row.difference is None or row.difference.interval is None:
             continue
         low, high = row.difference.interval
-        gain = f"{signed(-(row.difference.value or 0.0))} (95% {interval_text([-high, -low])})"
+        gain = f"{signed(-(row.difference.value or 0.0))} (95% {signed_interval([-high, -low])})"
         words = "undecided over these patients"
         if high < 0:
             words = "the mixture scores higher"
@@ -226,10 +227,6 @@ def _verdict(rows: Sequence[Row]) -> str:
             words = "the mixture scores lower"
         lines.append(f"{row.data_set}: full model less `{row.model}` {gain}: {words}.")
     return _list(lines) if lines else "Not known before the full model and one without experts are finished."
-
-
-def _signed_interval(interval: Sequence[float] | None) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else DASH
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -35,7 +35,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table in markdown; columns but the first are aligned to the right.
+    """Returns a table in markdown; columns of figures are aligned to the right.
 
     Args:
         columns: Their titles.
@@ -47,8 +47,14 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     for row in rows:
         if len(row) != len(columns):
             raise ValueError(f"every row must have {len(columns)} cells, one per column, got {len(row)}: {list(row)}.")
-    lines = [list(columns), ["---", *["---:"] * (len(columns) - 1)], *map(list, rows)]
+    marks = ["---:" if rows and all(_is_figure(row[c]) for row in rows) else "---" for c in range(len(columns))]
+    lines = [list(columns), marks, *map(list, rows)]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _is_figure(text: str) -> bool:
+    """Tells whether a cell begins as a number does, or holds a dash for one."""
+    return text[:1] in set("0123456789+-<>–")
 
 
 def _cell(text: str) -> str:
