@@ -63,7 +63,8 @@ def _context() -> Any:
     if "forkserver" not in mp.get_all_start_methods():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    # What is not installed is passed over.
+    context.set_forkserver_preload([__name__, "PIL.Image", "pydicom", "pydicom.pixels"])
     return context
 
 

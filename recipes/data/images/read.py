@@ -13,7 +13,7 @@ from recipes.shared.extras import require
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _PHOTOMETRIC_TAG, _WHITE_IS_ZERO = 262, 0
-SAFE_KINDS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "JPEG2000")
+SAFE_KINDS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "JPEG2000")
 """Pillow's names of the kinds that medical images come in; the others run more code, some of it programs outside."""
 
 

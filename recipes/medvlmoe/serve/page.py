@@ -14,8 +14,6 @@ from recipes.shared.report.facts import data_name
 from recipes.shared.report.pages import environment
 from recipes.shared.runs import read_metrics
 
-FILES = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm", ".dicom"]
-"""What the browser's dialogue offers; the decoder decides what is read."""
 MAX_AGE = 600
 """Seconds after which a file is removed that was uploaded and not read."""
 SESSION = 3600
@@ -39,14 +37,14 @@ def build_page(predictor: Predictor, limits: ImageLimits) -> Any:
     examples = read_run_examples(trained.folder)
     names = [f"{number}: {example.name}" for number, example in enumerate(examples, 1)]
 
-    def take(file: str | None) -> tuple[NDArray[np.uint8] | None, str]:
+    def take(file: str | None) -> tuple[NDArray[np.uint8] | None, None, str]:
         if file is None:
-            return None, predictor.answer(None, None)
+            return None, None, predictor.answer(None, None)
         try:
             image = take_upload(Path(file), predictor.size, force_dicom=trained.config.data.force_dicom, limits=limits)
         except ValueError as error:
-            return None, predictor.message(f"The upload cannot be read: {error}.")
-        return image, predictor.message("Read; predicting …")
+            return None, None, predictor.message(f"The upload cannot be read: {error}.")
+        return image, None, predictor.message("Read; predicting …")
 
     def choose(name: str | None) -> tuple[NDArray[np.uint8] | None, str, None]:
         if name not in names:
@@ -69,9 +67,9 @@ def build_page(predictor: Predictor, limits: ImageLimits) -> Any:
                 example = gr.Dropdown(
                     names, value=None, label="Example of the test split", visible=bool(names), elem_id="example"
                 )
-                file = gr.File(
-                    label="Or upload an image (PNG, JPEG, TIFF, DICOM)", file_types=FILES, elem_id="upload", height=180
-                )
+                file = gr.File(label="Or upload an image (PNG, JPEG, TIFF, DICOM)", elem_id="upload", height=180)
+                # gradio's own would leave an empty file behind each time.
+                file.preprocess = lambda payload: None if payload is None else payload.path
                 text = gr.Textbox(
                     label="Report or note", lines=6, max_length=MAX_CHARACTERS, visible=trained.reads_text,
                     elem_id="text",
@@ -82,7 +80,7 @@ def build_page(predictor: Predictor, limits: ImageLimits) -> Any:
         example.input(choose, example, [image, text, file], api_name="choose").then(
             predict, [image, text], shown, api_name=False
         )
-        file.upload(take, file, [image, shown], api_name="take").then(
+        file.upload(take, file, [image, example, shown], api_name="take").then(
             predict_if_read, [image, text, shown], shown, api_name=False
         )
         gr.on([button.click, text.submit], predict, [image, text], shown, api_name="predict")

@@ -26,7 +26,8 @@ def take_upload(path: Path, size: int, *, force_dicom: bool, limits: ImageLimits
     try:
         return read_confined(path, size, force_dicom=force_dicom, limits=limits)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(path), path.name)) from None
+        named = str(error).replace(repr(str(path)), repr(path.name)).replace(str(path), path.name)
+        raise ValueError(named) from None
     finally:
         path.unlink(missing_ok=True)
 
