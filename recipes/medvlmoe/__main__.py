@@ -84,7 +84,10 @@ def _evaluate(arguments: list[str]) -> None:
             specificities=specificities,
         )
         print(_summary(metrics))
-        for line in (*_class_set_lines(metrics["test"].get("class_sets", {})), *modality_lines(metrics["modalities"])):
+        for line in (
+            *_class_set_lines(metrics["test"].get("class_sets", {})),
+            *modality_lines(metrics.get("modalities")),
+        ):
             print(line)
         print(f"metrics: {run / 'metrics.json'}\nnext: python -m recipes.medvlmoe report {run}")
 

@@ -28,7 +28,7 @@ from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
 from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
-from recipes.medvlmoe import evaluate, external, predict, report, train
+from recipes.medvlmoe import evaluate, external, predict, report, serve, train
 from recipes.medvlmoe.config import paper, tiny
 from recipes.shared import compare
 from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of, name_of
@@ -81,6 +81,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
         "compare": [],
         "predict": [],
         "report": [],
+        "serve": [],
     }
 
     def record(stage: str, result: Any) -> Any:
@@ -96,7 +97,10 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     monkeypatch.setattr(external, "main", record("external", scores))
     monkeypatch.setattr(compare, "compare_runs", record("compare", {}))
     monkeypatch.setattr(compare, "comparison_table", str)
-    monkeypatch.setattr(predict, "main", record("predict", pd.DataFrame({"image": ["a.png"]})))
+    predicted = pd.DataFrame({"image": ["a.png"]})
+    predicted.attrs["uncalibrated"] = ""
+    monkeypatch.setattr(predict, "main", record("predict", predicted))
+    monkeypatch.setattr(serve, "serve", record("serve", None))
     monkeypatch.setattr(report, "write_report", record("report", tmp_path / "report.html"))
     monkeypatch.chdir(tmp_path)
     return calls
