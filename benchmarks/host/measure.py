@@ -37,7 +37,8 @@ class Case(NamedTuple):
     """What is stepped.
 
     Attributes:
-        name: ``"layer"``, or ``"experts"`` for plan and experts alone.
+        name: ``"layer"``, ``"compiled layer"`` for that under ``torch.compile``, or ``"experts"`` for plan and experts
+            alone.
         shape: Its sizes.
         is_timed: False where torch's own arithmetic, a GPU's work, would be most of the time on a CPU.
     """
@@ -51,11 +52,13 @@ CASES = (
     Case("layer", Shape(32, 1024, 4096, 8, 2)),
     Case("layer", Shape(512, 128, 128, 16, 2)),
     Case("layer", Shape(4096, 1024, 1024, 16, 2), is_timed=False),
+    Case("compiled layer", Shape(32, 1024, 4096, 8, 2)),
+    Case("compiled layer", Shape(512, 128, 128, 16, 2)),
     Case("experts", Shape(32, 1024, 4096, 8, 2)),
     Case("experts", Shape(512, 128, 128, 16, 2)),
     Case("experts", Shape(4096, 1024, 1024, 16, 2), is_timed=False),
 )
-"""The second and fifth take the kernels of the third and sixth, in sizes whose arithmetic takes a CPU no time."""
+"""Those with 512 tokens take the kernels of those with 4096, in sizes whose arithmetic takes a CPU no time."""
 
 
 class Calls(NamedTuple):
@@ -77,12 +80,16 @@ def calls_of(case: Case) -> Calls:
     tokens, dim, hidden_dim, num_experts, top_k = shape
     x = torch.zeros(tokens, dim, dtype=torch.bfloat16, requires_grad=True)
     grad = torch.zeros(tokens, dim, dtype=torch.bfloat16)
-    if case.name == "layer":
+    if case.name != "experts":
         gates = x
         module: torch.nn.Module = SparseMoE.ffn(dim, hidden_dim, num_experts, top_k, **options)
+        called: Callable[[Tensor], Any] = module
+        if case.name == "compiled layer":
+            torch.compiler.reset()  # code of another shape would be looked at in every call
+            called = torch.compile(module, fullgraph=True, dynamic=False)
 
         def forward() -> Tensor:
-            return module(x).output
+            return called(x).output
 
     else:
         module = FFNExperts(dim, hidden_dim, num_experts, **options)

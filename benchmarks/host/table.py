@@ -15,7 +15,8 @@ Written by `python -m benchmarks host`. No GPU: kernels are compiled for an H100
 stands in the place of CUDA's, so everything before the GPU runs: the layer, autograd, launchers, Triton. Times are
 processor time of one thread; the machine was shared, so the least time says most. Freed memory is kept by the
 allocator, as on a GPU. A step is forward and backward; "inference" is forward without gradients. Sizes with T = 512
-stand for T = 4096: the same kernels, in widths whose arithmetic by torch costs a CPU nothing.
+stand for T = 4096: the same kernels, in widths whose arithmetic by torch costs a CPU nothing. A compiled layer is
+`torch.compile(layer)` alone, with its guards; a further layer of one compiled model costs less.
 """
 
 

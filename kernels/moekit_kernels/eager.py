@@ -20,6 +20,7 @@ the hooks of ``torch.autograd.graph.saved_tensors_hooks`` (activation checkpoint
 goes through the registered operation.
 """
 
+import warnings
 from collections.abc import Callable
 from operator import attrgetter
 from types import NoneType
@@ -28,6 +29,7 @@ from typing import Any, cast, get_type_hints
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch._library import autograd as library_autograd
 from torch.nn import Parameter
 
 from moekit_kernels.repeated import Repeatable
@@ -115,6 +117,7 @@ class Operation:
         self.compute = Repeatable(compute)
         schema = torch.library.infer_schema(compute, mutates_args=())
         self.registered = torch.library.custom_op(name, self.compute, mutates_args=(), schema=schema)
+        self._library = _call_directly(name, self.registered, self.compute)
         self._apply: Callable[..., Any] = self.registered
 
     def __call__(self, *arguments: Any) -> Any:
@@ -152,6 +155,32 @@ def operation(name: str) -> Callable[[Callable[..., Any]], Operation]:
         return Operation(name, compute)
 
     return register
+
+
+def _call_directly(name: str, registered: Any, compute: Callable[..., Any]) -> torch.library.Library:
+    """Has the dispatcher call the function itself for a registered call that is plain and needs no gradient.
+
+    Compiled code makes such calls. What ``custom_op`` puts around the function for them takes some 10 µs: it leaves
+    autograd once more and looks for results that are aliases of arguments.
+
+    Returns:
+        What holds the registration.
+    """
+    namespace, short = name.split("::")
+    # No public function returns what ``custom_op`` registers for autograd.
+    make: Callable[..., Callable[..., Any]] = cast(Any, library_autograd).make_autograd_impl
+    with_gradient = make(getattr(getattr(torch.ops, namespace), short).default, registered)
+
+    def call(keyset: Any, *arguments: Any) -> Any:
+        if is_plain_eager(*arguments) and not needs_gradient(*arguments):
+            return compute(*arguments)
+        return with_gradient(keyset, *arguments)
+
+    library = torch.library.Library(namespace, "FRAGMENT")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        library.impl(short, call, "Autograd", with_keyset=True, allow_override=True)
+    return library
 
 
 def _function(

@@ -114,5 +114,32 @@ def route_linear_backward_flops(
     return (input_grad + weight_grad) * route_linear_flops(x, weight)
 
 
+def routed_ffn_flops(
+    x: Shape, gate: Shape, gate_bias: Shape | None, selection_bias: Shape | None, up_proj: Shape, down_proj: Shape,
+    up_bias: Shape | None, down_bias: Shape | None, top_k: int, *others: Any, **ignored: Any,
+) -> int:  # fmt: skip
+    """Adds up the products of router and experts."""
+    num_rows = x[0] * top_k
+    return route_linear_flops(x, gate) + _products(num_rows, up_proj) + _products(num_rows, down_proj)
+
+
+def routed_ffn_backward_flops(
+    grad: Shape | None, d_prob_sum: Shape | None, d_gate_sum: Shape | None, d_logsumexp_sq_sum: Shape | None,
+    d_entropy_sum: Shape | None, x: Shape, gate: Shape, gate_bias: Shape | None, up_proj: Shape, down_proj: Shape,
+    up_bias: Shape | None, down_bias: Shape | None, integers: Shape, floats: Shape, pre: Shape | None,
+    hidden: Shape | None, top_k: int, scoring: str, renormalize: bool, scaling_factor: float, activation: str,
+    x_grad: bool, gate_grad: bool, gate_bias_grad: bool, up_grad: bool, down_grad: bool, *others: Any, **ignored: Any,
+) -> int:  # fmt: skip
+    """Adds up the products of router and experts; those of the experts only where the output has a gradient."""
+    of_router = (x_grad + gate_grad) * route_linear_flops(x, gate)
+    if grad is None:
+        return of_router
+    num_rows = x[0] * top_k
+    up, down = _products(num_rows, up_proj), _products(num_rows, down_proj)
+    again = up if pre is None else 0
+    input_grad = x_grad or gate_grad or gate_bias_grad
+    return of_router + again + down + input_grad * up + up_grad * up + down_grad * down
+
+
 def _products(rows: int, weight: Shape) -> int:
     return 2 * rows * weight[1] * weight[2]

@@ -152,11 +152,11 @@ def plain_linear(gate: nn.Module, x: Tensor, num_experts: int) -> tuple[Tensor, 
     Returns:
         Weight ``(E, D)`` and bias ``(E,)``; None where the gate has to be called.
     """
-    if type(gate) is not Gate or len(gate.layers) != 1 or not _is_unhooked(gate):
+    if type(gate) is not Gate or len(gate.layers) != 1 or not is_unhooked(gate):
         return None
     layer = gate.layers[0]
     # A parametrised layer, or one of FSDP, has a class of its own.
-    if type(layer) is not _Linear or not _is_unhooked(layer) or _any_global_hook():
+    if type(layer) is not _Linear or not is_unhooked(layer) or _any_global_hook():
         return None
     weight, bias = layer.weight, cast(Tensor | None, layer.bias)
     if not _is_plain(weight) or (bias is not None and not _is_plain(bias)):
@@ -178,7 +178,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _any_global_hook: Callable[[], object] = module_hooks._has_any_global_hook  # pyright: ignore[reportPrivateUsage]
 
 
-def _is_unhooked(module: nn.Module) -> bool:
+def is_unhooked(module: nn.Module) -> bool:
+    """Returns whether calling a module calls the ``forward`` of its class and nothing else, but for global hooks."""
     attributes = module.__dict__
     for name in _HOOKS:
         if attributes.get(name):

@@ -182,11 +182,11 @@ class TopKRouter(Router):
         elif not (self.training and self._noisy):
             plain = self._plain_gate(x)
             if plain is not None:
-                return self._routing(route_linear_by(self._options(), x, *plain, mask, *self._returned()), mask)
+                return self._routing(route_linear_by(self.route_options(), x, *plain, mask, *self._returned()), mask)
         logits = router_logits(self.gate, x, self.num_experts)
         if self.training and self.noise_gate is not None:
             return self._route_noisy(logits, x, self.noise_gate)
-        return self._routing(route_by(self._options(), logits, mask, *self._returned()), mask)
+        return self._routing(route_by(self.route_options(), logits, mask, *self._returned()), mask)
 
     @torch.no_grad()
     def update_bias_(self, tokens_per_expert: Int[Tensor, "E"], rate: float = 1e-3) -> None:
@@ -244,7 +244,7 @@ class TopKRouter(Router):
         raw_std = torch.where(valid.unsqueeze(-1), noise_gate(x).to(logits.dtype), 0)
         noise = add_noise(logits, raw_std)
         marked = torch.where(valid.unsqueeze(-1), noise.noisy, torch.nan)
-        routed = route_by(self._options(), marked, mask=None, with_sums=False, with_logits=True, impl=self.impl)
+        routed = route_by(self.route_options(), marked, mask=None, with_sums=False, with_logits=True, impl=self.impl)
         load_probs = smooth_load(logits, noise, self.top_k)
         return Routing(routed.gates, routed.ids, logits, routed.probs, routed.valid, load_probs)
 
@@ -269,7 +269,8 @@ class TopKRouter(Router):
             return routing
         return routing._replace(sums=FusedSums(routed.sums, routed.counts, mask, routing[:5]))
 
-    def _options(self) -> RouteOptions:
+    def route_options(self) -> RouteOptions:
+        """Returns how experts are chosen and weighted, for the operations of :mod:`moekit_kernels.routing`."""
         bias = self.selection_bias
         # Float32 already, unless a function (torch.func.functional_call) put another tensor in its place.
         return self._unbiased_options if bias is None else self._unbiased_options._replace(selection_bias=bias.float())

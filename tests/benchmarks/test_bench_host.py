@@ -15,6 +15,7 @@ from benchmarks.host import command
 from benchmarks.host.measure import CASES, Case, Counts, calls_of, count
 from benchmarks.host.stub import as_on_a_gpu
 from benchmarks.shapes import Shape
+from moekit import SparseMoE
 from moekit_kernels import runtime
 
 SMALL, LARGE = Shape(32, 1024, 4096, 8, 2), Shape(4096, 1024, 1024, 16, 2)
@@ -45,6 +46,25 @@ def test_a_step_of_the_layer_starts_few_kernels(shape, forward, backward):
     assert counts["backward"].operators in ({"add": 1}, {"add_": 1})
 
 
+def _num_guards() -> int:
+    """Most guards of one entry of the compiled code of a layer: each is evaluated in every call."""
+    entries = torch._dynamo.eval_frame._debug_get_cache_entry_list(SparseMoE.forward.__code__)
+    assert entries
+    return max(str(entry.guard_manager).count("GuardManager: source") for entry in entries)
+
+
+def test_a_compiled_layer_starts_as_few_kernels_by_few_operators_under_few_guards():
+    counts, _ = _started(Case("compiled layer", SMALL))
+    assert len(counts["inference"].launches) <= 5
+    assert len(counts["forward"].launches) <= 5
+    assert len(counts["backward"].launches) <= 3
+    assert not counts["inference"].operators
+    assert not counts["forward"].operators
+    # What has no gradient from outside gets one of zeros, for each of four statistics.
+    assert sum(counts["backward"].operators.values()) <= 4
+    assert _num_guards() <= 190  # 456 where it is traced part by part
+
+
 @pytest.mark.parametrize(("shape", "forward", "backward"), [(SMALL, 4, 2), (LARGE, 4, 4)], ids=["small", "large"])
 def test_a_step_of_the_experts_starts_few_kernels(shape, forward, backward):
     counts, _ = _started(Case("experts", shape))
@@ -56,7 +76,11 @@ def test_a_step_of_the_experts_starts_few_kernels(shape, forward, backward):
     assert not counts["backward"].operators
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.shape.tokens}")
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.name != "compiled layer"],
+    ids=lambda case: f"{case.name}-{case.shape.tokens}",
+)
 def test_every_launch_gives_a_kernel_the_arguments_that_it_has(case):
     _, others = _started(case)
     assert others
@@ -64,7 +88,10 @@ def test_every_launch_gives_a_kernel_the_arguments_that_it_has(case):
 
 
 def test_small_widths_stand_for_large_ones():
-    timed, large = ({case.name: case for case in CASES if case.shape.tokens == tokens} for tokens in (512, 4096))
+    timed, large = (
+        {case.name: case for case in CASES if case.shape.tokens == tokens and case.name != "compiled layer"}
+        for tokens in (512, 4096)
+    )
     assert timed.keys() == large.keys()
     for name, case in timed.items():
         assert case.is_timed

@@ -1,5 +1,6 @@
 """Which calls bypass the dispatcher, and that they compute and differentiate as the registered operation does."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from moekit_kernels.combine.op import _combine
 from moekit_kernels.eager import is_plain_eager, needs_gradient, operation
@@ -228,3 +230,22 @@ def test_needs_gradient_follows_grad_mode_and_inputs():
 def test_every_operation_of_the_package_may_be_called_directly():
     for op in (_moe_ffn, _combine, _grouped_gemm, _plan_dispatch):
         assert op._apply is not op.registered or op is _plan_dispatch
+
+
+def test_a_registered_call_that_is_plain_and_needs_no_gradient_passes_no_wrapper_of_the_registration() -> None:
+    callers: list[list[str]] = []
+
+    @operation("moekit_tests::who_calls")
+    def who_calls(x: Tensor) -> Tensor:
+        callers.append([frame.filename for frame in inspect.stack(0)])
+        return x + 1
+
+    who_calls.register_fake(torch.empty_like)
+    x = torch.ones(3)
+    assert torch.equal(torch.ops.moekit_tests.who_calls(x), x + 1)
+    with torch.no_grad():
+        torch.ops.moekit_tests.who_calls(torch.ones(3, requires_grad=True))
+    with FlopCounterMode(display=False):
+        torch.ops.moekit_tests.who_calls(x)
+    wrapped = [any(name.endswith("_library/custom_ops.py") for name in names) for names in callers]
+    assert wrapped == [False, False, True]

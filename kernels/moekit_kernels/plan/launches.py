@@ -1,5 +1,7 @@
 """Starts the kernels of the plan: a counting sort of many slots; few slots take one launch."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +41,11 @@ class _Counts(NamedTuple):
 
 
 def plan_slots(
-    expert_ids: Tensor, num_experts: int, kept: Tensor | None = None, limit: Limit | None = None
+    expert_ids: Tensor,
+    num_experts: int,
+    kept: Tensor | None = None,
+    limit: Limit | None = None,
+    memory: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> DispatchPlan:
     """Sorts slots by expert, stably, on the device alone.
 
@@ -48,6 +54,7 @@ def plan_slots(
         num_experts: ``E``.
         kept: ``(T, K)`` or ``(T, 1)``, bool, or None.
         limit: Most rows of one expert; none by default.
+        memory: Where some of the fields of :class:`~moekit_kernels.plan.RowOrder` are written, by their names.
 
     Returns:
         The plan.
@@ -60,7 +67,7 @@ def plan_slots(
     if num_slots >= 2**31:
         raise ValueError(f"expert_ids must have fewer than 2**31 elements, got {num_slots}: plan in several calls.")
     slots = Slots(expert_ids.contiguous(), None if kept is None else kept.contiguous(), num_experts, top_k)
-    plan = outputs(expert_ids, num_experts, heights)
+    plan = outputs(expert_ids, num_experts, heights, memory)
     few = num_slots <= FEW_SLOTS and launches_few.serves(num_slots, num_experts)
     sort = launches_few.sort if few else _many
     sort(slots, _effective(limit, num_slots), plan, heights)
@@ -78,23 +85,30 @@ def _effective(limit: Limit | None, num_slots: int) -> Limit | None:
     return limit if limit.gates is None else limit._replace(gates=limit.gates.contiguous())
 
 
-def outputs(expert_ids: Tensor, num_experts: int, heights: tuple[int, ...]) -> DispatchPlan:
+def outputs(
+    expert_ids: Tensor,
+    num_experts: int,
+    heights: tuple[int, ...],
+    memory: Mapping[str, Tensor] = MappingProxyType({}),
+) -> DispatchPlan:
     """Returns an uninitialised plan, for the kernels to write, with room for the schedules of ``heights``."""
     num_tokens, top_k = expert_ids.shape
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int64, device=expert_ids.device)
+    def empty(name: str, *shape: int) -> Tensor:
+        return memory[name] if name in memory else torch.empty(shape, dtype=torch.int64, device=expert_ids.device)
 
     num_slots = num_tokens * top_k
     return DispatchPlan(
-        token_of_row=empty(num_slots),
-        slot_of_row=empty(num_slots),
-        offsets=empty(num_experts + 1),
-        row_of_slot=empty(num_tokens, top_k),
-        tokens_per_expert=empty(num_experts),
-        dropped_per_expert=empty(num_experts),
+        token_of_row=empty("token_of_row", num_slots),
+        slot_of_row=empty("slot_of_row", num_slots),
+        offsets=empty("offsets", num_experts + 1),
+        row_of_slot=empty("row_of_slot", num_tokens, top_k),
+        tokens_per_expert=empty("tokens_per_expert", num_experts),
+        dropped_per_expert=empty("dropped_per_expert", num_experts),
         num_tokens=num_tokens,
-        tiles=torch.empty(
+        tiles=memory["tiles"]
+        if "tiles" in memory
+        else torch.empty(
             schedule_bounds(num_slots, num_experts, heights)[-1], 2, dtype=torch.int32, device=expert_ids.device
         ),
     )

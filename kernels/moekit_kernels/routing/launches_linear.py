@@ -1,5 +1,7 @@
 """Starts the routing kernels that have the gate's linear layer in them: parts of operands, programs, buffers."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -42,8 +44,11 @@ def forward(
     mask: Tensor | None,
     with_logits: bool,
     with_probs: bool,
+    memory: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> RouteOutputs:
     """Routes tokens ``x (T, D)`` by ``x W^T + bias`` of ``weight (E, D)``; see :func:`launches.forward`.
+
+    Gates, ids, logits and valid rows are written to ``memory``, if they are there.
 
     Raises:
         ValueError: If no kernel runs on the device.
@@ -58,7 +63,7 @@ def forward(
     tile = forward_blocks(num_tokens, dim, num_experts, target, x_parts, w_parts)
     tiles = max(-(-num_tokens // tile.rows), 1)
     programs = tiles if tile.splits > 1 else min(tiles, 2 * target.processors)
-    out = outputs(x, num_tokens, num_experts, options.top_k, with_logits, with_probs)
+    out = outputs(x, num_tokens, num_experts, options.top_k, with_logits, with_probs, memory)
     scratch = tile.splits == 1 and not with_logits
     if tile.splits == 1 and with_logits:
         partial = out.logits

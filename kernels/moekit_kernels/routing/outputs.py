@@ -1,6 +1,7 @@
 """What the routing kernels write, and which gradients come back."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -99,17 +100,30 @@ FLOAT_OUTPUTS = tuple(RouteOutputs._fields.index(name) for name in RouteGradient
 
 
 def outputs(
-    like: Tensor, num_tokens: int, num_experts: int, top_k: int, with_logits: bool, with_probs: bool
+    like: Tensor,
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    with_logits: bool,
+    with_probs: bool,
+    memory: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> RouteOutputs:
-    """Returns uninitialised outputs on the device of ``like``."""
+    """Returns uninitialised outputs on the device of ``like``.
+
+    Gates, ids, logits and valid rows are those in ``memory``, if they are there.
+    """
     float32, int64 = torch.float32, torch.int64
     whole = (num_tokens, num_experts)
+
+    def kept(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return memory[name] if name in memory else like.new_empty(shape, dtype=dtype)
+
     return RouteOutputs(
-        gates=like.new_empty(num_tokens, top_k, dtype=float32),
-        ids=like.new_empty(num_tokens, top_k, dtype=int64),
-        logits=like.new_empty(whole if with_logits else (0,), dtype=float32),
+        gates=kept("gates", (num_tokens, top_k), float32),
+        ids=kept("ids", (num_tokens, top_k), int64),
+        logits=kept("logits", whole if with_logits else (0,), float32),
         probs=like.new_empty(whole if with_probs else (0,), dtype=float32),
-        valid=like.new_empty(num_tokens, dtype=torch.bool),
+        valid=kept("valid", (num_tokens,), torch.bool),
         tokens_per_expert=like.new_empty(num_experts, dtype=int64),
         load=like.new_empty(num_experts, dtype=float32),
         num_tokens=like.new_empty((), dtype=int64),
