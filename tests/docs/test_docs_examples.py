@@ -168,7 +168,7 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
                     if variable == "CONSTRAINTS":
                         assert (ROOT / value).is_file(), f"there is no {value}"
             case ["pip", "install", "-e", what]:
-                for extra in ",".join(re.findall(r"\[(.*)\]", what)).split(","):
+                for extra in re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*)\]", what))):
                     assert extra in extras, f"pyproject.toml has no extra {extra}"
             case [".venv/bin/python" | "python", "-m", "pytest", *arguments]:
                 for argument in arguments:
