@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from recipes.medvlmoe.config import PRESETS, Config, DataConfig
+from recipes.medvlmoe.config import Config, DataConfig
+from recipes.medvlmoe.presets import PRESETS
 from recipes.shared.cli import parse_preset, run_stage
 from recipes.shared.outputs import check_file
 

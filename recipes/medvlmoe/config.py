@@ -1,14 +1,18 @@
-"""The settings of a run, and the presets ``paper`` and ``tiny``."""
+"""The settings of a run, and the presets ``paper`` and ``tiny``; ``presets`` has all of them."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from recipes.data.studies import Task
+from recipes.medvlmoe.baselines import BASELINES, TINY_BASELINES
+from recipes.medvlmoe.baselines.config import ContrastConfig
 from recipes.shared.settings import RunSettings, TrainSettings
 
 Variant = Literal["full", "no-moe", "single-ffn", "no-fusion", "no-text", "vision-only"]
 Balance = Literal["switch", "cv2", "bias", "printed"]
+Classifier = Literal["medvlmoe", "late-fusion", "zero-shot", "none"]
+Preset = Literal["paper", "tiny", *BASELINES, *TINY_BASELINES]  # type: ignore[valid-type]  # names of a tuple
 
 
 @dataclass(frozen=True)
@@ -123,12 +127,15 @@ class ModelConfig:
     """Pretrained weights, or the architecture alone; the encoder tiny is always random."""
     text_tokens: int = 256
     """Longest text, in tokens; the rest is cut off."""
-    text_pooling: Literal["mean", "last", "first"] = "mean"
-    """How fused text tokens become one vector; the paper prints first, which a causal encoder lacks."""
+    text_pooling: Literal["mean", "last", "first", "max"] = "mean"
+    """How text tokens become one vector; the paper prints first, which a causal encoder lacks."""
     variant: Variant = "full"
     """The full model, or an ablation of Table 2: for the experts one dense network of equal active FLOPs (no-moe) or of
     one expert's size, as in the paper (single-ffn); no cross-attention; the null text for all texts (no-text); the
     image encoder and a linear classifier alone, so no experts either (vision-only)."""
+    classifier: Classifier = "medvlmoe"
+    """MedVLMoE (or its --variant); vectors of image and text side by side (late-fusion); the similarity of an image
+    with prompts of the classes (zero-shot); or none: a contrast alone, whose encoders other runs start from."""
     dim: int = 512
     """Width of the common space, d."""
     num_heads: int = 8
@@ -151,6 +158,7 @@ class ModelConfig:
     """One routing decision per study, or one per patch and text token."""
     dropout: float = 0.1
     """In fusion and before the classifier."""
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,10 @@ class TrainConfig(TrainSettings):
     """AdamW's learning rate for the encoders."""
     lr_head: float = 1e-4
     """AdamW's learning rate for everything else."""
+    contrast_epochs: int = 50
+    """Passes over the training pairs in a contrastive stage before the classifier's epochs (--objective)."""
+    contrast_lr: float = 1e-4
+    """AdamW's learning rate of that stage, for all weights."""
     balance: Balance = "switch"
     """Switch loss; CV² of importance and load (with noisy routing); loss-free by selection bias; or the printed
     Σ(f-p), which is identically zero."""
@@ -188,7 +200,7 @@ class TrainConfig(TrainSettings):
 class Config(RunSettings):
     """A run."""
 
-    preset: Literal["paper", "tiny"] = "paper"
+    preset: Preset = "paper"
     """Where the defaults come from."""
     out: Path = Path("runs/medvlmoe")
     """Folder of the run."""
@@ -227,6 +239,3 @@ def tiny() -> Config:
         cache_images=True,
     )
     return replace(Config(preset="tiny"), model=model, train=train)
-
-
-PRESETS = {"paper": paper, "tiny": tiny}

@@ -20,6 +20,7 @@ from moekit import (
     TopKRouter,
     first_token,
     last_token,
+    masked_max,
     masked_mean,
 )
 from recipes.data.studies import Task
@@ -31,7 +32,7 @@ from recipes.shared.encoders.text import TextEncoder
 from recipes.shared.hub_model import HubModel
 from recipes.shared.tasks import TaskHead
 
-_POOLINGS = {"mean": masked_mean, "last": last_token, "first": first_token}
+POOLINGS = {"mean": masked_mean, "last": last_token, "first": first_token, "max": masked_max}
 
 
 class Diagnosis(NamedTuple):
@@ -199,7 +200,7 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         states = self.text_projection(self.text_encoder(input_ids, seen.long()))
         states = states + self.text_position[:, : states.shape[1]]
         if self.config.cross_attention == "summary":
-            states = _POOLINGS[self.config.text_pooling](states, seen).unsqueeze(1)
+            states = POOLINGS[self.config.text_pooling](states, seen).unsqueeze(1)
             mask = mask.any(1, keepdim=True)
         return with_null(self.null_text, states.to(image.dtype), mask)
 
@@ -223,7 +224,7 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         return Fused(image, text, image_mask, text_mask, attention)
 
     def _pool(self, fused: Fused) -> Tensor:
-        text = _POOLINGS[self.config.text_pooling](fused.text, fused.text_mask)
+        text = POOLINGS[self.config.text_pooling](fused.text, fused.text_mask)
         features = torch.cat([masked_mean(fused.image, fused.image_mask), text.to(fused.image.dtype)], dim=-1)
         return features if self.gate is None else self.gate(features).output
 

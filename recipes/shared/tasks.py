@@ -7,45 +7,23 @@ from torch import Tensor, nn
 from recipes.data.studies import Task
 
 
-class TaskHead(nn.Module):
-    """A linear classifier for one of MedMNIST's four kinds of task.
+class TaskLoss(nn.Module):
+    """Loss and probabilities of one of MedMNIST's four kinds of task, from whatever gave the logits.
 
-    | task | outputs | loss | probabilities |
+    | task | logits | loss | probabilities |
     |---|---|---|---|
     | multi-label | C | binary cross entropy, unknown labels left out | sigmoid |
     | multi-class, binary-class | C | cross entropy, studies without a label left out | softmax |
-    | ordinal-regression | 1 | binary cross entropy of every "above grade k", likewise | differences of those sigmoids |
-
-    Ordinal regression is the proportional odds model: ``P(y > k) = sigmoid(s - theta_k)`` with ordered
-    thresholds (McCullagh 1980).
+    | ordinal-regression | C - 1 | binary cross entropy of every "above grade k", likewise | differences of those sigmoids |
 
     Args:
-        dim: Width of the features.
-        num_classes: ``C``.
         task: Which of the four.
-
-    Raises:
-        ValueError: If ``num_classes`` is too small for the task.
     """
 
-    def __init__(self, dim: int, num_classes: int, task: Task) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        if num_classes < (1 if task == "multi-label" else 2):
-            raise ValueError(f"a {task} task needs more classes, got num_classes={num_classes}.")
         self.task: Task = task
         self.ordinal = task == "ordinal-regression"
-        self.linear = nn.Linear(dim, 1 if self.ordinal else num_classes)
-        if self.ordinal:
-            self.first_threshold = nn.Parameter(torch.tensor(-1.0))
-            self.raw_steps = nn.Parameter(torch.zeros(num_classes - 2))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps ``(B, dim)`` to ``(B, C)`` logits, or to the ``(B, C - 1)`` logits of "above grade k"."""
-        logits = self.linear(features)
-        if not self.ordinal:
-            return logits
-        steps = torch.cat([self.first_threshold.view(1), F.softplus(self.raw_steps)])
-        return logits - steps.cumsum(0).to(logits.dtype)
 
     def known_labels(self, labels: Tensor) -> Tensor:
         """Counts the labels of each study that the loss is a mean over.
@@ -63,7 +41,7 @@ class TaskHead(nn.Module):
         """Sums the loss of each study over its known labels.
 
         Args:
-            logits: What :meth:`forward` gave.
+            logits: ``(B, C)``, or ``(B, C - 1)`` of an ordinal task.
             labels: ``(B, C)``: 0, 1 or NaN (unknown); one-hot for single-label tasks.
             class_weights: ``(2, C)``: weight of a label 0 and of a label 1 of each class; a study of a single-label
                 task has the second one of its class.
@@ -107,3 +85,36 @@ class TaskHead(nn.Module):
             above = F.pad(logits.sigmoid(), (1, 0), value=1.0)
             return above - F.pad(above[:, 1:], (0, 1), value=0.0)
         return logits.softmax(-1)
+
+
+class TaskHead(TaskLoss):
+    """A linear classifier for one of the four tasks.
+
+    Ordinal regression has one output: it is the proportional odds model, ``P(y > k) = sigmoid(s - theta_k)`` with
+    ordered thresholds (McCullagh 1980).
+
+    Args:
+        dim: Width of the features.
+        num_classes: ``C``.
+        task: Which of the four.
+
+    Raises:
+        ValueError: If ``num_classes`` is too small for the task.
+    """
+
+    def __init__(self, dim: int, num_classes: int, task: Task) -> None:
+        super().__init__(task)
+        if num_classes < (1 if task == "multi-label" else 2):
+            raise ValueError(f"a {task} task needs more classes, got num_classes={num_classes}.")
+        self.linear = nn.Linear(dim, 1 if self.ordinal else num_classes)
+        if self.ordinal:
+            self.first_threshold = nn.Parameter(torch.tensor(-1.0))
+            self.raw_steps = nn.Parameter(torch.zeros(num_classes - 2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``(B, dim)`` to ``(B, C)`` logits, or to the ``(B, C - 1)`` logits of "above grade k"."""
+        logits = self.linear(features)
+        if not self.ordinal:
+            return logits
+        steps = torch.cat([self.first_threshold.view(1), F.softplus(self.raw_steps)])
+        return logits - steps.cumsum(0).to(logits.dtype)

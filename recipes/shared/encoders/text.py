@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -46,9 +47,27 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.dim: int = model.config.hidden_size
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Encodes ``(B, N)`` token ids into ``(B, N, D)`` states."""
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: Sequence[int] = (-1,)) -> Tensor:
+        """Encodes ``(B, N)`` token ids into ``(B, N, D)`` states.
+
+        Args:
+            input_ids: The tokens.
+            attention_mask: 1 at tokens of a text.
+            layers: Whose mean is taken: 0 are the embeddings, -1 the last layer.
+
+        Raises:
+            ValueError: If the encoder has no such layer.
+        """
+        if tuple(layers) == (-1,):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        count = len(output.hidden_states)
+        if any(not -count <= layer < count for layer in layers):
+            raise ValueError(
+                f"layers (--text-layers) of a text encoder of {count - 1} layers lie between {-count} and {count - 1}, "
+                f"got {', '.join(map(str, layers))}."
+            )
+        return torch.stack([output.hidden_states[layer] for layer in layers]).mean(0)
 
     def save(self, folder: Path) -> None:
         """Writes configuration and tokenizer (not the weights), enough for :meth:`from_saved`."""

@@ -1,0 +1,183 @@
+"""The contrastive losses of the baselines, each over a batch of pairs.
+
+Shape letters: B images, T texts (as many as images, row for row), D the common width, C classes, M regions, N words.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moekit import global_contrastive_loss, local_contrastive_loss
+from recipes.medvlmoe.baselines.config import ContrastConfig
+
+
+class PairFeatures(NamedTuple):
+    """What a model makes of a batch of pairs.
+
+    Attributes:
+        image: ``(B, D)``, of any length.
+        text: ``(B, D)``; rows without a text do not matter.
+        logit_scale: What multiplies cosines.
+        regions: ``(B, M, D)``, for objectives that compare words with regions.
+        words: ``(B, N, D)``, likewise.
+        word_mask: ``(B, N)``, True at words.
+        masked_loss: Loss of predicting masked words, where it was computed.
+    """
+
+    image: Tensor
+    text: Tensor
+    logit_scale: Tensor | float
+    regions: Tensor | None = None
+    words: Tensor | None = None
+    word_mask: Tensor | None = None
+    masked_loss: Tensor | None = None
+
+
+class PairLosses(NamedTuple):
+    """Losses of a batch, each a mean over its pairs.
+
+    Attributes:
+        total: The weighted sum, which is trained.
+        global_loss: Whole images against whole texts.
+        local_loss: Regions against words; 0 where the objective has none.
+        masked_loss: Masked words; 0 where there is none.
+    """
+
+    total: Tensor
+    global_loss: Tensor
+    local_loss: Tensor
+    masked_loss: Tensor
+
+
+def pair_losses(
+    config: ContrastConfig,
+    features: PairFeatures,
+    labels: Tensor,
+    has_text: Tensor,
+    text_ids: Tensor,
+    *,
+    gather: bool = False,
+) -> PairLosses:
+    """Computes the losses of a batch of pairs.
+
+    | objective | loss |
+    |---|---|
+    | convirt | λ (image to text) + (1 - λ) (text to image) |
+    | gloria | global + ``local_weight`` · local, both with their directions added, as published |
+    | biovil | global + ``local_weight`` · local, means over directions, + ``masked_weight`` · masked words |
+    | clip | global, mean over directions, usually with a trained temperature |
+    | medclip | :func:`semantic_matching_loss` |
+
+    Equal texts are all positives of each other's images, with equal weight; the publications take every other text of
+    the batch as a negative.
+
+    Args:
+        config: The objective and its numbers.
+        features: Of the batch.
+        labels: ``(B, C)``: 1, 0 or NaN (medclip).
+        has_text: ``(B,)``, False at images without a text, which medclip alone may hold.
+        text_ids: ``(B,)``, equal for equal texts.
+        gather: Whether the global contrast runs over the batches of all ranks; medclip's stays within its own.
+    """
+    zero = features.image.new_zeros(())
+    if config.objective == "medclip":
+        contrast = semantic_matching_loss(features.image, features.text, labels, has_text, features.logit_scale)
+        return PairLosses(contrast, contrast, zero, zero)
+
+    def whole(directions: str) -> Tensor:
+        return global_contrastive_loss(
+            features.image,
+            features.text,
+            logit_scale=features.logit_scale,
+            text_ids=text_ids,
+            directions=directions,
+            gather=gather,
+        )
+
+    if config.objective == "convirt":
+        weight = config.image_to_text_weight
+        contrast = weight * whole("image-to-text") + (1 - weight) * whole("text-to-image")
+        return PairLosses(contrast, contrast, zero, zero)
+    contrast = whole("both")
+    if config.objective == "clip":
+        return PairLosses(contrast, contrast, zero, zero)
+    gloria = config.objective == "gloria"
+    assert features.regions is not None
+    assert features.words is not None
+    assert features.word_mask is not None
+    local = local_contrastive_loss(
+        features.regions,
+        features.words,
+        features.word_mask,
+        temperatures=config.local_temperatures,
+        aggregation="sum" if gloria else "mean",
+        word_softmax=config.word_softmax,
+        text_ids=text_ids,
+    ).loss
+    masked = zero if features.masked_loss is None else features.masked_loss
+    if gloria:  # the publication adds the directions
+        contrast, local = 2 * contrast, 2 * local
+    total = contrast + config.local_weight * local + config.masked_weight * masked
+    return PairLosses(total, contrast, local, masked)
+
+
+def semantic_matching_loss(
+    image: Tensor, text: Tensor, labels: Tensor, has_text: Tensor, logit_scale: Tensor | float
+) -> Tensor:
+    """Computes MedCLIP's loss: an image and a text belong together as far as their findings agree.
+
+    ``-½ (mean_i Σ_j y_ij log softmax_j(s cos_ij) + mean_j Σ_i y'_ij log softmax_i(s cos_ij))`` with the targets
+    ``y = softmax_j(l_i·l_j)`` and ``y' = softmax_i(l_i·l_j)`` of unit vectors of findings ``l``. A study without any
+    finding has the finding "none"; unknown labels count as not mentioned.
+
+    Args:
+        image: ``(B, D)``.
+        text: ``(B, D)``, row for row of the same studies.
+        labels: ``(B, C)``: 1, 0 or NaN.
+        has_text: ``(B,)``; a row without a text is no column, and no row of the second direction.
+        logit_scale: What multiplies the cosines, ``s``.
+
+    Returns:
+        A scalar in nats; 0 without any text.
+
+    Reference:
+        MedCLIP, equations 2 to 6, https://aclanthology.org/2022.emnlp-main.256. There the findings of a text are those
+        that a parser finds in it; here they are its study's labels.
+    """
+    image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
+    logits = logit_scale * (image @ text.T)
+    findings = F.normalize(_with_none(labels), dim=1)
+    agreement = findings @ findings.T
+    lowest = torch.finfo(logits.dtype).min
+    columns = has_text.unsqueeze(0)
+    targets = agreement.masked_fill(~columns, lowest).softmax(dim=1)
+    to_text = -(targets * logits.masked_fill(~columns, lowest).log_softmax(dim=1)).masked_fill(~columns, 0.0).sum(dim=1)
+    to_image = -(agreement.softmax(dim=0) * logits.log_softmax(dim=0)).sum(dim=0)
+    texts = has_text.sum()
+    mean_of_texts = (to_image * has_text).sum() / texts.clamp(min=1)
+    return 0.5 * (to_text.mean() * (texts > 0) + mean_of_texts)
+
+
+def hashed_texts(input_ids: Tensor, text_mask: Tensor) -> Tensor:
+    """Computes a number of each text, equal for equal tokens, on every rank and without reading anything back.
+
+    Args:
+        input_ids: ``(B, N)``.
+        text_mask: ``(B, N)``, True at tokens.
+
+    Returns:
+        ``(B,)`` int64: a sum of the tokens, with a fixed random factor for each place, that wraps around.
+    """
+    places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    # An odd multiplier of 64 bits spreads places and ids over all bits (Knuth's multiplicative hashing).
+    factors = places * 0x5851F42D4C957F2D
+    factors = factors ^ (factors >> 29)
+    return ((input_ids + 1) * 0x14057B7EF767814F * factors * text_mask).sum(dim=1)
+
+
+def _with_none(labels: Tensor) -> Tensor:
+    """Adds the finding "none" to ``(B, C)`` labels, and takes unknown ones as absent."""
+    known = labels.nan_to_num().float()
+    return torch.cat([known, (known.sum(dim=1, keepdim=True) == 0).float()], dim=1)
