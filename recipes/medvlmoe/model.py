@@ -252,13 +252,13 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
 
 
 def reads_text(config: ModelConfig) -> bool:
-    """Tells whether the variant has a text encoder at all."""
-    return config.variant not in ("no-text", "vision-only")
+    """Tells whether a diagnosis is read from texts too."""
+    return config.classifier != "zero-shot" and config.variant not in ("no-text", "vision-only")
 
 
 def has_experts(config: ModelConfig) -> bool:
-    """Tells whether the variant has a sparse layer."""
-    return config.variant not in ("no-moe", "single-ffn", "vision-only")
+    """Tells whether the model has a sparse layer."""
+    return config.classifier == "medvlmoe" and config.variant not in ("no-moe", "single-ffn", "vision-only")
 
 
 def _norm(config: ModelConfig, dim: int) -> nn.Module:

@@ -12,12 +12,17 @@ from lightning.fabric import Fabric
 from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.studies import StudySource, StudySplit
 from recipes.data.verify import verify_images
-from recipes.medvlmoe.build import load_model, new_model, save_architecture
+from recipes.medvlmoe.baselines.checks import check_baseline
+from recipes.medvlmoe.baselines.config import trains_on_pairs
+from recipes.medvlmoe.baselines.model import PairModel
+from recipes.medvlmoe.baselines.objectives import ContrastObjective, PairLoss
+from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pair_note, pair_texts, paired, validate_pairs
+from recipes.medvlmoe.build import Model, load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.medvlmoe.data import StudyDataset, build_source, make_loader, texts_of
+from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
-from recipes.medvlmoe.model import MedVLMoE, reads_text
+from recipes.medvlmoe.model import reads_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
@@ -25,7 +30,7 @@ from recipes.shared.data_summary import study_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.limits import check_limits
 from recipes.shared.loggers import check_loggers
-from recipes.shared.objective import train_epoch
+from recipes.shared.objective import Objective, train_epoch
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.scores.metrics import evaluate_predictions
@@ -65,7 +70,16 @@ def main(config: Config) -> list[Path]:
     check_limits(config)
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
-    return one_run_per_seed(config, train_one)
+    check_baseline(config)
+    return one_run_per_seed(config, train_stages)
+
+
+def train_stages(config: Config) -> None:
+    """Trains the contrastive stage of a run, if it has one that is not done, then the run itself."""
+    stage = contrastive_stage(config)
+    if stage is not None:
+        train_one(stage)
+    train_one(config)
 
 
 def train_one(config: Config) -> None:
@@ -88,14 +102,15 @@ def train_one(config: Config) -> None:
         check_unchanged(out, source.splits(), data=config.data.data)
     if config.data.verify_images:
         check_on_first_rank(fabric, lambda: verify_images(source.splits(), config.data.data))
+    texts = {name: texts_of(split, config.data) for name, split in source.splits()}
     if checkpoint is None:
-        train_texts = texts_of(source.train, config.data)
+        by_contrast = trains_on_pairs(config.model.classifier)
+        train_texts = pair_texts(source.train, source, config) if by_contrast else texts["train"]
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
     else:
         model = load_model(out, "last")[0]  # from the run's folder: no hub is asked again
-    reads = model.text_encoder is not None
+    reads = reads_text(config.model) and model.text_encoder is not None
     check_rates(settings.drop_image, settings.drop_text, reads_text=reads)
-    texts = {name: texts_of(split, config.data) for name, split in source.splits()}
     check_something_is_read(config.data.data, source.splits(), texts, reads_text=reads)
     train_loader, val_loader = _loaders(config, source, model, fabric)
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
@@ -104,11 +119,14 @@ def train_one(config: Config) -> None:
         save_architecture(model, source.classes, source.task, out)
         write_json(out / "config.json", config.to_json())
         write_fingerprint(out, source.splits())
-    wrapped, optimizer = fabric.setup(model, optimizer)
+    on_pairs = isinstance(model, PairModel)
+    wrapped, optimizer = fabric.setup(PairLoss(model) if on_pairs else model, optimizer)
     class_weights = None
     if settings.class_weights == "balanced":
         class_weights = balanced_class_weights(source.train.labels, source.task).to(fabric.device)
-    objective = DiagnosisObjective(model, settings, class_weights)
+    objective: Objective[Batch] = DiagnosisObjective(model, settings, class_weights)
+    if on_pairs:
+        objective = ContrastObjective(gather=fabric.world_size > 1)
 
     def one_epoch(epoch: int) -> dict[str, Any]:
         train_loader.batch_sampler.epoch = epoch
@@ -117,6 +135,11 @@ def train_one(config: Config) -> None:
             fabric, wrapped, optimizer, train_loader, batches, objective, settings, seed=seed, epoch=epoch
         )
         return record | _learning_rates(optimizer)
+
+    def validate() -> dict[str, Any]:
+        if config.model.classifier == "none":
+            return validate_pairs(fabric, model, val_loader)
+        return _validate(fabric, model, val_loader, source)
 
     run_epochs(
         fabric,
@@ -127,7 +150,7 @@ def train_one(config: Config) -> None:
         out=out,
         started=started,
         train_epoch=one_epoch,
-        validate=lambda: _validate(fabric, model, val_loader, source),
+        validate=validate,
         score=_score,
         line=_line,
         remedy="lower --lr-encoder or --lr-head, or use another --precision",
@@ -137,19 +160,27 @@ def train_one(config: Config) -> None:
 def _summary(config: Config, source: StudySource) -> str:
     """Returns what the data hold, with the texts that the model reads."""
     texts = {name: texts_of(split, config.data) for name, split in source.splits()}
+    if trains_on_pairs(config.model.classifier):
+        return study_summary(source, texts) + pair_note(source, config)
     unread = "" if reads_text(config.model) else f"\n  note: --variant {config.model.variant} reads no text"
     return study_summary(source, {name: [] for name in texts} if unread else texts) + unread
 
 
-def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabric) -> tuple[Any, Any]:
+def _loaders(config: Config, source: StudySource, model: Model, fabric: Fabric) -> tuple[Any, Any]:
+    """Makes the loaders of training and validation; those of a contrast hold the studies that have a text."""
     settings, seed = config.train, config.seeds[0]
+    on_pairs = isinstance(model, PairModel)
+
+    def texts(split: StudySplit) -> list[str | None]:
+        return pair_texts(split, source, config) if on_pairs else texts_of(split, config.data)
+
     tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
     common: dict[str, Any] = {"text_tokens": config.model.text_tokens, "cache": settings.cache_images}
     spec = model.image_encoder.spec
     place = {"rank": fabric.global_rank, "world_size": fabric.world_size}
     train = StudyDataset(
         source.train,
-        texts_of(source.train, config.data),
+        texts(source.train),
         tokenizer,
         spec,
         augment_seed=seed if settings.augment else None,
@@ -158,7 +189,12 @@ def _loaders(config: Config, source: StudySource, model: MedVLMoE, fabric: Fabri
         **common,
     )
     stored = _decoded(source.val, "val", spec.size, settings, fabric)
-    val = StudyDataset(source.val, texts_of(source.val, config.data), tokenizer, spec, stored=stored, **common)
+    val = StudyDataset(source.val, texts(source.val), tokenizer, spec, stored=stored, **common)
+    if on_pairs:
+        check_pairs(source.train, texts(source.train), config.model.contrast.objective)
+        train = paired(train, texts(source.train), config.model.contrast.objective)
+    if config.model.classifier == "none":
+        val = paired(val, texts(source.val), config.model.contrast.objective)
     return make_loader(train, settings, seed=seed, **place), make_loader(val, settings, seed=None, **place)
 
 
@@ -176,7 +212,7 @@ def _decoded(split: StudySplit, name: str, size: int, settings: TrainConfig, fab
     )
 
 
-def _parameter_groups(model: MedVLMoE, settings: TrainConfig) -> list[dict[str, Any]]:
+def _parameter_groups(model: Model, settings: TrainConfig) -> list[dict[str, Any]]:
     """Groups encoders and the rest with their own learning rates; weight decay on matrices only."""
     return parameter_groups(
         model,
@@ -191,7 +227,7 @@ def _learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float | None]
     return {"lr_encoder": rates.get("encoder"), "lr_head": rates.get("head")}
 
 
-def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource) -> dict[str, Any]:
+def _validate(fabric: Fabric, model: Model, loader: Any, source: StudySource) -> dict[str, Any]:
     """Computes loss and macro AUROC on the validation split, gathered from all ranks; one may have no study of it."""
     predictions: Predictions | None = None
     if len(loader):
@@ -211,14 +247,20 @@ def _validate(fabric: Fabric, model: MedVLMoE, loader: Any, source: StudySource)
 
 
 def _score(record: dict[str, Any]) -> float:
-    """Returns what epochs are compared by: macro AUROC, or the negated loss where it is undefined."""
-    auroc = record["val_macro_auroc"]
-    return -record["val_loss"] if auroc is None else auroc
+    """Returns what epochs are compared by: macro AUROC, or the negated loss where it is undefined.
+
+    A contrast without any pair to validate on is compared by its training loss.
+    """
+    auroc, loss = record.get("val_macro_auroc"), record["val_loss"]
+    if auroc is not None:
+        return auroc
+    return -record["train_loss"] if loss is None else -loss
 
 
 def _line(record: dict[str, Any]) -> str:
+    loss = "none" if record["val_loss"] is None else f"{record['val_loss']:.4f}"
+    line = f"loss {record['train_loss']:.4f}  val loss {loss}"
+    if "val_macro_auroc" not in record:
+        return f"contrast  {line}"
     auroc = record["val_macro_auroc"]
-    return (
-        f"loss {record['train_loss']:.4f}  val loss {record['val_loss']:.4f}  "
-        f"val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}"
-    )
+    return f"{line}  val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}"

@@ -14,7 +14,7 @@ class TaskLoss(nn.Module):
     |---|---|---|---|
     | multi-label | C | binary cross entropy, unknown labels left out | sigmoid |
     | multi-class, binary-class | C | cross entropy, studies without a label left out | softmax |
-    | ordinal-regression | C - 1 | binary cross entropy of every "above grade k", likewise | differences of those sigmoids |
+    | ordinal-regression | C - 1 | binary cross entropy of every "above grade k", likewise | sigmoids' differences |
 
     Args:
         task: Which of the four.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from recipes.data.studies import Task
 from recipes.medvlmoe.config import ModelConfig
+from recipes.medvlmoe.modalities import fill_missing
 from recipes.medvlmoe.model import POOLINGS, Diagnosis
 from recipes.shared.encoders.image import ImageEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
@@ -21,7 +22,7 @@ from recipes.shared.tasks import TaskHead
 class LateFusion(nn.Module, HubModel, library_name="moekit", tags=["multimodal", "medical"]):
     """Concatenates the pooled vectors of two encoders, as models of visual question answering do.
 
-    A study without a text has a learned vector in its place.
+    A study without a text, or without an image, has a learned vector in its place.
 
     Args:
         config: The architecture.
@@ -48,8 +49,8 @@ class LateFusion(nn.Module, HubModel, library_name="moekit", tags=["multimodal",
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.image_projection = nn.Linear(image_encoder.dim, config.dim)
-        self.null_text = nn.Parameter(torch.zeros(config.dim))
-        nn.init.trunc_normal_(self.null_text, std=0.02)
+        self.null_image = nn.init.trunc_normal_(nn.Parameter(torch.zeros(config.dim)), std=0.02)
+        self.null_text = nn.init.trunc_normal_(nn.Parameter(torch.zeros(config.dim)), std=0.02)
         if text_encoder is not None:
             self.text_projection = nn.Linear(text_encoder.dim, config.dim)
         self.mixer = nn.Sequential(
@@ -74,20 +75,35 @@ class LateFusion(nn.Module, HubModel, library_name="moekit", tags=["multimodal",
         return cls(config, image_encoder, text_encoder, about["num_classes"], about["task"])
 
     def forward(
-        self, images: Tensor, input_ids: Tensor, text_mask: Tensor, *, need_attention: bool = False
+        self,
+        images: Tensor,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        image_mask: Tensor | None = None,
+        *,
+        need_attention: bool = False,
     ) -> Diagnosis:
         """Diagnoses a batch; see :meth:`recipes.medvlmoe.model.MedVLMoE.forward`. There is no attention to return."""
-        image = self.image_projection(self.image_encoder(images).summary)
+        image = self._image(images, image_mask)
         features = torch.cat([image, self._text(input_ids, text_mask).to(image.dtype)], dim=-1)
         return Diagnosis(self.head(self.mixer(features)))
 
+    def _image(self, images: Tensor, present: Tensor | None) -> Tensor:
+        """Returns ``(B, D)``: the image's vector, or the learned one where there is no image."""
+        if present is None:
+            present = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        else:
+            images = fill_missing(images, present)
+        image = self.image_projection(self.image_encoder(images).summary)
+        return torch.where(present.unsqueeze(1), image, self.null_image.to(image.dtype))
+
     def _text(self, input_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Returns ``(B, D)``: the text's vector, or the learned one where there is no text."""
-        null = self.null_text.expand(len(input_ids), -1)
         if self.text_encoder is None:
-            return null
+            return self.null_text.expand(len(input_ids), -1)
         has_text = text_mask.any(1, keepdim=True)
         seen = text_mask.clone()
         seen[:, :1] |= ~has_text  # one unread token: attention over nothing at all is not defined
         pooled = POOLINGS[self.config.text_pooling](self.text_encoder(input_ids, seen.long()), seen)
-        return torch.where(has_text, self.text_projection(pooled), null)
+        text = self.text_projection(pooled)
+        return torch.where(has_text, text, self.null_text.to(text.dtype))

@@ -102,9 +102,21 @@ class PairModel(nn.Module, HubModel, library_name="moekit", tags=["contrastive",
         return contrast.local_temperatures[2] if contrast.objective == "gloria" else 1 / contrast.temperature
 
     def forward(
-        self, images: Tensor, input_ids: Tensor, text_mask: Tensor, *, need_attention: bool = False
+        self,
+        images: Tensor,
+        input_ids: Tensor,
+        text_mask: Tensor,
+        image_mask: Tensor | None = None,
+        *,
+        need_attention: bool = False,
     ) -> Diagnosis:
-        """Diagnoses a batch from the images alone; the other arguments are those of any model of the recipe."""
+        """Diagnoses a batch from the images alone; the other arguments are those of any model of the recipe.
+
+        Raises:
+            ValueError: If it gets an ``image_mask``.
+        """
+        if image_mask is not None:
+            raise ValueError("image_mask must be None for a zero-shot classifier, which reads nothing but images.")
         image = F.normalize(self._image(self.image_encoder(images))[0].float(), dim=-1)
         prompts = self.text_embeddings(self.prompt_ids, self.prompt_mask)[0]
         cosines = self.logit_scale * (image @ F.normalize(prompts.float(), dim=-1).T)
@@ -191,8 +203,8 @@ def freeze_layers(encoder: TextEncoder, count: int) -> None:
     if layers is None or embeddings is None or count > len(layers):
         shown = "no layers of a BERT" if layers is None or embeddings is None else f"{len(layers)} layers"
         raise ValueError(
-            f"frozen_text_layers (--frozen-text-layers) is {count}, but the text encoder {type(encoder.model).__name__} "
-            f"has {shown}: give a smaller number, or 0 to train all of it."
+            f"frozen_text_layers (--frozen-text-layers) is {count}, but the text encoder "
+            f"{type(encoder.model).__name__} has {shown}: give a smaller number, or 0 to train all of it."
         )
     for part in (embeddings, *layers[:count]):
         part.requires_grad_(False)

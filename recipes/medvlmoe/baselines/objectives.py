@@ -168,13 +168,16 @@ def hashed_texts(input_ids: Tensor, text_mask: Tensor) -> Tensor:
         text_mask: ``(B, N)``, True at tokens.
 
     Returns:
-        ``(B,)`` int64: a sum of the tokens, with a fixed random factor for each place, that wraps around.
+        ``(B,)`` int64: the sum of a hash of each token and its place, which wraps around.
+
+    Reference:
+        Steele, Lea and Flood 2014, the finaliser of SplitMix64, https://doi.org/10.1145/2660193.2660195.
     """
     places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    # An odd multiplier of 64 bits spreads places and ids over all bits (Knuth's multiplicative hashing).
-    factors = places * 0x5851F42D4C957F2D
-    factors = factors ^ (factors >> 29)
-    return ((input_ids + 1) * 0x14057B7EF767814F * factors * text_mask).sum(dim=1)
+    mixed = places * 0x1E3779B97F4A7C15 + input_ids
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ (mixed >> shift)) * factor
+    return ((mixed ^ (mixed >> 31)) * text_mask).sum(dim=1)
 
 
 def _with_none(labels: Tensor) -> Tensor:

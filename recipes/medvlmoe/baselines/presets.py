@@ -1,4 +1,4 @@
-"""The baselines' settings, at the published scale and tiny. Sources and what is left out: docs/medvlmoe-baselines.md."""
+"""The baselines' settings, published and tiny; sources and what is left out are in docs/medvlmoe-baselines.md."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -90,9 +90,7 @@ def published(name: str) -> Config:
         name: One of ``BASELINES``.
     """
     base = paper()
-    model = replace(
-        base.model, **_MODELS[name], **_CLASSIFIERS.get(name, _LINEAR), contrast=_CONTRASTS[name]
-    )
+    model = replace(base.model, **_MODELS[name], **_CLASSIFIERS.get(name, _LINEAR), contrast=_CONTRASTS[name])
     train = replace(base.train, **_TRAINING.get(name, {}))
     return replace(base, preset=name, model=model, train=train)
 
@@ -113,7 +111,7 @@ def tiny_edition(name: str) -> Config:
     model = replace(
         base.model,
         text_encoder="tiny" if causal else "tiny-bert",
-        text_pooling=_MODELS[name]["text_pooling"] if "text_pooling" in _MODELS[name] else "mean",
+        text_pooling=_MODELS[name].get("text_pooling", "mean"),
         contrast=contrast,
         **_CLASSIFIERS.get(name, _LINEAR),
     )

@@ -70,5 +70,6 @@ def check_prompt(name: str, option: str, prompt: str) -> None:
     """
     if prompt.count("{}") != 1 or prompt.count("{") != 1 or prompt.count("}") != 1:
         raise ValueError(
-            f'{name} ({option}) must hold {{}} once, where the class is named, as "a radiograph of {{}}", got {prompt!r}.'
+            f"{name} ({option}) must hold {{}} once, where the class is named, as in 'a radiograph of {{}}', "
+            f"got {prompt!r}."
         )

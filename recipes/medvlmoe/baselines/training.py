@@ -10,13 +10,13 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from recipes.data.studies import StudySource, StudySplit
-from recipes.medvlmoe.baselines.config import has_contrastive_stage
+from recipes.data.studies import StudySource, StudySplit, images_present
+from recipes.medvlmoe.baselines.config import Objective, has_contrastive_stage
 from recipes.medvlmoe.baselines.model import PairModel
 from recipes.medvlmoe.baselines.objectives import PairLosses, hashed_texts, pair_losses
 from recipes.medvlmoe.baselines.prompts import texts_of_labels
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.medvlmoe.data import Batch, texts_of
+from recipes.medvlmoe.data import Batch, StudyDataset, texts_of
 from recipes.shared.training import begin_epoch, optimiser_steps, set_learning_rates, sum_over_ranks, take_step
 
 STAGE = "contrastive"
@@ -39,13 +39,15 @@ def contrastive_stage(config: Config) -> Config | None:
     return replace(
         config,
         out=config.out / STAGE,
-        model=replace(model, classifier="none", variant="full"),
+        model=replace(model, classifier="none"),
         train=replace(
             train,
             epochs=train.contrast_epochs,
             lr_encoder=train.contrast_lr,
             lr_head=train.contrast_lr,
             class_weights="none",
+            drop_image=0.0,
+            drop_text=0.0,
         ),
     )
 
@@ -82,15 +84,15 @@ def pair_note(source: StudySource, config: Config) -> str:
 
 
 class PairRows(Dataset[Any]):
-    """The studies of a data set that have a text, addressed by ``(epoch, row)``.
+    """Some studies of a data set, addressed by ``(epoch, row)``.
 
     Args:
         dataset: All studies of a split.
         rows: Places in the split of those to keep.
     """
 
-    def __init__(self, dataset: Dataset[Any], rows: Sequence[int]) -> None:
-        self.dataset, self.rows = dataset, rows
+    def __init__(self, dataset: StudyDataset, rows: Sequence[int]) -> None:
+        self.dataset, self.rows, self.spec = dataset, rows, dataset.spec
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,25 +102,28 @@ class PairRows(Dataset[Any]):
         return self.dataset[epoch, self.rows[row]]
 
 
-def pair_rows(texts: Sequence[str | None], config: Config, name: str) -> list[int]:
-    """Returns the studies that take part in a contrast: those with a text; for medclip, all.
+def pair_rows(split: StudySplit, texts: Sequence[str | None], objective: Objective) -> list[int]:
+    """Returns the studies that take part in a contrast: those with an image and a text; for medclip, with an image."""
+    return [
+        row
+        for row, (text, has_image) in enumerate(zip(texts, images_present(split), strict=True))
+        if has_image and (objective == "medclip" or (text and text.strip()))
+    ]
 
-    Args:
-        texts: Of a split.
-        config: The settings.
-        name: Of the split.
+
+def check_pairs(split: StudySplit, texts: Sequence[str | None], objective: Objective) -> None:
+    """Refuses a training split in which there is nothing to tell apart.
 
     Raises:
-        ValueError: If fewer than two training studies have a text: there is nothing to tell apart.
+        ValueError: If fewer than two studies have an image and a text.
     """
-    rows = [row for row, text in enumerate(texts) if text and text.strip()]
-    if name == "train" and len(rows) < 2:
+    count = len(pair_rows(split, texts, "clip"))
+    if count < 2:
         raise ValueError(
-            f"the objective {config.model.contrast.objective!r} needs at least 2 training studies with a text, got "
-            f"{len(rows)}: name the column of texts (--text-column), or leave texts out (--no-use-text) to contrast "
-            "images with texts made of their labels."
+            f"the objective {objective!r} needs at least 2 training studies with an image and a text, got {count}: "
+            "name the column of texts (--text-column), or pass --no-use-text to contrast images with texts made of "
+            "labels."
         )
-    return list(range(len(texts))) if config.model.contrast.objective == "medclip" else rows
 
 
 class PairObjective(nn.Module):
