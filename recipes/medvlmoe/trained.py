@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from recipes.data.image_files import ImageFiles
 from recipes.data.studies import StudySplit, Task
-from recipes.medvlmoe.build import load_model
+from recipes.medvlmoe.build import Model, load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
-from recipes.medvlmoe.model import MedVLMoE
+from recipes.medvlmoe.model import reads_text
 from recipes.shared.runs import read_object, run_device
 from recipes.shared.scores.temperature import scaled_probs
 
@@ -35,7 +35,7 @@ class TrainedRun:
     """
 
     folder: Path
-    model: MedVLMoE
+    model: Model
     config: Config
     classes: tuple[str, ...]
     task: Task
@@ -45,7 +45,8 @@ class TrainedRun:
     @property
     def reads_text(self) -> bool:
         """Whether the model reads texts."""
-        return self.model.text_encoder is not None and self.config.data.use_text
+        has_encoder = self.model.text_encoder is not None and self.config.data.use_text
+        return has_encoder and reads_text(self.config.model)
 
     @property
     def device(self) -> torch.device:

@@ -71,8 +71,8 @@ class PairModel(nn.Module, HubModel, library_name="moekit", tags=["contrastive",
             self.word_projection = nn.Linear(text_encoder.dim, config.dim)
         if contrast.objective in ("gloria", "biovil"):
             self.pieces = WordPieces(text_encoder.tokenizer)
-        if contrast.objective == "biovil" and contrast.masked_weight:
-            self.masked_words = MaskedWords(text_encoder.dim, text_encoder.tokenizer)
+        predicts_words = contrast.objective == "biovil" and contrast.masked_weight
+        self.masked_words = MaskedWords(text_encoder.dim, text_encoder.tokenizer) if predicts_words else None
         if contrast.learn_temperature:
             self.log_scale = nn.Parameter(torch.tensor(-math.log(contrast.temperature)))
         freeze_layers(text_encoder, contrast.frozen_text_layers)
@@ -158,7 +158,7 @@ class PairModel(nn.Module, HubModel, library_name="moekit", tags=["contrastive",
         return self.image_projection(encoded.summary), regions
 
     def _masked_loss(self, input_ids: Tensor, text_mask: Tensor, word_ids: Tensor) -> Tensor | None:
-        if not self.config.contrast.masked_weight:
+        if self.masked_words is None:
             return None
         masked_ids, targets = self.masked_words.mask(input_ids, word_ids >= 0)
         states = self.text_encoder(masked_ids, text_mask.long())

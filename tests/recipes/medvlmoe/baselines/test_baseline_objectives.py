@@ -123,7 +123,9 @@ def test_biovil_adds_means_of_global_and_local_contrast_and_masked_words():
     masked = words.square().mean()
     whole = cosines(image, text, 2.0)
     local = local_scores(regions, words, mask, temperatures, word_softmax=False, aggregate="mean")
-    expected = 0.25 * masked + sum(direction(whole, first) + 0.5 * direction(local, first) for first in (True, False)) / 2
+    expected = (
+        0.25 * masked + sum(direction(whole, first) + 0.5 * direction(local, first) for first in (True, False)) / 2
+    )
     actual = losses(config, PairFeatures(image, text, 2.0, regions, words, mask, masked))
     assert_same(actual.total, expected, [image, text, regions, words])
 
