@@ -6,6 +6,7 @@ import pytest
 
 from recipes.medmoe import config as medmoe
 from recipes.medvlmoe import config as medvlmoe
+from recipes.medvlmoe import presets as medvlmoe_presets
 from recipes.shared.limits import check_limits
 
 
@@ -20,9 +21,9 @@ def changed(config, name, value):
     return None
 
 
-@pytest.mark.parametrize("recipe", [medmoe, medvlmoe], ids=["medmoe", "medvlmoe"])
-def test_every_preset_keeps_the_limits(recipe):
-    for preset in recipe.PRESETS.values():
+@pytest.mark.parametrize("presets", [medmoe.PRESETS, medvlmoe_presets.PRESETS], ids=["medmoe", "medvlmoe"])
+def test_every_preset_keeps_the_limits(presets):
+    for preset in presets.values():
         check_limits(preset())
 
 
@@ -56,6 +57,23 @@ def test_values_outside_are_refused(recipe, name, value, limits):
     ("recipe", "name", "value", "message"),
     [
         (medvlmoe, "lr_encoder", -1e-3, r"lr_encoder \(--lr-encoder\) must be at least 0, got -0.001"),
+        (medvlmoe, "contrast_epochs", 0, r"contrast_epochs \(--contrast-epochs\) must be at least 1"),
+        (medvlmoe, "contrast_lr", -1e-4, r"contrast_lr \(--contrast-lr\) must be at least 0"),
+        (medvlmoe, "temperature", 0.0, r"temperature \(--temperature\) must be above 0"),
+        (
+            medvlmoe,
+            "local_temperatures",
+            (4.0, 0.0, 10.0),
+            r"\(--local-temperatures\) must be above 0",
+        ),
+        (
+            medvlmoe,
+            "image_to_text_weight",
+            1.5,
+            r"\(--image-to-text-weight\) must be between 0 and 1",
+        ),
+        (medvlmoe, "masked_weight", -0.1, r"masked_weight \(--masked-weight\) must be at least 0"),
+        (medvlmoe, "frozen_text_layers", -1, r"frozen_text_layers \(--frozen-text-layers\) must be at least 0"),
         (medvlmoe, "lr_head", -1e-3, r"lr_head \(--lr-head\) must be at least 0"),
         (medvlmoe, "dropout", 1.0, r"dropout \(--dropout\) must be at least 0 and below 1, got 1.0"),
         (medvlmoe, "data_size", 32, r"data_size \(--data-size\) must be 28, 64, 128 or 224, got 32"),

@@ -8,6 +8,7 @@ import pytest
 
 from recipes.medmoe import config as medmoe
 from recipes.medvlmoe import config as medvlmoe
+from recipes.medvlmoe import presets as medvlmoe_presets
 from recipes.shared.settings import settings_from_json
 
 OLD_RUNS = Path(__file__).parent / "old_runs"
@@ -68,7 +69,9 @@ def test_the_settings_of_an_old_run_are_read(recipe):
     assert isinstance(config.out, Path)
 
 
-@pytest.mark.parametrize("recipe", [medmoe, medvlmoe], ids=["medmoe", "medvlmoe"])
-def test_the_settings_of_every_preset_survive_writing_and_reading(recipe):
-    for preset in recipe.PRESETS.values():
-        assert recipe.Config.from_json(json.loads(json.dumps(preset().to_json(), default=str))) == preset()
+@pytest.mark.parametrize("presets", [medmoe.PRESETS, medvlmoe_presets.PRESETS], ids=["medmoe", "medvlmoe"])
+def test_the_settings_of_every_preset_survive_writing_and_reading(presets):
+    for name, preset in presets.items():
+        config = preset()
+        assert config.preset == name
+        assert type(config).from_json(json.loads(json.dumps(config.to_json(), default=str))) == config

@@ -4,7 +4,8 @@ import json
 
 import pandas as pd
 import pytest
-from recipes.medvlmoe import evaluate, predict, train
+
+from recipes.medvlmoe import evaluate, train
 from recipes.medvlmoe.baselines import BASELINES
 from recipes.medvlmoe.report import write_report
 from tests.recipes.medvlmoe.baselines.small import small_baseline
