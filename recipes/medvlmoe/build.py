@@ -6,7 +6,7 @@ from recipes.data.studies import Task
 from recipes.medvlmoe.baselines.config import has_contrastive_stage, trains_on_pairs
 from recipes.medvlmoe.baselines.late_fusion import LateFusion
 from recipes.medvlmoe.baselines.model import PairModel
-from recipes.medvlmoe.baselines.training import STAGE
+from recipes.medvlmoe.baselines.stage import STAGE
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.model import MedVLMoE, reads_text
 from recipes.shared.checkpoints import load_weights

@@ -15,6 +15,7 @@ from recipes.medvlmoe.config import DataConfig
 from recipes.medvlmoe.data import build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import dataset_of, predict_batches
 from recipes.medvlmoe.modalities import check_something_is_read
+from recipes.medvlmoe.model import takes_text
 from recipes.shared.label_maps import map_labels, parse_label_map
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import read_object, run_device, write_json
@@ -78,7 +79,7 @@ def main(
         if split == "all" or part_name == "test"
     ]
     texts = {part_name: texts_of(part, data) for part_name, part in splits}
-    check_something_is_read(data.data, splits, texts, reads_text=model.text_encoder is not None)
+    check_something_is_read(data.data, splits, texts, reads_text=takes_text(model))
     each = [
         predict_batches(
             model, make_loader(dataset_of(part, config, model), config.train, seed=None), device=device, title=part_name

@@ -14,7 +14,7 @@ from recipes.data.studies import StudySplit
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import Batch, StudyDataset, texts_of
 from recipes.medvlmoe.modalities import ModalityDropout
-from recipes.medvlmoe.model import Diagnosis, MedVLMoE
+from recipes.medvlmoe.model import Diagnosis, MedVLMoE, takes_text
 
 
 class Predictions(NamedTuple):
@@ -77,7 +77,7 @@ def dataset_of(
         whole_notes: As in `texts_of`.
         dropout: What is left out of studies that have an image and a text; nothing by default.
     """
-    tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
+    tokenizer = model.text_encoder.tokenizer if takes_text(model) else None
     texts = texts_of(split, config.data, whole_notes=whole_notes)
     spec, text_tokens = model.image_encoder.spec, config.model.text_tokens
     return StudyDataset(split, texts, tokenizer, spec, text_tokens=text_tokens, dropout=dropout)

@@ -11,7 +11,7 @@ from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.modalities import ONLY
-from recipes.medvlmoe.model import MedVLMoE
+from recipes.medvlmoe.model import MedVLMoE, takes_text
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.seeds import summary_over_seeds
 
@@ -46,7 +46,7 @@ def modality_scores(
         :func:`~recipes.shared.scores.metrics.evaluate_predictions` returns; ``None`` of a model that reads no text, or
         if no study has both.
     """
-    if model.text_encoder is None:
+    if not takes_text(model):
         return None
     dataset = dataset_of(split, config, model)
     both = np.array([bool(tokens) for tokens in dataset.tokens]) & dataset.has_image

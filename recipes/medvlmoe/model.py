@@ -256,6 +256,11 @@ def reads_text(config: ModelConfig) -> bool:
     return config.classifier != "zero-shot" and config.variant not in ("no-text", "vision-only")
 
 
+def takes_text(model: nn.Module) -> bool:
+    """Tells whether a model that was built reads texts: it has a text encoder, and not for prompts alone."""
+    return model.text_encoder is not None and reads_text(model.config)
+
+
 def has_experts(config: ModelConfig) -> bool:
     """Tells whether the model has a sparse layer."""
     return config.classifier == "medvlmoe" and config.variant not in ("no-moe", "single-ffn", "vision-only")

@@ -15,14 +15,14 @@ from recipes.data.verify import verify_images
 from recipes.medvlmoe.baselines.checks import check_baseline
 from recipes.medvlmoe.baselines.config import trains_on_pairs
 from recipes.medvlmoe.baselines.model import PairModel
-from recipes.medvlmoe.baselines.objectives import ContrastObjective, PairLoss
-from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pair_note, pair_texts, paired, validate_pairs
+from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pair_note, pair_texts, paired
+from recipes.medvlmoe.baselines.training import ContrastObjective, PairLoss, validate_pairs
 from recipes.medvlmoe.build import Model, load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
-from recipes.medvlmoe.model import reads_text
+from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
@@ -109,7 +109,7 @@ def train_one(config: Config) -> None:
         model = new_model(config, [text for text in train_texts if text], source.classes, source.task)
     else:
         model = load_model(out, "last")[0]  # from the run's folder: no hub is asked again
-    reads = reads_text(config.model) and model.text_encoder is not None
+    reads = takes_text(model)
     check_rates(settings.drop_image, settings.drop_text, reads_text=reads)
     check_something_is_read(config.data.data, source.splits(), texts, reads_text=reads)
     train_loader, val_loader = _loaders(config, source, model, fabric)

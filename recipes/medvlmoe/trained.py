@@ -15,7 +15,7 @@ from recipes.medvlmoe.build import Model, load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
-from recipes.medvlmoe.model import reads_text
+from recipes.medvlmoe.model import takes_text
 from recipes.shared.runs import read_object, run_device
 from recipes.shared.scores.temperature import scaled_probs
 
@@ -45,8 +45,7 @@ class TrainedRun:
     @property
     def reads_text(self) -> bool:
         """Whether the model reads texts."""
-        has_encoder = self.model.text_encoder is not None and self.config.data.use_text
-        return has_encoder and reads_text(self.config.model)
+        return takes_text(self.model) and self.config.data.use_text
 
     @property
     def device(self) -> torch.device:

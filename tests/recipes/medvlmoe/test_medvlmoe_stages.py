@@ -185,7 +185,7 @@ def test_the_command_line_runs_every_stage(tmp_path, capsys):
 def test_errors_end_the_command_line_with_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^ValueError: .*config\.json does not exist"):
         cli.main(["evaluate", str(tmp_path)])
-    with pytest.raises(SystemExit, match="ValueError: preset must be one of paper, tiny, convirt, .*, got 'huge'"):
+    with pytest.raises(SystemExit, match=r"ValueError: preset must be one of paper, tiny, convirt, .*, got 'huge'"):
         cli.main(["train", "--preset", "huge"])
 
 
