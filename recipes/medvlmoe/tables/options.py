@@ -150,10 +150,11 @@ def check_options(options: SweepOptions) -> None:
         raise ValueError(f"seeds (--seeds) must be different numbers, at least one, got {options.seeds}.")
     if options.collect and options.redo:
         raise ValueError("--collect runs nothing, and --redo runs cells again: give one of them.")
-    if 0 < options.bootstrap < 100 or options.bootstrap < 0:
-        raise ValueError(f"bootstrap (--bootstrap) must be at least 100 resamples, got {options.bootstrap}.")
-    if not options.bootstrap:
-        raise ValueError("bootstrap (--bootstrap) must be at least 100 resamples: paired differences need them.")
+    if options.bootstrap < 100:
+        raise ValueError(
+            f"bootstrap (--bootstrap) must be at least 100 resamples, got {options.bootstrap}: paired differences need "
+            "them."
+        )
     _check_train(options.train, "behind --")
     check_folder(options.out, "--out")
 
