@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from recipes.medvlmoe.report.ablation import ablation_section
 from recipes.medvlmoe.report.calibration import calibration_section, operating_table
 from recipes.medvlmoe.report.experts import expert_section
 from recipes.medvlmoe.report.modalities import modality_section
@@ -73,6 +74,7 @@ def write_report(run_dir: Path) -> Path:
         content["studies"] = example_studies(run, run.examples)
     with content_of(run_dir / "errors.npz"):
         content["errors"] = example_studies(run, run.errors)
+    content["ablation"] = ablation_section(run_dir)
     target = run_dir / "report.html"
     target.write_text(render(TEMPLATES, **content), encoding="utf-8")
     return target
