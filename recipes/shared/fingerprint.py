@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from recipes.data.pairs import PairStream
+from recipes.data.pixel_checksum import pixel_checksum
 from recipes.shared.runs import read_object, write_json
 
 FILE = "data.json"
-_WORDS = {"ids": "images", "groups": "groups", "labels": "labels", "texts": "texts"}
+_WORDS = {"ids": "images", "groups": "groups", "labels": "labels", "texts": "texts", "pixels": "pixels"}
 
 
 def write_fingerprint(run: Path, splits: Iterable[tuple[str, Any]]) -> None:
-    """Writes the number of studies of each split, and checksums of their ids, groups, labels and texts.
+    """Writes the number of studies of each split, and checksums of their ids, groups, labels, texts and images.
 
     Args:
         run: Folder of the run.
@@ -40,7 +41,8 @@ def changes(run: Path, splits: Iterable[tuple[str, Any]]) -> list[str]:
         if old["studies"] != now["studies"]:
             differences.append(f"{name} has {now['studies']} studies, {old['studies']} when it was trained")
         else:
-            differing = [word for key, word in _WORDS.items() if old[key] != now[key]]
+            # Runs of earlier versions have no checksum of pixels.
+            differing = [word for key, word in _WORDS.items() if old.get(key, now[key]) != now[key]]
             differences += [f"the {', '.join(differing)} of {name} differ"] if differing else []
     return differences
 
@@ -72,6 +74,7 @@ def _fingerprint(splits: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]
             "groups": _checksum(split.groups),
             "labels": hashlib.sha256(np.ascontiguousarray(split.labels, np.float32).tobytes()).hexdigest(),
             "texts": _checksum(split.texts),
+            "pixels": pixel_checksum(split),
         }
         for name, split in splits
         if not isinstance(split, PairStream)

@@ -76,6 +76,10 @@ class TarSplit:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def image_places(self) -> list[tuple[str, int, int]]:
+        """Returns the tar of each image, and offset and size in it."""
+        return [(str(self.shards[number].path), offset, size) for number, offset, size in self._places]
+
     def __getitem__(self, index: int) -> Study:
         """Reads one pair.
 
