@@ -1,8 +1,8 @@
 """A checksum of a split's images, by which an edited one is noticed.
 
-It reads bytes and decodes nothing. A file of up to 128 KiB is read whole, of a larger one its size and 32 pieces of 2 KiB,
-spread evenly from the first byte to the last: a PNG ends with a checksum of its pixels, and a JPEG changes its size with
-them. What can go unnoticed is an edit of a small place in a large file without compression.
+It reads bytes and decodes nothing. A file of up to 128 KiB is read whole, of a larger one its size and 32 pieces of
+2 KiB, spread evenly from the first byte to the last: a PNG ends with a checksum of its pixels, and a JPEG changes its
+size with them. What can go unnoticed is an edit of a small place in a large file without compression.
 """
 
 import hashlib

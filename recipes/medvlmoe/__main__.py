@@ -295,7 +295,9 @@ def _class_set_lines(class_sets: dict) -> list[str]:
     """Says the macro AUROC over each named set of classes."""
     lines = []
     for name, scores in class_sets.items():
-        value = "undefined" if scores["macro_auroc"] is None else f"{scores['macro_auroc']:.4f}"
+        macro = scores["macro_auroc"]
+        macro = macro["mean"] if isinstance(macro, dict) else macro
+        value = "undefined" if macro is None else f"{macro:.4f}"
         lines.append(f"test macro AUROC over the {len(scores['classes'])} {name} classes: {value}")
     return lines
 

@@ -1,6 +1,6 @@
 """One page for all seeds of a run: their scores, the mean with its t-interval, and their curves beside each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def write_seeds_report(run_dir: Path) -> Path:
             "header": header(name, f"MedVLMoE, {test['n']} seeds", about, _headline(test), _notes(about, test)),
             "scores": _class_table(test),
             "runs": _run_table(runs, test),
+            "calibration": _calibration_table(runs),
             "links": [(label, f"{label}/report.html") for label in runs],
             "facts": facts(
                 about | {"seeds": test["seeds"]},
@@ -90,6 +91,8 @@ def _class_table(test: Mapping[str, Any]) -> Table:
     columns = [Column("Class", "text"), Column("Mean AUROC"), Column("95% t-interval")]
     columns += [Column(f"seed {seed}") for seed in test["seeds"]]
     rows = [("Macro mean", test["macro_auroc"]), *test["per_class"].items()]
+    for name, one in (test.get("class_sets") or {}).items():
+        rows.append((f"Mean of the {len(one['classes'])} {name} classes", one["macro_auroc"]))
     cells = [
         [name, decimals(one["mean"]), interval_text(one["ci95"]), *map(decimals, one["values"])] for name, one in rows
     ]
@@ -120,6 +123,38 @@ def _run_table(runs: Mapping[str, Run], test: Mapping[str, Any]) -> Table:
             ]
         )
     return Table(columns, rows)
+
+
+def _calibration_table(runs: Mapping[str, Run]) -> Table | None:
+    """Returns how far each seed's probabilities are from what happened, and their mean; ``None`` if one has none."""
+    each = {name: run.metrics.get("calibration") for name, run in runs.items()}
+    if not all(each.values()):
+        return None
+    columns = [
+        Column("Run", "text"), Column("Temperature"), Column("NLL"), Column("Brier score"), Column("ECE"),
+        Column("Floor of ECE"),
+    ]  # fmt: skip
+    rows = [[name, _range(content["temperature"].values()), *_scores([content])] for name, content in each.items()]
+    return Table(columns, [["Mean", "", *_scores(list(each.values()))], *rows], total=True)
+
+
+def _scores(contents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the mean scores of the test split before and after calibration, and the floor."""
+
+    def mean(kind: str, metric: str) -> float | None:
+        values = [content[kind][metric] for content in contents]
+        return None if any(value is None for value in values) else sum(values) / len(values)
+
+    pairs = [
+        f"{decimals(mean('uncalibrated', metric))} → {decimals(mean('calibrated', metric))}"
+        for metric in ("nll", "brier", "ece")
+    ]
+    return [*pairs, decimals(mean("calibrated", "ece_floor"))]
+
+
+def _range(values: Iterable[float]) -> str:
+    low, high = min(values := list(values)), max(values)
+    return f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
 
 
 def _charts(runs: Mapping[str, Run]) -> Sequence[Chart]:

@@ -44,9 +44,10 @@ def aggregate_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         runs: The content of each run's ``metrics.json``.
 
     Returns:
-        ``n``, ``seeds``, ``macro_auroc`` and ``per_class`` (name to the same summary). A summary is
-        ``mean``, ``ci95`` (t-interval, ``None`` below two values), ``values`` (one per run, ``None``
-        where undefined) and ``n``, the number of runs in which it is defined.
+        ``n``, ``seeds``, ``macro_auroc``, ``per_class`` (name to the same summary) and ``class_sets`` (name to
+        ``classes`` and their ``macro_auroc``, for sets that every run has). A summary is ``mean``, ``ci95``
+        (t-interval, ``None`` below two values), ``values`` (one per run, ``None`` where undefined) and ``n``, the
+        number of runs in which it is defined.
 
     Raises:
         ValueError: If there is no run, two runs share a seed, or the runs differ in data, classes or
@@ -69,6 +70,19 @@ def aggregate_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             name: summary_over_seeds([test["per_class"][name]["auroc"] for test in tests])
             for name in tests[0]["per_class"]
         },
+        "class_sets": _class_sets([test.get("class_sets") or {} for test in tests]),
+    }
+
+
+def _class_sets(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums up the means over sets of classes that all runs have."""
+    return {
+        name: {
+            "classes": runs[0][name]["classes"],
+            "macro_auroc": summary_over_seeds([sets[name]["macro_auroc"] for sets in runs]),
+        }
+        for name in runs[0]
+        if all(name in sets for sets in runs)
     }
 
 

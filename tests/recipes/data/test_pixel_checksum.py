@@ -54,7 +54,7 @@ def test_arrays_and_drawn_images():
     before = pixel_checksum(split)
     images[2, 7, 7] = 1
     assert pixel_checksum(split) != before
-    assert pixel_checksum(phantom_source(train=1, val=1, test=1, size=32).test) is None
+    assert pixel_checksum(phantom_source(train=1, val=1, test=1, size=64).test) is None
 
 
 def test_the_error_says_that_pixels_differ(tmp_path):

@@ -53,3 +53,26 @@ def test_a_seed_without_its_files_is_named(seeds, tmp_path):
     write_json(tmp_path / "metrics.json", {"runs": [], "test": {"n": 0}})
     with pytest.raises(ValueError, match=r'metrics\.json: "test" lacks the field "seeds"'):
         write_seeds_report(tmp_path)
+
+
+def test_the_page_shows_calibration_and_means_over_sets_of_classes(tmp_path):
+    out, each = tmp_path, []
+    for seed, nll in ((0, 0.5), (1, 0.3)):
+        run = write_run(out / f"seed-{seed}", seed=seed)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics["run"]["seed"] = seed
+        scores = {"nll": nll, "brier": 0.2, "ece": 0.1, "ece_floor": 0.04}
+        after = scores | {"nll": nll / 2, "ece": None if seed else 0.05}
+        temperatures = {name: 1.5 + 0.25 * place * seed for place, name in enumerate(metrics["run"]["classes"])}
+        metrics["calibration"] = {"temperature": temperatures, "uncalibrated": scores, "calibrated": after}
+        metrics["test"]["class_sets"] = {"competition": {"classes": ["a", "b"], "macro_auroc": 0.6 + seed / 10}}
+        write_json(run / "metrics.json", metrics)
+        each.append(metrics)
+    write_json(out / "metrics.json", {"runs": ["seed-0", "seed-1"], "test": aggregate_seeds(each)})
+    text = write_seeds_report(out).read_text(encoding="utf-8")
+    assert "0.400 → 0.200" in text  # the mean NLL
+    assert "0.500 → 0.250" in text
+    assert ">1.50</td>" in text
+    assert ">1.50 to 2" in text
+    assert "Mean of the 2 competition classes" in text
+    assert "0.650" in text

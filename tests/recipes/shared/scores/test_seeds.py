@@ -51,6 +51,19 @@ def test_seeds_are_summed_up_overall_and_per_class():
     assert result["per_class"]["c"] == {"mean": None, "ci95": None, "values": [None] * 3, "n": 0}
 
 
+def test_means_over_sets_of_classes_are_summed_up_where_every_run_has_them():
+    runs = [run(seed, 0.8) for seed in range(3)]
+    assert aggregate_seeds(runs)["class_sets"] == {}
+    for one, value in zip(runs, (0.7, 0.8, None), strict=True):
+        one["test"]["class_sets"] = {"competition": {"classes": ["a"], "macro_auroc": value}}
+    runs[0]["test"]["class_sets"]["other"] = {"classes": ["a"], "macro_auroc": 0.1}
+    sets = aggregate_seeds(runs)["class_sets"]
+    assert list(sets) == ["competition"]
+    assert sets["competition"]["classes"] == ["a"]
+    assert sets["competition"]["macro_auroc"]["mean"] == pytest.approx(0.75)
+    assert sets["competition"]["macro_auroc"]["n"] == 2
+
+
 def test_one_defined_value_has_a_mean_but_no_interval():
     result = aggregate_seeds([run(0, 0.8, {"a": 0.8}), run(1, None, {"a": None})])
     assert result["macro_auroc"] == {"mean": 0.8, "ci95": None, "values": [0.8, None], "n": 1}
