@@ -107,7 +107,7 @@ def _external(arguments: list[str]) -> None:
         """Evaluate a trained and evaluated run on another data set; nothing is fitted there.
 
         Args:
-            run: Folder of the run.
+            run: Folder of the run, or of one run per seed.
             other: The other data set.
             name: Of the folder of the results, external/NAME in the run; by default the set's.
             label_map: Entries TRAINED=EXTERNAL, or TRAINED=ONE|OTHER; classes of the same name need none.
@@ -119,7 +119,8 @@ def _external(arguments: list[str]) -> None:
         metrics = stage.main(run, other, name=name, label_map=label_map, split=split, bootstrap=bootstrap)
         print(_summary({"test": metrics["scores"]}))
         print(f"classes: {', '.join(metrics['label_map'])}; not mapped: {', '.join(metrics['not_mapped']) or 'none'}")
-        print(f"metrics: {run / 'external' / (name or metrics['data']) / 'metrics.json'}")
+        folder = run / "external" / (name or metrics["data"])
+        print(f"metrics: {folder / 'metrics.json'}\nopen {folder / 'report.html'}")
 
     tyro.cli(
         tyro.conf.configure(tyro.conf.OmitArgPrefixes)(external),

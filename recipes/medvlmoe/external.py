@@ -13,15 +13,18 @@ from recipes.data.verify import verify_images
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import DataConfig
 from recipes.medvlmoe.data import build_source, make_loader, texts_of
+from recipes.medvlmoe.evaluate import seed_runs
 from recipes.medvlmoe.inference import dataset_of, predict_batches
 from recipes.medvlmoe.modalities import check_something_is_read
 from recipes.medvlmoe.model import takes_text
+from recipes.medvlmoe.report.external import write_external_report, write_external_seeds_report
 from recipes.shared.label_maps import map_labels, parse_label_map
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import read_object, run_device, write_json
 from recipes.shared.scores.calibration import calibration_scores
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.operating_points import SPECIFICITIES, operating_points
+from recipes.shared.scores.seeds import aggregate_seeds
 from recipes.shared.scores.subgroups import subgroup_scores
 from recipes.shared.scores.temperature import scaled_probs
 
@@ -41,7 +44,7 @@ def main(
     class with a counterpart is scored against the rest, whatever the two tasks are.
 
     Args:
-        run: Folder of an evaluated run.
+        run: Folder of an evaluated run, or of one run per seed (``seed-N``).
         data: The other data set.
         name: Of the results' folder, ``external/NAME`` in the run; by default the set's.
         label_map: Entries of :func:`~recipes.shared.label_maps.parse_label_map`.
@@ -49,7 +52,8 @@ def main(
         bootstrap: Resamples of patients for the confidence intervals.
 
     Returns:
-        What was written to ``metrics.json`` there.
+        What was written to ``metrics.json`` there, beside ``predictions.csv`` and ``report.html``. Of several seeds
+        each has its own in ``seed-N/external/NAME``, and their mean is in ``external/NAME``.
 
     Raises:
         ValueError: If the run was not evaluated, ``name`` is a path, no class has a counterpart, or the data cannot be
@@ -59,6 +63,32 @@ def main(
         raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
     if name is not None and (Path(name).name != name or not name):
         raise ValueError(f"name (--name) must be the name of a folder, got {name!r}.")
+    options: dict[str, Any] = {"name": name, "label_map": label_map, "split": split, "bootstrap": bootstrap}
+    seeds = seed_runs(run)
+    if not seeds:
+        return _evaluate_one(run, data, **options)
+    each = [_evaluate_one(seed, data, **options) for seed in seeds]
+    first = each[0]
+    folder = run / "external" / (name or first["data"])
+    check_folder(folder, "--name")
+    shared = {key: first[key] for key in ("data", "split", "label_map", "not_mapped", "notes")}
+    tests = [{"run": one["run"] | {"data": one["data"]}, "test": one["scores"]} for one in each]
+    metrics = {"runs": [seed.name for seed in seeds], **shared, "scores": aggregate_seeds(tests)}
+    write_json(folder / "metrics.json", metrics)
+    write_external_seeds_report(folder, [seed / "external" / folder.name for seed in seeds])
+    return metrics
+
+
+def _evaluate_one(
+    run: Path,
+    data: DataConfig,
+    *,
+    name: str | None,
+    label_map: Sequence[str],
+    split: Literal["test", "all"],
+    bootstrap: int,
+) -> dict[str, Any]:
+    """Evaluates one run; see :func:`main`."""
     evaluated = read_object(run / "metrics.json", ("run", "calibration"))
     checkpoint = evaluated["run"].get("checkpoint", "best")
     model, config, classes, task = load_model(run, checkpoint)
@@ -99,7 +129,14 @@ def main(
     common: dict[str, Any] = {"task": "multi-label", "bootstrap": bootstrap}
     val_probs, val_labels = _validation(run, names)
     metrics = {
-        "run": {"name": run.name, "checkpoint": checkpoint, "trained_on": evaluated["run"].get("data")},
+        "run": {
+            "name": run.name,
+            "checkpoint": checkpoint,
+            "trained_on": evaluated["run"].get("data"),
+            "seed": config.seeds[0],
+            "classes": names,
+            "task": "multi-label",
+        },
         "data": source.name,
         "split": split,
         "label_map": {known: list(others) for known, others in mapping.items()},
@@ -107,6 +144,9 @@ def main(
         "notes": list(source.notes),
         "scores": evaluate_predictions(probs, labels, groups, names, **common),
         "calibration": {
+            "scope": evaluated["calibration"]["scope"],
+            "temperature": {known: evaluated["calibration"]["temperature"][known] for known in names},
+            "not_fitted": [known for known in evaluated["calibration"]["not_fitted"] if known in names],
             "uncalibrated": calibration_scores(probs, labels, groups, names, **common),
             "calibrated": calibration_scores(calibrated, labels, groups, names, **common),
         },
@@ -131,6 +171,7 @@ def main(
         table |= {f"{kind}:{known}": values[:, k] for k, known in enumerate(names)}
     pd.DataFrame(table).to_csv(folder / "predictions.csv", index=False)
     write_json(folder / "metrics.json", metrics)
+    write_external_report(folder, run)
     return metrics
 
 

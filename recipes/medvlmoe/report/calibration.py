@@ -54,7 +54,7 @@ def calibration_section(run: Run) -> CalibrationSection | None:
     for name in run.classes:
         temperature = f"{content['temperature'][name]:.2f}"
         rows.append(_row(name, temperature, before["per_class"][name], after["per_class"][name]))
-    nll = (content["val_nll_before"], content["val_nll_after"])
+    nll = (content.get("val_nll_before"), content.get("val_nll_after"))
     return CalibrationSection(
         table=Table(columns, rows, total=True),
         charts=[_chart(name, content) for name in run.classes if after["per_class"][name]["studies"]],

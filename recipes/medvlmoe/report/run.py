@@ -61,7 +61,7 @@ def read_run(run_dir: Path) -> Run:
     classes, scores = metrics["run"]["classes"], metrics["test"]["per_class"]
     if not isinstance(classes, list) or not isinstance(scores, dict) or sorted(map(str, classes)) != sorted(scores):
         raise ValueError(f'{run_dir / "metrics.json"}: "run" and "test" must name the same classes.')
-    labels, probs = _predictions(run_dir / "predictions.csv", classes)
+    labels, probs = read_predictions(run_dir / "predictions.csv", classes)
     if len(labels) != metrics["test"]["studies"]:
         raise ValueError(
             f"{run_dir / 'predictions.csv'}: expected the {metrics['test']['studies']} test studies of "
@@ -72,13 +72,25 @@ def read_run(run_dir: Path) -> Run:
     return Run(config, metrics, history, labels, probs, examples, errors)
 
 
-def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def read_predictions(
+    path: Path, classes: list[str], *, split: str | None = "test"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Reads labels and probabilities, each ``(N, C)``, of a table of predictions.
+
+    Args:
+        path: The table.
+        classes: Names of the classes.
+        split: Of which split; ``None`` for all rows.
+
+    Raises:
+        ValueError: Naming the file, if it is missing, lacks a column or holds anything but numbers.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: {MISSING}")
     labels, probs = [f"label:{name}" for name in classes], [f"prob:{name}" for name in classes]
     try:
         frame = pd.read_csv(path)
-        frame = frame[frame["split"] == "test"]
+        frame = frame if split is None else frame[frame["split"] == split]
         return frame[labels].to_numpy(np.float64), frame[probs].to_numpy(np.float64)
     except KeyError as error:
         raise ValueError(f"{path}: a column is missing: {error.args[0]}.") from error

@@ -47,7 +47,7 @@ def write_seeds_report(run_dir: Path) -> Path:
         content = {
             "title": f"{name}: MedVLMoE report of {test['n']} seeds",
             "header": header(name, f"MedVLMoE, {test['n']} seeds", about, _headline(test), _notes(about, test)),
-            "scores": _class_table(test),
+            "scores": class_table(test),
             "runs": _run_table(runs, test),
             "calibration": _calibration_table(runs),
             "links": [(label, f"{label}/report.html") for label in runs],
@@ -87,7 +87,12 @@ def _notes(about: Mapping[str, Any], test: Mapping[str, Any]) -> list[str]:
     return [*notes, RESEARCH_NOTE]
 
 
-def _class_table(test: Mapping[str, Any]) -> Table:
+def class_table(test: Mapping[str, Any]) -> Table:
+    """Returns the AUROC of each class: the mean over the seeds, and that of each.
+
+    Args:
+        test: Of `aggregate_seeds`.
+    """
     columns = [Column("Class", "text"), Column("Mean AUROC"), Column("95% t-interval")]
     columns += [Column(f"seed {seed}") for seed in test["seeds"]]
     rows = [("Macro mean", test["macro_auroc"]), *test["per_class"].items()]

@@ -1,6 +1,7 @@
 """A trained run on another data set: a csv with classes of other names."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import external
 from recipes.medvlmoe.config import DataConfig, PhantomConfig
 from recipes.shared.scores.metrics import auroc
+from tests.recipes.json_files import change_json
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +72,44 @@ def test_the_test_split_alone_by_default(trained_run):
     metrics = external.main(trained_run, data, bootstrap=0)
     assert (metrics["scores"]["studies"], metrics["not_mapped"]) == (24, [])
     assert (trained_run / "external" / metrics["data"] / "predictions.csv").is_file()
+
+
+def test_the_page_shows_scores_and_which_classes_stand_for_which(trained_run, elsewhere):
+    cli.main(
+        ["external", str(trained_run), *options(elsewhere), "--split", "all", "--bootstrap", "20", "--name", "page"]
+    )
+    folder = trained_run / "external" / "page"
+    metrics, text = json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
+    first, second = metrics["label_map"]
+    assert f"{first} = First; {second} = Second" in text
+    macro, (low, high) = metrics["scores"]["macro_auroc"], metrics["scores"]["macro_auroc_ci95"]
+    assert f"<dd>{macro:.3f}<small>95% CI {low:.3f} to {high:.3f}</small>" in text
+    for title in ("Calibration", "Operating points", "Subgroups: sex", "ROC curves"):
+        assert f"<h2>{title}</h2>" in text
+    own = json.loads((trained_run / "metrics.json").read_text())["calibration"]
+    assert metrics["calibration"]["temperature"] == {name: own["temperature"][name] for name in (first, second)}
+    assert "not a medical device" in text
+
+
+def test_every_seed_is_evaluated_and_their_mean_written(trained_run, elsewhere, tmp_path, capsys):
+    run = tmp_path / "run"
+    for seed in (0, 1):
+        shutil.copytree(trained_run, run / f"seed-{seed}", ignore=shutil.ignore_patterns("external"))
+        change_json(run / f"seed-{seed}" / "config.json", lambda config, seed=seed: config.update(seeds=[seed]))
+    cli.main(["external", str(run), *options(elsewhere), "--bootstrap", "0", "--name", "clinic"])
+    assert "over 2 seeds" in capsys.readouterr().out
+    folder = run / "external" / "clinic"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    values = [
+        json.loads((run / f"seed-{seed}" / "external" / "clinic" / "metrics.json").read_text())["scores"]["macro_auroc"]
+        for seed in (0, 1)
+    ]
+    assert metrics["scores"]["macro_auroc"]["values"] == values
+    text = (folder / "report.html").read_text()
+    for seed in (0, 1):
+        link = f"../../seed-{seed}/external/clinic/report.html"
+        assert f'href="{link}"' in text
+        assert (folder / link).is_file()
 
 
 @pytest.mark.parametrize(
