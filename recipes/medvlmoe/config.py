@@ -7,7 +7,10 @@ from typing import Literal
 from recipes.data.studies import Task
 from recipes.medvlmoe.baselines import BASELINES, TINY_BASELINES
 from recipes.medvlmoe.baselines.config import ContrastConfig
+from recipes.shared.batch_norm import BatchNorm
+from recipes.shared.encoders.tuning import Tuning
 from recipes.shared.settings import RunSettings, TrainSettings
+from recipes.shared.strategy import Strategy
 
 Variant = Literal["full", "no-moe", "single-ffn", "no-fusion", "no-text", "vision-only"]
 Balance = Literal["switch", "cv2", "bias", "printed"]
@@ -129,6 +132,14 @@ class ModelConfig:
     """Longest text, in tokens; the rest is cut off."""
     text_pooling: Literal["mean", "last", "first", "max"] = "mean"
     """How text tokens become one vector; the paper prints first, which a causal encoder lacks."""
+    image_tuning: Tuning = "full"
+    """What of the image encoder is trained: everything, nothing, or low-rank adapters of its linear layers (LoRA)."""
+    text_tuning: Tuning = "full"
+    """What of the text encoder is trained."""
+    lora_rank: int = 8
+    """Rank of the adapters."""
+    lora_alpha: float = 16.0
+    """The adapters' output is multiplied by this over their rank."""
     variant: Variant = "full"
     """The full model, or an ablation of Table 2: for the experts one dense network of equal active FLOPs (no-moe) or of
     one expert's size, as in the paper (single-ffn); no cross-attention; the null text for all texts (no-text); the
@@ -189,6 +200,15 @@ class TrainConfig(TrainSettings):
     """Share that it shows without the text; no study loses both."""
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the task's loss in training: none, or the inverse of how often each label occurs."""
+    strategy: Strategy = "ddp"
+    """How several devices train: copies of the model (ddp), or shards of its weights, gradients and moments (fsdp2)."""
+    activation_checkpointing: bool = False
+    """Compute the encoders' activations again in backward instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Compile the encoders' blocks and the cross-attention with torch.compile."""
+    batch_norm: BatchNorm = "local"
+    """Batch norms of the image encoder: each device's own batch (local), the batch of all devices (sync, GPUs only), or
+    the running statistics as they are (frozen)."""
     cache_folder: Path | None = None
     """Folder in which decoded training and validation images are kept for this run and later ones; none by default.
     For data sets whose images are files."""

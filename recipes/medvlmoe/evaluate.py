@@ -165,6 +165,8 @@ def evaluate_one(
         "best_epoch": training["best_epoch"],
         "stopped_early": training["epochs"] < config.train.epochs,
         "seconds": training["seconds"],
+        "samples_per_second": training.get("samples_per_second"),
+        "data_wait": training.get("data_wait"),
     }
     splits = {"val": source.val, "test": source.test}
     table = pd.concat(

@@ -26,6 +26,7 @@ from moekit import (
 from recipes.data.studies import Task
 from recipes.medvlmoe.config import Balance, ModelConfig
 from recipes.medvlmoe.modalities import fill_missing, with_null
+from recipes.medvlmoe.tuning import tune_encoders
 from recipes.shared.encoders.image import ImageEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
@@ -98,6 +99,7 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         self.balance: Balance = balance
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder if reads_text(config) else None
+        tune_encoders(config, image_encoder, self.text_encoder)
         dim = config.dim
         if config.variant == "vision-only":
             self.head = TaskHead(image_encoder.dim, num_classes, task)

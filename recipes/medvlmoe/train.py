@@ -4,9 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 
 from recipes.data.decoded_cache import DecodedImages, fill_cache
@@ -20,20 +18,22 @@ from recipes.medvlmoe.baselines.training import ContrastObjective, PairLoss, val
 from recipes.medvlmoe.build import Model, load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
-from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
 from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
+from recipes.medvlmoe.prepare import check_training, kept_in_eval, prepare_model, sharded_units
+from recipes.medvlmoe.validate import line, score, validate
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
+from recipes.shared.launched import with_launched_processes
 from recipes.shared.limits import check_limits
 from recipes.shared.loggers import check_loggers
 from recipes.shared.objective import Objective, train_epoch
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
-from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.strategy import launch
 from recipes.shared.training import (
     check_on_first_rank,
     one_run_per_seed,
@@ -53,6 +53,9 @@ MAY_CHANGE = (
     "download",
     "verify_images",
     "loggers",
+    "strategy",
+    "activation_checkpointing",
+    "compile",
 )
 """Settings that a resumed run may change: how long it trains, and where."""
 
@@ -71,7 +74,8 @@ def main(config: Config) -> list[Path]:
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
     check_baseline(config)
-    return one_run_per_seed(config, train_stages)
+    check_training(config)
+    return one_run_per_seed(with_launched_processes(config), train_stages)
 
 
 def train_stages(config: Config) -> None:
@@ -87,13 +91,7 @@ def train_one(config: Config) -> None:
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
     checkpoint = checkpoint_to_resume(config, may_change=MAY_CHANGE)
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-    )
-    fabric.launch()
+    fabric = launch(settings, settings.strategy, units=sharded_units)
     torch.manual_seed(seed)
 
     source = build_source(config.data, config.model.image_size)
@@ -113,33 +111,44 @@ def train_one(config: Config) -> None:
     check_rates(settings.drop_image, settings.drop_text, reads_text=reads)
     check_something_is_read(config.data.data, source.splits(), texts, reads_text=reads)
     train_loader, val_loader = _loaders(config, source, model, fabric)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))
-    state = starting_state(checkpoint, model, optimizer, fabric)
+    prepare_model(model, settings, fabric.device)
     if fabric.is_global_zero:
         save_architecture(model, source.classes, source.task, out)
         write_json(out / "config.json", config.to_json())
         write_fingerprint(out, source.splits())
     on_pairs = isinstance(model, PairModel)
-    wrapped, optimizer = fabric.setup(PairLoss(model) if on_pairs else model, optimizer)
+    wrapped = fabric.setup_module(PairLoss(model) if on_pairs else model)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))  # over the shards, where there are some
+    state = starting_state(checkpoint, model, optimizer, fabric)
+    optimizer = fabric.setup_optimizers(optimizer)
     class_weights = None
     if settings.class_weights == "balanced":
         class_weights = balanced_class_weights(source.train.labels, source.task).to(fabric.device)
     objective: Objective[Batch] = DiagnosisObjective(model, settings, class_weights)
     if on_pairs:
         objective = ContrastObjective(gather=fabric.world_size > 1)
+    in_eval = kept_in_eval(model, settings)
 
     def one_epoch(epoch: int) -> dict[str, Any]:
         train_loader.batch_sampler.epoch = epoch
-        batches = len(train_loader)
         record = train_epoch(
-            fabric, wrapped, optimizer, train_loader, batches, objective, settings, seed=seed, epoch=epoch
+            fabric,
+            wrapped,
+            optimizer,
+            train_loader,
+            len(train_loader),
+            objective,
+            settings,
+            seed=seed,
+            epoch=epoch,
+            kept_in_eval=in_eval,
         )
         return record | _learning_rates(optimizer)
 
-    def validate() -> dict[str, Any]:
+    def validate_epoch() -> dict[str, Any]:
         if config.model.classifier == "none":
             return validate_pairs(fabric, model, val_loader)
-        return _validate(fabric, model, val_loader, source)
+        return validate(fabric, model, val_loader, source)
 
     run_epochs(
         fabric,
@@ -150,9 +159,9 @@ def train_one(config: Config) -> None:
         out=out,
         started=started,
         train_epoch=one_epoch,
-        validate=validate,
-        score=_score,
-        line=_line,
+        validate=validate_epoch,
+        score=score,
+        line=line,
         remedy="lower --lr-encoder or --lr-head, or use another --precision",
     )
 
@@ -225,42 +234,3 @@ def _parameter_groups(model: Model, settings: TrainConfig) -> list[dict[str, Any
 def _learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float | None]:
     rates = {group["part"]: float(group["lr"]) for group in optimizer.param_groups}
     return {"lr_encoder": rates.get("encoder"), "lr_head": rates.get("head")}
-
-
-def _validate(fabric: Fabric, model: Model, loader: Any, source: StudySource) -> dict[str, Any]:
-    """Computes loss and macro AUROC on the validation split, gathered from all ranks; one may have no study of it."""
-    predictions: Predictions | None = None
-    if len(loader):
-        with fabric.autocast():
-            predictions = predict_batches(model, loader, device=fabric.device)
-    gathered: list[Predictions | None] = [predictions]
-    if fabric.world_size > 1:
-        gathered = [None] * fabric.world_size
-        dist.all_gather_object(gathered, predictions)
-    parts = [part for part in gathered if part is not None]
-    probs, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probs", "labels"))
-    groups = [source.val.groups[int(i)] for part in parts for i in part.index]
-    scores = evaluate_predictions(probs, labels, groups, source.classes, task=source.task, bootstrap=0)
-    known = sum(int(part.known.sum()) for part in parts)
-    loss = sum(float(part.loss.sum(dtype=np.float64)) for part in parts) / max(1, known)
-    return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"]}
-
-
-def _score(record: dict[str, Any]) -> float:
-    """Returns what epochs are compared by: macro AUROC, or the negated loss where it is undefined.
-
-    A contrast without any pair to validate on is compared by its training loss.
-    """
-    auroc, loss = record.get("val_macro_auroc"), record["val_loss"]
-    if auroc is not None:
-        return auroc
-    return -record["train_loss"] if loss is None else -loss
-
-
-def _line(record: dict[str, Any]) -> str:
-    loss = "none" if record["val_loss"] is None else f"{record['val_loss']:.4f}"
-    line = f"loss {record['train_loss']:.4f}  val loss {loss}"
-    if "val_macro_auroc" not in record:
-        return f"contrast  {line}"
-    auroc = record["val_macro_auroc"]
-    return f"{line}  val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}"

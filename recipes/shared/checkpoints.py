@@ -10,6 +10,7 @@ from torch import nn
 
 from recipes.shared.runs import write_history
 from recipes.shared.settings import check_same_settings, read_settings
+from recipes.shared.shards import shard_model_state, shard_optimizer_state, whole_state
 
 _REMEDY = "Take the run's other checkpoint (--checkpoint last or best), a copy of the file, or train again."
 STATE = ("model", "optimizer", "scaler", "epoch", "best", "best_epoch", "history", "seconds")
@@ -92,7 +93,7 @@ def _load_state(model: nn.Module, state: Any, path: Path) -> None:
     ]
     if parts:
         raise ValueError(f"{path} holds the weights of another model: {', '.join(parts)}. {_REMEDY}")
-    model.load_state_dict(state)
+    model.load_state_dict(shard_model_state(state, model))
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -113,6 +114,8 @@ def save_checkpoints(
 ) -> None:
     """Writes with ``better`` ``checkpoints/best.ckpt``, then ``last.ckpt``, then the curves of ``history.jsonl``.
 
+    The first rank writes; every rank must call this, since sharded weights and moments are put together first.
+
     In this order a process that is killed in between leaves a ``last.ckpt`` from which the epoch is trained again, and
     never one that counts an epoch as the best whose weights were not kept.
 
@@ -124,11 +127,15 @@ def save_checkpoints(
         state: Progress: ``epoch`` (finished ones), ``history``, and whatever else resuming needs.
         better: Whether these are the best weights so far.
     """
+    weights = whole_state(model.state_dict())
+    # What fabric wraps around an optimiser gives its state on the first rank alone.
+    moments = whole_state(getattr(optimizer, "optimizer", optimizer).state_dict())
+    if not fabric.is_global_zero:
+        return
     folder = out / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    weights = model.state_dict()
     scaler = fabric.strategy.precision.state_dict()
-    last = {"model": weights, "optimizer": optimizer.state_dict(), "scaler": scaler, **state}
+    last = {"model": weights, "optimizer": moments, "scaler": scaler, **state}
     if better:
         write_checkpoint(folder / "best.ckpt", {"model": weights, "epoch": state["epoch"]})
     write_checkpoint(folder / "last.ckpt", last)
@@ -138,7 +145,7 @@ def save_checkpoints(
 def restore_checkpoint(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, fabric: Fabric
 ) -> dict[str, Any]:
-    """Loads what :func:`save_checkpoints` wrote, and returns the state.
+    """Loads what :func:`save_checkpoints` wrote, under whatever strategy, and returns the state.
 
     A ``best.ckpt`` that is older than the best epoch is written anew if that epoch is the last one: a version that
     wrote it second may have been killed in between.
@@ -159,7 +166,7 @@ def restore_checkpoint(
             "dimensions), so training cannot go on from it. Its weights can still be evaluated; to train further, "
             "start another run, or resume with the version that made this one."
         )
-    optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(shard_optimizer_state(saved, optimizer))
     fabric.strategy.precision.load_state_dict(content.pop("scaler"))
     return content
 

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recipes.shared.settings import TrainSettings
 from recipes.shared.steps import begin_epoch, optimiser_steps, set_learning_rates, take_step
 from recipes.shared.sums import DeviceSums, Sums
+from recipes.shared.throughput import Throughput
 
 Batch = TypeVar("Batch")
 
@@ -82,6 +83,7 @@ def train_epoch(
     *,
     seed: int,
     epoch: int,
+    kept_in_eval: Sequence[nn.Module] = (),
 ) -> dict[str, Any]:
     """Trains on a split once.
 
@@ -89,26 +91,29 @@ def train_epoch(
         fabric: Of the run.
         wrapped: The model as fabric set it up.
         optimizer: The optimiser as fabric set it up.
-        loader: Gives the micro-batches, which have a method ``to``.
+        loader: Gives the micro-batches, which have ``labels``, one row per sample, and a method ``to``.
         batches: How many of them make the epoch.
         objective: What is minimised.
         settings: Of the training.
         seed: Of the run.
         epoch: Which one, from 0.
+        kept_in_eval: Parts of the model that stay in eval mode.
 
     Returns:
-        The epoch's record: ``epoch``, the objective's fields and ``seconds``.
+        The epoch's record: ``epoch``, the objective's fields, those of
+        :meth:`~recipes.shared.throughput.Throughput.figures` and ``seconds``.
     """
     started = time.monotonic()
-    begin_epoch(fabric, wrapped, seed, epoch)
+    begin_epoch(fabric, wrapped, seed, epoch, kept_in_eval)
     sums = DeviceSums()
+    throughput: Throughput | None = None
 
     def loss_of(batch: Any, shares: Tensor) -> Tensor:
         loss, values = objective.loss(wrapped, batch.to(fabric.device), shares)
         sums.add(values)
         return loss
 
-    for factor, micro_batches in optimiser_steps(fabric, loader, batches, settings, epoch):
+    for factor, micro_batches, throughput in optimiser_steps(fabric, loader, batches, settings, epoch):
         set_learning_rates(optimizer, factor)
         take_step(
             fabric,
@@ -120,5 +125,7 @@ def train_epoch(
             clip_norm=settings.clip_norm,
         )
         objective.end_step()
-    record = objective.record(sums.over_ranks(fabric))
-    return {"epoch": epoch, **record, "seconds": time.monotonic() - started}
+        throughput.count(sum(len(batch.labels) for batch in micro_batches))
+    totals = sums.over_ranks(fabric)  # waits until the last step is done
+    figures = {} if throughput is None else throughput.figures()
+    return {"epoch": epoch, **objective.record(totals), **figures, "seconds": time.monotonic() - started}

@@ -6,7 +6,7 @@ Nothing here makes the host wait for the device: the step after next is queued w
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,26 +15,45 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from recipes.shared.settings import TrainSettings
+from recipes.shared.throughput import Throughput
 
 Batch = TypeVar("Batch")
 
 
-def begin_epoch(fabric: Fabric, wrapped: nn.Module, seed: int, epoch: int) -> None:
-    """Puts the model in training mode, and makes chance depend on ``(seed, epoch, rank)`` only."""
+def begin_epoch(
+    fabric: Fabric, wrapped: nn.Module, seed: int, epoch: int, kept_in_eval: Iterable[nn.Module] = ()
+) -> None:
+    """Puts the model in training mode, but for some of its parts, and makes chance depend on seed, epoch and rank."""
     torch.manual_seed((seed * 1_000_003 + epoch) * 4099 + fabric.global_rank)
     wrapped.train()
+    for module in kept_in_eval:
+        module.eval()
+
+
+class StepBatches(NamedTuple, Generic[Batch]):
+    """What an optimiser step is made of.
+
+    Attributes:
+        factor: Of the learning rate.
+        micro_batches: Of this rank.
+        throughput: Of the epoch so far.
+    """
+
+    factor: float
+    micro_batches: list[Batch]
+    throughput: Throughput
 
 
 def optimiser_steps(
     fabric: Fabric, loader: Iterable[Batch], batches: int, settings: TrainSettings, epoch: int
-) -> Iterator[tuple[float, list[Batch]]]:
-    """Yields the optimiser steps of an epoch: a factor of the learning rate, and the step's micro-batches.
+) -> Iterator[StepBatches[Batch]]:
+    """Yields the optimiser steps of an epoch; whoever takes a step counts its samples in ``throughput``.
 
     The micro-batches of a step are at hand before the first of them is computed, so that losses can divide by what
     the whole step holds.
 
     Args:
-        fabric: Of the run; the first rank shows a progress bar.
+        fabric: Of the run; the first rank shows a progress bar with samples per second, data wait and memory.
         loader: Gives the micro-batches.
         batches: How many of them make the epoch; the last step may have fewer than the others.
         settings: Of the training.
@@ -43,11 +62,14 @@ def optimiser_steps(
     steps = -(-batches // settings.accumulate)
     rest = islice(loader, batches)
     title = f"epoch {epoch + 1}/{settings.epochs}"
-    for step in tqdm(range(steps), desc=title, leave=False, disable=not fabric.is_global_zero):
+    bar = tqdm(range(steps), desc=title, leave=False, disable=not fabric.is_global_zero)
+    throughput = Throughput(bar)
+    for step in bar:
         factor = lr_factor(epoch * steps + step, steps, epochs=settings.epochs, warmup_epochs=settings.warmup_epochs)
-        micro_batches = list(islice(rest, settings.accumulate))
+        with throughput.waiting():
+            micro_batches = list(islice(rest, settings.accumulate))
         if micro_batches:
-            yield factor, micro_batches
+            yield StepBatches(factor, micro_batches, throughput)
 
 
 def take_step(

@@ -16,6 +16,7 @@ from recipes.shared.checkpoints import restore_checkpoint, save_checkpoints
 from recipes.shared.loggers import log_record, open_loggers
 from recipes.shared.runs import peak_memory_bytes, write_json
 from recipes.shared.settings import TrainSettings
+from recipes.shared.throughput import run_throughput
 
 NEW_RUN: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0}
 """Progress of a run that has not begun; ``history`` is added to it."""
@@ -143,12 +144,13 @@ def run_epochs(
             state["history"].append(record)
             state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
             started = time.monotonic()
+            save_checkpoints(out, model, optimizer, fabric, state, better=better)
             if fabric.is_global_zero:
                 log_record(log, record)
-                save_checkpoints(out, model, optimizer, fabric, state, better=better)
                 progress = {
                     name: state[{"epochs": "epoch"}.get(name, name)] for name in ("epochs", "best_epoch", "seconds")
                 }
-                write_json(out / "training.json", progress | {"peak_memory_bytes": peak_memory_bytes()} | facts(state))
+                measured = {"peak_memory_bytes": peak_memory_bytes(), **run_throughput(state["history"])}
+                write_json(out / "training.json", progress | measured | facts(state))
             fabric.barrier()
             fabric.print(f"epoch {epoch + 1:3d}/{settings.epochs}  {line(record)}{'  best' if better else ''}")

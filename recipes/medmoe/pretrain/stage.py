@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -31,11 +30,13 @@ from recipes.medmoe.pretrain.tally import batch_sums, means_of
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
+from recipes.shared.launched import with_launched_processes
 from recipes.shared.limits import check_limits
 from recipes.shared.loggers import check_loggers
 from recipes.shared.objective import Objective, StepLoss, train_epoch
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
+from recipes.shared.strategy import launch
 from recipes.shared.sums import DeviceSums
 from recipes.shared.training import (
     check_on_first_rank,
@@ -62,7 +63,7 @@ def main(config: Config) -> list[Path]:
     check_limits(config)
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
-    return one_run_per_seed(config, pretrain_one)
+    return one_run_per_seed(with_launched_processes(config), pretrain_one)
 
 
 def pretrain_one(config: Config) -> None:
@@ -70,7 +71,8 @@ def pretrain_one(config: Config) -> None:
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
     checkpoint = checkpoint_to_resume(config, may_change=MAY_CHANGE)
-    fabric = _fabric(settings)
+    # A batch may leave experts without samples, so DDP looks for unused weights.
+    fabric = launch(settings, find_unused=True)
     torch.manual_seed(seed)
 
     source = build_source(config)
@@ -124,20 +126,6 @@ def reader_of(model: MedMoE) -> PairReader:
     return PairReader(
         model.modalities, model.text_encoder.tokenizer, model.image_encoder.spec, model.config.text_tokens
     )
-
-
-def _fabric(settings: TrainConfig) -> Fabric:
-    """Sets up DDP for several devices; a batch may leave experts without samples, so it looks for unused weights."""
-    strategy: Any = DDPStrategy(find_unused_parameters=True) if settings.devices * settings.nodes > 1 else "auto"
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-        strategy=strategy,
-    )
-    fabric.launch()
-    return fabric
 
 
 def _optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimizer:

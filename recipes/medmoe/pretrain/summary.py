@@ -24,6 +24,7 @@ def summarise(run: Path) -> str:
     )
     routing = routing_report(session, source.test)
     about = {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
+    about |= {name: training.get(name) for name in ("samples_per_second", "data_wait")}
     update_metrics(
         run,
         run=_about(session, source, training),

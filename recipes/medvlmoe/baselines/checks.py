@@ -21,7 +21,7 @@ _READ_BY: dict[Objective, frozenset[str]] = {
 _OF_ENCODERS = frozenset(
     {
         "image_encoder", "image_weights", "image_size", "image_stride", "text_encoder", "text_weights", "text_tokens",
-        "variant", "classifier", "contrast",
+        "variant", "classifier", "contrast", "image_tuning", "text_tuning", "lora_rank", "lora_alpha",
     }
 )  # fmt: skip
 _OF_MEDVLMOE = ("balance", "balance_weight", "z_weight")

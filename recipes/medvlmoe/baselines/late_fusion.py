@@ -12,6 +12,7 @@ from recipes.data.studies import Task
 from recipes.medvlmoe.config import ModelConfig
 from recipes.medvlmoe.modalities import fill_missing
 from recipes.medvlmoe.model import POOLINGS, Diagnosis
+from recipes.medvlmoe.tuning import tune_encoders
 from recipes.shared.encoders.image import ImageEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
@@ -48,6 +49,7 @@ class LateFusion(nn.Module, HubModel, library_name="moekit", tags=["multimodal",
         self.task: Task = task
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
+        tune_encoders(config, image_encoder, text_encoder)
         self.image_projection = nn.Linear(image_encoder.dim, config.dim)
         self.null_image = nn.init.trunc_normal_(nn.Parameter(torch.zeros(config.dim)), std=0.02)
         self.null_text = nn.init.trunc_normal_(nn.Parameter(torch.zeros(config.dim)), std=0.02)

@@ -18,6 +18,7 @@ from recipes.medvlmoe.baselines.prompts import class_prompts
 from recipes.medvlmoe.baselines.words import MaskedWords, WordPieces
 from recipes.medvlmoe.config import ModelConfig
 from recipes.medvlmoe.model import POOLINGS, Diagnosis
+from recipes.medvlmoe.tuning import tune_encoders
 from recipes.shared.encoders.image import ImageEncoder, ImageTokens
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
@@ -62,6 +63,7 @@ class PairModel(nn.Module, HubModel, library_name="moekit", tags=["contrastive",
         self.task: Task = task
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
+        tune_encoders(config, image_encoder, text_encoder)
         self.head = TaskLoss(task)
         contrast = config.contrast
         self.image_projection = _projection(contrast, image_encoder.dim, config.dim)

@@ -51,6 +51,20 @@ class ImageEncoder(nn.Module):
         """Builds the architecture with random weights."""
         return cls(timm.create_model(spec.architecture, pretrained=False, num_classes=0, **spec.options), spec)
 
+    def checkpoint_activations(self) -> None:
+        """Computes activations of the blocks again in backward instead of keeping them.
+
+        Raises:
+            ValueError: If the architecture cannot.
+        """
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"activation_checkpointing (--activation-checkpointing) is not known to image encoder "
+                f"{self.spec.architecture!r}: leave it out, or give another --image-encoder."
+            ) from error
+
     def forward(self, images: Tensor) -> ImageTokens:
         """Encodes normalised images ``(B, 3, size, size)``."""
         features = self.model.forward_features(images)

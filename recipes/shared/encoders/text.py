@@ -47,6 +47,21 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.dim: int = model.config.hidden_size
 
+    def checkpoint_activations(self) -> None:
+        """Computes activations of the layers again in backward instead of keeping them.
+
+        Raises:
+            ValueError: If the architecture cannot.
+        """
+        if not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"activation_checkpointing (--activation-checkpointing) is not known to text encoder "
+                f"{type(self.model).__name__}: leave it out, or give another --text-encoder."
+            )
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the second in older versions
+        name = next(name for name in names if hasattr(self.model, name))
+        getattr(self.model, name)({"use_reentrant": False})
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, layers: Sequence[int] = (-1,)) -> Tensor:
         """Encodes ``(B, N)`` token ids into ``(B, N, D)`` states.
 

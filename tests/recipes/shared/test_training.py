@@ -89,8 +89,8 @@ def test_sums_keep_names_shapes_and_double_precision(fabric, monkeypatch):
 def test_steps_hold_all_micro_batches_and_the_last_one_what_is_left(fabric):
     settings = TrainSettings(epochs=2, warmup_epochs=1, accumulate=3)
     steps = list(optimiser_steps(fabric, range(100), 7, settings, epoch=0))
-    assert [batches for _, batches in steps] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [factor for factor, _ in steps] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert [step.micro_batches for step in steps] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [step.factor for step in steps] == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
 class Rank:

@@ -1,0 +1,76 @@
+"""Validation after an epoch: loss and macro AUROC over the studies of all ranks."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+
+from recipes.data.studies import StudySource
+from recipes.medvlmoe.build import Model
+from recipes.medvlmoe.inference import Predictions, predict_batches
+from recipes.shared.scores.metrics import evaluate_predictions
+
+
+def validate(fabric: Fabric, model: Model, loader: Any, source: StudySource) -> dict[str, Any]:
+    """Computes loss and macro AUROC on the validation split, gathered from all ranks; one may have no study of it."""
+    predictions: Predictions | None = None
+    missing = _missing_batches(fabric, len(loader))
+    with fabric.autocast():
+        if len(loader):
+            predictions = predict_batches(model, loader, device=fabric.device)
+        if missing:
+            _repeat_forward(model, loader, missing, fabric.device)
+    gathered: list[Predictions | None] = [predictions]
+    if fabric.world_size > 1:
+        gathered = [None] * fabric.world_size
+        dist.all_gather_object(gathered, predictions)
+    parts = [part for part in gathered if part is not None]
+    probs, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("probs", "labels"))
+    groups = [source.val.groups[int(i)] for part in parts for i in part.index]
+    scores = evaluate_predictions(probs, labels, groups, source.classes, task=source.task, bootstrap=0)
+    known = sum(int(part.known.sum()) for part in parts)
+    loss = sum(float(part.loss.sum(dtype=np.float64)) for part in parts) / max(1, known)
+    return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"]}
+
+
+def _missing_batches(fabric: Fabric, batches: int) -> int:
+    """Returns how many batches more than this rank another one has."""
+    if fabric.world_size == 1:
+        return 0
+    most = torch.tensor(batches, device=fabric.device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most) - batches
+
+
+@torch.no_grad()
+def _repeat_forward(model: Model, loader: Any, times: int, device: torch.device) -> None:
+    """Runs the model on the split's first study and drops the result: all ranks gather sharded weights at once."""
+    batch = loader.collate_fn([loader.dataset[0, 0]]).to(device)
+    training = model.training
+    model.eval()
+    for _ in range(times):
+        model(*batch.inputs())
+    model.train(training)
+
+
+def score(record: dict[str, Any]) -> float:
+    """Returns what epochs are compared by: macro AUROC, or the negated loss where it is undefined.
+
+    A contrast without any pair to validate on is compared by its training loss.
+    """
+    auroc, loss = record.get("val_macro_auroc"), record["val_loss"]
+    if auroc is not None:
+        return auroc
+    return -record["train_loss"] if loss is None else -loss
+
+
+def line(record: dict[str, Any]) -> str:
+    """Returns what is printed of an epoch."""
+    loss = "none" if record["val_loss"] is None else f"{record['val_loss']:.4f}"
+    shown = f"loss {record['train_loss']:.4f}  val loss {loss}"
+    if "val_macro_auroc" not in record:
+        return f"contrast  {shown}"
+    auroc = record["val_macro_auroc"]
+    return f"{shown}  val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}"
