@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moekit.capacity import Capacity
 from moekit.checks import check_choice
 from moekit.compiled_layer import compiled_call
+from moekit.deferred_stats import stats_of_call
 from moekit.experts.activation import ActivationLike
 from moekit.experts.base import Experts, input_tensors
 from moekit.experts.dense import FFN
@@ -233,6 +234,7 @@ class SparseMoE(SettingsModule):
                 return whole
         inputs, lead = self._inputs(x)
         mask_T = flat_mask(mask, inputs[0], lead)
+        replayed = routing is not None
         if routing is None:
             if plan is not None:
                 raise ValueError("plan must come with the routing that it was made from: give routing too.")
@@ -257,7 +259,11 @@ class SparseMoE(SettingsModule):
             y = y + shared_output(self.shared, x, mask)
         if routing.token_ids is not None:
             routing = routing._replace(gates=gates)  # a replayed routing may have been made under another mask
-        return MoEOutput(y, make_stats(routing, plan, mask_T, counted) if stats else None)
+        if not stats:
+            return MoEOutput(y, None)
+        # A replayed routing may change before the statistics are read, and a plan may be another routing's.
+        summed = make_stats if replayed else stats_of_call
+        return MoEOutput(y, summed(routing, plan, mask_T, counted))
 
     def route(
         self,

@@ -115,6 +115,9 @@ def counted_tokens(routing: Routing, mask: Bool[Tensor, "T"] | None) -> CountedT
 class RouterStats(NamedTuple):
     """Counts and sums of one layer call. ``a + b`` and ``sum(list_of_stats)`` add them up.
 
+    A layer on CPU computes them when one is first read, in eager code where all tokens count; until then gates, ids,
+    logits and probabilities of the routing are kept, and must not be modified in place.
+
     They are sums, never ratios: add them over micro-batches and ranks, then turn the total into a loss
     or a figure. Padding tokens and tokens with non-finite logits are in none of the sums.
 
@@ -188,15 +191,26 @@ def make_stats(
             f"plan must be made from the routing, of {num_tokens} tokens and {num_experts} experts, got one for "
             f"{plan.num_tokens} tokens and {plan.tokens_per_expert.shape[0]} experts."
         )
+    return sum_up(routing, plan.tokens_per_expert, plan.dropped_per_expert, mask, counted)
+
+
+def sum_up(
+    routing: Routing,
+    tokens_per_expert: Int[Tensor, "E"],
+    dropped_per_expert: Int[Tensor, "E"],
+    mask: Bool[Tensor, "T"] | None,
+    counted: CountedTokens | None,
+) -> RouterStats:
+    """Computes :func:`make_stats` from the counts of a plan."""
     if routing.sums is not None and routing.sums.of(routing, mask):
         sums, counts = routing.sums.sums, routing.sums.counts
     else:
         counted = counted_tokens(routing, mask) if counted is None else counted
         sums = _sums(routing, mask, counted)
-        counts = _counts(routing, plan, mask, counted, sums.prob_sum.dtype)
+        counts = _counts(routing, tokens_per_expert, mask, counted, sums.prob_sum.dtype)
     return RouterStats(
-        tokens_per_expert=plan.tokens_per_expert,
-        dropped_per_expert=plan.dropped_per_expert,
+        tokens_per_expert=tokens_per_expert,
+        dropped_per_expert=dropped_per_expert,
         prob_sum=sums.prob_sum,
         gate_sum=sums.gate_sum,
         load=counts.load,
@@ -225,20 +239,20 @@ def _sums(routing: Routing, mask: Tensor | None, counted: CountedTokens) -> Rout
 
 
 def _counts(
-    routing: Routing, plan: DispatchPlan, mask: Tensor | None, counted: CountedTokens, dtype: torch.dtype
+    routing: Routing, tokens_per_expert: Tensor, mask: Tensor | None, counted: CountedTokens, dtype: torch.dtype
 ) -> RoutingCounts:
     tokens, all_tokens = counted.tokens, routing.valid.shape[0]
     if counted.are_all:
-        load = load_of_all(plan.tokens_per_expert, dtype)
+        load = load_of_all(tokens_per_expert, dtype)
         num_tokens = torch.full((), all_tokens, device=tokens.device)
         nonfinite = torch.full((), 0, device=tokens.device)
     else:
-        load = plan.tokens_per_expert.to(dtype)
+        load = tokens_per_expert.to(dtype)
         num_tokens = tokens.sum()
         nonfinite = (all_tokens if mask is None else mask.sum()) - num_tokens
     if routing.load_probs is not None:
         load = torch.where(tokens.unsqueeze(-1), routing.load_probs, 0).sum(0)
-    return RoutingCounts(plan.tokens_per_expert, load, num_tokens, nonfinite)
+    return RoutingCounts(tokens_per_expert, load, num_tokens, nonfinite)
 
 
 def check_stats(stats: object, expected: str = "RouterStats", *, name: str = "stats") -> None:

@@ -64,7 +64,8 @@ def measure_in_a_process(checkout: Path, repeats: int) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.host.measure", str(checkout), str(repeats)],
         cwd=ROOT,
-        env={**variables, "OMP_NUM_THREADS": "1", **_MALLOC},
+        # What the compiler kept may be of another checkout's operations.
+        env={**variables, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", **_MALLOC},
         capture_output=True,
         text=True,
         check=False,

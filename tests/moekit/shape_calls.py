@@ -28,7 +28,7 @@ DIM, HIDDEN, EXPERTS, TOP_K, TOKENS = 6, 5, 4, 2, 10
 
 def check_fields(value: tuple) -> None:
     """Checks the annotations of a NamedTuple, which no hook does, together: letters mean one size in all."""
-    annotations = type(value).__annotations__
+    annotations = next(each for each in type(value).__mro__ if "_fields" in vars(each)).__annotations__
     # "E+1" can be read only where E is known.
     names = sorted(value._fields, key=lambda name: "+" in str(annotations[name]))
     with jaxtyped("context"):
