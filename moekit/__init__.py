@@ -25,6 +25,7 @@ from moekit.contrastive import (
     word_alignment_loss,
 )
 from moekit.distributed import all_gather_with_gradient, all_reduce_stats
+from moekit.dynamic_loss import DynamicRoutingLosses, dynamic_routing_losses
 from moekit.experts import (
     FFN,
     CrossScaleExpert,
@@ -67,6 +68,7 @@ from moekit.losses import (
 )
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch, plan_expert_choice
 from moekit.routers import (
+    DynamicTopKRouter,
     ExpertChoiceRouter,
     HardRouter,
     HashRouter,
@@ -89,6 +91,8 @@ __all__ = [
     "CrossScaleExperts",
     "CrossScaleOutput",
     "DispatchPlan",
+    "DynamicRoutingLosses",
+    "DynamicTopKRouter",
     "ExpertChoiceRouter",
     "Experts",
     "FFNExperts",
@@ -123,6 +127,7 @@ __all__ = [
     "combine",
     "concatenate_glu",
     "dispatch",
+    "dynamic_routing_losses",
     "first_token",
     "global_contrastive_loss",
     "graphed",

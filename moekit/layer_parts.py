@@ -169,6 +169,7 @@ def repeat_decisions(routing: Routing, shared_by: torch.Size) -> Routing:
         probs=repeated(routing.probs),
         valid=repeated(routing.valid),
         load_probs=None if routing.load_probs is None else repeated(routing.load_probs),
+        kept=None if routing.kept is None else repeated(routing.kept),
         sums=None,
     )
 
@@ -214,10 +215,13 @@ def plan_routing(
     if capacity is not None:
         top_k = routing.expert_ids.shape[1]
         limit = capacity(num_tokens, num_experts, top_k) if mask is None else capacity(mask.sum(), num_experts, top_k)
+    kept = None if counted.are_all else counted.tokens.unsqueeze(-1)
+    if routing.kept is not None:
+        kept = routing.kept if kept is None else routing.kept & kept
     return plan_dispatch(
         routing.expert_ids,
         num_experts,
-        kept=None if counted.are_all else counted.tokens.unsqueeze(-1),
+        kept=kept,
         capacity=limit,
         gates=routing.gates,
         drop_policy=drop_policy,
@@ -228,13 +232,16 @@ def plan_routing(
 def notify_observers(layer: nn.Module, routing: Routing, plan: DispatchPlan, mask: Tensor | None) -> None:
     """Reports the routing of a call to the observers; see :mod:`moekit.observers`."""
     sums = routing.sums if routing.sums is not None and routing.sums.of(routing, mask) else None
+    expert_ids, num_experts = routing.expert_ids, plan.tokens_per_expert.shape[0]
+    if routing.kept is not None:
+        expert_ids = torch.where(routing.kept, expert_ids, num_experts)
     notify(
         RoutingEvent(
             layer,
-            plan.tokens_per_expert.shape[0],
-            expert_ids=routing.expert_ids if routing.token_ids is None else None,
+            num_experts,
+            expert_ids=expert_ids if routing.token_ids is None else None,
             token_ids=routing.token_ids,
-            kept=routing.kept,
+            kept=None if routing.token_ids is None else routing.kept,
             probs=routing.probs,
             valid=routing.valid,
             mask=mask,

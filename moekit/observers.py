@@ -24,8 +24,8 @@ class RoutingEvent(NamedTuple):
     Attributes:
         layer: The module whose call it is; its name in the model is that of the layer.
         num_experts: ``E``.
-        expert_ids: ``(T, K)`` chosen experts; an id of ``E`` or more marks a slot that is computed elsewhere and not
-            counted. ``None`` for expert choice and for a layer without decisions (Soft MoE).
+        expert_ids: ``(T, K)`` chosen experts; an id of ``E`` or more marks a slot that is unused or computed elsewhere,
+            and not counted. ``None`` for expert choice and for a layer without decisions (Soft MoE).
         token_ids: ``(E, C)`` chosen tokens for expert choice, else ``None``.
         kept: ``(E, C)``, False where an expert ran out of tokens; all by default.
         probs: ``(T, E)`` probabilities over experts, or ``None`` where only the decisions are known.

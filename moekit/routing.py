@@ -65,7 +65,9 @@ class Routing(NamedTuple):
         load_probs: ``(T, E)`` probability that noise would choose the expert (Shazeer 2017, eq. 9), or
             ``None`` where no noise was drawn.
         token_ids: ``None`` for token choice. For expert choice the chosen tokens, ``(E, C)``.
-        kept: ``None``, or for expert choice ``(E, C)``, False where an expert ran out of real tokens.
+        kept: ``None``, or of the shape of ``gates``, False for slots that are in no expert's rows: for expert choice
+            where an expert ran out of real tokens, for token choice where a token uses fewer than ``K`` experts. Their
+            gates are zero.
         sums: Sums that the router made, or ``None``. :func:`router_stats` uses them only with the tensors and the
             mask that they were made with, so a routing may be edited freely.
     """
@@ -77,7 +79,7 @@ class Routing(NamedTuple):
     valid: Bool[Tensor, "T"]
     load_probs: Float[Tensor, "T E"] | None = None
     token_ids: Int[Tensor, "E C"] | None = None
-    kept: Bool[Tensor, "E C"] | None = None
+    kept: Bool[Tensor, "A B"] | None = None
     sums: FusedSums | None = None
 
     @property

@@ -75,6 +75,11 @@ def sequence_balancing_loss(
 def _probs(routing: Routing) -> Float[Tensor, "T E"]:
     if routing.token_ids is not None:
         raise ValueError("routing must be of token choice, got expert choice, which balances every call by itself.")
+    if routing.kept is not None:
+        raise ValueError(
+            "routing must have the same number of experts for every token, got one with unused slots: use "
+            "dynamic_routing_losses for a DynamicTopKRouter."
+        )
     if routing.probs is None:
         raise ValueError("routing must have probs, got a routing without: use TopKRouter(..., return_logits=True).")
     return routing.probs.to(torch.promote_types(routing.probs.dtype, torch.float32))

@@ -14,6 +14,7 @@ from moekit_kernels.combine.token_rows import TokenRows
 from moekit_kernels.grouped_gemm import launches as grouped_gemm
 from moekit_kernels.grouped_gemm import launches_weight_grads
 from moekit_kernels.grouped_gemm_int8 import launches as grouped_gemm_int8
+from moekit_kernels.mass import launches as mass
 from moekit_kernels.moe_ffn import ExpertWeights
 from moekit_kernels.moe_ffn import gathers as gather_decision
 from moekit_kernels.moe_ffn import launches as moe_ffn
@@ -98,6 +99,13 @@ def route_linear(
     kept = (x, weight, bias, output.logits, output.valid, output.ids, None, options)
     routing_linear.backward(gates_alone, *kept, (True, True, biased))
     routing_linear.backward(grads if biased else grads._replace(logits=None, probs=None), *kept, (True, True, biased))
+
+
+def limit_mass(dtype: torch.dtype, tokens: int, top_k: int, renormalize: bool) -> None:
+    """Launches the limit by mass, forward and backward; gates are in float32."""
+    gates = empty(tokens, top_k, dtype=torch.float32)
+    limited, kept = mass.forward(gates, 0.5, renormalize)
+    mass.backward(limited, gates, kept, renormalize)
 
 
 def sort(dtype: torch.dtype, shape: Shape, capped: bool) -> None:
@@ -276,6 +284,9 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         "router odd": partial(route_linear, tokens=32777, dim=2048, experts=64, top_k=8, wide=True),
         "router odd qwen3": partial(route_linear, tokens=32777, dim=2048, experts=128, top_k=8),
         "router decode": partial(route_linear, tokens=32, dim=1024, experts=8, top_k=2),
+        "mass qwen3": partial(limit_mass, tokens=32768, top_k=8, renormalize=False),
+        "mass renormalized": partial(limit_mass, tokens=1001, top_k=3, renormalize=True),
+        "mass most": partial(limit_mass, tokens=1001, top_k=64, renormalize=True),
         "combine parts": partial(combine_parts, shape=SHAPES["decode"]),
         "grouped GEMM biased": partial(multiply, shape=SHAPES["qwen3"], biased=True),
     }

@@ -138,7 +138,8 @@ def _usage(output: Diagnosis, studies: int) -> dict[str, Tensor]:
     routing = output.routing
     assert routing is not None
     real = torch.ones(studies, 1, device=routing.probs.device) if output.routed is None else output.routed.float()
-    chosen = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, 1.0)
+    used = torch.ones_like(routing.gates) if routing.kept is None else routing.kept.to(routing.gates.dtype)
+    chosen = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, used)
     gates = torch.zeros_like(routing.probs).scatter_(1, routing.expert_ids, routing.gates)
     weight = real.reshape(-1, 1)
 

@@ -31,6 +31,7 @@ from moekit.lora.adapter import PRODUCTS, ExpertsLoRA
 from moekit.lora.banks import Adapted, adapt, adapters_of, float_dtype_of
 from moekit.quantization.edit import quantize_experts_
 from moekit.quantization.int8 import Int8
+from moekit.routers.dynamic import DynamicTopKRouter
 from moekit.routers.expert_choice import ExpertChoiceRouter
 from moekit.routers.gate import Gate
 from moekit.routers.hard import HardRouter
@@ -196,6 +197,7 @@ def register_all() -> None:
         CrossScaleAttention: {},
         CrossScaleExpert: _SCALES,
         CrossScaleExperts: {name: _of_first(read) for name, read in _SCALES.items()},
+        DynamicTopKRouter: _ANY_GATE,
         ExpertChoiceRouter: _GATE,
         FFN: _FFN,
         HardRouter: _GATE,

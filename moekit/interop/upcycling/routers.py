@@ -69,11 +69,15 @@ class MergedRouter(Router):
             Gates and ids of groups ``(T, K)``, logits and probabilities ``(T, G)``.
 
         Raises:
-            ValueError: If the router within refuses ``x``, or returns no probabilities.
+            ValueError: If the router within refuses ``x``, returns no probabilities, or leaves slots unused.
         """
         routing: Routing = self.router(x, mask)
         if routing.probs is None or routing.logits is None:
             raise ValueError("router must return probabilities, got a routing without: set its return_logits to True.")
+        if routing.kept is not None:
+            raise ValueError(
+                f"router must have the same number of experts for every token, got a {type(self.router).__name__}."
+            )
         group = self.group_of_expert
         ids_TK = group[routing.expert_ids]
         gates_TG = self._summed(routing.gates, ids_TK)

@@ -16,6 +16,7 @@ from moekit import (
     CrossScaleAttention,
     CrossScaleExpert,
     CrossScaleExperts,
+    DynamicTopKRouter,
     ExpertChoiceRouter,
     FFNExperts,
     HardRouter,
@@ -193,6 +194,11 @@ EXAMPLES = {
         lambda: SparseMoE(
             _router(scoring="sqrt_softplus", num_groups=2, topk_groups=1, group_score="max", scaling_factor=3.0),
             _experts(),
+        )
+    ),
+    "dynamic number of experts": Example(
+        lambda: SparseMoE(
+            DynamicTopKRouter(DIM, EXPERTS, 3, mass=0.6, renormalize=True, jitter=0.1, gate_bias=True), _experts()
         )
     ),
     "sparse mixer": Example(
