@@ -30,6 +30,9 @@ from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, external, predict, report, serve, train
 from recipes.medvlmoe.config import paper, tiny
+from recipes.medvlmoe.tables import figure3, table1, table2
+from recipes.medvlmoe.tables.data_sets import parse_data_sets
+from recipes.medvlmoe.tables.options import SweepOptions, check_options
 from recipes.shared import compare
 from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of, name_of
 
@@ -82,6 +85,10 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
         "predict": [],
         "report": [],
         "serve": [],
+        "table1": [],
+        "table2": [],
+        "figure2": [],
+        "figure3": [],
     }
 
     def record(stage: str, result: Any) -> Any:
@@ -101,6 +108,21 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     predicted.attrs["uncalibrated"] = ""
     monkeypatch.setattr(predict, "main", record("predict", predicted))
     monkeypatch.setattr(serve, "serve", record("serve", None))
+
+    def checked(stage: str, result: Any) -> Any:
+        def run(options: SweepOptions, *args: Any) -> Any:
+            check_options(options)
+            for one in parse_data_sets(options.data_sets):
+                cli.parse_train([*options.train, *one.options])
+            return record(stage, result)(options, *args)
+
+        return run
+
+    monkeypatch.setattr(table1, "run_table1", checked("table1", (None, [])))
+    monkeypatch.setattr(table1, "write_table1", lambda *_: [])
+    monkeypatch.setattr(table1, "write_figure2", lambda *_: calls["figure2"].append(_) or [])
+    monkeypatch.setattr(table2, "run_table2", checked("table2", {}))
+    monkeypatch.setattr(figure3, "run_figure3", checked("figure3", []))
     monkeypatch.setattr(report, "write_report", record("report", tmp_path / "report.html"))
     monkeypatch.chdir(tmp_path)
     return calls
@@ -210,7 +232,11 @@ def test_options_named_in_the_text_exist() -> None:
 
 
 _INLINE = re.compile(r"`((?:make|python -m (?:benchmarks|recipes\.\w+)) [^`]+)`")
-_STAGES = {"recipes.medvlmoe": ("train", "evaluate", "predict", "report"), "recipes.medmoe": (*MEDMOE, "report")}
+_TABLES = ("table1", "table2", "figure2", "figure3")
+_STAGES = {
+    "recipes.medvlmoe": ("train", "evaluate", "predict", "report", *_TABLES),
+    "recipes.medmoe": (*MEDMOE, "report"),
+}
 _STAGES |= {"recipes.data": ("check",)}
 
 
