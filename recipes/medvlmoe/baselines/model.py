@@ -66,8 +66,8 @@ class PairModel(nn.Module, HubModel, library_name="moekit", tags=["contrastive",
         tune_encoders(config, image_encoder, text_encoder)
         self.head = TaskLoss(task)
         contrast = config.contrast
-        self.image_projection = _projection(contrast, image_encoder.dim, config.dim)
-        self.text_projection = _projection(contrast, text_encoder.dim, config.dim)
+        self.image_projection = _projection(contrast, image_encoder, config.dim)
+        self.text_projection = _projection(contrast, text_encoder, config.dim)
         if contrast.objective == "gloria":
             self.region_projection = nn.Linear(image_encoder.dim, config.dim)
             self.word_projection = nn.Linear(text_encoder.dim, config.dim)
@@ -212,10 +212,15 @@ def freeze_layers(encoder: TextEncoder, count: int) -> None:
         part.requires_grad_(False)
 
 
-def _projection(contrast: ContrastConfig, width: int, dim: int) -> nn.Module:
+def _projection(contrast: ContrastConfig, encoder: ImageEncoder | TextEncoder, dim: int) -> nn.Module:
+    """Makes a projection; one matrix begins as the one that the encoder was trained with, if it has that size."""
     if contrast.projection == "mlp":
-        return nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, dim))
-    return nn.Linear(width, dim, bias=False)
+        return nn.Sequential(nn.Linear(encoder.dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+    linear = nn.Linear(encoder.dim, dim, bias=False)
+    trained = encoder.projection
+    if trained is not None and trained.shape == (encoder.dim, dim):
+        linear.load_state_dict({"weight": trained.T})
+    return linear
 
 
 def _tokenized_prompts(

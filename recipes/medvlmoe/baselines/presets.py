@@ -17,9 +17,9 @@ _CONTRASTS: Mapping[str, ContrastConfig] = {
     ),
     "gloria": ContrastConfig("gloria", text_layers=(-4, -3, -2, -1)),
     "biovil": ContrastConfig("biovil", projection="mlp", temperature=0.5, local_weight=0.5),
-    "clip-med": ContrastConfig("clip", learn_temperature=True),
+    "clip-med": ContrastConfig("clip", temperature=0.01, learn_temperature=True),
     "biobert-vqa": ContrastConfig(),
-    "chexzero": ContrastConfig("clip", learn_temperature=True, prompt="{}"),
+    "chexzero": ContrastConfig("clip", temperature=0.01, learn_temperature=True, prompt="{}"),
     "medclip": ContrastConfig("medclip", learn_temperature=True, text_layers=(1, 2, -1)),
 }
 """What each method trains its encoders by."""
@@ -105,7 +105,7 @@ def tiny_edition(name: str) -> Config:
     causal = name in _CAUSAL
     contrast = _CONTRASTS[name]
     # Two layers of text encoder are there to choose from, and none comes pretrained.
-    contrast = replace(contrast, frozen_text_layers=0)
+    contrast = replace(contrast, frozen_text_layers=0, temperature=max(contrast.temperature, 0.07))
     if len(contrast.text_layers) > 1:
         contrast = replace(contrast, text_layers=(-2, -1))
     model = replace(

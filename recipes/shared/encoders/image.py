@@ -6,7 +6,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from recipes.shared.encoders.spec import ImageEncoderSpec
+from recipes.shared.encoders import open_clip
+from recipes.shared.encoders.spec import OPEN_CLIP, ImageEncoderSpec
 from recipes.shared.encoders.timm_models import HUB, blank_pass, build
 
 
@@ -34,6 +35,8 @@ class ImageEncoder(nn.Module):
     Attributes:
         dim: Width of the patches.
         grid: Rows and columns of the patches.
+        projection: ``(dim, D)``, the trained map of the summary into a space that it shares with texts; ``None`` of a
+            model that came with none.
 
     Raises:
         ValueError: If the model does not take images of the spec's size, or gives no single map of features.
@@ -43,12 +46,15 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.spec = spec
+        self.projection: Tensor | None = None
         self.dim: int = model.num_features
         self.grid: tuple[int, int] = blank_pass(self, spec).grid
 
     @classmethod
     def from_spec(cls, spec: ImageEncoderSpec) -> "ImageEncoder":
         """Builds the architecture with random weights."""
+        if spec.library == OPEN_CLIP:
+            return cls(open_clip.image_tower(spec), spec)
         return cls(timm.create_model(spec.architecture, pretrained=False, num_classes=0, **spec.options), spec)
 
     def checkpoint_activations(self) -> None:
@@ -87,8 +93,8 @@ def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_strid
     """Loads an encoder by timm name, from a local folder, or from a hub repository.
 
     Args:
-        name: A timm name (``vit_base_patch16_224``), a folder saved by ``timm.models.save_for_hf``, or
-            ``hf-hub:owner/name``.
+        name: A timm name (``vit_base_patch16_224``), a folder saved by ``timm.models.save_for_hf``,
+            ``hf-hub:owner/name``, or ``open_clip:...`` (:mod:`recipes.shared.encoders.open_clip`).
         size: Side of the square input, in pixels.
         weights: ``"hub"`` for the pretrained weights of ``name``, ``"random"``, or the path of a file with a
             state dict (:func:`~recipes.shared.encoders.weights.load_weights_file` lists the layouts). A folder
@@ -100,6 +106,11 @@ def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_strid
             neither word nor an existing file, or the file does not fit.
         RuntimeError: If the weights cannot be loaded; the message names a remedy.
     """
+    if open_clip.is_open_clip(name):
+        tower, spec, projection = open_clip.load_image(name, size, weights=weights)
+        encoder = ImageEncoder(tower, spec)
+        encoder.projection = projection
+        return encoder
     optional = {"img_size": size, "output_stride": output_stride}
     model, spec = build(name, size, weights=weights, optional_kwargs=optional, fixed_kwargs={"num_classes": 0})
     return ImageEncoder(model, spec)

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+TIMM, OPEN_CLIP = "timm", "open_clip"
 # Arguments of timm.create_model that make it read files.
 _NAME_FILES = ("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
 
@@ -12,11 +13,12 @@ class ImageEncoderSpec:
     """All that is needed to build an encoder again without its weights.
 
     Attributes:
-        architecture: timm's name.
+        architecture: Its name in the library.
         size: Side of the square input, in pixels.
         mean: Per channel, subtracted from images in [0, 1].
         std: Per channel, divides them then.
-        options: Further arguments of ``timm.create_model``.
+        options: Further arguments of ``timm.create_model``; of open_clip the configuration of its image tower.
+        library: What builds it, ``"timm"`` or ``"open_clip"``.
     """
 
     architecture: str
@@ -24,6 +26,7 @@ class ImageEncoderSpec:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     options: dict[str, Any] = field(default_factory=dict)
+    library: str = TIMM
 
     def to_json(self) -> dict[str, Any]:
         """Returns the spec as plain types."""
@@ -36,8 +39,12 @@ class ImageEncoderSpec:
         Raises:
             ValueError: If it names files or repositories, which a file from elsewhere may do: timm would load them.
         """
-        named = [name for name in _NAME_FILES if name in values.get("options", {})]
-        if named or ":" in values["architecture"]:
+        options = values.get("options", {})
+        vision = options.get("vision_cfg", {})
+        named = [name for name in _NAME_FILES if name in options]
+        of_timm = str(vision.get("timm_model_name") or "")
+        known = values.get("library", TIMM) in (TIMM, OPEN_CLIP)
+        if named or not known or ":" in values["architecture"] or ":" in of_timm:
             shown = f"{values['architecture']!r}{f' with {named}' if named else ''}"
             raise ValueError(
                 f"image encoder must be an architecture of timm that is built without files, got {shown}: give the "

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from recipes.shared.encoders import open_clip
 from recipes.shared.encoders.attention import always_pass_mask
 from recipes.shared.encoders.hub import first_line, loading
 
@@ -35,6 +36,10 @@ class TextEncoder(nn.Module):
     Args:
         model: Gives ``last_hidden_state``.
         tokenizer: Its tokenizer.
+
+    Attributes:
+        projection: ``(dim, D)``, the trained map of a text's vector into a space that it shares with images; ``None``
+            of a model that came with none.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
@@ -45,6 +50,7 @@ class TextEncoder(nn.Module):
             always_pass_mask(model)
         self.model = model
         self.tokenizer = tokenizer
+        self.projection: Tensor | None = None
         self.dim: int = model.config.hidden_size
 
     def checkpoint_activations(self) -> None:
@@ -90,7 +96,7 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_saved(cls, folder: Path) -> "TextEncoder":
+    def from_saved(cls, folder: Path) -> "TextEncoder | open_clip.OpenClipText":
         """Builds the architecture that :meth:`save` described, with random weights; never by code of the folder.
 
         Raises:
@@ -98,8 +104,10 @@ class TextEncoder(nn.Module):
         """
         if not folder.is_dir():
             raise ValueError(f"{folder} does not exist: is it in the folder of a run that reads texts?")
-        # Files that are cut off fail wherever transformers or tokenizers trip over them.
+        # Files that are cut off fail wherever open_clip, transformers or tokenizers trip over them.
         try:
+            if open_clip.was_saved(folder):
+                return open_clip.OpenClipText.from_saved(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             model = AutoModel.from_config(config, trust_remote_code=False)
             return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
@@ -110,12 +118,15 @@ class TextEncoder(nn.Module):
             ) from error
 
 
-def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] = ()) -> TextEncoder:
+def load_text_encoder(
+    name: str, *, weights: str = "hub", texts: Sequence[str] = ()
+) -> TextEncoder | open_clip.OpenClipText:
     """Loads an encoder by hub id or from a local folder, or makes a tiny one.
 
     Args:
         name: A hub id (``microsoft/biogpt``, ``emilyalsentzer/Bio_ClinicalBERT``), a folder saved by
-            ``save_pretrained`` (model and tokenizer), or one of two that are random, have two layers of width
+            ``save_pretrained`` (model and tokenizer), ``open_clip:...``
+            (:mod:`recipes.shared.encoders.open_clip`), or one of two that are random, have two layers of width
             128, and the words of ``texts`` as vocabulary: ``"tiny"``, a BioGPT, where a word attends to the words
             before it, and ``"tiny-bert"``, a BERT, where it attends to all of them, as word-level alignment needs.
         weights: ``"hub"`` for pretrained weights, ``"random"`` for the architecture alone (its
@@ -128,6 +139,11 @@ def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] =
     """
     if weights not in ("hub", "random"):
         raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r} (--text-weights).')
+    if open_clip.is_open_clip(name):
+        tower, tokenizer, projection = open_clip.load_text(name, weights=weights)
+        encoder = tower if tokenizer is None else TextEncoder(tower, tokenizer)
+        encoder.projection = projection
+        return encoder
     if name in (TINY, TINY_BERT):
         return _tiny(texts, bert=name == TINY_BERT)
     remedy = (
