@@ -23,10 +23,10 @@ def check_training(config: Config) -> None:
             "strategy 'fsdp2' (--strategy) is not for a contrast of images and texts, whose model is called in parts: "
             "use --strategy ddp."
         )
-    if staged and "lora" in (model.image_tuning, model.text_tuning):
+    if staged and model.text_tuning == "lora":
         raise ValueError(
-            "lora (--image-tuning, --text-tuning) is not for a run that begins with a contrastive stage, whose whole "
-            "encoders the classifier starts from: use full or frozen."
+            "lora (--text-tuning) is not for a run that begins with a contrastive stage, whose whole text encoder the "
+            "classifier starts from: use full or frozen."
         )
 
 

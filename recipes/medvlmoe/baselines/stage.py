@@ -19,6 +19,8 @@ STAGE = "contrastive"
 def contrastive_stage(config: Config) -> Config | None:
     """Returns the settings of the stage that a run begins with: a run of its own, in ``OUT/contrastive``.
 
+    The stage trains the whole image encoder, also where the classifier then keeps it frozen or adapts it.
+
     Args:
         config: Of the run.
 
@@ -40,7 +42,7 @@ def contrastive_stage(config: Config) -> Config | None:
     return replace(
         config,
         out=config.out / STAGE,
-        model=replace(model, classifier="none"),
+        model=replace(model, classifier="none", image_tuning="full"),
         train=replace(train, **stage),
     )
 

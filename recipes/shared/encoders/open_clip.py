@@ -56,6 +56,16 @@ class OpenClipImage(nn.Module):
         self.num_prefix_tokens = 1 if self.is_transformer else 0
         self.visual = visual
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Computes activations of the blocks again in backward, or keeps them.
+
+        Raises:
+            AttributeError: Of a ResNet, which cannot.
+        """
+        if not self.is_transformer:
+            raise AttributeError("a ResNet of open_clip keeps its activations")
+        self.visual.set_grad_checkpointing(enable)
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Encodes images into ``(B, 1 + M, D)`` tokens, the class token first, or a map ``(B, D, h, w)``."""
         if not self.is_transformer:
@@ -113,8 +123,9 @@ class OpenClipText(nn.Module):
     def __init__(self, tower: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
         tower.text_projection = None
-        self.tower = tower
+        self.model = tower
         self.config = config
+        self.projection: Tensor | None = None
         self.dim: int = tower.width
         self.tokenizer = OpenClipTokenizer(tower.context_length)
 
@@ -129,13 +140,17 @@ class OpenClipText(nn.Module):
         if tuple(layers) != (-1,):
             raise ValueError("layers (--text-layers) of a text tower of open_clip must be -1, the last one.")
         length = input_ids.shape[1]
-        if length > self.tower.context_length:
+        if length > self.model.context_length:
             raise ValueError(
-                f"a text of {length} tokens is longer than the context of {self.tower.context_length} (--text-tokens)."
+                f"a text of {length} tokens is longer than the context of {self.model.context_length} (--text-tokens)."
             )
-        states = self.tower.token_embedding(input_ids) + self.tower.positional_embedding[:length]
-        mask = None if self.tower.attn_mask is None else self.tower.attn_mask[:length, :length]
-        return self.tower.ln_final(self.tower.transformer(states, attn_mask=mask))
+        states = self.model.token_embedding(input_ids) + self.model.positional_embedding[:length]
+        mask = None if self.model.attn_mask is None else self.model.attn_mask[:length, :length]
+        return self.model.ln_final(self.model.transformer(states, attn_mask=mask))
+
+    def checkpoint_activations(self) -> None:
+        """Computes activations of the layers again in backward instead of keeping them."""
+        self.model.set_grad_checkpointing(True)
 
     def save(self, folder: Path) -> None:
         """Writes what :meth:`from_saved` needs; the vocabulary is that of the package."""

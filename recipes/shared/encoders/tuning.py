@@ -31,7 +31,10 @@ def set_tuning(model: nn.Module, tuning: Tuning, option: str, *, rank: int, alph
         model.requires_grad_(False)
         return
     peft = require("peft", f"{option} lora", extra="finetune")
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    # torch's attention multiplies by the weights of its projections itself, so an adapter there would not be called.
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    names = [name for name in linear if not name.startswith(inside)]
     if not names:
         raise ValueError(
             f"{option} lora needs an encoder with linear layers, but {type(model).__name__} has none: use {option} "

@@ -200,7 +200,7 @@ def test_encoders_that_cannot_compute_activations_again_are_named(tmp_path, monk
         ("--strategy fsdp2", r"'fsdp2' \(--strategy\) is not for a contrast of images and texts"),
         (
             "--text-tuning lora",
-            r"lora \(--image-tuning, --text-tuning\) is not for a run that begins with",
+            r"lora \(--text-tuning\) is not for a run that begins with",
         ),
     ],
 )

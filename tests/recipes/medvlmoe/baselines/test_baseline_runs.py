@@ -1,4 +1,4 @@
-"""Each tiny preset trains, resumes, and is read by every later stage."""
+"""Each tiny preset trains and is read by the later stages."""
 
 import json
 

@@ -9,6 +9,7 @@ from recipes.shared.encoders.image import ImageEncoder, load_image_encoder
 from recipes.shared.encoders.open_clip import OpenClipText
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
+from recipes.shared.encoders.tuning import set_tuning
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -122,3 +123,32 @@ def test_a_spec_from_elsewhere_may_name_no_repository():
         ImageEncoderSpec.from_json(
             {"architecture": "x", "size": 8, "mean": [0], "std": [1], "options": options, "library": "open_clip"}
         )
+
+
+def test_adapters_stand_where_they_are_called_and_checkpointed_activations_give_the_same_gradients(vit):
+    pytest.importorskip("peft")
+    encoder = load_image_encoder(f"open_clip:{vit[0]}", 32).train()
+    images = torch.randn(2, 3, 32, 32)
+    set_tuning(encoder.model, "lora", "--image-tuning", rank=2, alpha=4.0)
+    encoder.checkpoint_activations()
+    encoder(images).patches.square().sum().backward()
+    trained = {name: weight for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all("lora" in name and weight.grad is not None for name, weight in trained.items())
+
+
+def test_a_resnet_says_that_it_keeps_its_activations(tmp_path):
+    save_clip(tmp_path / "resnet", RESNET)
+    encoder = load_image_encoder(f"open_clip:{tmp_path / 'resnet'}", 64)
+    with pytest.raises(ValueError, match="--activation-checkpointing"):
+        encoder.checkpoint_activations()
+
+
+def test_checkpointed_text_towers_give_the_same_states_and_gradients(vit):
+    plain, checkpointed = (load_text_encoder(f"open_clip:{vit[0]}").train() for _ in range(2))
+    checkpointed.checkpoint_activations()
+    gradients = []
+    for encoder in (plain, checkpointed):
+        encode_text(encoder, "small effusion")[1].square().sum().backward()
+        gradients.append(encoder.model.token_embedding.weight.grad)
+    torch.testing.assert_close(*gradients)
