@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from recipes.shared.report.formats import DASH, decimals, interval_text
+from recipes.shared.report.formats import decimals, interval_text, p_text, signed
 from recipes.shared.scores.metrics import auroc
 from recipes.shared.scores.paired import Difference, compare_aurocs, holm
 from recipes.shared.scores.seeds import t_interval
@@ -145,8 +145,8 @@ def comparison_table(result: dict[str, Any]) -> str:
     ]
     for name, row in [("macro mean", result["macro"]), *result["per_class"].items()]:
         cells = (
-            name.replace("|", "\\|"), decimals(row["first"]), decimals(row["second"]), _signed(row["difference"]),
-            interval_text(row["difference_ci95"]), _p(row["p"]), _p(row["p_holm"]) if "p_holm" in row else "",
+            name.replace("|", "\\|"), decimals(row["first"]), decimals(row["second"]), signed(row["difference"]),
+            interval_text(row["difference_ci95"]), p_text(row["p"]), p_text(row["p_holm"]) if "p_holm" in row else "",
             row["method"],
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -157,8 +157,8 @@ def comparison_table(result: dict[str, Any]) -> str:
     else:
         kind = "paired by seed" if seeds["paired"] else "seeds differ, so unpaired (Welch)"
         lines.append(
-            f"Over training seeds ({kind}): macro AUROC differs by {_signed(seeds['difference'])} "
-            f"(95% t-interval {interval_text(seeds['difference_ci95'])}, p {_p(seeds['p'])})."
+            f"Over training seeds ({kind}): macro AUROC differs by {signed(seeds['difference'])} "
+            f"(95% t-interval {interval_text(seeds['difference_ci95'])}, p {p_text(seeds['p'])})."
         )
     return "\n".join(lines)
 
@@ -266,13 +266,3 @@ def _some(names: Sequence[str]) -> str:
     if not names:
         return "none"
     return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
-
-
-def _signed(value: float | None) -> str:
-    return DASH if value is None else f"{value:+.3f}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return DASH
-    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.shared.report.files import content_of, read_object
-from recipes.shared.report.formats import DASH, decimals, interval_text
+from recipes.shared.report.formats import DASH, decimals, interval_text, p_text, signed, signed_interval
 from recipes.shared.report.tables import Cell, Column, Interval, Table
 
 FOLDER = "table2"
@@ -63,8 +63,8 @@ def _row(row: Mapping[str, Any], reach: float) -> Sequence[Cell]:
     point: Cell = DASH if difference is None else Interval(difference, spread, -reach, reach, 0.0)
     return [
         row["variant"], row["data_set"], row["notes"] if score is None else decimals(score), interval_text(interval),
-        decimals(row["sd_over_seeds"]), DASH if difference is None else f"{difference:+.3f}",
-        f"{spread[0]:+.3f} to {spread[1]:+.3f}" if spread else DASH, point, decimals(row["p_holm"]),
+        decimals(row["sd_over_seeds"]), signed(difference),
+        signed_interval(spread), point, p_text(row["p_holm"]),
     ]  # fmt: skip
 
 

@@ -11,12 +11,12 @@ from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.tables.options import Grid, Model, ParseTrain, SweepOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_heat
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_3
-from recipes.medvlmoe.tables.rows import p_text, provenance_lines
-from recipes.shared.report.formats import DASH, decimals, percent
+from recipes.medvlmoe.tables.rows import provenance_lines
+from recipes.shared.report.formats import DASH, decimals, p_text, percent
 from recipes.shared.runs import write_json
 from recipes.shared.scores.specialisation import CLAIMED_SHARE, RoutedSplit, expert_specialisation
 from recipes.shared.settings import read_settings
-from recipes.shared.sweeps.tables import markdown_table, write_csv, write_text
+from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 METHOD = (
     "A cell is the share that an expert receives of the routed slots of the test studies positive for a disease. One "
@@ -115,8 +115,8 @@ def _markdown(grid: Grid, analyses: Sequence[Mapping[str, Any]], permutations: i
     for one in analyses:
         if "problem" not in one:
             parts += [f"## {one['data_set']}, seed {one['seed']}", _limits(one), _diseases(one)]
-    parts += ["## What the paper leaves open", _list(NOTES_3)]
-    parts += ["## Where these figures come from", _list(provenance_lines(grid))]
+    parts += ["## What the paper leaves open", markdown_list(NOTES_3)]
+    parts += ["## Where these figures come from", markdown_list(provenance_lines(grid))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -216,7 +216,3 @@ def _panel(one: Mapping[str, Any]) -> dict[str, Any]:
     d = one["diagonal"]
     words = f", diagonal {percent(d['mean_share'])}, p {p_text(d['p_mean_share'])}" if d["assigned"] else ""
     return {"title": f"{one['data_set']}, seed {one['seed']}{words}", "cells": cells, "top": one["highest_share"]}
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

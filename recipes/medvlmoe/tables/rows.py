@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recipes.medvlmoe.tables.options import Grid
-from recipes.shared.report.formats import DASH, decimals, interval_text
+from recipes.shared.report.formats import DASH, decimals, interval_text, p_text, signed, signed_interval
 from recipes.shared.sweeps.cells import Record
 from recipes.shared.sweeps.scores import RowDifference, RowScores, adjust, compare_rows, row_scores
 from recipes.shared.sweeps.tables import markdown_table
@@ -198,23 +198,6 @@ def provenance_lines(grid: Grid) -> list[str]:
         elif sums:
             lines.append(f"Data of {data_set}: checksum {sums[0]}.")
     return lines
-
-
-def p_text(value: float | None) -> str:
-    """Returns a p-value as tables write it."""
-    if value is None:
-        return DASH
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-    """Returns a difference with its sign."""
-    return DASH if value is None else f"{value:+.3f}"
-
-
-def signed_interval(interval: Sequence[float] | None) -> str:
-    """Returns the ends of a difference's interval with their signs."""
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}" if interval else DASH
 
 
 def _data_checksums(grid: Grid, data_set: str) -> list[str]:

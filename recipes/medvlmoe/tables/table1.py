@@ -22,7 +22,7 @@ from recipes.medvlmoe.tables.rows import (
 )
 from recipes.shared.report.formats import DASH, decimals, interval_text
 from recipes.shared.runs import write_json
-from recipes.shared.sweeps.tables import markdown_table, write_csv, write_text
+from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 OURS = "medvlmoe"
 MODELS = (OURS, *BASELINES, PIXELS)
@@ -117,8 +117,8 @@ def write_figure2(grid: Grid, rows: Sequence[Row], size: str) -> list[str]:
         f"{COLUMN}; they are drawn for data sets that the paper has.",
         "![Bars of the test macro AUROC of each model on each data set](figure2.png)",
         _matrix(grid, rows),
-        _list(NOTES_1),
-        _list(provenance_lines(grid)),
+        markdown_list(NOTES_1),
+        markdown_list(provenance_lines(grid)),
     ]
     write_text(folder / "figure2.md", "\n\n".join(parts) + "\n")
     draw_bars(folder / "figure2.png", rows)
@@ -145,9 +145,9 @@ def _markdown(grid: Grid, rows: Sequence[Row], size: str) -> str:
                 "## Every cell",
                 seed_table(rows, "model"),
                 "## What the paper's figures contradict",
-                _list(NOTES_1),
+                markdown_list(NOTES_1),
                 "## Where these figures come from",
-                _list(provenance_lines(grid)),
+                markdown_list(provenance_lines(grid)),
             ]
         )
         + "\n"
@@ -208,7 +208,3 @@ def _preset(model: str, size: str) -> str | None:
 
 def _example(name: str) -> str:
     return f"{name}:FOLDER" if name not in ("pathmnist", "retinamnist") else name
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

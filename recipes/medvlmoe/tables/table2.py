@@ -17,13 +17,11 @@ from recipes.medvlmoe.tables.rows import (
     row_cells,
     seed_csv_rows,
     seed_table,
-    signed,
-    signed_interval,
     with_paper,
 )
-from recipes.shared.report.formats import DASH
+from recipes.shared.report.formats import DASH, signed, signed_interval
 from recipes.shared.runs import write_json
-from recipes.shared.sweeps.tables import markdown_table, write_csv, write_text
+from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 FULL = "full"
 VARIANTS = (FULL, "no-moe", "single-ffn", "no-fusion", "no-text", "vision-only")
@@ -198,8 +196,13 @@ def _markdown(grid: Grid, rows: Sequence[Row], sweep: str, known: dict[str, Vari
         seed_table(rows, "variant"),
     ]
     if sweep == "core":
-        parts += ["## Does the mixture help?", _verdict(rows), "## What the paper's figures contradict", _list(NOTES_2)]
-    parts += ["## Where these figures come from", _list(provenance_lines(grid))]
+        parts += [
+            "## Does the mixture help?",
+            _verdict(rows),
+            "## What the paper's figures contradict",
+            markdown_list(NOTES_2),
+        ]
+    parts += ["## Where these figures come from", markdown_list(provenance_lines(grid))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -226,8 +229,4 @@ def _verdict(rows: Sequence[Row]) -> str:
         elif low > 0:
             words = "the mixture scores lower"
         lines.append(f"{row.data_set}: full model less `{row.model}` {gain}: {words}.")
-    return _list(lines) if lines else "Not known before the full model and one without experts are finished."
-
-
-def _list(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return markdown_list(lines) if lines else "Not known before the full model and one without experts are finished."

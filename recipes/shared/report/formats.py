@@ -22,6 +22,23 @@ def interval_text(interval: Sequence[float] | None, missing: str = DASH) -> str:
     return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else missing
 
 
+def signed(value: float | None) -> str:
+    """Returns a difference of scores with its sign and three decimals, a dash for ``None``."""
+    return DASH if value is None else f"{value:+.3f}"
+
+
+def signed_interval(interval: Sequence[float] | None) -> str:
+    """Returns the two ends of a difference's interval with their signs, a dash for ``None``."""
+    return f"{signed(interval[0])} to {signed(interval[1])}" if interval else DASH
+
+
+def p_text(value: float | None) -> str:
+    """Returns a p-value with three decimals, or that it is below the smallest of them; a dash for ``None``."""
+    if value is None:
+        return DASH
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def percent(share: float) -> str:
     """Returns a share from 0 to 1 as a whole percentage."""
     return f"{100 * share:.0f}%"

@@ -52,6 +52,11 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
 
 
+def markdown_list(lines: Sequence[str]) -> str:
+    """Returns a list in markdown."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def _is_figure(text: str) -> bool:
     """Tells whether a cell begins as a number does, or holds a dash for one."""
     return text[:1] in set("0123456789+-<>–")
