@@ -7,10 +7,13 @@ from pathlib import Path
 
 import tyro
 
-from recipes.data.leakage import Leak, find_leaks, leak_lines
+from recipes.data.leakage import LEAKAGE, Leak, find_leaks, leak_lines
 from recipes.medvlmoe.config import DataConfig
 from recipes.medvlmoe.data import build_source
 from recipes.shared.cli import run_stage
+from recipes.shared.fingerprint import check_unchanged
+from recipes.shared.outputs import check_outputs
+from recipes.shared.runs import write_json
 
 _ABOUT = {"check": "Name studies that two splits share: patients, equal images and nearly equal ones."}
 _PHANTOM_SIZE = 96
@@ -29,6 +32,8 @@ class CheckSettings:
     """Pairs of each kind that are printed."""
     out: Path | None = None
     """Table (csv) of all pairs."""
+    run: Path | None = None
+    """Folder of a run on these data: the outcome is noted there (leakage.json), for its model card."""
 
 
 def main(arguments: list[str]) -> None:
@@ -48,7 +53,11 @@ def parse_check(arguments: list[str]) -> CheckSettings:
 
 def _check(arguments: list[str]) -> None:
     settings = parse_check(arguments)
+    if settings.run is not None:
+        check_outputs(settings.run, (LEAKAGE,))
     source = build_source(settings.data, _PHANTOM_SIZE, allow_crossing=True)
+    if settings.run is not None:
+        check_unchanged(settings.run, source.splits(), data=settings.data.data)
     leaks = find_leaks(source, similarity=settings.similarity, workers=settings.workers, progress=sys.stderr.isatty())
     counts = ", ".join(f"{name} {len(split)}" for name, split in source.splits())
     print(f"{source.name}: {counts} images")
@@ -58,6 +67,11 @@ def _check(arguments: list[str]) -> None:
     if settings.out is not None:
         _write(leaks, settings.out)
         print(f"written: {settings.out} ({len(leaks)} rows)")
+    if settings.run is not None:
+        counts = {kind: sum(leak.kind == kind for leak in leaks) for kind in ("patient", "pixels", "twins")}
+        outcome = {"data": source.name, "similarity": settings.similarity, "counts": counts}
+        write_json(settings.run / LEAKAGE, outcome)
+        print(f"noted: {settings.run / LEAKAGE}")
     if leaks:
         sys.exit(1)
 

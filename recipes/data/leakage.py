@@ -15,6 +15,9 @@ from tqdm import tqdm
 from recipes.data.sampling import as_it_is
 from recipes.data.studies import StudySource, StudySplit
 
+LEAKAGE = "leakage.json"
+"""What ``python -m recipes.data check --run RUN`` notes in a run, for its model card."""
+
 _SIDE = 32
 """Side of the thumbnails that are compared, in pixels."""
 

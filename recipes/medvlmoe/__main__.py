@@ -224,17 +224,19 @@ def _predict(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     def report(run: tyro.conf.Positional[Path]) -> None:
-        """Draw report.html from an evaluated run; one per seed where there are several, and one of all.
+        """Draw report.html from an evaluated run, and write its model card; one per seed where there are several.
 
         Args:
             run: Folder of the run.
         """
+        from recipes.medvlmoe.card import write_card
         from recipes.medvlmoe.evaluate import seed_runs
         from recipes.medvlmoe.report import write_report, write_seeds_report
 
         seeds = seed_runs(run)
         for folder in seeds or [run]:
             print(f"open {write_report(folder)}")
+            print(f"card: {write_card(folder)}")
         if seeds:
             print(f"open {write_seeds_report(run)}")
 

@@ -1,4 +1,4 @@
-"""Stage 2: evaluation. Writes ``metrics.json``, ``predictions.csv`` and ``examples.npz`` into the run."""
+"""Stage 2: evaluation. Writes ``metrics.json``, ``predictions.csv``, ``examples.npz`` and a card."""
 
 import time
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.build import load_model
+from recipes.medvlmoe.card import CARD, write_card
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import build_source, make_loader
 from recipes.medvlmoe.errors import thresholds_of
@@ -31,7 +32,7 @@ from recipes.shared.scores.single_label import single_label_scores
 from recipes.shared.scores.subgroups import subgroup_scores
 from recipes.shared.scores.temperature import Scope, check_scope, scaled_probs
 
-OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz", "errors.npz")
+OUTPUTS = ("metrics.json", "predictions.csv", "examples.npz", "errors.npz", CARD)
 """What the stage writes into the run."""
 
 
@@ -188,6 +189,7 @@ def evaluate_one(
     metrics["seconds"] = training["seconds"] + time.monotonic() - started
     metrics["peak_memory_bytes"] = max(training["peak_memory_bytes"], peak_memory_bytes())
     write_json(run / "metrics.json", metrics)
+    write_card(run)
     return metrics
 
 
