@@ -28,7 +28,7 @@ from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
 from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
-from recipes.medvlmoe import evaluate, external, predict, report, serve, train
+from recipes.medvlmoe import card, evaluate, external, predict, report, serve, train
 from recipes.medvlmoe.config import paper, tiny
 from recipes.medvlmoe.tables import figure3, table1, table2
 from recipes.medvlmoe.tables.data_sets import parse_data_sets
@@ -124,6 +124,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     monkeypatch.setattr(table2, "run_table2", checked("table2", {}))
     monkeypatch.setattr(figure3, "run_figure3", checked("figure3", []))
     monkeypatch.setattr(report, "write_report", record("report", tmp_path / "report.html"))
+    monkeypatch.setattr(card, "write_card", lambda run: run / "README.md")
     monkeypatch.chdir(tmp_path)
     return calls
 
