@@ -212,22 +212,22 @@ def _through_activation(
         "stride_pm": pre.stride(0),
         "X_TMA": x_tma,
         "GROUP_M": config.group_m,
-        "STRIP": _strip(config, epilogue, x_tma),
+        "STRIP": _strip(config, epilogue, x_tma, pre.dtype),
     }
     grid = gemm.persistent_grid(target, config, max_tiles(num_rows, num_experts, config.block_m) * strips)
     launch(kernel.moe_ffn_bwd_act_kernel, grid, arguments, num_warps=config.num_warps, num_stages=config.num_stages)
     return dpre, weighted, partial
 
 
-def _strip(config: GemmConfig, epilogue: gemm.Epilogue, x_tma: bool) -> int:
+def _strip(config: GemmConfig, epilogue: gemm.Epilogue, x_tma: bool, dtype: torch.dtype) -> int:
     """Returns how many columns the epilogue of the product through the activation takes at a time.
 
     A quarter of the tile, but at most 32: strips beside the tile's 128 registers of sums must not spill. Where they
     would, 16: pairs in turn are twice as many numbers, most functions take many registers, and so do rows read by
-    pointers.
+    pointers. Of pre-activations in 32 bits, 16 are as many bytes as 32 in 16 bits.
     """
     many = epilogue.interleaved or str(epilogue.activation) not in _FEW_REGISTERS or not x_tma
-    short = config.block_n > 128 and many
+    short = many and (config.block_n > 128 or dtype.itemsize > 2)
     return min(config.block_n // 4, 16 if short else 32)
 
 
