@@ -107,6 +107,20 @@ def fill_cache(
     return DecodedImages(path, size, keys)
 
 
+def existing_cache(split: StudySplit, folder: Path | None, size: int) -> DecodedImages | None:
+    """Returns the images of a split that a cache holds already; ``None`` where there is no cache of this size.
+
+    Args:
+        split: The studies.
+        folder: Where the cache lies, ``None`` for none.
+        size: Side of the square, in pixels.
+    """
+    if folder is None or not isinstance(split, ImageFiles):
+        return None
+    path = Path(folder) / f"images-{size}.sqlite"
+    return DecodedImages(path, size, image_keys(split)) if path.is_file() else None
+
+
 def image_keys(split: ImageFiles) -> list[bytes]:
     """Returns what each image is known by: its file's path, size and time of change, and how it is read."""
     how = _reader_name(split.read)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.routing import entropy
+from recipes.data.decoded_cache import existing_cache
 from recipes.data.studies import StudySplit
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import Batch, StudyDataset, texts_of
@@ -68,7 +69,7 @@ def dataset_of(
     whole_notes: bool = False,
     dropout: ModalityDropout | None = None,
 ) -> StudyDataset:
-    """Returns a split as the model reads it, without augmentation.
+    """Returns a split as the model reads it, without augmentation; images come from the run's cache where it has them.
 
     Args:
         split: The studies.
@@ -80,7 +81,8 @@ def dataset_of(
     tokenizer = model.text_encoder.tokenizer if takes_text(model) else None
     texts = texts_of(split, config.data, whole_notes=whole_notes)
     spec, text_tokens = model.image_encoder.spec, config.model.text_tokens
-    return StudyDataset(split, texts, tokenizer, spec, text_tokens=text_tokens, dropout=dropout)
+    stored = existing_cache(split, config.train.cache_folder, spec.size)
+    return StudyDataset(split, texts, tokenizer, spec, text_tokens=text_tokens, dropout=dropout, stored=stored)
 
 
 @torch.no_grad()

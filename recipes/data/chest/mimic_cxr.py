@@ -1,8 +1,10 @@
 """MIMIC-CXR-JPG: 377,110 radiographs of Boston with the labels of CheXpert and their reports."""
 
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ CLASSES = tuple(sorted(_CHEXPERT_ORDER))
 """The labels of CheXpert, in the order of this set's table."""
 
 _STEM = "mimic-cxr-2.0.0"
+_ZIP = "mimic-cxr-reports.zip"
 _CHUNK = 256
 """Reports that a thread reads at a time."""
 
@@ -33,8 +36,8 @@ def mimic_cxr_source(root: str | Path, options: ChestOptions) -> StudySource:
     Three tables, each possibly compressed, are joined: ``mimic-cxr-2.0.0-metadata.csv`` lists the images,
     ``-split.csv`` splits them and ``-chexpert.csv`` labels the studies. Images are
     ``files/p10/p10000032/s50414267/<dicom_id>.jpg``, or of that name with another ending (``.dcm`` in MIMIC-CXR). A
-    study's report, if it was put there, is ``files/p10/p10000032/s50414267.txt`` or the same below
-    ``mimic-cxr-reports/``; all images of a study share it.
+    study's report, if it was put there, is ``files/p10/p10000032/s50414267.txt``, the same below
+    ``mimic-cxr-reports/``, or within ``mimic-cxr-reports.zip`` as it is distributed; all images of a study share it.
 
     Args:
         root: The set's folder, which holds the tables and ``files/``.
@@ -125,18 +128,13 @@ def _labels(csv: Path, studies: Sequence[str], options: ChestOptions) -> tuple[N
 
 
 def _reports(root: Path, folders: dict[str, str], studies: Sequence[str]) -> tuple[list[str | None] | None, list[str]]:
-    """Reads the report of each study once; none at all where there is no folder of reports."""
+    """Reads the report of each study once; none at all where there are no reports."""
     bases = [root / "files", root / "mimic-cxr-reports" / "files", root / "mimic-cxr-reports"]
 
     def read(study: str) -> str | None:
-        for base in bases:
-            path = base / f"{folders[study]}.txt"
-            if path.is_file():
-                try:
-                    return path.read_text(encoding="utf-8").strip() or None
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"cannot read the report {str(path)!r}: {error}. Save it as UTF-8") from error
-        return None
+        paths = (base / f"{folders[study]}.txt" for base in bases)
+        path = next((path for path in paths if path.is_file()), None)
+        return None if path is None else _decoded(path.read_bytes(), str(path))
 
     bases = [base for base in bases if base.is_dir()]
     text_of: dict[str, str | None] = dict.fromkeys(folders)
@@ -146,8 +144,32 @@ def _reports(root: Path, folders: dict[str, str], studies: Sequence[str]) -> tup
         with ThreadPoolExecutor() as pool:
             for part in pool.map(lambda chunk: {study: read(study) for study in chunk}, chunks):
                 text_of |= part
+    if (root / _ZIP).is_file():
+        text_of |= _zipped(root / _ZIP, {study: folders[study] for study, text in text_of.items() if text is None})
     count = sum(text is not None for text in text_of.values())
     if count == 0:
         return None, ["no reports beside the images: studies are without text"]
     note = [] if count == len(text_of) else [f"{len(text_of) - count} of {len(text_of)} studies have no report"]
     return [text_of[study] for study in studies], note
+
+
+def _zipped(path: Path, folders: dict[str, str]) -> dict[str, str | None]:
+    """Reads the reports of studies out of the archive, without unpacking it."""
+    try:
+        with ZipFile(path) as archive:
+            # Below files/ or mimic-cxr-reports/files/: what is behind counts.
+            place_of = {"/".join(name.split("/")[-3:]): name for name in archive.namelist()}
+            return {
+                study: _decoded(archive.read(place), f"{path}: {place}")
+                for study, folder in folders.items()
+                if (place := place_of.get(f"{folder}.txt")) is not None
+            }
+    except (BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"cannot read the reports in {str(path)!r}: {error}. Get the archive anew") from error
+
+
+def _decoded(data: bytes, where: str) -> str | None:
+    try:
+        return data.decode("utf-8").strip() or None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read the report {where!r}: {error}. Save it as UTF-8") from error

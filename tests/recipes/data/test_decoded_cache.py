@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.data.decoded_cache import fill_cache, image_keys
+from recipes.data.decoded_cache import existing_cache, fill_cache, image_keys
 from recipes.data.image_files import ImageFiles
 from recipes.data.images.square import fit_square
 from recipes.data.phantom import phantom_source
@@ -164,3 +164,31 @@ def test_a_training_with_a_cache_has_the_losses_of_one_without(tmp_path):
         torch.manual_seed(0)
     assert histories[0] == histories[1]
     assert stored_count(tmp_path / "cache", 64) == 24
+
+
+def test_a_cache_is_read_where_there_is_one_and_nothing_is_added(tmp_path):
+    split = image_files(tmp_path / "images")
+    assert existing_cache(split, None, 32) is None
+    assert existing_cache(split, tmp_path / "cache", 32) is None
+    assert not (tmp_path / "cache").exists()
+    fill_cache(split.take(range(4)), tmp_path / "cache", 32, limit_bytes=1e9)
+    stored = existing_cache(split, tmp_path / "cache", 32)
+    np.testing.assert_array_equal(stored(3), fit_square(split[3].image, 32))
+    assert stored(5) is None
+    np.testing.assert_array_equal(FittedImages(split, 32, stored=stored).fitted(5), fit_square(split[5].image, 32))
+    assert stored_count(tmp_path / "cache") == 4
+    assert existing_cache(split, tmp_path / "cache", 64) is None
+    assert existing_cache(phantom_source(train=1, val=1, test=1, size=64).test, tmp_path / "cache", 32) is None
+
+
+def test_evaluation_takes_images_from_the_run_s_cache(tmp_path, monkeypatch):
+    from recipes.medvlmoe import inference
+
+    split = image_files(tmp_path / "images")
+    fill_cache(split, tmp_path / "cache", 64, limit_bytes=1e9)
+    config = small_config(tmp_path / "run", cache_folder=tmp_path / "cache")
+    spec = type("Spec", (), {"size": 64})()
+    model = type("Model", (), {"text_encoder": None, "image_encoder": type("Encoder", (), {"spec": spec})()})()
+    dataset = inference.dataset_of(split, config, model)
+    monkeypatch.setattr(ImageFiles, "__getitem__", None)
+    assert dataset.images.fitted(2).shape[:2] == (64, 64)

@@ -1,6 +1,7 @@
 """Sets of chest radiographs in their own layouts: what is read from whole folders."""
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -192,3 +193,22 @@ def test_drawn_splits_keep_patients_together(tmp_path):
     train, val, test = groups(source)
     assert (len(train), len(val), len(test)) == (7, 1, 2)
     assert "splits drawn by patient with seed 0 and fractions (0.7, 0.1, 0.2)" in source.notes
+
+
+@pytest.mark.parametrize("prefix", ["files/", "mimic-cxr-reports/files/"])
+def test_reports_of_mimic_cxr_are_read_out_of_their_archive(tmp_path, prefix):
+    expected = mimic_cxr_source(folders.mimic_cxr_folder(tmp_path / "unpacked"), ChestOptions())
+    root = folders.mimic_cxr_folder(tmp_path / "zipped")
+    with ZipFile(root / "mimic-cxr-reports.zip", "w") as archive:
+        for path in sorted(root.rglob("*.txt")):
+            archive.write(path, prefix + path.relative_to(root / "files").as_posix())
+            path.unlink()
+    source = mimic_cxr_source(root, ChestOptions())
+    assert any(source.train.texts)
+    for name, split in expected.splits():
+        assert dict(source.splits())[name].texts == split.texts
+    (root / "mimic-cxr-reports.zip").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(
+        ValueError, match=r"cannot read the reports in .*Get the archive anew"
+    ):
+        mimic_cxr_source(root, ChestOptions())
