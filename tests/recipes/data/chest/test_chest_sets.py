@@ -208,7 +208,5 @@ def test_reports_of_mimic_cxr_are_read_out_of_their_archive(tmp_path, prefix):
     for name, split in expected.splits():
         assert dict(source.splits())[name].texts == split.texts
     (root / "mimic-cxr-reports.zip").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(
-        ValueError, match=r"cannot read the reports in .*Get the archive anew"
-    ):
+    with pytest.raises(ValueError, match=r"cannot read the reports in .*Get the archive anew"):
         mimic_cxr_source(root, ChestOptions())
