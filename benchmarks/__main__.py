@@ -45,6 +45,9 @@ COMMANDS = {
     "inputs": Command(
         "benchmarks.inputs.command", "tables of 400,000 rows, and images per second of the input pipeline"
     ),
+    "train-step": Command(
+        "benchmarks.train_step.command", "a training step of MedVLMoE at the paper's size: time, memory, the MoE layer"
+    ),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }
 """Every command by its name."""
