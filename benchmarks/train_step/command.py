@@ -52,16 +52,14 @@ def main(options: argparse.Namespace) -> int:
     from benchmarks.train_step.measure import step_cost
 
     defaults = ON_CPU if options.device == "cpu" else ON_GPU
-    chosen = {
-        name: default if getattr(options, name) is None else getattr(options, name)
-        for name, default in defaults.items()
-    }
+    asked = {name: getattr(options, name) for name in defaults}
+    chosen: dict[str, Any] = {name: defaults[name] if value is None else value for name, value in asked.items()}
     for name in ("batch_size", "steps"):
         if chosen[name] < 1:
             raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {chosen[name]}")
-    checkpointing = (
-        options.device == "cpu" if options.activation_checkpointing is None else options.activation_checkpointing
-    )
+    checkpointing = options.activation_checkpointing
+    if checkpointing is None:
+        checkpointing = options.device == "cpu"
     config: Config = PRESETS[options.preset]()
     train = replace(
         config.train,

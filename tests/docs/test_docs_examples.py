@@ -219,6 +219,7 @@ def test_options_named_in_the_text_exist() -> None:
     check = {f"--{field.name}" for field in dataclasses.fields(data_cli.CheckSettings)}
     pages = {
         "docs/medvlmoe.md": medvlmoe | check,
+        "docs/medvlmoe-scale.md": medvlmoe | {"--nproc-per-node", "--nnodes"},
         "docs/papers.md": medvlmoe | medmoe,
         "docs/recipes.md": medvlmoe & medmoe,
     }

@@ -64,6 +64,7 @@ class TextEncoder(nn.Module):
                 f"activation_checkpointing (--activation-checkpointing) is not known to text encoder "
                 f"{type(self.model).__name__}: leave it out, or give another --text-encoder."
             )
+        self.model.config.use_cache = False  # keys and values for generation, which would be kept
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # the second in older versions
         name = next(name for name in names if hasattr(self.model, name))
         getattr(self.model, name)({"use_reentrant": False})

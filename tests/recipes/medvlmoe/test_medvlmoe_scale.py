@@ -27,7 +27,7 @@ def torchrun(out, *options, stop_at=99):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(STOPPING)]
     command += [*OPTIONS.split(), "--out", str(out), "--batch-size", "8", *options]
     environment = {**os.environ, "STOP_AT": str(stop_at)}
-    subprocess.run(command, check=True, timeout=120, env=environment)
+    subprocess.run(command, check=True, timeout=300, env=environment)
 
 
 @pytest.fixture(scope="module")
