@@ -1,7 +1,5 @@
 """The engine of sweeps: what is run, kept, tried again and refused."""
 
-import multiprocessing
-import os
 import signal
 import subprocess
 import sys
@@ -115,22 +113,26 @@ def test_the_tables_of_a_sweep_that_is_killed_are_those_of_one_that_is_not(tmp_p
     assert {len(path.read_text()) for path in folder.rglob("steps.txt")} == {10}
 
 
+HOLD = (
+    "import sys, time; from pathlib import Path; from recipes.shared.sweeps.locks import try_lock\n"
+    "with try_lock(Path(sys.argv[1])) as held:\n    print(held, flush=True)\n    time.sleep(float(sys.argv[2]))"
+)
+
+
+def holder(lock, seconds):
+    """A process that holds a lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(lock), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().strip() == "True"
+    return process
+
+
 def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
-    context = multiprocessing.get_context("fork")
-    reader, writer = context.Pipe()
-
-    def hold():
+    with holder(tmp_path / "lock", 60) as process:
         with try_lock(tmp_path / "lock") as held:
-            writer.send(held)
-            time.sleep(60)
-
-    process = context.Process(target=hold)
-    process.start()
-    assert reader.recv()
-    with try_lock(tmp_path / "lock") as held:
-        assert not held
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+            assert not held
+        process.kill()
     with try_lock(tmp_path / "lock") as held:
         assert held
 
@@ -138,16 +140,10 @@ def test_a_lock_ends_with_the_process_that_holds_it(tmp_path):
 def test_a_cell_of_another_process_is_waited_for_and_taken_over(tmp_path):
     state = SweepFolder(tmp_path).state("a")
     state.mkdir(parents=True)
-    script = (
-        "import sys, time; from pathlib import Path; from recipes.shared.sweeps.locks import try_lock\n"
-        "with try_lock(Path(sys.argv[1])) as held:\n    print(held, flush=True)\n    time.sleep(float(sys.argv[2]))"
-    )
-    arguments = [sys.executable, "-c", script, str(state / "lock"), str(4 * POLL_SECONDS)]
-    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline().strip() == "True"
-        started = time.monotonic()
+    started = time.monotonic()
+    with holder(state / "lock", 4 * POLL_SECONDS):
         assert sweep([cell("a")], tmp_path)["a"].state == "finished"
-        assert time.monotonic() - started > 2 * POLL_SECONDS
+    assert time.monotonic() - started > 4 * POLL_SECONDS
 
 
 def test_a_record_says_where_its_figures_come_from(tmp_path):
