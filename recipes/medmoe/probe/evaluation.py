@@ -13,9 +13,13 @@ from recipes.medmoe.probe.features import Features, set_features
 from recipes.medmoe.probe.linear import fit_probe, predict_probe, validation_score
 from recipes.medmoe.probe.subsets import draw_subset
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.single_label import single_label_scores
 
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """The grid: ``mean loss + weight_decay / 2 * |w|^2`` on standardised features."""
+
+SINGLE_LABEL = ("balanced_accuracy", "macro_f1", "kappa")
+"""Scores of single-label sets beside accuracy, see `single_label_scores`."""
 
 Kind = Literal["global", "local", "both"]
 Refit = Literal["train+val", "train"]
@@ -44,8 +48,9 @@ def probe_set(
     """Probes one set; see :func:`main` for the arguments.
 
     Returns:
-        What ``probe/SET.json`` holds: ``fractions`` lists, for each share, ``accuracy`` and ``macro_auroc`` (each
-        ``mean``, ``sd`` and ``values``, one per subset) and ``subsets`` (seed, studies, chosen weight decay).
+        What ``probe/SET.json`` holds: ``fractions`` lists, for each share, ``accuracy``, ``macro_auroc`` and, of
+        single-label sets, ``balanced_accuracy``, ``macro_f1`` and ``kappa`` (each ``mean``, ``sd`` and ``values``, one
+        per subset), and ``subsets`` (seed, studies, chosen weight decay).
 
     Raises:
         ValueError: If the set has no training or validation split, or an option is out of range.
@@ -109,6 +114,7 @@ def _one_subset(parts: dict[str, Part], one: EvaluationSet, fraction: float, see
     probe = fit_probe(x, y, one.task, weight_decay)
     probs = predict_probe(probe, test.features, one.task)
     scores = evaluate_predictions(probs, test.labels, test.groups, one.classes, task=one.task, bootstrap=0)
+    single = single_label_scores(probs, test.labels, test.groups, one.classes, task=one.task, bootstrap=0) or {}
     return {
         "seed": seed,
         "train_studies": len(rows),
@@ -118,7 +124,7 @@ def _one_subset(parts: dict[str, Part], one: EvaluationSet, fraction: float, see
         "converged": probe.converged,
         "accuracy": scores.get("accuracy"),
         "macro_auroc": scores["macro_auroc"],
-    }
+    } | {name: single[name] for name in SINGLE_LABEL if name in single}
 
 
 def _fraction(fraction: float, subsets: list[dict[str, Any]]) -> dict[str, Any]:
@@ -126,6 +132,11 @@ def _fraction(fraction: float, subsets: list[dict[str, Any]]) -> dict[str, Any]:
         "fraction": fraction,
         "accuracy": _spread([subset["accuracy"] for subset in subsets]),
         "macro_auroc": _spread([subset["macro_auroc"] for subset in subsets]),
+        **{
+            name: _spread([subset[name] for subset in subsets])
+            for name in SINGLE_LABEL
+            if all(name in subset for subset in subsets)
+        },
         "subsets": subsets,
     }
 

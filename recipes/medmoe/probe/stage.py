@@ -81,7 +81,7 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
     keys = ("task", "features", "refit", "chance", "studies")
     return {key: result[key] for key in keys} | {
         "fractions": [
-            {key: row[key] for key in ("fraction", "accuracy", "macro_auroc")} | {"subsets": len(row["subsets"])}
+            {key: value for key, value in row.items() if key != "subsets"} | {"subsets": len(row["subsets"])}
             for row in result["fractions"]
         ]
     }

@@ -11,6 +11,9 @@ from recipes.shared.report.tables import Cell, Column, Table
 DIRECTIONS = (("image_to_text", "Report for an image"), ("text_to_image", "Image for a report"))
 """Field of ``metrics.json`` and title of each direction of the retrieval."""
 
+SINGLE_LABEL_SCORES = (("macro F1", "macro_f1"), ("Cohen's kappa", "kappa"))
+"""Title and field of what is shown below the accuracy of single-label sets."""
+
 
 @dataclass(frozen=True)
 class RetrievalSection:
@@ -49,7 +52,7 @@ def probe_table(run: Run) -> Table | None:
         Column("Features", "text"),
         Column("Test studies"),
     ]
-    return Table(columns, [_probe_row(name, probe, shares) for name, probe in probes.items()])
+    return Table(columns, [row for name, probe in probes.items() for row in _probe_rows(name, probe, shares)])
 
 
 def retrieval_section(run: Run) -> RetrievalSection | None:
@@ -74,18 +77,18 @@ def retrieval_section(run: Run) -> RetrievalSection | None:
     return RetrievalSection(table, retrieval["images"], retrieval["texts"], retrieval["split"], score)
 
 
-def _probe_row(name: str, probe: Mapping[str, Any], shares: list[float]) -> list[Cell]:
+def _probe_rows(name: str, probe: Mapping[str, Any], shares: list[float]) -> list[list[Cell]]:
+    """Returns the row of the set's main score, and one of each other that every share has."""
     is_auroc = probe["task"] == "multi-label"
-    key = "macro_auroc" if is_auroc else "accuracy"
-    scores = {row["fraction"]: _spread(row[key], row["subsets"]) for row in probe["fractions"]}
-    return [
-        name,
-        "macro AUROC" if is_auroc else "accuracy",
-        *(scores.get(share, DASH) for share in shares),
-        decimals(0.5 if is_auroc else probe["chance"]),
-        str(probe["features"]),
-        f"{probe['studies']['test']:,}",
-    ]
+    chance = decimals(0.5 if is_auroc else probe["chance"])
+    first = ("macro AUROC", "macro_auroc") if is_auroc else ("accuracy", "accuracy")
+    others = [entry for entry in SINGLE_LABEL_SCORES if all(entry[1] in row for row in probe["fractions"])]
+    rows: list[list[Cell]] = []
+    for title, key in (first, *others):
+        scores = {row["fraction"]: _spread(row[key], row["subsets"]) for row in probe["fractions"]}
+        ends = [chance, str(probe["features"]), f"{probe['studies']['test']:,}"] if not rows else ["", "", ""]
+        rows.append(["" if rows else name, title, *(scores.get(share, DASH) for share in shares), *ends])
+    return rows
 
 
 def _spread(spread: Mapping[str, Any], subsets: int) -> str:

@@ -94,8 +94,8 @@ def write_run(folder, epochs=3):
             "first set": {
                 "task": "multi-class", "features": "global", "chance": 1 / 3, "studies": {"test": 30},
                 "fractions": [
-                    {"fraction": 0.1, "accuracy": spread, "macro_auroc": spread, "subsets": 2},
-                    {"fraction": 1.0, "accuracy": whole, "macro_auroc": whole, "subsets": 1},
+                    {"fraction": 0.1, "accuracy": spread, "macro_auroc": spread, "kappa": spread, "subsets": 2},
+                    {"fraction": 1.0, "accuracy": whole, "macro_auroc": whole, "kappa": whole, "subsets": 1},
                 ],
             }
         },

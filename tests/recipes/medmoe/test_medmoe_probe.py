@@ -71,6 +71,7 @@ def test_a_call_writes_results_and_keeps_those_of_other_sets(run, capsys):
     assert "phantom-ct: accuracy with 50% " in capsys.readouterr().out
     assert section == read_json(run / "metrics.json")["probe"]
     assert section["earlier"] == {"kept": True}
+    assert {"accuracy", "macro_f1", "kappa"} <= set(section["phantom-ct"]["fractions"][0])
     result = read_json(run / "probe" / "phantom-ct.json")
     half, full = result["fractions"]
     assert [one["seed"] for one in half["subsets"]] == [7, 8]
@@ -84,7 +85,9 @@ def test_a_call_writes_results_and_keeps_those_of_other_sets(run, capsys):
 
 def test_a_difference_that_features_show_is_learnt(run):
     result = probe.probe_set(session_of(run), picture_set(), fractions=(0.1, 1.0), subsets=2)
-    assert all(row["accuracy"]["mean"] == 1 for row in result["fractions"])
+    for score in ("accuracy", "balanced_accuracy", "macro_f1", "kappa"):
+        assert all(row[score]["mean"] == 1 for row in result["fractions"])
+    assert len(result["fractions"][0]["kappa"]["values"]) == 2
     assert result["chance"] == 0.5
 
 

@@ -42,6 +42,9 @@ def test_every_table_shows_the_files_figures(written):
     assert (cells[3], cells[4], cells[-2:]) == ("0.333", f"{first['macro_auroc']:.3f}", ["30", "mean"])
     assert table_row(text, "second")[0] == "–"
     assert table_row(text[text.index("Linear probe") :], "first set")[1:4] == ["0.610 ± 0.020 (2)", "0.830", "0.333"]
+    assert text.count("0.610 ± 0.020 (2)") == 2
+    assert "Cohen&#39;s kappa" in text
+    assert "macro F1" not in text  # a run of an earlier version has none
     back = metrics["retrieval"]["text_to_image"]
     assert table_row(text, "Image for a report") == [
         *[f"{back['recall'][k]:.3f}" for k in ("1", "5", "10")],
