@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moekit_kernels.mass.reference import ALL_MASS
 from moekit_kernels.runtime import current_target, launch
 
 _SLOTS = 1024
@@ -33,8 +32,8 @@ def forward(gates: Tensor, mass: float, renormalize: bool) -> tuple[Tensor, Tens
         "gates": gates,
         "limited": limited,
         "kept": kept,
-        # Rounding may make a sum of probabilities 1 before the last of them.
-        "mass": mass if mass < ALL_MASS else float("inf"),
+        # From 1 on all slots are kept, though rounding may make a sum of probabilities 1 before the last of them.
+        "mass": mass if mass < 1 else float("inf"),
         "stride_t": gates.stride(0),
         "stride_k": gates.stride(1),
         "RENORMALIZE": renormalize,

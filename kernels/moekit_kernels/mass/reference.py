@@ -9,9 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-ALL_MASS = 1.0
-"""From this mass on every slot is kept, whatever rounding makes of the sum of the probabilities."""
-
 
 class LimitedGates(NamedTuple):
     """What :func:`~moekit_kernels.mass.limit_to_mass` returns.
@@ -43,7 +40,8 @@ def limit_to_mass_reference(gates: Float[Tensor, "T K"], mass: float, *, renorma
     finite_TK = torch.where(valid_T1, gates, 0)
     fixed_TK = finite_TK.detach()
     before_TK = fixed_TK.cumsum(-1) - fixed_TK
-    kept_TK = valid_T1 & ((before_TK < mass) if mass < ALL_MASS else torch.ones_like(before_TK, dtype=torch.bool))
+    # From a mass of 1 on every slot is kept, whatever rounding makes of the sum of the probabilities.
+    kept_TK = valid_T1 & ((before_TK < mass) if mass < 1 else torch.ones_like(before_TK, dtype=torch.bool))
     limited_TK = torch.where(kept_TK, finite_TK, 0)
     if renormalize:
         limited_TK = limited_TK / torch.where(valid_T1, limited_TK.sum(-1, keepdim=True), 1)

@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
         valid = tiles + _aligned(self.num_tiles, torch.int64)
         return 0, slots, 2 * slots, 3 * slots, 4 * slots, tiles, valid, valid + -(-self.num_tokens // 8)
 
-    def parts(self, integers: Int[Tensor, "n"], floats: Float[Tensor, "m"]) -> "Parts":
+    def parts(self, integers: Int[Tensor, "integers"], floats: Float[Tensor, "floats"]) -> "Parts":
         """Returns the parts as views."""
         num_slots, tokens, experts = self.num_tokens * self.top_k, self.num_tokens, self.num_experts
         ids, token_of_row, slot_of_row, row_of_slot, offsets, tiles, valid, _ = self._places()
@@ -101,8 +101,8 @@ class Kept(NamedTuple):
         hidden: ``(N, F)``, hidden rows.
     """
 
-    integers: Int[Tensor, "n"]
-    floats: Float[Tensor, "m"]
+    integers: Int[Tensor, "integers"]
+    floats: Float[Tensor, "floats"]
     pre: Float[Tensor, "N F1"] | None
     hidden: Float[Tensor, "N F"] | None
 
