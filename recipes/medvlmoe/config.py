@@ -20,7 +20,7 @@ Preset = Literal["paper", "tiny", *BASELINES, *TINY_BASELINES]  # type: ignore[v
 
 @dataclass(frozen=True)
 class PhantomConfig:
-    """Sizes of the drawn data set; used with --data phantom only."""
+    """The drawn data sets; used with --data phantom and --data phantom-hard only."""
 
     train_studies: int = 1600
     """Studies drawn for training."""
@@ -28,6 +28,9 @@ class PhantomConfig:
     """Studies drawn for validation."""
     test_studies: int = 600
     """Studies drawn for testing."""
+    num_contexts: int = 4
+    """Circumstances in the notes of phantom-hard: an even number from 2 to 8. The more, the more meanings of a
+    pattern."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class DataConfig:
     """Where studies come from."""
 
     data: str = "phantom"
-    """phantom (drawn on the fly), a .csv, a MedMNIST-style .npz, a MedMNIST name such as breastmnist, or
-    chestxray14:FOLDER, chexpert:FOLDER, mimic-cxr:FOLDER or openi:FOLDER."""
+    """phantom or phantom-hard (drawn on the fly), a .csv, a MedMNIST-style .npz, a MedMNIST name such as breastmnist,
+    or chestxray14:FOLDER, chexpert:FOLDER, mimic-cxr:FOLDER or openi:FOLDER."""
     data_root: Path | None = None
     """Folder of the MedMNIST files; the medmnist package's own by default."""
     data_size: int = 28

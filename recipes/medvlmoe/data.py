@@ -16,7 +16,7 @@ from recipes.data.chest.sets import CHEST_SETS, split_name
 from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.transforms import to_tensor
 from recipes.data.medmnist.npz import medmnist_source
-from recipes.data.phantom import phantom_source
+from recipes.data.phantom import phantom_hard_source, phantom_source
 from recipes.data.studies import StudySource, StudySplit, images_present
 from recipes.data.tables.sections import section_of, sections_of
 from recipes.data.tables.studies import manifest_source
@@ -76,11 +76,12 @@ def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = 
             f"views and official_splits are for {', '.join(CHEST_SETS)}, got data={config.data!r}: leave --views and "
             "--no-official-splits out."
         )
-    if config.data == "phantom":
-        sizes = config.phantom
-        return phantom_source(
-            train=sizes.train_studies, val=sizes.val_studies, test=sizes.test_studies, size=image_size
-        )
+    if config.data in ("phantom", "phantom-hard"):
+        drawn = config.phantom
+        sizes = {"train": drawn.train_studies, "val": drawn.val_studies, "test": drawn.test_studies, "size": image_size}
+        if config.data == "phantom":
+            return phantom_source(**sizes)
+        return phantom_hard_source(**sizes, num_contexts=drawn.num_contexts)
     chest = split_name(config.data)
     if chest is not None:
         _refuse_columns(config.manifest, chest[0])
@@ -117,8 +118,8 @@ def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = 
     if name.endswith(".npz") or (name.isidentifier() and not Path(config.data).exists()):
         return medmnist_source(config.data, size=config.data_size, root=config.data_root, download=config.download)
     raise ValueError(
-        "data must be 'phantom', a .csv, an .npz or the name of a MedMNIST set, or NAME:FOLDER with one of "
-        f"{', '.join(CHEST_SETS)}, got {config.data!r}."
+        "data must be 'phantom', 'phantom-hard', a .csv, an .npz or the name of a MedMNIST set, or NAME:FOLDER with "
+        f"one of {', '.join(CHEST_SETS)}, got {config.data!r}."
     )
 
 

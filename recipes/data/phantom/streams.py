@@ -35,6 +35,8 @@ class Purpose(IntEnum):
     PAIR_ACQUISITION = 13
     PAIR_LESION = 14
     PAIR_REPORT = 15
+    HARD_VISIBLE = 16
+    HARD_CONTEXTS = 17
 
 
 def stream(seed: int, split: str, purpose: Purpose, *index: int) -> np.random.Generator:

@@ -146,7 +146,9 @@ def test_the_phantom_is_drawn_at_the_encoders_size():
 
 
 def test_an_unknown_data_set_is_an_error_that_lists_the_kinds():
-    with pytest.raises(ValueError, match=r"data must be 'phantom', a \.csv, an \.npz or the name of a MedMNIST set"):
+    with pytest.raises(
+        ValueError, match=r"data must be 'phantom', 'phantom-hard', a \.csv, an \.npz or the name of a Med"
+    ):
         build_source(DataConfig(data="folder/of.images"), 64)
 
 

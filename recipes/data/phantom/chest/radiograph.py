@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.phantom.chest.anatomy import draw_anatomy, draw_canvas, draw_chest
-from recipes.data.phantom.chest.lesions import DRAWERS
+from recipes.data.phantom.chest.lesions import DRAWERS, LesionDrawer
 from recipes.data.phantom.fields import PixelBox, enclosing_box, smooth_noise
 
 
@@ -31,6 +31,7 @@ def draw_radiograph(
     acquisition: np.random.Generator,
     lesions: Sequence[np.random.Generator],
     size: int,
+    drawers: Sequence[LesionDrawer] = DRAWERS,
 ) -> Radiograph:
     """Draws a chest with the visible patterns. Their causes are no argument.
 
@@ -43,13 +44,14 @@ def draw_radiograph(
         acquisition: Stream of pose, exposure, texture and noise.
         lesions: ``P`` streams, one per pattern, so that a pattern does not move when another goes.
         size: Side of the image in pixels.
+        drawers: How each of the ``P`` patterns is drawn.
     """
     anatomy = draw_anatomy(patient)
     canvas = draw_canvas(acquisition, size)
     chest = draw_chest(acquisition, anatomy, canvas)
     attenuation = chest.attenuation
     boxes: list[tuple[PixelBox, ...]] = []
-    for shown, rng, draw in zip(visible, lesions, DRAWERS, strict=True):
+    for shown, rng, draw in zip(visible, lesions, drawers, strict=True):
         changes = draw(rng, anatomy, canvas, chest) if shown else []
         for change in changes:
             attenuation = attenuation + change

@@ -1,6 +1,6 @@
 """The clinical note that goes with a study: it tells the causes and nothing of the image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,7 @@ _ASIDES = (
     "Wears hearing aids.",
     "Lives with family.",
 )
-_LEADS = ("Indication", "Clinical history", "Reason for exam", "History")
+LEADS = ("Indication", "Clinical history", "Reason for exam", "History")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ def draw_person(rng: np.random.Generator) -> Person:
     return Person(int(rng.integers(18, 93)), ("man", "woman")[rng.integers(2)])
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """Returns the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -54,13 +55,13 @@ def _compose(phrases: list[str], rng: np.random.Generator) -> str:
     """Sets the phrases in one of four styles."""
     style = rng.integers(4)
     if style == 0:
-        return f"{_LEADS[rng.integers(len(_LEADS))]}: {'; '.join(phrases)}."
+        return f"{LEADS[rng.integers(len(LEADS))]}: {'; '.join(phrases)}."
     if style == 1:
-        return " ".join(f"{_capital(phrase)}." for phrase in phrases)
+        return " ".join(f"{capital(phrase)}." for phrase in phrases)
     if style == 2:
         first, second, *others = phrases
         return f"Presents with {first} and {second}. Background: {'; '.join(others)}."
-    return f"{_capital(', '.join(phrases[:-1]))}, also {phrases[-1]}."
+    return f"{capital(', '.join(phrases[:-1]))}, also {phrases[-1]}."
 
 
 def write_note(causes: Sequence[int] | NDArray[np.int64], person: Person, rng: np.random.Generator) -> str:
@@ -79,9 +80,20 @@ def write_note(causes: Sequence[int] | NDArray[np.int64], person: Person, rng: n
         wording = contexts[int(cause)]
         phrases.append(wording[rng.integers(len(wording))].format(n=rng.integers(2, 10)))
     order = rng.permutation(len(phrases))
+    return framed(lambda: _compose([phrases[i] for i in order], rng), person, rng)
+
+
+def framed(write_body: Callable[[], str], person: Person, rng: np.random.Generator) -> str:
+    """Sets a note's body between an opening, which tells age and sex, and one or two asides without information.
+
+    Args:
+        write_body: Writes the body; it may draw from ``rng``.
+        person: Whom the note is about.
+        rng: Stream of the wording.
+    """
     opening = _OPENINGS[rng.integers(len(_OPENINGS))].format(age=person.age, sex=person.sex)
     asides = [_ASIDES[i] for i in rng.choice(len(_ASIDES), size=rng.integers(1, 3), replace=False)]
-    parts = [_compose([phrases[i] for i in order], rng)]
+    parts = [write_body()]
     for aside in asides:
         parts.insert(int(rng.integers(len(parts) + 1)), aside)
-    return " ".join([_capital(opening), *parts])
+    return " ".join([capital(opening), *parts])

@@ -1,4 +1,4 @@
-"""Both drawn sources: the same arguments give the same bits however they are read, and mistakes are refused."""
+"""All drawn sources: the same arguments give the same bits however they are read, and mistakes are refused."""
 
 import pickle
 from collections.abc import Callable
@@ -7,14 +7,18 @@ import numpy as np
 import pytest
 
 from recipes.data.pairs import PairSource
-from recipes.data.phantom import phantom_modalities_source, phantom_source
+from recipes.data.phantom import phantom_hard_source, phantom_modalities_source, phantom_source
 from recipes.data.studies import StudySource
 from tests.recipes.data.phantom.same_study import same
 
 Source = StudySource | PairSource
 
 
-@pytest.fixture(scope="module", params=[phantom_source, phantom_modalities_source], ids=["chest", "modalities"])
+@pytest.fixture(
+    scope="module",
+    params=[phantom_source, phantom_hard_source, phantom_modalities_source],
+    ids=["chest", "hard", "modalities"],
+)
 def build(request: pytest.FixtureRequest) -> Callable[..., Source]:
     return request.param
 

@@ -1,0 +1,150 @@
+"""The harder phantom: drawn radiographs whose patterns mean what the note's circumstance of that side makes of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.data.phantom.arguments import check_sizes, check_split, checked_index, patient_names, study_ids
+from recipes.data.phantom.chest.radiograph import draw_radiograph
+from recipes.data.phantom.chest.reports import draw_person
+from recipes.data.phantom.chest.studies import MIN_SIZE
+from recipes.data.phantom.hard.bounds import best_aurocs
+from recipes.data.phantom.hard.findings import (
+    CLASSES,
+    MAX_CONTEXTS,
+    PATTERNS,
+    class_of,
+    draw_contexts,
+    draw_visible,
+    labels_of,
+)
+from recipes.data.phantom.hard.lesions import DRAWERS
+from recipes.data.phantom.hard.notes import write_note
+from recipes.data.phantom.streams import Purpose, draw_patients, stream
+from recipes.data.studies import Box, Study, StudySource
+
+
+class PhantomHardSplit:
+    """One split of the harder phantom; images are drawn when asked for.
+
+    Attributes:
+        labels: Shape ``(N, 12)``, 0 or 1.
+        ids: Id of each study.
+        groups: Patient of each study.
+        texts: Note of each study.
+        visible: Shape ``(N, P, 2)``, latent: whether each pattern is drawn on each side.
+        contexts: Shape ``(N, 2)``, latent: the circumstance of each side, which the note tells.
+    """
+
+    def __init__(
+        self, visible: NDArray[np.bool_], contexts: NDArray[np.int64], *, seed: int, split: str, size: int
+    ) -> None:
+        """Keeps the latents and writes the notes.
+
+        Args:
+            visible: Shape ``(N, P, 2)``.
+            contexts: Shape ``(N, 2)``.
+            seed: Names the streams, with ``split``.
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            size: Side of the images in pixels.
+
+        Raises:
+            ValueError: If the shapes do not fit or the split is unknown.
+        """
+        check_split(split)
+        if visible.shape[1:] != (len(PATTERNS), 2) or contexts.shape != (len(visible), 2):
+            raise ValueError(
+                f"visible and contexts: expected shapes (N, {len(PATTERNS)}, 2) and (N, 2), one row per study, got "
+                f"{visible.shape} and {contexts.shape}."
+            )
+        self.visible, self.contexts = visible, contexts
+        self.labels: NDArray[np.float32] = labels_of(visible, contexts)
+        self._seed, self._split, self._size = seed, split, size
+        self._patients: NDArray[np.int64] = draw_patients(seed, split, len(visible))
+        self.ids: Sequence[str] = study_ids(split, len(visible))
+        self.groups: Sequence[str] = patient_names(split, self._patients)
+        self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
+
+    def __len__(self) -> int:
+        """Returns the number of studies."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Study:
+        """Draws a study; the same index always gives the same bits."""
+        index = checked_index(index, len(self))
+        radiograph = draw_radiograph(
+            self.visible[index].ravel(),
+            patient=self._stream(Purpose.ANATOMY, int(self._patients[index])),
+            acquisition=self._stream(Purpose.ACQUISITION, index),
+            lesions=[self._stream(Purpose.LESION, index, place) for place in range(len(DRAWERS))],
+            size=self._size,
+            drawers=DRAWERS,
+        )
+        boxes = tuple(
+            Box(CLASSES[class_of(place // 2, int(self.contexts[index, place % 2]))], *box)
+            for place, places in enumerate(radiograph.boxes)
+            for box in places
+        )
+        return Study(
+            id=self.ids[index],
+            group=self.groups[index],
+            image=radiograph.image,
+            text=self.texts[index],
+            labels=self.labels[index].copy(),
+            boxes=boxes,
+        )
+
+    def _stream(self, purpose: Purpose, *index: int) -> np.random.Generator:
+        return stream(self._seed, self._split, purpose, *index)
+
+    def _write(self, index: int) -> str:
+        person = draw_person(self._stream(Purpose.PERSON, int(self._patients[index])))
+        return write_note(self.contexts[index], person, self._stream(Purpose.NOTE, index))
+
+
+def phantom_hard_source(
+    *, seed: int = 0, train: int = 1600, val: int = 400, test: int = 600, size: int = 96, num_contexts: int = 4
+) -> StudySource:
+    """Builds the harder phantom: multi-label, 12 classes, one drawn image and one note per study.
+
+    Args:
+        seed: Names the data set; each seed is another one.
+        train: Number of training studies.
+        val: Number of validation studies.
+        test: Number of test studies.
+        size: Side of the square images in pixels, at least 64.
+        num_contexts: Circumstances, ``C``: each pattern means as many classes, and each class has ``C / 2`` looks.
+            Even, 2 to 8.
+
+    Raises:
+        ValueError: If an argument is not a whole number, too small or too large.
+
+    Example:
+        >>> source = phantom_hard_source(train=8, val=4, test=4)
+        >>> source.train[3].image.shape, source.train.labels.shape
+        ((96, 96), (8, 12))
+    """
+    counts = {"train": train, "val": val, "test": test}
+    check_sizes(smallest_side=MIN_SIZE, seed=seed, size=size, **counts)
+    if isinstance(num_contexts, bool) or num_contexts not in range(2, MAX_CONTEXTS + 1, 2):
+        raise ValueError(
+            f"num_contexts (--num-contexts): expected an even number from 2 to {MAX_CONTEXTS}, got {num_contexts!r}."
+        )
+    splits = {
+        split: PhantomHardSplit(
+            draw_visible(seed, split, count),
+            draw_contexts(seed, split, count, num_contexts),
+            seed=seed,
+            split=split,
+            size=size,
+        )
+        for split, count in counts.items()
+    }
+    best = best_aurocs(num_contexts)
+    note = (
+        "Phantom, harder edition: drawn, not real, radiographs. What a pattern means depends on what the note tells "
+        f"of its side: the best macro AUROC is {best.image:.3f} from the image alone, {best.note:.3f} from the note "
+        f"alone, {best.without_sides:.3f} from both without knowing which belongs to which side, and 1 from both."
+    )
+    return StudySource(name="phantom-hard", task="multi-label", classes=CLASSES, notes=(note,), **splits)
