@@ -85,6 +85,8 @@ def _evaluate(arguments: list[str]) -> None:
             specificities=specificities,
         )
         print(_summary(metrics))
+        for line in _expert_warnings(metrics):
+            print(line)
         for line in (
             *_class_set_lines(metrics["test"].get("class_sets", {})),
             *modality_lines(metrics.get("modalities")),
@@ -292,6 +294,14 @@ def _summary(metrics: dict) -> str:
         return "test macro AUROC: undefined (no class has positives and negatives)"
     low, high = test["macro_auroc_ci95"] or (float("nan"), float("nan"))
     return f"test macro AUROC {value:.4f} (95% CI {low:.4f} to {high:.4f}, {test['groups']} groups resampled)"
+
+
+def _expert_warnings(metrics: dict) -> list[str]:
+    """Says which experts the router leaves unused on validation and test, for each seed."""
+    if "runs" in metrics:
+        return [f"warning: {seed}: {text}" for seed, text in metrics["expert_warnings"].items()]
+    warning = metrics["experts"] and metrics["experts"]["val_and_test"]["warning"]
+    return [f"warning: {warning}"] if warning else []
 
 
 def _class_set_lines(class_sets: dict) -> list[str]:

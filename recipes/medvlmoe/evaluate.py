@@ -24,6 +24,7 @@ from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import environment, peak_memory_bytes, read_object, run_device, write_json
 from recipes.shared.scores.calibrated import calibrate
 from recipes.shared.scores.class_sets import class_set_scores
+from recipes.shared.scores.expert_load import load_measures
 from recipes.shared.scores.expert_usage import expert_usage
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.operating_points import SPECIFICITIES, check_specificities, operating_points
@@ -72,9 +73,15 @@ def main(
     if not seeds:
         return evaluate_one(run, **options)
     each = [evaluate_one(seed, **options) for seed in seeds]
+    warnings = {
+        seed.name: one["experts"]["val_and_test"]["warning"]
+        for seed, one in zip(seeds, each, strict=True)
+        if one["experts"] and one["experts"]["val_and_test"]["warning"]
+    }
     metrics = {
         "runs": [seed.name for seed in seeds],
         "test": aggregate_seeds(each),
+        "expert_warnings": warnings,
         "modalities": modalities_over_seeds(each),
     }
     write_json(run / "metrics.json", metrics)
@@ -160,7 +167,7 @@ def evaluate_one(
     metrics["modalities"] = modality_scores(
         model, config, source.test, classes, test, task=task, device=device, bootstrap=bootstrap
     )
-    metrics["experts"] = _experts(predictions["test"], classes, config)
+    metrics["experts"] = _experts(predictions["val"], predictions["test"], classes, config)
     metrics["training"] = {
         "epochs": training["epochs"],
         "best_epoch": training["best_epoch"],
@@ -234,19 +241,13 @@ def _about(run: Path, config: Config, source: StudySource, model: MedVLMoE, chec
     }
 
 
-def _experts(predictions: Predictions, classes: Sequence[str], config: Config) -> dict[str, Any] | None:
-    if (
-        predictions.usage is None
-        or predictions.gates is None
-        or predictions.entropy is None
-        or not has_experts(config.model)
-    ):
+def _experts(val: Predictions, test: Predictions, classes: Sequence[str], config: Config) -> dict[str, Any] | None:
+    """Returns the use of the experts on the test split, and the measures of the load on both splits together."""
+    if test.usage is None or test.gates is None or test.entropy is None or not has_experts(config.model):
         return None
-    return expert_usage(
-        predictions.usage,
-        predictions.gates,
-        predictions.labels,
-        classes,
-        top_k=config.model.top_k,
-        entropies=predictions.entropy,
-    )
+    top_k = config.model.top_k
+    usage = expert_usage(test.usage, test.gates, test.labels, classes, top_k=top_k, entropies=test.entropy)
+    assert val.usage is not None
+    both = np.concatenate([val.usage, test.usage])
+    load = both.mean(0, dtype=np.float64).tolist()
+    return usage | {"val_and_test": {"load": load, **load_measures(load, top_k=top_k, decisions=len(both))}}

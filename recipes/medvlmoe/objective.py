@@ -12,6 +12,7 @@ from recipes.medvlmoe.config import TrainConfig
 from recipes.medvlmoe.data import Batch
 from recipes.medvlmoe.model import MedVLMoE
 from recipes.shared.objective import Objective, StepLoss
+from recipes.shared.scores.expert_load import load_record
 
 
 class DiagnosisObjective(Objective[Batch]):
@@ -45,6 +46,7 @@ class DiagnosisObjective(Objective[Batch]):
             balance, z = self.balance(stats)
             loss = loss + shares[1] * self.balance.weighted(balance, z)
             sums |= {"balance": balance * studies, "z": z * studies, "entropy": router_entropy(stats) * studies}
+            sums["load"] = stats.tokens_per_expert
         return StepLoss(loss, sums)
 
     def end_step(self) -> None:
@@ -57,7 +59,7 @@ class DiagnosisObjective(Objective[Batch]):
         self.model.experts.router.update_bias_(counts, self.settings.balance_weight)
 
     def record(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Returns mean losses and the router's mean entropy; ``None`` for what needs a router, without one."""
+        """Returns mean losses, the router's mean entropy and the load; without a router ``None``, and no load."""
         studies = max(1.0, float(sums["studies"]))
         task = float(sums["task"]) / max(1.0, float(sums["known"]))
         balance, z, entropy = (float(sums.get(name, 0.0)) / studies for name in ("balance", "z", "entropy"))
@@ -67,4 +69,5 @@ class DiagnosisObjective(Objective[Batch]):
             "balance_loss": balance if self.is_sparse else None,
             "z_loss": z if self.is_sparse else None,
             "router_entropy": entropy if self.is_sparse else None,
+            **(load_record(sums["load"].tolist(), top_k=self.model.config.top_k) if self.is_sparse else {}),
         }

@@ -22,7 +22,7 @@ from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_some
 from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.medvlmoe.prepare import check_training, kept_in_eval, prepare_model, sharded_units
-from recipes.medvlmoe.validate import line, score, validate
+from recipes.medvlmoe.validate import dead_experts, line, score, validate
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
@@ -164,6 +164,9 @@ def train_one(config: Config) -> None:
         line=line,
         remedy="lower --lr-encoder or --lr-head, or use another --precision",
     )
+    warning = dead_experts(state, len(source.val), config.model.top_k)
+    if warning is not None:
+        fabric.print(f"warning: on the validation split {warning}. See docs/medvlmoe-experts.md.")
 
 
 def _summary(config: Config, source: StudySource) -> str:

@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 from recipes.data.studies import StudySource
 from recipes.medvlmoe.build import Model
 from recipes.medvlmoe.inference import Predictions, predict_batches
+from recipes.shared.scores.expert_load import load_measures, load_record
 from recipes.shared.scores.metrics import evaluate_predictions
 
 
@@ -32,7 +33,10 @@ def validate(fabric: Fabric, model: Model, loader: Any, source: StudySource) -> 
     scores = evaluate_predictions(probs, labels, groups, source.classes, task=source.task, bootstrap=0)
     known = sum(int(part.known.sum()) for part in parts)
     loss = sum(float(part.loss.sum(dtype=np.float64)) for part in parts) / max(1, known)
-    return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"]}
+    usage = [part.usage for part in parts if part.usage is not None]
+    load = np.concatenate(usage).mean(0).tolist() if usage else []
+    measures = load_record(load, top_k=model.config.top_k, prefix="val_")
+    return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"], **measures}
 
 
 def _missing_batches(fabric: Fabric, batches: int) -> int:
@@ -73,4 +77,22 @@ def line(record: dict[str, Any]) -> str:
     if "val_macro_auroc" not in record:
         return f"contrast  {shown}"
     auroc = record["val_macro_auroc"]
-    return f"{shown}  val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}"
+    live = f"  experts {record['val_live_experts']}/{len(record['val_load'])} live" if "val_load" in record else ""
+    return f"{shown}  val AUROC {'undefined' if auroc is None else f'{auroc:.4f}'}{live}"
+
+
+def dead_experts(state: dict[str, Any], studies: int, top_k: int) -> str | None:
+    """Says in words which experts the kept weights leave unused on the validation split.
+
+    Args:
+        state: Progress of the run, with its ``history``.
+        studies: Of the validation split.
+        top_k: Experts per decision.
+
+    Returns:
+        The warning, or ``None`` where all live or there are none.
+    """
+    kept = [record for record in state["history"] if record["epoch"] == state["best_epoch"]]
+    if not kept or "val_load" not in kept[0]:
+        return None
+    return load_measures(kept[0]["val_load"], top_k=top_k, decisions=studies)["warning"]

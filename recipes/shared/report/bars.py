@@ -45,11 +45,12 @@ class Bar:
 
 @dataclass(frozen=True)
 class Gauge:
-    """A bar filled to a share, with a text at each end."""
+    """A bar filled to a share, with a text at each end; ``bad`` draws it in the colour of warnings."""
 
     share: float
     left: str
     right: str
+    bad: bool = False
 
     @property
     def width(self) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recipes.shared.scores.expert_load import load_measures
+
 
 def expert_usage(
     usage: ArrayLike,
@@ -30,9 +32,10 @@ def expert_usage(
         entropies: Entropy of the router's distribution for each study in nats, shape ``(N,)``.
 
     Returns:
-        ``load`` (mean usage, ``E`` numbers summing to 1), ``gate_share`` (likewise of the gates),
-        ``entropy`` (mean, nats), ``num_experts``, ``top_k`` and ``activation``: ``classes``,
-        ``positives`` and ``matrix``, whose row ``c`` is the load among the studies positive for class
+        ``load`` (mean usage, ``E`` numbers summing to 1) with the measures of
+        :func:`~recipes.shared.scores.expert_load.load_measures`, ``gate_share`` (likewise of the gates),
+        ``entropy`` (of the router's probabilities: mean, nats), ``num_experts``, ``top_k`` and ``activation``:
+        ``classes``, ``positives`` and ``matrix``, whose row ``c`` is the load among the studies positive for class
         ``c`` (``None`` without any).
 
     Raises:
@@ -44,8 +47,10 @@ def expert_usage(
     _check_shapes(shares, weights, truth, nats, classes)
     _check_values(shares, weights, nats)
     rows = [shares[truth[:, c] == 1] for c in range(len(classes))]
+    load = shares.mean(0).tolist()
     return {
-        "load": shares.mean(0).tolist(),
+        "load": load,
+        **load_measures(load, top_k=top_k, decisions=len(shares)),
         "gate_share": weights.mean(0).tolist(),
         "entropy": float(nats.mean()),
         "num_experts": int(shares.shape[1]),
