@@ -32,8 +32,8 @@ class BalanceLosses:
         return balance_loss(self.config.balance, stats, self.counts), router_z_loss(stats)
 
     def weighted(self, balance: Loss, z: Loss) -> Loss:
-        """Adds the two up with their coefficients. The selection bias has no loss: its coefficient is its step."""
-        alpha = 0.0 if self.config.balance == "bias" else self.config.balance_weight
+        """Adds the two up with their coefficients. A selection bias has no loss."""
+        alpha = 0.0 if self.config.balance in ("bias", "fitted") else self.config.balance_weight
         return alpha * balance + self.config.z_weight * z
 
     def step_done(self) -> Tensor | None:
@@ -46,7 +46,7 @@ def balance_loss(kind: Balance, stats: RouterStats, counts: Tensor) -> Tensor:
     """Computes the balancing loss by name, without its coefficient.
 
     Args:
-        kind: ``"switch"`` (1 at balance; also what ``"bias"`` reports), ``"cv2"`` (0 at balance), or
+        kind: ``"switch"`` (1 at balance; also what ``"bias"`` and ``"fitted"`` report), ``"cv2"`` (0 at balance), or
             ``"printed"``: the paper's ``sum_k (f_k - p_k)``, 0 whatever the router does.
         stats: Of the micro-batch.
         counts: Tokens per expert, of the step so far.

@@ -13,7 +13,7 @@ from recipes.shared.settings import RunSettings, TrainSettings
 from recipes.shared.strategy import Strategy
 
 Variant = Literal["full", "no-moe", "single-ffn", "no-fusion", "no-text", "vision-only"]
-Balance = Literal["switch", "cv2", "bias", "printed"]
+Balance = Literal["fitted", "switch", "cv2", "bias", "printed"]
 Classifier = Literal["medvlmoe", "late-fusion", "zero-shot", "none"]
 Preset = Literal["paper", "tiny", *BASELINES, *TINY_BASELINES]  # type: ignore[valid-type]  # names of a tuple
 
@@ -189,11 +189,12 @@ class TrainConfig(TrainSettings):
     """Passes over the training pairs in a contrastive stage before the classifier's epochs (--objective)."""
     contrast_lr: float = 1e-4
     """AdamW's learning rate of that stage, for all weights."""
-    balance: Balance = "switch"
-    """Switch loss; CV² of importance and load (with noisy routing); loss-free by selection bias; or the printed
-    Σ(f-p), which is identically zero."""
+    balance: Balance = "fitted"
+    """A selection bias fitted to recent decisions, so that all experts get the same load; Switch loss; CV² of
+    importance and load (with noisy routing); loss-free by steps of the selection bias; or the printed Σ(f-p), which is
+    identically zero."""
     balance_weight: float = 0.01
-    """Coefficient α of the balancing loss; with bias the step of the selection bias."""
+    """Coefficient α of the balancing loss; with bias the step of the selection bias; fitted has none."""
     z_weight: float = 1e-3
     """Coefficient of the router z-loss."""
     drop_image: float = 0.0

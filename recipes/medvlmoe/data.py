@@ -1,6 +1,6 @@
 """Studies as batches of tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -266,6 +266,13 @@ def make_loader(
     """Makes a loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
     stack = partial(collate, size=dataset.spec.size)
     return epoch_loader(dataset, len(dataset), config, stack, seed=seed, rank=rank, world_size=world_size)
+
+
+def loader_of(dataset: StudyDataset, index: Iterable[int], config: TrainConfig) -> DataLoader[Any]:
+    """Makes a loader of :class:`Batch` of some studies, in their order and as they are in epoch 0."""
+    addresses: Any = [(0, int(each)) for each in index]
+    stack = partial(collate, size=dataset.spec.size)
+    return DataLoader(dataset, batch_size=config.batch_size, sampler=addresses, collate_fn=stack)
 
 
 def collate(items: Sequence[Item], size: int) -> Batch:

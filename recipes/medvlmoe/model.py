@@ -76,7 +76,7 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         text_encoder: Its text encoder; ``None`` where no study has a text, or the variant reads none.
         num_classes: ``C``.
         task: Kind of the target.
-        balance: ``"cv2"`` makes the router noisy, ``"bias"`` gives it a selection bias.
+        balance: ``"cv2"`` makes the router noisy, ``"bias"`` and ``"fitted"`` give it a selection bias.
     """
 
     settings = ModelConfig
@@ -286,7 +286,7 @@ def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:
         config.num_experts,
         config.top_k,
         noisy=balance == "cv2",
-        selection_bias=balance == "bias",
+        selection_bias=balance in ("bias", "fitted"),
     )
     experts = FFNExperts(
         width, config.expert_hidden_dim, config.num_experts, activation="gelu", bias=True, init_scale=1.0

@@ -10,6 +10,7 @@ from moekit import SparseMoE, TopKRouter, all_reduce_stats, router_entropy
 from recipes.medvlmoe.balance import BalanceLosses
 from recipes.medvlmoe.config import TrainConfig
 from recipes.medvlmoe.data import Batch
+from recipes.medvlmoe.fitted_bias import RecentDecisions, fit_bias_
 from recipes.medvlmoe.model import MedVLMoE
 from recipes.shared.objective import Objective, StepLoss
 from recipes.shared.scores.expert_load import load_record
@@ -27,6 +28,7 @@ class DiagnosisObjective(Objective[Batch]):
     def __init__(self, model: MedVLMoE, settings: TrainConfig, class_weights: Tensor | None = None) -> None:
         self.model, self.settings, self.class_weights = model, settings, class_weights
         self.balance = BalanceLosses(settings)
+        self.decisions = RecentDecisions() if settings.balance == "fitted" else None
         self.is_sparse = isinstance(getattr(model, "experts", None), SparseMoE)
 
     def counts(self, batch: Batch) -> Tensor:
@@ -47,19 +49,28 @@ class DiagnosisObjective(Objective[Batch]):
             loss = loss + shares[1] * self.balance.weighted(balance, z)
             sums |= {"balance": balance * studies, "z": z * studies, "entropy": router_entropy(stats) * studies}
             sums["load"] = stats.tokens_per_expert
+            if self.decisions is not None:
+                self.decisions.add(output.routing)
         return StepLoss(loss, sums)
 
     def end_step(self) -> None:
         """Moves the selection bias, where the balance is kept by one."""
         counts = self.balance.step_done()
-        if self.settings.balance != "bias" or counts is None:
+        recent = None if self.decisions is None else self.decisions.end_step()
+        if self.settings.balance not in ("bias", "fitted") or counts is None:
             return
         assert isinstance(self.model.experts, SparseMoE)
-        assert isinstance(self.model.experts.router, TopKRouter)
-        self.model.experts.router.update_bias_(counts, self.settings.balance_weight)
+        router = self.model.experts.router
+        assert isinstance(router, TopKRouter)
+        if recent is None:
+            router.update_bias_(counts, self.settings.balance_weight)
+        else:
+            fit_bias_(router, recent, sweeps=1)
 
     def record(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
         """Returns mean losses, the router's mean entropy and the load; without a router ``None``, and no load."""
+        if self.decisions is not None:
+            self.decisions.clear()
         studies = max(1.0, float(sums["studies"]))
         task = float(sums["task"]) / max(1.0, float(sums["known"]))
         balance, z, entropy = (float(sums.get(name, 0.0)) / studies for name in ("balance", "z", "entropy"))

@@ -18,6 +18,7 @@ from recipes.medvlmoe.baselines.training import ContrastObjective, PairLoss, val
 from recipes.medvlmoe.build import Model, load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
+from recipes.medvlmoe.fitted_bias import fit_to_studies_, studies_to_fit
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
 from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
@@ -128,6 +129,7 @@ def train_one(config: Config) -> None:
     if on_pairs:
         objective = ContrastObjective(gather=fabric.world_size > 1)
     in_eval = kept_in_eval(model, settings)
+    to_fit = studies_to_fit(source.train, config, model)
 
     def one_epoch(epoch: int) -> dict[str, Any]:
         train_loader.batch_sampler.epoch = epoch
@@ -148,6 +150,9 @@ def train_one(config: Config) -> None:
     def validate_epoch() -> dict[str, Any]:
         if config.model.classifier == "none":
             return validate_pairs(fabric, model, val_loader)
+        if to_fit is not None:
+            with fabric.autocast():
+                fit_to_studies_(model, to_fit, fabric.device)
         return validate(fabric, model, val_loader, source)
 
     run_epochs(
