@@ -41,6 +41,9 @@ COMMANDS = {
     "balance": Command(
         "benchmarks.balance.command", "train a small GPT with and without balancing, and draw the load of its experts"
     ),
+    "experts-alive": Command(
+        "benchmarks.experts_alive.command", "which experts of MedVLMoE live on small real sets; paired with before"
+    ),
     "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
     "inputs": Command(
         "benchmarks.inputs.command", "tables of 400,000 rows, and images per second of the input pipeline"

@@ -37,7 +37,8 @@ def balanced_bias(
     """Finds a selection bias with which decisions choose all experts equally often.
 
     Expert ``e`` is chosen where ``s_e + b_e`` is above ``t_e``, the ``K``-th largest of the other experts' biased
-    scores. So with the others held fixed, ``b_e`` has its share of ``K / E`` of the decisions at a quantile of ``t_e - s_e``.
+    scores. So with the others held fixed, ``b_e`` has its share of ``K / E`` of the decisions at a quantile of
+    ``t_e - s_e``.
     Each sweep sets one expert after the other to it. This needs no rate, whatever the scores' scale: steps of a fixed
     size (loss-free balancing, https://arxiv.org/abs/2408.15664) are in units of the score.
 
