@@ -11,12 +11,17 @@ from recipes.shared.blocks import blocks_of
 
 
 def check_training(config: Config) -> None:
-    """Refuses settings of the training that a contrast of images and texts cannot have.
+    """Refuses settings of the training that would not be used, or that a contrast of images and texts cannot have.
 
     Raises:
-        ValueError: If weights of a contrast would be sharded, or adapters of its encoders would have to change models.
+        ValueError: If a balancing coefficient has no loss, weights of a contrast would be sharded, or adapters of its encoders would have to change models.
     """
     model, settings = config.model, config.train
+    if settings.balance == "fitted" and settings.balance_weight not in (0.0, TrainConfig().balance_weight):
+        raise ValueError(
+            f"balance_weight (--balance-weight) is not for balance 'fitted', which has no loss, got "
+            f"{settings.balance_weight}: leave it out, or pass --balance switch, cv2 or bias."
+        )
     staged = has_contrastive_stage(model.classifier, model.contrast)
     if settings.strategy == "fsdp2" and (staged or trains_on_pairs(model.classifier)):
         raise ValueError(
