@@ -14,7 +14,8 @@ def check_training(config: Config) -> None:
     """Refuses settings of the training that would not be used, or that a contrast of images and texts cannot have.
 
     Raises:
-        ValueError: If a balancing coefficient has no loss, weights of a contrast would be sharded, or adapters of its encoders would have to change models.
+        ValueError: If a balancing coefficient has no loss, weights of a contrast would be sharded, or adapters of its
+            encoders would have to change models.
     """
     model, settings = config.model, config.train
     if settings.balance == "fitted" and settings.balance_weight not in (0.0, TrainConfig().balance_weight):
