@@ -68,12 +68,15 @@ def balanced_bias(
         for expert in range(num_experts):
             others = scores + bias
             others[:, expert] = -torch.inf
-            needed, order = (others.topk(top_k, dim=-1).values[:, -1] - scores[:, expert]).sort()
+            needed = others.topk(top_k, dim=-1).values[:, -1] - scores[:, expert]
+            # Rows that do not count come last, so that a bias does not depend on how many there are.
+            needed, order = needed.masked_fill(weights == 0, torch.inf).sort()
             reached = torch.searchsorted(weights[order].cumsum(0), target.unsqueeze(0))
             # Between the last decision that is to choose the expert and the first that is not.
             last = reached.clamp(max=len(scores) - 1)
             first_not = (last + 1).clamp(max=len(scores) - 1)
-            bias[expert] = ((needed[last] + needed[first_not]) / 2).squeeze(0)
+            upper = torch.where(needed[first_not].isinf(), needed[last], needed[first_not])
+            bias[expert] = ((needed[last] + upper) / 2).squeeze(0)
         bias = bias - bias.mean()
     return bias
 

@@ -47,6 +47,7 @@ def test_weights_leave_decisions_out_and_the_start_is_kept_where_it_balances() -
     weights = (torch.arange(400) < 300).float()
     assert load_of(scores, balanced_bias(padded, 2, weights=weights), 2) == pytest.approx([0.25] * 4, abs=0.01)
     bias = balanced_bias(scores, 2)
+    assert torch.equal(balanced_bias(padded, 2, weights=weights), bias)
     again = balanced_bias(scores, 2, start=bias, sweeps=1)
     assert again == pytest.approx(bias.tolist(), abs=0.02)
     assert balanced_bias(scores, 4).tolist() == [0] * 4  # every decision takes all
