@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from moekit import RouterStats, importance_loss, load_balancing_loss, load_loss, router_z_loss
+from moekit import RouterStats, dynamic_routing_losses, importance_loss, load_balancing_loss, load_loss, router_z_loss
 from recipes.medvlmoe.config import Balance, TrainConfig
 
 Loss = TypeVar("Loss", Tensor, float)
@@ -47,12 +47,15 @@ def balance_loss(kind: Balance, stats: RouterStats, counts: Tensor) -> Tensor:
 
     Args:
         kind: ``"switch"`` (1 at balance; also what ``"bias"`` and ``"fitted"`` report), ``"cv2"`` (0 at balance), or
-            ``"printed"``: the paper's ``sum_k (f_k - p_k)``, 0 whatever the router does.
+            ``"printed"``: the paper's ``sum_k (f_k - p_k)``, 0 whatever the router does; ``"dynamic"``: that of a
+            dynamic router, over shares of the micro-batch's studies.
         stats: Of the micro-batch.
         counts: Tokens per expert, of the step so far.
     """
     if kind == "cv2":
         return importance_loss(stats) + load_loss(stats)
+    if kind == "dynamic":
+        return dynamic_routing_losses(stats).balance
     if kind == "printed":
         share = counts / counts.sum().clamp(min=1)
         return torch.sum(share - stats.prob_sum / stats.num_tokens.clamp(min=1))

@@ -13,7 +13,7 @@ from recipes.shared.settings import RunSettings, TrainSettings
 from recipes.shared.strategy import Strategy
 
 Variant = Literal["full", "no-moe", "single-ffn", "no-fusion", "no-text", "vision-only"]
-Balance = Literal["fitted", "switch", "cv2", "bias", "printed"]
+Balance = Literal["fitted", "switch", "cv2", "bias", "printed", "dynamic"]
 Classifier = Literal["medvlmoe", "late-fusion", "zero-shot", "none"]
 Preset = Literal["paper", "tiny", *BASELINES, *TINY_BASELINES]  # type: ignore[valid-type]  # names of a tuple
 
@@ -164,8 +164,12 @@ class ModelConfig:
     """The sigmoid gate G(F)."""
     num_experts: int = 8
     """Number of experts, E."""
+    router: Literal["top-k", "dynamic"] = "top-k"
+    """The K best experts of each decision, or as few of these as reach --mass of the router's probability."""
     top_k: int = 2
-    """Experts per decision, K."""
+    """Experts per decision, K; with a dynamic router at most."""
+    mass: float = 0.4
+    """Probability that the experts of a dynamic router's decision reach together."""
     expert_hidden_dim: int = 4096
     """Hidden width of each expert; the paper gives none, its preset takes four times 2d."""
     route_on: Literal["study", "token"] = "study"
@@ -191,10 +195,13 @@ class TrainConfig(TrainSettings):
     """AdamW's learning rate of that stage, for all weights."""
     balance: Balance = "fitted"
     """A selection bias fitted to recent decisions, so that all experts get the same load; Switch loss; CV² of
-    importance and load (with noisy routing); loss-free by steps of the selection bias; or the printed Σ(f-p), which is
-    identically zero."""
+    importance and load (with noisy routing); loss-free by steps of the selection bias; the printed Σ(f-p), which is
+    identically zero; or, with --router dynamic, that of shares of studies (dynamic)."""
     balance_weight: float = 0.01
     """Coefficient α of the balancing loss; with bias the step of the selection bias; fitted has none."""
+    entropy_weight: float = 0.0
+    """Coefficient of the mean entropy of the router's probabilities, which lets a dynamic router use fewer experts;
+    1e-4 in its paper."""
     z_weight: float = 1e-3
     """Coefficient of the router z-loss."""
     drop_image: float = 0.0

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from moekit import (
     FFN,
     BidirectionalCrossAttention,
+    DynamicTopKRouter,
     FFNExperts,
     ModalityGate,
+    Router,
     RouterStats,
     Routing,
     SparseMoE,
@@ -76,7 +78,8 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         text_encoder: Its text encoder; ``None`` where no study has a text, or the variant reads none.
         num_classes: ``C``.
         task: Kind of the target.
-        balance: ``"cv2"`` makes the router noisy, ``"bias"`` and ``"fitted"`` give it a selection bias.
+        balance: ``"cv2"`` makes the router noisy, ``"bias"`` and ``"fitted"`` give it a selection bias; none of
+            these goes with a dynamic router.
     """
 
     settings = ModelConfig
@@ -268,6 +271,24 @@ def has_experts(config: ModelConfig) -> bool:
     return config.classifier == "medvlmoe" and config.variant not in ("no-moe", "single-ffn", "vision-only")
 
 
+def check_router(config: ModelConfig, balance: Balance) -> None:
+    """Refuses ways to balance that the router does not have.
+
+    Raises:
+        ValueError: Naming the options.
+    """
+    dynamic = config.router == "dynamic"
+    if dynamic and balance in ("cv2", "bias", "fitted"):
+        raise ValueError(
+            f"balance (--balance) {balance!r} does not go with router (--router) 'dynamic', which has no noise and no "
+            "selection bias: use dynamic or switch."
+        )
+    if balance == "dynamic" and not dynamic:
+        raise ValueError(
+            f"balance (--balance) 'dynamic' does not go with router (--router) {config.router!r}: use it with dynamic."
+        )
+
+
 def _norm(config: ModelConfig, dim: int) -> nn.Module:
     return nn.LayerNorm(dim) if config.residual else nn.Identity()
 
@@ -281,13 +302,17 @@ def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:
     if not has_experts(config):
         experts_at_work = config.top_k if config.variant == "no-moe" else 1
         return FFN(width, experts_at_work * config.expert_hidden_dim, activation="gelu", bias=True)
-    router = TopKRouter(
-        width,
-        config.num_experts,
-        config.top_k,
-        noisy=balance == "cv2",
-        selection_bias=balance in ("bias", "fitted"),
-    )
+    check_router(config, balance)
+    if config.router == "dynamic":
+        router: Router = DynamicTopKRouter(width, config.num_experts, config.top_k, mass=config.mass)
+    else:
+        router = TopKRouter(
+            width,
+            config.num_experts,
+            config.top_k,
+            noisy=balance == "cv2",
+            selection_bias=balance in ("bias", "fitted"),
+        )
     experts = FFNExperts(
         width, config.expert_hidden_dim, config.num_experts, activation="gelu", bias=True, init_scale=1.0
     )

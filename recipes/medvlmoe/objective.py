@@ -46,8 +46,10 @@ class DiagnosisObjective(Objective[Batch]):
         if output.stats is not None:
             stats = all_reduce_stats(output.stats)
             balance, z = self.balance(stats)
-            loss = loss + shares[1] * self.balance.weighted(balance, z)
-            sums |= {"balance": balance * studies, "z": z * studies, "entropy": router_entropy(stats) * studies}
+            entropy = router_entropy(stats)
+            of_router = self.balance.weighted(balance, z) + self.settings.entropy_weight * entropy
+            loss = loss + shares[1] * of_router
+            sums |= {"balance": balance * studies, "z": z * studies, "entropy": entropy * studies}
             sums["load"] = stats.tokens_per_expert
             if self.decisions is not None:
                 self.decisions.add(output.routing)
@@ -75,7 +77,7 @@ class DiagnosisObjective(Objective[Batch]):
         task = float(sums["task"]) / max(1.0, float(sums["known"]))
         balance, z, entropy = (float(sums.get(name, 0.0)) / studies for name in ("balance", "z", "entropy"))
         return {
-            "train_loss": task + self.balance.weighted(balance, z),
+            "train_loss": task + self.balance.weighted(balance, z) + self.settings.entropy_weight * entropy,
             "task_loss": task,
             "balance_loss": balance if self.is_sparse else None,
             "z_loss": z if self.is_sparse else None,

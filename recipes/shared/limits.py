@@ -25,14 +25,15 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(
         (
             "warmup_epochs", "weight_decay", "clip_norm", "patience", "workers", "lr", "lr_encoder", "lr_head",
-            "balance_weight", "z_weight", "global_weight", "local_weight", "router_weight", "align_to", "seeds",
-            "split_seed", "cache_gigabytes", "contrast_lr", "masked_weight", "frozen_text_layers",
+            "balance_weight", "z_weight", "entropy_weight", "global_weight", "local_weight", "router_weight",
+            "align_to", "seeds", "split_seed", "cache_gigabytes", "contrast_lr", "masked_weight", "frozen_text_layers",
         ),
         _AT_LEAST_0,
     ),
     **dict.fromkeys(("lora_alpha", "temperature", "temperatures", "local_temperatures"), _ABOVE_0),
     "image_to_text_weight": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "dropout": _SHARE,
+    "mass": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     **dict.fromkeys(("drop_image", "drop_text"), (lambda value: 0 <= value <= 1, "at least 0 and at most 1")),
     "data_size": (lambda value: value in (28, 64, 128, 224), "28, 64, 128 or 224"),
 }  # fmt: skip

@@ -24,7 +24,7 @@ _OF_ENCODERS = frozenset(
         "variant", "classifier", "contrast", "image_tuning", "text_tuning", "lora_rank", "lora_alpha",
     }
 )  # fmt: skip
-_OF_MEDVLMOE = ("balance", "balance_weight", "z_weight")
+_OF_MEDVLMOE = ("balance", "balance_weight", "entropy_weight", "z_weight")
 """Settings of :class:`TrainConfig` for a router."""
 
 

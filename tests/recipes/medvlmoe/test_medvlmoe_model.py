@@ -9,6 +9,7 @@ import torch
 from moekit import FFN, SparseMoE
 from recipes.medvlmoe.balance import BalanceLosses, balance_loss
 from recipes.medvlmoe.config import ModelConfig, TrainConfig, Variant, tiny
+from recipes.medvlmoe.data import Batch
 from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
 from recipes.shared.encoders.image import load_image_encoder
@@ -67,6 +68,7 @@ def inputs(model):
         {"text_pooling": "first"},
         {"balance": "cv2"},
         {"balance": "bias"},
+        {"router": "dynamic", "balance": "dynamic"},
     ],
     ids=str,
 )
@@ -229,3 +231,26 @@ def test_defaults_are_the_papers_widths():
 def test_predicting_no_study_is_an_error():
     with pytest.raises(ValueError, match="batches must hold at least one study, got none"):
         predict_batches(build(), [], device=torch.device("cpu"))
+
+
+def test_a_dynamic_router_uses_as_many_experts_as_reach_the_mass():
+    model = build(router="dynamic", top_k=4, mass=0.6)
+    images, ids, mask = inputs(model)
+    output = model(images, ids, mask)
+    kept = output.routing.kept
+    assert (output.routing.gates.sum(-1) >= 0.6).all()
+    assert output.stats.tokens_per_expert.sum() == kept.sum()
+    assert balance_loss("dynamic", output.stats, output.stats.tokens_per_expert) > 0
+    batch = Batch(images, ids, mask, torch.ones(BATCH, 5), torch.arange(BATCH))
+    usage = predict_batches(model, [batch], device=torch.device("cpu")).usage
+    assert ((usage > 0).sum(1) == kept.sum(1).numpy()).all()
+    lone = build(router="dynamic", top_k=4, mass=0.01)(images, ids, mask)
+    assert lone.stats.tokens_per_expert.sum() == BATCH
+
+
+@pytest.mark.parametrize(
+    ("router", "balance"), [("dynamic", "cv2"), ("dynamic", "bias"), ("dynamic", "fitted"), ("top-k", "dynamic")]
+)
+def test_ways_to_balance_that_a_router_lacks_are_refused(router, balance):
+    with pytest.raises(ValueError, match=rf"balance \(--balance\) '{balance}' does not go with router \(--router\)"):
+        build(router=router, balance=balance)
