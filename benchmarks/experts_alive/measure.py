@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def measure(data: RealSet, method: Balance, seed: int, root: Path, out: Path) ->
     config = data.config(root, method, seed, out)
     if not _is_finished(out, config.train.epochs):
         with contextlib.redirect_stdout(io.StringIO()):
-            train.main(config)
+            train.main(replace(config, resume=True))  # one that was killed goes on
     model, config, classes, task = load_model(out)
     source = build_source(config.data, config.model.image_size)
     predictions: dict[str, Predictions] = {}

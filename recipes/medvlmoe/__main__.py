@@ -299,8 +299,9 @@ def _summary(metrics: dict) -> str:
 def _expert_warnings(metrics: dict) -> list[str]:
     """Says which experts the router leaves unused on validation and test, for each seed."""
     if "runs" in metrics:
-        return [f"warning: {seed}: {text}" for seed, text in metrics["expert_warnings"].items()]
-    warning = metrics["experts"] and metrics["experts"]["val_and_test"]["warning"]
+        return [f"warning: {seed}: {text}" for seed, text in metrics.get("expert_warnings", {}).items()]
+    experts = metrics.get("experts")
+    warning = experts["val_and_test"]["warning"] if experts else None
     return [f"warning: {warning}"] if warning else []
 
 

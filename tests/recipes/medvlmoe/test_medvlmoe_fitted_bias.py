@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from moekit import TopKRouter
 from recipes.medvlmoe import train
+from recipes.medvlmoe.__main__ import _expert_warnings
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Config, tiny
 from recipes.medvlmoe.fitted_bias import ROWS, WINDOW, RecentDecisions, balanced_bias, fit_bias_
@@ -124,3 +125,12 @@ def test_a_coefficient_without_a_loss_is_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"balance_weight \(--balance-weight\) is not for balance 'fitted'.*--balance"):
         check_training(small(tmp_path, balance_weight=0.1))
     check_training(small(tmp_path, balance_weight=0.1, balance="switch"))
+
+
+def test_evaluate_prints_the_warning_of_each_seed_and_nothing_of_healthy_runs() -> None:
+    assert _expert_warnings({"experts": {"val_and_test": {"warning": "2 of 8 ..."}}}) == ["warning: 2 of 8 ..."]
+    assert _expert_warnings({"experts": {"val_and_test": {"warning": None}}}) == []
+    assert _expert_warnings({"experts": None}) == []
+    assert _expert_warnings({"runs": ["seed-0", "seed-1"], "expert_warnings": {"seed-1": "1 of 8"}}) == [
+        "warning: seed-1: 1 of 8"
+    ]

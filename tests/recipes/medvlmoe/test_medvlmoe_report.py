@@ -106,6 +106,20 @@ def test_writing_twice_gives_the_same_file(run):
     assert read(run) == read(run)
 
 
+def test_dead_experts_are_a_warning_and_the_gauge_is_that_of_the_load(run):
+    change_json(run / "metrics.json", lambda value: value["experts"].update(load=[0.25, 0.25, 0.25, 0.25]))
+    healthy = read(run)
+    assert "Entropy of the load: 1.39 nats; 4 of 4 experts live" in healthy
+    assert "<strong>Warning:</strong>" not in healthy
+    assert 'class="gauge bad"' not in healthy
+
+    change_json(run / "metrics.json", lambda value: value["experts"].update(load=[0.5, 0.48, 0.01, 0.01], entropy=1.35))
+    collapsed = read(run)
+    assert "the router has collapsed: 98 % of the slots go to experts 0, 1; 2 of 4 experts are dead (2, 3)" in collapsed
+    assert 'class="gauge bad"' in collapsed
+    assert "1.35 of at most 1.39 nats. A high one means that the router is undecided" in collapsed
+
+
 def test_a_model_without_experts_or_attention_or_examples(run):
     change_json(run / "metrics.json", lambda value: value.update(experts=None))
     change_examples(run, attention=None, experts=None, gates=None)
