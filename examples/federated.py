@@ -12,7 +12,7 @@ themselves: weights can tell of the studies that they were trained on.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -127,14 +127,19 @@ def run_rounds(
     return losses
 
 
-def main() -> None:
-    """Runs one site; ``torchrun`` starts as many as there are."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=5, help="steps on a site's own studies in each round")
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--local-routers", action="store_true", help="keep each site's router to itself")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Runs one site; ``torchrun`` starts as many as there are."""
+    options = parse()
     dist.init_process_group("gloo")
     try:
         rank = dist.get_rank()

@@ -17,6 +17,7 @@ import torch
 
 import recipes.medmoe.report
 from benchmarks import __main__ as benchmarks_cli
+from examples import federated
 from moekit.inspect import __main__ as inspect_cli
 from recipes.data import __main__ as data_cli
 from recipes.medmoe import __main__ as medmoe_cli
@@ -172,6 +173,8 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
             case ["python", "-m", "recipes.medvlmoe", stage, *options]:
                 cli.main([stage, *options])
                 assert len(stages[stage]) > 0, f"{shlex.join(words)} did not reach its stage"
+            case ["torchrun", "--standalone", "--nproc-per-node", _, "examples/federated.py", *options]:
+                federated.parse(options)
             case ["torchrun", *launch]:
                 start = launch.index("recipes.medvlmoe") + 1
                 reached = len(stages[launch[start]])
