@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.images.read import read_image
+from recipes.data.images.volumes import is_volume_path, read_volume
 from recipes.data.studies import Box, Study
 
 OnBadImage = Literal["error", "skip"]
@@ -27,7 +28,9 @@ _CHUNK = 64
 def read_file(
     path: str, boxes: tuple[Box, ...], *, force_dicom: bool = False
 ) -> tuple[NDArray[np.uint8], tuple[Box, ...]]:
-    """Reads one image file whose boxes are known already."""
+    """Reads one image file, or a volume, whose boxes are known already."""
+    if is_volume_path(path):
+        return read_volume(path, force_dicom=force_dicom), boxes
     return read_image(path, force_dicom=force_dicom), boxes
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from recipes.data.images.volumes import shown_image
 from recipes.data.sampling import as_it_is
 from recipes.data.studies import StudySource, StudySplit
 
@@ -153,8 +154,9 @@ class _Reading(Dataset[Any]):
             image is None
         ):  # compared with nothing: a blank digest equals no other, a flat thumbnail correlates with none
             return b"", np.zeros((_SIDE, _SIDE), np.uint8), ""
+        thumbnail = shown_image(image)  # of a volume the middle slice
         digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
-        grey = Image.fromarray(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
+        grey = Image.fromarray(thumbnail).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
         return digest, np.asarray(grey), ""
 
 

@@ -34,7 +34,8 @@ class Study:
     Attributes:
         id: Unique within the source.
         group: The patient (or clip) the study belongs to; no group crosses a split.
-        image: ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``; ``None`` for a study that has a text alone.
+        image: ``uint8`` of shape ``(H, W)`` or ``(H, W, 3)``, of a volume ``(D, H, W, 1)`` or ``(D, H, W, 3)``;
+            ``None`` for a study that has a text alone.
         text: Report or clinical note, or ``None`` where there is none.
         labels: ``float32`` of shape ``(C,)``: 1 present, 0 absent, NaN unknown; one-hot for
             single-label tasks.

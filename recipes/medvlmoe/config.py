@@ -125,6 +125,11 @@ class ModelConfig:
     """hub (pretrained), random, or a file with a state dict."""
     image_size: int = 224
     """Side of the square input, in pixels."""
+    slices: int | None = None
+    """Slices of a volume that are read, evenly spaced; none reads images. A volume is a folder, a .npy or a DICOM file
+    of several frames in a csv, or of a 3-D MedMNIST set; each slice goes through the image encoder."""
+    slice_tokens: Literal["summary", "patches"] = "summary"
+    """What each slice gives to the fusion: one token, or one per patch."""
     image_stride: int | None = None
     """Requested pixels per patch; ignored by encoders that allow no choice."""
     text_encoder: str = "microsoft/biogpt"

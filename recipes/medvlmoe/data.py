@@ -15,6 +15,7 @@ from recipes.data.chest.options import ChestOptions
 from recipes.data.chest.sets import CHEST_SETS, split_name
 from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.transforms import to_tensor
+from recipes.data.images.volumes import slice_of
 from recipes.data.medmnist.npz import medmnist_source
 from recipes.data.phantom import phantom_hard_source, phantom_source
 from recipes.data.studies import StudySource, StudySplit, images_present
@@ -23,6 +24,7 @@ from recipes.data.tables.studies import manifest_source
 from recipes.data.tables.text_columns import text_columns
 from recipes.medvlmoe.config import ChestConfig, DataConfig, ManifestConfig, TrainConfig
 from recipes.medvlmoe.modalities import ModalityDropout
+from recipes.medvlmoe.volumes import stack_volumes
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.loading import FittedImages, epoch_loader
 
@@ -31,12 +33,13 @@ class Batch(NamedTuple):
     """A batch of studies.
 
     Attributes:
-        images: ``(B, 3, size, size)``, normalised.
+        images: ``(B, 3, size, size)``, normalised; of volumes ``(B, S, 3, size, size)``.
         input_ids: ``(B, N)`` token ids.
         text_mask: ``(B, N)``, True for tokens of the text; a row without any has no text.
         labels: ``(B, C)``: 0, 1 or NaN.
         index: ``(B,)``, place in the split.
-        image_mask: ``(B,)``, False for a study without image, or ``None`` if all have one.
+        image_mask: ``(B,)``, False for a study without image, or ``None`` if all have one; of volumes ``(B, S)``, True
+            for slices.
     """
 
     images: Tensor
@@ -224,6 +227,7 @@ class StudyDataset(Dataset[Item]):
         cache: Whether decoded images stay in memory.
         stored: Images that were decoded before, of :func:`~recipes.data.decoded_cache.fill_cache`.
         dropout: Leaves out images or texts of studies that have both.
+        slices: Slices of a volume that are read; ``None`` for images.
     """
 
     def __init__(
@@ -238,12 +242,16 @@ class StudyDataset(Dataset[Item]):
         cache: bool = False,
         stored: DecodedImages | None = None,
         dropout: ModalityDropout | None = None,
+        slices: int | None = None,
     ) -> None:
         self.split = split
+        self.slices = slices
         self.spec = spec
         self.dropout = dropout
         self.has_image = images_present(split)
-        self.images = FittedImages(split, spec.size, augment_seed=augment_seed, cache=cache, stored=stored)
+        self.images = FittedImages(
+            split, spec.size, augment_seed=augment_seed, cache=cache, stored=stored, slices=slices
+        )
         self.tokens = _tokenize(texts, tokenizer, text_tokens)
 
     def __len__(self) -> int:
@@ -256,30 +264,41 @@ class StudyDataset(Dataset[Item]):
             left_out = self.dropout.left_out(epoch, index)
             has_image = left_out != "image"
             tokens = [] if left_out == "text" else tokens
-        image = to_tensor(self.images(epoch, index), self.spec) if has_image else None
+        image = self._tensor(self.images(epoch, index)) if has_image else None
         return image, tokens, self.split.labels[index], index
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        """Returns ``(3, size, size)``, or of a volume ``(n, 3, size, size)``."""
+        if image.ndim < 4:
+            return to_tensor(image, self.spec)
+        return torch.stack([to_tensor(slice_of(image, place), self.spec) for place in range(len(image))])
 
 
 def make_loader(
     dataset: StudyDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
     """Makes a loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
-    stack = partial(collate, size=dataset.spec.size)
+    stack = partial(collate, size=dataset.spec.size, slices=dataset.slices)
     return epoch_loader(dataset, len(dataset), config, stack, seed=seed, rank=rank, world_size=world_size)
 
 
 def loader_of(dataset: StudyDataset, index: Iterable[int], config: TrainConfig) -> DataLoader[Any]:
     """Makes a loader of :class:`Batch` of some studies, in their order and as they are in epoch 0."""
     addresses: Any = [(0, int(each)) for each in index]
-    stack = partial(collate, size=dataset.spec.size)
+    stack = partial(collate, size=dataset.spec.size, slices=dataset.slices)
     return DataLoader(dataset, batch_size=config.batch_size, sampler=addresses, collate_fn=stack)
 
 
-def collate(items: Sequence[Item], size: int) -> Batch:
-    """Stacks studies; texts are padded on the right to the longest, missing images are zeros of side ``size``."""
+def collate(items: Sequence[Item], size: int, slices: int | None = None) -> Batch:
+    """Stacks studies; texts are padded on the right to the longest, volumes to ``slices``; missing images are zeros.
+
+    Args:
+        items: The studies.
+        size: Side of the images.
+        slices: Of the volumes; ``None`` for images.
+    """
     images, tokens, labels, index = zip(*items, strict=True)
-    present = torch.tensor([image is not None for image in images])
-    blank = torch.zeros(3, size, size)
+    stacked, image_mask = _stack_images(images, size) if slices is None else stack_volumes(images, size, slices)
     longest = max(1, *(len(ids) for ids in tokens))
     input_ids = torch.zeros(len(items), longest, dtype=torch.int64)
     text_mask = torch.zeros(len(items), longest, dtype=torch.bool)
@@ -287,13 +306,21 @@ def collate(items: Sequence[Item], size: int) -> Batch:
         input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         text_mask[row, : len(ids)] = True
     return Batch(
-        torch.stack([blank if image is None else image for image in images]),
+        stacked,
         input_ids,
         text_mask,
         torch.from_numpy(np.stack(labels)),
         torch.tensor(index),
-        None if present.all() else present,
+        image_mask,
     )
+
+
+def _stack_images(images: Sequence[Tensor | None], size: int) -> tuple[Tensor, Tensor | None]:
+    """Returns ``(B, 3, size, size)``, and which images are there if not all are."""
+    present = torch.tensor([image is not None for image in images])
+    blank = torch.zeros(3, size, size)
+    stacked = torch.stack([blank if image is None else image for image in images])
+    return stacked, None if present.all() else present
 
 
 def _tokenize(texts: Sequence[str | None], tokenizer: Any, limit: int) -> list[list[int]]:

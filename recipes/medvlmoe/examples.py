@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.data.images.square import fit_boxes, stack_images
+from recipes.data.images.volumes import shown_image
 from recipes.data.studies import Study, StudySource
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader, texts_of
@@ -97,7 +98,7 @@ def _shown_studies(
     batch = make_loader(dataset, config.train, seed=None).collate_fn([dataset[0, row] for row in rows])
     shown = predict_batches(model, [batch], device=device, need_attention=True)
     arrays: dict[str, Any] = {
-        "images": stack_images([dataset.images.fitted(row) for row in rows]),
+        "images": stack_images([shown_image(dataset.images.fitted(row)) for row in rows]),
         "probs": predictions.probs[rows],
         "labels": predictions.labels[rows],
         "ids": np.array([study.id for study in studies]),
@@ -116,6 +117,6 @@ def _shown_studies(
 
 def _boxes(study: Study, size: int) -> str:
     """Returns the study's boxes as json, in pixels of its image as fitted to a square of side ``size``."""
-    if study.image is None:
+    if study.image is None or study.image.ndim == 4:
         return "[]"
     return json.dumps([box._asdict() for box in fit_boxes(study.boxes, study.image.shape, size)])

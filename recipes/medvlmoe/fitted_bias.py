@@ -148,6 +148,7 @@ def studies_to_fit(train: StudySplit, config: Config, model: nn.Module) -> Any:
         model.image_encoder.spec,
         text_tokens=config.model.text_tokens,
         cache=True,
+        slices=config.model.slices,
     )
     index = np.linspace(0, len(train) - 1, min(STUDIES, len(train))).astype(int)
     return loader_of(dataset, index, config.train)

@@ -82,7 +82,16 @@ def dataset_of(
     texts = texts_of(split, config.data, whole_notes=whole_notes)
     spec, text_tokens = model.image_encoder.spec, config.model.text_tokens
     stored = existing_cache(split, config.train.cache_folder, spec.size)
-    return StudyDataset(split, texts, tokenizer, spec, text_tokens=text_tokens, dropout=dropout, stored=stored)
+    return StudyDataset(
+        split,
+        texts,
+        tokenizer,
+        spec,
+        text_tokens=text_tokens,
+        dropout=dropout,
+        stored=stored,
+        slices=config.model.slices,
+    )
 
 
 @torch.no_grad()

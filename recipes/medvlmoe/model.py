@@ -29,6 +29,7 @@ from recipes.data.studies import Task
 from recipes.medvlmoe.config import Balance, ModelConfig
 from recipes.medvlmoe.modalities import fill_missing, with_null
 from recipes.medvlmoe.tuning import tune_encoders
+from recipes.medvlmoe.volumes import SliceStream, encode_slices, mean_of_slices
 from recipes.shared.encoders.image import ImageEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
@@ -129,6 +130,9 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         self.dropout = nn.Dropout(config.dropout)
         self.head = TaskHead(2 * dim, num_classes, task)
         self.null_image = nn.init.trunc_normal_(nn.Parameter(torch.zeros(1, 1, dim)), std=0.02)
+        self.slice_stream = None
+        if config.slices is not None:
+            self.slice_stream = SliceStream(config.slices, dim, patches=config.slice_tokens == "patches")
 
     def architecture(self) -> dict[str, Any]:
         """See :meth:`HubModel.architecture`."""
@@ -155,23 +159,22 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         """Diagnoses a batch.
 
         Args:
-            images: ``(B, 3, size, size)``, normalised.
+            images: ``(B, 3, size, size)``, normalised; with ``config.slices`` volumes ``(B, S, 3, size, size)``.
             input_ids: ``(B, N)`` token ids.
             text_mask: ``(B, N)``, True for tokens of a text; a row without any is a study without text.
             image_mask: ``(B,)``, False for a study without image, whose slot of ``images`` is not read; all have one by
                 default. The variant ``vision-only`` has nothing else to read, and takes none.
-            need_attention: Whether to return the attention over patches.
+                Of volumes ``(B, S)``, True for slices; a study without any has no image.
+            need_attention: Whether to return the attention over patches; of volumes there is none.
 
         Raises:
-            ValueError: If ``vision-only`` gets an ``image_mask``.
+            ValueError: If ``vision-only`` gets an ``image_mask`` of images.
         """
         if self.config.variant == "vision-only":
-            if image_mask is not None:
-                raise ValueError("image_mask must be None for the variant vision-only, which reads nothing but images.")
-            return Diagnosis(self.head(self.image_encoder(images).summary))
+            return Diagnosis(self.head(self._summary(images, image_mask)))
         image, image_mask = self._image(images, image_mask)
         text, text_mask = self._text(input_ids, text_mask, image)
-        fused = self._fuse(image, text, image_mask, text_mask, need_attention)
+        fused = self._fuse(image, text, image_mask, text_mask, need_attention and images.ndim == 4)
         stats = routing = routed = None
         if self.config.route_on == "token":
             fused, stats, routing, routed = self._route_tokens(fused)
@@ -180,8 +183,22 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
             features, stats, routing = self._route_studies(features)
         return Diagnosis(self.head(self.dropout(self.head_norm(features))), stats, routing, routed, fused.attention)
 
+    def _summary(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns what `vision-only` classifies: the summary of the image, or the mean of those of the slices."""
+        if images.ndim == 5:
+            slices = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device) if mask is None else mask
+            return mean_of_slices(encode_slices(self.image_encoder, images, slices), slices)
+        if mask is not None:
+            raise ValueError("image_mask must be None for the variant vision-only, which reads nothing but images.")
+        return self.image_encoder(images).summary
+
     def _image(self, images: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns image tokens in the common space after the null token, which is real where nothing else is."""
+        if self.slice_stream is not None:
+            mask = torch.ones(images.shape[:2], dtype=torch.bool, device=images.device) if present is None else present
+            encoded = encode_slices(self.image_encoder, images, mask)
+            image, mask = self.slice_stream(encoded, mask, self.image_projection, self.image_position)
+            return with_null(self.null_image, image, mask)
         if present is None:
             present = torch.ones(images.shape[0], dtype=torch.bool, device=images.device)
         else:

@@ -24,6 +24,16 @@ def check_training(config: Config) -> None:
             f"{settings.balance_weight}: leave it out, or pass --balance switch, cv2 or bias."
         )
     staged = has_contrastive_stage(model.classifier, model.contrast)
+    if model.slices is not None and (staged or model.classifier != "medvlmoe"):
+        raise ValueError(
+            f"slices (--slices) are for the classifier medvlmoe without a contrast, got {model.classifier!r} with "
+            f"objective {model.contrast.objective!r}: leave them out."
+        )
+    if model.slices is not None and (model.cross_attention == "summary" or settings.cache_folder is not None):
+        raise ValueError(
+            "slices (--slices) do not go with --cross-attention summary, which has one token of an image, nor with "
+            "--cache-folder, which keeps images: leave these out (--slice-tokens summary has one token per slice)."
+        )
     if settings.strategy == "fsdp2" and (staged or trains_on_pairs(model.classifier)):
         raise ValueError(
             "strategy 'fsdp2' (--strategy) is not for a contrast of images and texts, whose model is called in parts: "

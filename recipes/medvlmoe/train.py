@@ -192,7 +192,11 @@ def _loaders(config: Config, source: StudySource, model: Model, fabric: Fabric) 
         return pair_texts(split, source, config) if on_pairs else texts_of(split, config.data)
 
     tokenizer = None if model.text_encoder is None else model.text_encoder.tokenizer
-    common: dict[str, Any] = {"text_tokens": config.model.text_tokens, "cache": settings.cache_images}
+    common: dict[str, Any] = {
+        "text_tokens": config.model.text_tokens,
+        "cache": settings.cache_images,
+        "slices": config.model.slices,
+    }
     spec = model.image_encoder.spec
     place = {"rank": fabric.global_rank, "world_size": fabric.world_size}
     train = StudyDataset(

@@ -16,7 +16,7 @@ _CHECKS: dict[str, Check] = {
     **dict.fromkeys(
         (
             "epochs", "batch_size", "accumulate", "devices", "nodes", "image_size", "image_stride", "text_tokens",
-            "dim", "num_heads", "num_experts", "top_k", "expert_hidden_dim", "expert_dim", "expert_depth",
+            "dim", "num_heads", "num_experts", "top_k", "expert_hidden_dim", "expert_dim", "expert_depth", "slices",
             "router_hidden_dim", "contrast_epochs", "lora_rank", "train_studies", "val_studies", "test_studies",
             "steps_per_epoch", "shuffle_buffer",
         ),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment
+from recipes.data.images.volumes import fit_volume, slice_of
 from recipes.data.sampling import EpochSampler
 from recipes.data.studies import StudySplit
 from recipes.shared.settings import TrainSettings
@@ -27,6 +28,7 @@ class FittedImages:
         augment_seed: Seed of the augmentation; ``None`` for none.
         cache: Whether decoded images stay in memory.
         stored: Images of the split that were decoded before, of :func:`~recipes.data.decoded_cache.fill_cache`.
+        slices: Reads volumes, of which so many slices are taken at most; an image is a volume of one. ``None``: images.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class FittedImages:
         augment_seed: int | None = None,
         cache: bool = False,
         stored: DecodedImages | None = None,
+        slices: int | None = None,
     ) -> None:
+        self.slices = slices
         self.split, self.size, self.augment_seed, self.stored = split, size, augment_seed, stored
         self.cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
 
@@ -47,18 +51,33 @@ class FittedImages:
             return self.cache[index]
         image = None if self.stored is None else self.stored(index)
         if image is None:
-            read = self.split[index].image
-            image = np.zeros((self.size, self.size), np.uint8) if read is None else fit_square(read, self.size)
+            image = self._fit(self.split[index].image, index)
         if self.cache is not None:
             self.cache[index] = image
         return image
 
     def __call__(self, epoch: int, index: int) -> NDArray[np.uint8]:
-        """Returns a study's image as an epoch shows it."""
+        """Returns a study's image as an epoch shows it; all slices of a volume are moved alike."""
         image = self.fitted(index)
         if self.augment_seed is None:
             return image
-        return augment(image, np.random.default_rng((self.augment_seed, epoch, index)))
+        key = (self.augment_seed, epoch, index)
+        if image.ndim < 4:
+            return augment(image, np.random.default_rng(key))
+        moved = np.stack([augment(slice_of(image, place), np.random.default_rng(key)) for place in range(len(image))])
+        return moved.reshape(image.shape)
+
+    def _fit(self, image: NDArray[np.uint8] | None, index: int) -> NDArray[np.uint8]:
+        if image is None:
+            return np.zeros((self.size, self.size), np.uint8)
+        if self.slices is not None:
+            return fit_volume(image, self.size, self.slices)
+        if image.ndim == 4:
+            raise ValueError(
+                f"{self.split.ids[index]!r} is a volume of {len(image)} slices, where an image is read: MedVLMoE reads "
+                "volumes with --slices"
+            )
+        return fit_square(image, self.size)
 
 
 def epoch_loader(

@@ -105,6 +105,52 @@ def read_dicom(path: Path | BytesIO, *, force: bool = False, max_pixels: int | N
     return _grey(dataset, stored, pixel_padding(dataset, words, stored), pixels)
 
 
+def number_of_frames(path: Path) -> int:
+    """Returns how many frames a DICOM file holds, without reading its pixels; 1 for one that cannot be read."""
+    pydicom = require("pydicom", _PURPOSE)
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+        return int(dataset.get("NumberOfFrames") or 1)
+    except (OSError, ValueError, pydicom.errors.InvalidDicomError):
+        return 1
+
+
+def read_dicom_volume(path: Path, *, force: bool = False) -> NDArray[np.uint8]:
+    """Reads the frames of a DICOM file as the slices of a volume, by the rules of :func:`read_dicom`.
+
+    Windows and rescales are those of the whole file; of enhanced objects, which may have some for each frame, none is
+    read, and the volume is stretched from its smallest to its largest value.
+
+    Args:
+        path: The file.
+        force: Whether to read a file without preamble and file meta group.
+
+    Returns:
+        ``uint8`` of shape ``(frames, H, W, C)``, ``C`` 1 or 3.
+
+    Raises:
+        ValueError: If it holds no pixels, cannot be decoded, or colours are those of a palette.
+    """
+    pixels = require("pydicom.pixels", _PURPOSE)
+    dataset = _dataset(path, force=force)
+    if not any(keyword in dataset for keyword in _PIXEL_KEYWORDS):
+        raise ValueError("the DICOM file holds no pixel data")
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        raise ValueError("the frames are coloured by a palette, which is read of single frames only")
+    _check_decoder(dataset.file_meta.TransferSyntaxUID, pixels)
+    try:
+        words = pixels.pixel_array(dataset, correct_unused_bits=False)
+    except Exception as error:  # decoders fail on damaged bytes with whatever they trip over
+        raise ValueError(str(error) or type(error).__name__) from error
+    stored = pixel_bits(dataset, words)
+    coloured = int(dataset.get("SamplesPerPixel") or 1) > 1
+    if int(dataset.get("NumberOfFrames") or 1) == 1:
+        words, stored = words[None], stored[None]
+    if coloured:
+        return _colour(dataset, stored)
+    return _grey(dataset, stored, pixel_padding(dataset, words, stored), pixels)[..., None]
+
+
 def _dataset(path: Path | BytesIO, *, force: bool) -> Any:
     pydicom = require("pydicom", _PURPOSE)
     if isinstance(path, BytesIO):

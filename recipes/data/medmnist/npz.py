@@ -24,7 +24,7 @@ class ArraySplit:
 
     Attributes:
         name: Of the split; begins the ids.
-        images: ``uint8`` of shape ``(N, H, W)`` or ``(N, H, W, 3)``.
+        images: ``uint8`` of shape ``(N, H, W)`` or ``(N, H, W, 3)``, or of volumes ``(N, D, H, W)``.
         labels: ``float32`` of shape ``(N, C)``.
         groups: The ids: every image is its own group.
         texts: ``None`` for every study.
@@ -47,7 +47,10 @@ class ArraySplit:
     def __getitem__(self, index: int) -> Study:
         """Copies one study out of the arrays."""
         id = self.groups[index]
-        return Study(id, id, self.images[index].copy(), None, self.labels[index].copy())
+        image = self.images[index].copy()
+        if image.ndim == 3 and image.shape[-1] != 3:
+            image = image[..., None]
+        return Study(id, id, image, None, self.labels[index].copy())
 
 
 def medmnist_source(
@@ -130,10 +133,10 @@ def _check_images(arrays: Mapping[str, NDArray[Any]], split: str, path: Path) ->
     """Checks dtype and shape of one split's images and labels, and that they are as many."""
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     where = f"{path}: {split}_images"
-    if images.ndim >= 4 and images.shape[-1] not in (1, 3):
-        raise ValueError(f"{where} has shape {images.shape}, a 3-D set: only 2-D images are read")
-    if images.ndim != 3 and not (images.ndim == 4 and images.shape[-1] == 3):
-        raise ValueError(f"{where} must have shape (N, H, W) or (N, H, W, 3), got {images.shape}")
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] == 1):
+        raise ValueError(
+            f"{where} must have shape (N, H, W) or (N, H, W, 3), or (N, D, H, W) for volumes, got {images.shape}"
+        )
     if images.dtype != np.uint8:
         raise ValueError(f"{where} must be uint8, got {images.dtype}")
     if images.size == 0:

@@ -9,6 +9,7 @@ import numpy as np
 
 from recipes.data.image_files import ImageFiles, OnBadImage, check_files_exist, file_reader, problems, some_of
 from recipes.data.images.read import image_problem
+from recipes.data.images.volumes import is_volume_path, volume_problem
 from recipes.data.splits import draw_splits
 from recipes.data.studies import SPLITS
 from recipes.data.tables.columns import filled, modality_name, split_names
@@ -175,17 +176,15 @@ def bad_images(studies: ImageFiles, layout: Layout) -> dict[int, str]:
         ValueError: If they are not to be skipped and a file is missing or empty.
     """
     if layout.on_bad_image == "skip":
-        paths, force_dicom = studies.paths, layout.force_dicom
-        return problems(
-            len(paths), lambda row: image_problem(paths[row], force_dicom=force_dicom) if paths[row] else None
-        )
+        return problems(len(studies), lambda row: _problem(studies.paths[row], layout.force_dicom))
     check_images_exist(studies, layout, otherwise="leave such rows out (on_bad_image='skip', --on-bad-image skip)")
     return {}
 
 
 def _problem(path: str, force_dicom: bool) -> str | None:
     """Says what is wrong with an image; nothing is with one that a study does not have."""
-    return image_problem(path, force_dicom=force_dicom) if path else None
+    problem_of = volume_problem if path and is_volume_path(path) else image_problem
+    return problem_of(path, force_dicom=force_dicom) if path else None
 
 
 def check_images_exist(studies: ImageFiles, layout: Layout, *, otherwise: str) -> None:

@@ -114,7 +114,7 @@ def test_missing_keys_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("val_images", np.zeros((4, 8, 8, 8), np.uint8), r"val_images has shape \(4, 8, 8, 8\), a 3-D set"),
+        ("val_images", np.zeros((4, 8, 8, 8, 3), np.uint8), r"or \(N, D, H, W\) for volumes, got \(4, 8, 8, 8, 3\)"),
         ("val_images", np.zeros((4, 8, 8, 1), np.uint8), r"val_images must have shape \(N, H, W\) or .*8, 1\)"),
         ("val_images", np.zeros((4, 64), np.uint8), r"val_images must have shape .*got \(4, 64\)"),
         ("val_images", np.zeros((4, 8, 8)), "val_images must be uint8, got float64"),
