@@ -65,14 +65,14 @@ def test_a_matrix_that_two_modules_share_is_named_once():
 
 @pytest.mark.parametrize("recipe", ["medmoe", "medvlmoe"])
 def test_every_parameter_of_a_recipe_has_its_role(recipe):
-    """By the names that the models give: no bias, norm, embedding, position or null text decays; all else does."""
+    """By the names that the models give: no bias, norm, embedding, position or null stream decays; all else does."""
     if recipe == "medmoe":
         model = new_medmoe(tiny_medmoe(), TEXTS)
     else:
         model = new_medvlmoe(tiny_medvlmoe(), TEXTS, ("a", "b"), "multi-label")
     matrices = matrix_names(model)
     names = {name for name, _ in model.named_parameters()}
-    others = ("bias", "norm", "embed", "position", "null_text")
+    others = ("bias", "norm", "embed", "position", "null_text", "null_image")
     expected = {
         name for name in names if not any(word in name.lower().removeprefix("image_encoder.") for word in others)
     }

@@ -27,6 +27,17 @@ class Endpoint:
         finally:
             connection.close()
 
+    def announce(self, path: str, length: int) -> int:
+        """Returns the status of the answer to a message of which only the length was sent."""
+        connection = http.client.HTTPConnection(self.address, timeout=20)
+        try:
+            connection.putrequest("POST", path)
+            connection.putheader("Content-Length", str(length))
+            connection.endheaders()
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
     def upload(self, name: str, data: bytes) -> tuple[int, str]:
         """Returns status and, where it is 200, the path of the uploaded file."""
         quoted = name.encode("utf-8", "surrogatepass").replace(b'"', b"%22").replace(b"\n", b"%0A")

@@ -27,7 +27,7 @@ def test_the_four_outcomes_look_different():
     ]  # fmt: skip
     words = [re.findall(r'truth">([^<]*)', text)[0] for text in made]
     assert words == ["● present", "◐ present, missed", "✕ absent, false positive", "○ absent"]
-    style = (SHARED / "style.css").read_text()
+    style = (SHARED / "study.css").read_text()
     assert all(f".{name} " in style for name in ("present", "missed", "false-positive"))
 
 
