@@ -54,7 +54,7 @@ class _Call(NamedTuple):
 def stats_of_call(
     routing: Routing, plan: DispatchPlan, mask: Tensor | None, counted: CountedTokens | None
 ) -> RouterStats:
-    """Returns the statistics of a call whose routing nobody else holds.
+    """Returns the statistics of a call that made its own routing.
 
     They are computed when they are first read, in plain eager code on CPU where all tokens count; else at once.
 

@@ -38,7 +38,7 @@ class UploadFolder:
     Args:
         folder: It is made, and belongs to the server alone.
         max_bytes: Most that it may hold.
-        max_age: Seconds after which a file that nobody asked for is removed.
+        max_age: Seconds after which a file that was not read is removed.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int, max_age: float) -> None:

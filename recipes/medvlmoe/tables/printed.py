@@ -40,8 +40,8 @@ NOTES_1 = (
     "(83.7 against 83.1) and MIMIC-CXR (82.5 against 82.4).",
     "Its text says that the gain over CLIP-Med is 3.7 to 6.3 points (abstract), 3.7 to 6.2 (introduction) and 5.7 to "
     "6.2 on radiographs (section 4.1). Its table has 6.2, 5.6, 6.3, 5.8 and 6.3; 3.7 occurs nowhere in it.",
-    "ChestX-ray14, PathMNIST and RetinaMNIST have no reports. What the text encoders of the paper's models read there "
-    "is not said.",
+    "ChestX-ray14, PathMNIST and RetinaMNIST have no reports. The paper does not state "
+    "what its text encoders read there.",
     "The paper cites no source for CLIP-Med and BioBERT-VQA; what we take them to be is on the page of the baselines.",
     '"95% CI over 3 seeds" of ± 0.3 to ± 0.9 would be standard deviations of 0.1 to 0.4 points: an interval of three '
     "values is mean ± 2.48 of them. It says nothing of the choice of patients.",
@@ -53,7 +53,7 @@ NOTES_2 = (
     "cannot be what was run, or the text that was read there is not described.",
     'The paper\'s "single FFN" has the size of one expert (`single-ffn`), so at top 2 half of the active FLOPs of the '
     "experts. `no-moe` has equal ones; the paper has no such row.",
-    "The paper's ± is said to be an interval over three seeds.",
+    "The paper calls its ± an interval over three seeds.",
 )
 """Contradictions of Table 2."""
 

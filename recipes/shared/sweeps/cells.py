@@ -109,5 +109,6 @@ class SweepFolder:
 
     def records(self, cells: Sequence[Cell]) -> dict[str, Record]:
         """Returns the records that there are of cells with these very settings, by name."""
-        found = {cell.name: (cell, self.record(cell.name)) for cell in cells}
-        return {name: one for name, (cell, one) in found.items() if one is not None and one.settings == cell.checksum}
+        records = {cell.name: self.record(cell.name) for cell in cells}
+        checksums = {cell.name: cell.checksum for cell in cells}
+        return {name: one for name, one in records.items() if one is not None and one.settings == checksums[name]}

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ def write_text(path: Path, text: str) -> None:
         path: The file; its folder must exist.
         text: Its content.
     """
-    part = path.with_name(path.name + ".part")
+    # Two processes may write the same table.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 

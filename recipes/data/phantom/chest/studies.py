@@ -1,16 +1,14 @@
 """The phantom data set: drawn radiographs with notes, for which the best possible score is known."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.phantom.arguments import check_sizes, check_split, checked_index, patient_names, study_ids
+from recipes.data.phantom.arguments import check_sizes
 from recipes.data.phantom.chest.findings import CLASSES, PATTERNS, labels_of
-from recipes.data.phantom.chest.radiograph import draw_radiograph
-from recipes.data.phantom.chest.reports import draw_person, write_note
-from recipes.data.phantom.streams import Purpose, draw_causes, draw_patients, draw_visible, stream
-from recipes.data.studies import Box, Study, StudySource
+from recipes.data.phantom.chest.reports import Person, write_note
+from recipes.data.phantom.chest.split import RadiographSplit
+from recipes.data.phantom.streams import draw_causes, draw_visible
+from recipes.data.studies import StudySource
 
 MIN_SIZE = 64
 """Below this many pixels the nodules and the pleura's line are no longer drawn faithfully."""
@@ -21,81 +19,39 @@ _NOTE = (
 )
 
 
-class PhantomSplit:
-    """One split of the phantom data set; images are drawn when asked for.
+class PhantomSplit(RadiographSplit):
+    """One split of the phantom data set.
 
-    Attributes:
-        labels: Shape ``(N, 2P)``, 0 or 1.
-        ids: Id of each study.
-        groups: Patient of each study.
-        texts: Note of each study.
+    Args:
         visible: Shape ``(N, P)``, latent: whether each pattern is drawn.
-        causes: Shape ``(N, P)``, latent: the cause that the note tells.
+        causes: Shape ``(N, P)``, latent, 0 or 1: the cause that the note tells.
+        seed: See :class:`RadiographSplit`.
+        split: See there.
+        size: See there.
+
+    Raises:
+        ValueError: If the shapes are not both ``(N, P)`` or the split is unknown.
     """
 
     def __init__(
         self, visible: NDArray[np.bool_], causes: NDArray[np.int64], *, seed: int, split: str, size: int
     ) -> None:
-        """Keeps the latents and writes the notes.
-
-        Args:
-            visible: Shape ``(N, P)``.
-            causes: Shape ``(N, P)``, 0 or 1.
-            seed: Names the streams, with ``split``.
-            split: ``"train"``, ``"val"`` or ``"test"``.
-            size: Side of the images in pixels.
-
-        Raises:
-            ValueError: If the shapes are not both ``(N, P)`` or the split is unknown.
-        """
-        check_split(split)
         if visible.shape != causes.shape or visible.shape[1:] != (len(PATTERNS),):
             raise ValueError(
                 f"visible and causes: expected both of shape (N, {len(PATTERNS)}), one row per study, "
                 f"got {visible.shape} and {causes.shape}."
             )
         self.visible, self.causes = visible, causes
-        self.labels: NDArray[np.float32] = labels_of(visible, causes)
-        self._seed, self._split, self._size = seed, split, size
-        self._patients: NDArray[np.int64] = draw_patients(seed, split, len(visible))
-        self.ids: Sequence[str] = study_ids(split, len(visible))
-        self.groups: Sequence[str] = patient_names(split, self._patients)
-        self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
+        super().__init__(labels_of(visible, causes), seed=seed, split=split, size=size)
 
-    def __len__(self) -> int:
-        """Returns the number of studies."""
-        return len(self.labels)
+    def _visible(self, index: int) -> NDArray[np.bool_]:
+        return self.visible[index]
 
-    def __getitem__(self, index: int) -> Study:
-        """Draws a study; the same index always gives the same bits."""
-        index = checked_index(index, len(self))
-        radiograph = draw_radiograph(
-            self.visible[index],
-            patient=self._stream(Purpose.ANATOMY, int(self._patients[index])),
-            acquisition=self._stream(Purpose.ACQUISITION, index),
-            lesions=[self._stream(Purpose.LESION, index, pattern) for pattern in range(len(PATTERNS))],
-            size=self._size,
-        )
-        boxes = tuple(
-            Box(pattern.diagnoses[int(cause)], *box)
-            for pattern, cause, places in zip(PATTERNS, self.causes[index], radiograph.boxes, strict=True)
-            for box in places
-        )
-        return Study(
-            id=self.ids[index],
-            group=self.groups[index],
-            image=radiograph.image,
-            text=self.texts[index],
-            labels=self.labels[index].copy(),
-            boxes=boxes,
-        )
+    def _finding(self, index: int, lesion: int) -> str:
+        return PATTERNS[lesion].diagnoses[int(self.causes[index, lesion])]
 
-    def _stream(self, purpose: Purpose, *index: int) -> np.random.Generator:
-        return stream(self._seed, self._split, purpose, *index)
-
-    def _write(self, index: int) -> str:
-        person = draw_person(self._stream(Purpose.PERSON, int(self._patients[index])))
-        return write_note(self.causes[index], person, self._stream(Purpose.NOTE, index))
+    def _note(self, index: int, person: Person, generator: np.random.Generator) -> str:
+        return write_note(self.causes[index], person, generator)
 
 
 def phantom_source(*, seed: int = 0, train: int = 2000, val: int = 400, test: int = 600, size: int = 96) -> StudySource:

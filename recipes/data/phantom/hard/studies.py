@@ -1,13 +1,11 @@
 """The harder phantom: drawn radiographs whose patterns mean what the note's circumstance of that side makes of them."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.data.phantom.arguments import check_sizes, check_split, checked_index, patient_names, study_ids
-from recipes.data.phantom.chest.radiograph import draw_radiograph
-from recipes.data.phantom.chest.reports import draw_person
+from recipes.data.phantom.arguments import check_sizes
+from recipes.data.phantom.chest.reports import Person
+from recipes.data.phantom.chest.split import RadiographSplit
 from recipes.data.phantom.chest.studies import MIN_SIZE
 from recipes.data.phantom.hard.bounds import best_aurocs
 from recipes.data.phantom.hard.findings import (
@@ -21,86 +19,45 @@ from recipes.data.phantom.hard.findings import (
 )
 from recipes.data.phantom.hard.lesions import DRAWERS
 from recipes.data.phantom.hard.notes import write_note
-from recipes.data.phantom.streams import Purpose, draw_patients, stream
-from recipes.data.studies import Box, Study, StudySource
+from recipes.data.studies import StudySource
 
 
-class PhantomHardSplit:
-    """One split of the harder phantom; images are drawn when asked for.
+class PhantomHardSplit(RadiographSplit):
+    """One split of the harder phantom.
 
-    Attributes:
-        labels: Shape ``(N, 12)``, 0 or 1.
-        ids: Id of each study.
-        groups: Patient of each study.
-        texts: Note of each study.
+    Args:
         visible: Shape ``(N, P, 2)``, latent: whether each pattern is drawn on each side.
         contexts: Shape ``(N, 2)``, latent: the circumstance of each side, which the note tells.
+        seed: See :class:`RadiographSplit`.
+        split: See there.
+        size: See there.
+
+    Raises:
+        ValueError: If the shapes do not fit or the split is unknown.
     """
+
+    drawers = DRAWERS
 
     def __init__(
         self, visible: NDArray[np.bool_], contexts: NDArray[np.int64], *, seed: int, split: str, size: int
     ) -> None:
-        """Keeps the latents and writes the notes.
-
-        Args:
-            visible: Shape ``(N, P, 2)``.
-            contexts: Shape ``(N, 2)``.
-            seed: Names the streams, with ``split``.
-            split: ``"train"``, ``"val"`` or ``"test"``.
-            size: Side of the images in pixels.
-
-        Raises:
-            ValueError: If the shapes do not fit or the split is unknown.
-        """
-        check_split(split)
         if visible.shape[1:] != (len(PATTERNS), 2) or contexts.shape != (len(visible), 2):
             raise ValueError(
                 f"visible and contexts: expected shapes (N, {len(PATTERNS)}, 2) and (N, 2), one row per study, got "
                 f"{visible.shape} and {contexts.shape}."
             )
         self.visible, self.contexts = visible, contexts
-        self.labels: NDArray[np.float32] = labels_of(visible, contexts)
-        self._seed, self._split, self._size = seed, split, size
-        self._patients: NDArray[np.int64] = draw_patients(seed, split, len(visible))
-        self.ids: Sequence[str] = study_ids(split, len(visible))
-        self.groups: Sequence[str] = patient_names(split, self._patients)
-        self.texts: Sequence[str | None] = tuple(self._write(index) for index in range(len(visible)))
+        super().__init__(labels_of(visible, contexts), seed=seed, split=split, size=size)
 
-    def __len__(self) -> int:
-        """Returns the number of studies."""
-        return len(self.labels)
+    def _visible(self, index: int) -> NDArray[np.bool_]:
+        return self.visible[index].ravel()
 
-    def __getitem__(self, index: int) -> Study:
-        """Draws a study; the same index always gives the same bits."""
-        index = checked_index(index, len(self))
-        radiograph = draw_radiograph(
-            self.visible[index].ravel(),
-            patient=self._stream(Purpose.ANATOMY, int(self._patients[index])),
-            acquisition=self._stream(Purpose.ACQUISITION, index),
-            lesions=[self._stream(Purpose.LESION, index, place) for place in range(len(DRAWERS))],
-            size=self._size,
-            drawers=DRAWERS,
-        )
-        boxes = tuple(
-            Box(CLASSES[class_of(place // 2, int(self.contexts[index, place % 2]))], *box)
-            for place, places in enumerate(radiograph.boxes)
-            for box in places
-        )
-        return Study(
-            id=self.ids[index],
-            group=self.groups[index],
-            image=radiograph.image,
-            text=self.texts[index],
-            labels=self.labels[index].copy(),
-            boxes=boxes,
-        )
+    def _finding(self, index: int, lesion: int) -> str:
+        pattern, side = divmod(lesion, 2)
+        return CLASSES[class_of(pattern, int(self.contexts[index, side]))]
 
-    def _stream(self, purpose: Purpose, *index: int) -> np.random.Generator:
-        return stream(self._seed, self._split, purpose, *index)
-
-    def _write(self, index: int) -> str:
-        person = draw_person(self._stream(Purpose.PERSON, int(self._patients[index])))
-        return write_note(self.contexts[index], person, self._stream(Purpose.NOTE, index))
+    def _note(self, index: int, person: Person, generator: np.random.Generator) -> str:
+        return write_note(self.contexts[index], person, generator)
 
 
 def phantom_hard_source(
