@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -267,6 +266,10 @@ class StudyDataset(Dataset[Item]):
         image = self._tensor(self.images(epoch, index)) if has_image else None
         return image, tokens, self.split.labels[index], index
 
+    def stack(self, items: Sequence[Item]) -> Batch:
+        """Stacks studies of this set; see :func:`collate`."""
+        return collate(items, self.spec.size, self.slices)
+
     def _tensor(self, image: np.ndarray) -> Tensor:
         """Returns ``(3, size, size)``, or of a volume ``(n, 3, size, size)``."""
         if image.ndim < 4:
@@ -278,15 +281,13 @@ def make_loader(
     dataset: StudyDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
     """Makes a loader of :class:`Batch`; set ``loader.batch_sampler.epoch`` before each epoch."""
-    stack = partial(collate, size=dataset.spec.size, slices=dataset.slices)
-    return epoch_loader(dataset, len(dataset), config, stack, seed=seed, rank=rank, world_size=world_size)
+    return epoch_loader(dataset, len(dataset), config, dataset.stack, seed=seed, rank=rank, world_size=world_size)
 
 
 def loader_of(dataset: StudyDataset, index: Iterable[int], config: TrainConfig) -> DataLoader[Any]:
     """Makes a loader of :class:`Batch` of some studies, in their order and as they are in epoch 0."""
     addresses: Any = [(0, int(each)) for each in index]
-    stack = partial(collate, size=dataset.spec.size, slices=dataset.slices)
-    return DataLoader(dataset, batch_size=config.batch_size, sampler=addresses, collate_fn=stack)
+    return DataLoader(dataset, batch_size=config.batch_size, sampler=addresses, collate_fn=dataset.stack)
 
 
 def collate(items: Sequence[Item], size: int, slices: int | None = None) -> Batch:

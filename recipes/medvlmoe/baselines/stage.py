@@ -82,7 +82,7 @@ class PairRows(Dataset[Any]):
     """
 
     def __init__(self, dataset: StudyDataset, rows: Sequence[int]) -> None:
-        self.dataset, self.rows, self.spec = dataset, rows, dataset.spec
+        self.dataset, self.rows, self.stack = dataset, rows, dataset.stack
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -94,11 +94,12 @@ def test_what_does_not_wait_is_not():
 
 
 def test_mean_losses_are_those_of_the_model_that_each_step_had(tmp_path):
-    """Two steps at a rate of 0: the epoch's means are those of the whole split."""
+    """Two steps at a rate of 0, and no bias that is fitted between them: the means are those of the whole split."""
     config = small_config(tmp_path / "run", epochs=1, batch_size=24, augment=False, lr_encoder=0.0, lr_head=0.0)
     config = replace(
         config, model=replace(config.model, dropout=0.0, image_encoder="test_vit", image_stride=None, variant="no-text")
     )
+    config = replace(config, train=replace(config.train, balance="switch"))
     train.main(config)
     model, *_ = load_model(config.out)
     source = build_source(config.data, config.model.image_size)
