@@ -1,7 +1,8 @@
 """Settings of baselines that contradict each other, or that nothing reads: refused before anything is built."""
 
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any, Literal, NamedTuple
 
 from recipes.medvlmoe.baselines.config import Objective, trains_on_pairs
 from recipes.medvlmoe.baselines.prompts import check_prompt
@@ -50,30 +51,68 @@ def check_baseline(config: Config) -> None:
     _check_unread(config)
 
 
+def without_unread(config: Config) -> tuple[Config, frozenset[str]]:
+    """Puts settings that a run would not read back to those of its preset.
+
+    Args:
+        config: The settings.
+
+    Returns:
+        The settings, and the command line's names of those that were put back, such as ``--contrast-epochs``.
+    """
+    preset = _preset(config)
+    unread = list(_unread(config))
+    changes: dict[str, dict[str, Any]] = {}
+    for one in unread:
+        changes.setdefault(one.part, {})[one.name] = getattr(_part(preset, one.part), one.name)
+    contrast = replace(config.model.contrast, **changes.get("contrast", {}))
+    model = replace(config.model, **changes.get("model", {}), contrast=contrast)
+    train = replace(config.train, **changes.get("train", {}))
+    return replace(config, model=model, train=train), frozenset(one.option for one in unread)
+
+
+class _Unread(NamedTuple):
+    """A setting that differs from its preset's and is not read, with the options that decide so."""
+
+    part: Literal["model", "contrast", "train"]
+    name: str
+    who: str
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+
 def _check_unread(config: Config) -> None:
     """Refuses settings that differ from their preset's and are not read."""
-    from recipes.medvlmoe.presets import PRESETS  # which imports the settings that this module checks
+    unread = list(_unread(config))
+    if unread:
+        who = unread[0].who
+        names = list(dict.fromkeys(f"{one.name} ({one.option})" for one in unread if one.who == who))
+        verb = "is" if len(names) == 1 else "are"
+        raise ValueError(f"{', '.join(names)} {verb} not read with {who}: leave it out.")
 
-    preset = PRESETS[config.preset]()
-    model, contrast, train = config.model, config.model.contrast, config.train
+
+def _unread(config: Config) -> Iterator[_Unread]:
+    model, contrast = config.model, config.model.contrast
     if contrast.objective == "none":
-        _refuse(contrast, preset.model.contrast, frozenset({"objective"}), "--objective none")
+        yield from _changed(config, "contrast", frozenset({"objective"}), "--objective none")
     else:
         read = _READ_BY_ALL | _READ_BY[contrast.objective]
-        _refuse(contrast, preset.model.contrast, read, f"--objective {contrast.objective}")
+        yield from _changed(config, "contrast", read, f"--objective {contrast.objective}")
+    train = frozenset(field.name for field in fields(config.train))
     if trains_on_pairs(model.classifier) or contrast.objective == "none":
-        unread = frozenset(field.name for field in fields(train)) - {"contrast_epochs", "contrast_lr"}
-        _refuse(train, preset.train, unread, f"--classifier {model.classifier} --objective {contrast.objective}")
+        who = f"--classifier {model.classifier} --objective {contrast.objective}"
+        yield from _changed(config, "train", train - {"contrast_epochs", "contrast_lr"}, who)
     if model.classifier == "medvlmoe" and config.preset in ("paper", "tiny"):
         return
     who = f"--preset {config.preset} --classifier {model.classifier}"
-    _refuse(model, preset.model, _read_of_model(model), who)
+    yield from _changed(config, "model", _read_of_model(model), who)
     if model.classifier != "medvlmoe" or model.variant == "vision-only":
-        rest = frozenset(field.name for field in fields(train)) - set(_OF_MEDVLMOE)
-        _refuse(train, preset.train, rest, who)
+        yield from _changed(config, "train", train - set(_OF_MEDVLMOE), who)
     if trains_on_pairs(model.classifier):
-        rest = frozenset(field.name for field in fields(train)) - {"class_weights"}
-        _refuse(train, preset.train, rest, who)
+        yield from _changed(config, "train", train - {"class_weights"}, who)
 
 
 def _read_of_model(model: ModelConfig) -> frozenset[str]:
@@ -86,12 +125,20 @@ def _read_of_model(model: ModelConfig) -> frozenset[str]:
     return read | {"dropout"} if model.classifier == "late-fusion" else read
 
 
-def _refuse(settings: Any, preset: Any, read: frozenset[str], who: str) -> None:
-    changed = [
-        f"{field.name} (--{field.name.replace('_', '-')})"
-        for field in fields(settings)
-        if field.name not in read and getattr(settings, field.name) != getattr(preset, field.name)
-    ]
-    if changed:
-        verb = "is" if len(changed) == 1 else "are"
-        raise ValueError(f"{', '.join(changed)} {verb} not read with {who}: leave it out.")
+def _changed(
+    config: Config, part: Literal["model", "contrast", "train"], read: frozenset[str], who: str
+) -> Iterator[_Unread]:
+    own, preset = _part(config, part), _part(_preset(config), part)
+    for field in fields(own):
+        if field.name not in read and getattr(own, field.name) != getattr(preset, field.name):
+            yield _Unread(part, field.name, who)
+
+
+def _part(config: Config, part: Literal["model", "contrast", "train"]) -> Any:
+    return config.model.contrast if part == "contrast" else getattr(config, part)
+
+
+def _preset(config: Config) -> Config:
+    from recipes.medvlmoe.presets import PRESETS  # which imports the settings that this module checks
+
+    return PRESETS[config.preset]()

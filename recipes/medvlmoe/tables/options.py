@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from recipes.medvlmoe.baselines.checks import check_baseline, without_unread
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.tables.cell import FILES, model_cell, pixel_cell, run_cell
 from recipes.medvlmoe.tables.data_sets import DataSet, official_name, parse_data_sets, why_absent
@@ -111,7 +112,7 @@ def run_grid(
         parse: Parses options of ``train``.
 
     Raises:
-        ValueError: If options contradict each other, or settings are outside their limits.
+        ValueError: If options contradict each other, settings are outside their limits, or no model reads one.
     """
     check_options(options)
     sets = parse_data_sets(options.data_sets)
@@ -125,9 +126,13 @@ def run_grid(
         if reason is not None:
             absent[one.name] = reason
             continue
+        unread: list[frozenset[str]] = []
         for model in models(base):
+            config, without = _config(one, model, base, options, parse)
+            unread += [without] if model.preset is not None else []
             for seed in options.seeds if model.preset is not None else options.seeds[:1]:
-                cells[one.name, model.name, seed] = _cell(one, model, seed, base, options, parse)
+                cells[one.name, model.name, seed] = _cell(one, model, replace(config, seeds=(seed,)), options)
+        _check_read(one, unread)
     place = SweepFolder(options.out)
     listed = list({cell.name: cell for cell in cells.values()}.values())
     if options.collect:
@@ -172,11 +177,29 @@ def _parse(one: DataSet, preset: str, options: SweepOptions, parse: ParseTrain) 
     return parse(["--preset", preset, *options.train, *one.options])
 
 
-def _cell(one: DataSet, model: Model, seed: int, base: Config, options: SweepOptions, parse: ParseTrain) -> Cell:
-    name = f"{one.name}/{model.cell}/seed-{seed}"
+def _config(
+    one: DataSet, model: Model, base: Config, options: SweepOptions, parse: ParseTrain
+) -> tuple[Config, frozenset[str]]:
+    """Returns a model's settings, and the options that it leaves out because it reads nothing of them."""
     if model.preset is None:
-        return pixel_cell(name, replace(base, seeds=(seed,)), bootstrap=options.bootstrap)
+        return base, frozenset()
     config = base if model.preset == base.preset else _parse(one, model.preset, options, parse)
-    config = replace(config, seeds=(seed,), model=replace(config.model, **model.settings))
+    config, without = without_unread(config)
+    config = replace(config, model=replace(config.model, **model.settings))
     check_limits(config)
+    check_baseline(config)
+    return config, without
+
+
+def _check_read(one: DataSet, unread: Sequence[frozenset[str]]) -> None:
+    """Refuses options of a data set that no model of the table reads."""
+    by_none = sorted(unread[0].intersection(*unread)) if unread else []
+    if by_none:
+        raise ValueError(f"{', '.join(by_none)}: no model of the table reads this on {one.name}. Leave it out.")
+
+
+def _cell(one: DataSet, model: Model, config: Config, options: SweepOptions) -> Cell:
+    name = f"{one.name}/{model.cell}/seed-{config.seeds[0]}"
+    if model.preset is None:
+        return pixel_cell(name, config, bootstrap=options.bootstrap)
     return model_cell(name, config, bootstrap=options.bootstrap)

@@ -4,7 +4,7 @@ import pytest
 
 from recipes.medvlmoe.__main__ import parse_train
 from recipes.medvlmoe.baselines import BASELINES, TINY_BASELINES
-from recipes.medvlmoe.baselines.checks import check_baseline
+from recipes.medvlmoe.baselines.checks import check_baseline, without_unread
 from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pair_texts
 from recipes.medvlmoe.data import build_source
 from recipes.medvlmoe.presets import PRESETS
@@ -48,6 +48,35 @@ def test_every_baseline_is_a_preset_of_both_scales_that_passes_its_checks():
 def test_settings_that_nothing_reads_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         check_baseline(parse_train(arguments.split()))
+
+
+def test_settings_that_nothing_reads_go_back_to_those_of_the_preset():
+    given = [
+        "--contrast-epochs",
+        "3",
+        "--temperature",
+        "0.2",
+        "--num-experts",
+        "4",
+        "--z-weight",
+        "0.1",
+        "--epochs",
+        "5",
+    ]
+    expected = {
+        "tiny": {"--contrast-epochs", "--temperature"},
+        "convirt-tiny": {"--num-experts", "--z-weight"},
+        "gloria-tiny": {"--temperature", "--num-experts", "--z-weight"},
+        "chexzero-tiny": {"--contrast-epochs", "--num-experts", "--z-weight"},
+    }
+    for preset, options in expected.items():
+        config, unread = without_unread(parse_train(["--preset", preset, *given]))
+        check_baseline(config)
+        assert unread == options
+        assert config.train.epochs == 5
+        if "--temperature" in options:
+            assert config.model.contrast == PRESETS[preset]().model.contrast
+    assert without_unread(PRESETS["tiny"]()) == (PRESETS["tiny"](), frozenset())
 
 
 def test_a_contrast_may_come_before_the_full_model(tmp_path):

@@ -129,3 +129,23 @@ def test_settings_outside_their_limits_are_refused_before_anything_runs(tmp_path
 
     with pytest.raises(ValueError, match=r"top_k \(--top-k\) must be at most num_experts"):
         run_grid(options(tmp_path), too_many, "tiny", cli.parse_train)
+
+
+def test_an_option_for_all_cells_goes_to_the_models_that_read_it(tmp_path, monkeypatch):
+    from recipes.medvlmoe.tables import options as module
+    from recipes.medvlmoe.tables.options import Model
+
+    monkeypatch.setattr(module, "run_sweep", lambda cells, *_, **__: {})
+    models = [Model("a", "a", "tiny", {}), Model("b", "b", "convirt-tiny", {}), Model("pixels", "pixels", None, {})]
+
+    def cells(*train):
+        return run_grid(options(tmp_path, train=train, seeds=(0,)), lambda _: models, "tiny", cli.parse_train).cells
+
+    mixed = cells("--contrast-epochs", "3", "--top-k", "1")
+    of = {name: cell.settings["config"] for (_, name, _), cell in mixed.items()}
+    assert [of[name]["train"]["contrast_epochs"] for name in "ab"] == [50, 3]
+    assert [of[name]["model"]["top_k"] for name in "ab"] == [1, 2]
+    with pytest.raises(ValueError, match=r"^--masked-weight: no model of the table reads this on phantom"):
+        cells("--masked-weight", "0.5")
+    with pytest.raises(ValueError, match=r"classifier \(--classifier\) 'zero-shot' is trained by a contrast"):
+        cells("--classifier", "zero-shot")
