@@ -7,9 +7,10 @@ from pathlib import Path
 
 import tyro
 
+from recipes.data.arguments import spelled
 from recipes.data.leakage import LEAKAGE, Leak, find_leaks, leak_lines
 from recipes.medvlmoe.config import DataConfig
-from recipes.medvlmoe.data import build_source
+from recipes.medvlmoe.data import SPELLING, build_source
 from recipes.shared.cli import run_stage
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.outputs import check_outputs
@@ -58,7 +59,10 @@ def _check(arguments: list[str]) -> None:
     source = build_source(settings.data, _PHANTOM_SIZE, allow_crossing=True)
     if settings.run is not None:
         check_unchanged(settings.run, source.splits(), data=settings.data.data)
-    leaks = find_leaks(source, similarity=settings.similarity, workers=settings.workers, progress=sys.stderr.isatty())
+    with spelled(SPELLING):
+        leaks = find_leaks(
+            source, similarity=settings.similarity, workers=settings.workers, progress=sys.stderr.isatty()
+        )
     counts = ", ".join(f"{name} {len(split)}" for name, split in source.splits())
     print(f"{source.name}: {counts} images")
     for note in source.notes:

@@ -131,7 +131,7 @@ def missing_or_empty(path: str) -> str | None:
         return "missing"
 
 
-def check_files_exist(paths: Sequence[str], names: Sequence[str], where: str, *, place: str = "", remedy: str) -> None:
+def check_files_exist(paths: Sequence[str], names: Sequence[str], where: str, *, place: str = "", how: str) -> None:
     """Refuses images whose files are missing or empty.
 
     Args:
@@ -139,7 +139,7 @@ def check_files_exist(paths: Sequence[str], names: Sequence[str], where: str, *,
         names: What to call each in the message.
         where: Table or folder that lists them.
         place: Where they were looked for, if ``names`` do not tell.
-        remedy: What to do about them.
+        how: What to do about them.
 
     Raises:
         ValueError: Naming up to five of them.
@@ -147,7 +147,7 @@ def check_files_exist(paths: Sequence[str], names: Sequence[str], where: str, *,
     bad = list(problems(len(paths), lambda row: missing_or_empty(paths[row]) if paths[row] else None))
     if bad:
         raise ValueError(
-            f"{where}: {len(bad)} of {len(paths)} images are missing or empty{place}: {some_of(names, bad)}. {remedy}"
+            f"{where}: {len(bad)} of {len(paths)} images are missing or empty{place}: {some_of(names, bad)}. {how}"
         )
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from recipes.data.arguments import remedy
 from recipes.data.images.volumes import shown_image
 from recipes.data.sampling import as_it_is
 from recipes.data.studies import StudySource, StudySplit
@@ -166,7 +167,9 @@ def _prints_of(split: StudySplit, workers: int, title: str | None) -> _Prints:
     thumbnails: NDArray[np.uint8] = np.empty((len(split), _SIDE, _SIDE), np.uint8)
     for digest, thumbnail, problem in tqdm(loader, desc=title, disable=title is None, leave=False, unit="image"):
         if thumbnail is None:
-            raise ValueError(f"{problem} (--on-bad-image skip leaves such images out, where the set has the option)")
+            raise ValueError(
+                problem + remedy(" ({on_bad_image=skip} leaves such images out, where the set has the option)")
+            )
         thumbnails[len(digests)] = thumbnail
         digests.append(digest)
     return _Prints(digests, thumbnails)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recipes.data.arguments import argument, remedy
 from recipes.data.studies import SPLITS
 
 
@@ -32,14 +33,14 @@ def draw_splits(
     """
     if len(fractions) != 3 or not all(f > 0 for f in fractions) or abs(sum(fractions) - 1.0) > 1e-6:
         raise ValueError(
-            f"fractions must be three positive numbers (train, val, test) that add up to 1, got {fractions}: "
-            "see --fractions"
+            f"{argument('fractions')} must be three positive numbers (train, val, test) that add up to 1, got "
+            f"{fractions}"
         )
     sizes = Counter(groups)
     if len(sizes) < 3:
         raise ValueError(
             f"groups: at least 3 are needed to draw train, val and test, got {len(sizes)}. "
-            "Add studies of other groups, or name a column that holds the split (--split-column)."
+            "Add studies of other groups" + remedy(", or name a column that holds the split ({split_column})") + "."
         )
     names = sorted(sizes)
     shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]

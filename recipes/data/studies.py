@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import remedy
+
 Task = Literal["multi-label", "multi-class", "binary-class", "ordinal-regression"]
 """MedMNIST's names of the four kinds of target."""
 
@@ -135,7 +137,8 @@ def check_splits_apart(source: str, splits: Iterable[tuple[str, StudySplit]]) ->
     if crossing:
         shown = ", ".join(f"{group!r} ({first} and {second})" for group, (first, second) in list(crossing.items())[:5])
         raise ValueError(
-            f"{source}: groups must not cross splits, but {len(crossing)} do: {shown}. "
-            "Split by patient (--split-column None draws such a split), or name the column that identifies one "
-            "(--group-column)."
+            f"{source}: groups must not cross splits, but {len(crossing)} do: {shown}. Split by patient"
+            + remedy(" ({split_column=None} draws such a split)")
+            + remedy(", or name the column that identifies one ({group_column})")
+            + "."
         )

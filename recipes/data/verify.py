@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from recipes.data.arguments import remedy
 from recipes.data.image_files import problems, some_of
 from recipes.data.pairs import PairStream
 from recipes.data.studies import images_present
@@ -32,7 +33,7 @@ def verify_images(splits: Iterable[tuple[str, Any]], data: str) -> int:
         names = [name for name, _ in bad]
         raise ValueError(
             f"{data}: {len(bad)} of {count} images cannot be read: {some_of(names, range(len(names)))} ({bad[0][1]}). "
-            "Replace them, or leave such rows out (--on-bad-image skip)."
+            "Replace them" + remedy(", or leave such rows out ({on_bad_image=skip})") + "."
         )
     return count
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.data.arguments import DRAWN_FLAGS, Spelling, flags_of, spelled
 from recipes.data.chest.options import ChestOptions
 from recipes.data.chest.sets import CHEST_SETS, split_name
 from recipes.data.decoded_cache import DecodedImages
@@ -61,6 +62,21 @@ _SHARED_SETTINGS = ("text_section", "uncertain", "blank", "on_bad_image", "split
 """Settings of `ManifestConfig` that sets of chest radiographs have too."""
 
 
+_RENAMED = {
+    "size": "data_size",
+    "root": "data_root",
+    "seed": "split_seed",
+    "attribute_columns": "subgroup_columns",
+}
+"""Settings that are arguments of the readers under other names."""
+
+SPELLING = Spelling(flags_of([DataConfig], renamed=_RENAMED))
+"""How the arguments of the readers are typed."""
+
+_DRAWN = Spelling({"num_contexts": "--num-contexts", **DRAWN_FLAGS})
+
+
+@spelled(SPELLING)
 def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = False) -> StudySource:
     """Opens the data set that ``config.data`` names.
 
@@ -81,9 +97,10 @@ def build_source(config: DataConfig, image_size: int, *, allow_crossing: bool = 
     if config.data in ("phantom", "phantom-hard"):
         drawn = config.phantom
         sizes = {"train": drawn.train_studies, "val": drawn.val_studies, "test": drawn.test_studies, "size": image_size}
-        if config.data == "phantom":
-            return phantom_source(**sizes)
-        return phantom_hard_source(**sizes, num_contexts=drawn.num_contexts)
+        with spelled(_DRAWN):
+            if config.data == "phantom":
+                return phantom_source(**sizes)
+            return phantom_hard_source(**sizes, num_contexts=drawn.num_contexts)
     chest = split_name(config.data)
     if chest is not None:
         _refuse_columns(config.manifest, chest[0])
@@ -153,6 +170,7 @@ def _chest_options(config: DataConfig, allow_crossing: bool) -> ChestOptions:
     )
 
 
+@spelled(SPELLING)
 def texts_of(split: StudySplit, config: DataConfig, *, whole_notes: bool = False) -> list[str | None]:
     """Returns the texts that the model may read: the chosen section of each, or none.
 

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from recipes.data.arguments import spelled
 from recipes.data.studies import Study, StudySplit, images_present
 from recipes.data.verify import verify_images
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import DataConfig
-from recipes.medvlmoe.data import build_source, make_loader, texts_of
+from recipes.medvlmoe.data import SPELLING, build_source, make_loader, texts_of
 from recipes.medvlmoe.evaluate import seed_runs
 from recipes.medvlmoe.inference import dataset_of, predict_batches
 from recipes.medvlmoe.modalities import check_something_is_read
@@ -94,7 +95,8 @@ def _evaluate_one(
     model, config, classes, task = load_model(run, checkpoint)
     source = build_source(data, config.model.image_size)
     if data.verify_images:
-        verify_images(source.splits(), data.data)
+        with spelled(SPELLING):
+            verify_images(source.splits(), data.data)
     mapping = parse_label_map(label_map, classes, source.classes)
     folder = run / "external" / (name or source.name)
     check_folder(folder, "--name")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from recipes.data.arguments import Spelling, spelled
 from recipes.data.image_files import ImageFiles
 from recipes.data.image_folders import image_files
 from recipes.data.tables.text_columns import text_columns
@@ -16,6 +17,16 @@ from recipes.medvlmoe.modalities import check_something_is_read, warn_of_missing
 from recipes.medvlmoe.predicted_files import overlay_names, write_overlays, write_records
 from recipes.medvlmoe.trained import TrainedRun, load_run
 from recipes.shared.outputs import check_file, check_folder
+
+SPELLING = Spelling(
+    {
+        "image_column": "--image-column",
+        "text_column": "--text-column",
+        "image_root": "--image-root",
+        "force_dicom": "--force-dicom",
+    }
+)
+"""How the arguments of the readers are typed."""
 
 
 def main(
@@ -99,7 +110,8 @@ def main(
             "image_column": image_column or manifest.image_column,
             "text_column": (text_column or manifest.text_column) if reads else None,
         }
-        split = unlabelled_table(csv, **columns, image_root=image_root, blank_images=reads, **common)
+        with spelled(SPELLING):
+            split = unlabelled_table(csv, **columns, image_root=image_root, blank_images=reads, **common)
         _warn_of_unread_texts(csv, columns, split.texts, run, reads=reads)
     else:
         split = unlabelled_images(tuple(images), text, **common)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from recipes.data.arguments import spelled
 from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.studies import StudySource, StudySplit
 from recipes.data.verify import verify_images
@@ -17,7 +18,7 @@ from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pai
 from recipes.medvlmoe.baselines.training import ContrastObjective, PairLoss, validate_pairs
 from recipes.medvlmoe.build import Model, load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.medvlmoe.data import Batch, StudyDataset, build_source, make_loader, texts_of
+from recipes.medvlmoe.data import SPELLING, Batch, StudyDataset, build_source, make_loader, texts_of
 from recipes.medvlmoe.fitted_bias import fit_to_studies_, studies_to_fit
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
 from recipes.medvlmoe.model import reads_text, takes_text
@@ -100,7 +101,7 @@ def train_one(config: Config) -> None:
     if checkpoint is not None:
         check_unchanged(out, source.splits(), data=config.data.data)
     if config.data.verify_images:
-        check_on_first_rank(fabric, lambda: verify_images(source.splits(), config.data.data))
+        check_on_first_rank(fabric, lambda: spelled(SPELLING)(verify_images)(source.splits(), config.data.data))
     texts = {name: texts_of(split, config.data) for name, split in source.splits()}
     if checkpoint is None:
         by_contrast = trains_on_pairs(config.model.classifier)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import argument
 from recipes.data.chest.files import existing_paths
 from recipes.data.chest.options import ChestOptions
 from recipes.data.chest.views import rows_of_views
@@ -70,7 +71,7 @@ def chest_source(rows: ChestRows, options: ChestOptions) -> StudySource:
     _check_ids_differ(rows)
     notes = list(rows.notes)
     if options.views and not rows.views:
-        raise ValueError(f"views: {rows.name} names no views, so leave --views out")
+        raise ValueError(f"{argument('views')}: {rows.name} names no views, so leave it out")
     kept = rows_of_views(rows.views, options.views, rows.where) if rows.views else list(range(len(rows.ids)))
     if len(kept) < len(rows.ids):
         notes.append(f"views {', '.join(options.views)}: {len(kept)} of {len(rows.ids)} images")
@@ -131,7 +132,7 @@ def _bad_images(studies: ImageFiles, rows: ChestRows, options: ChestOptions) -> 
         studies.paths,
         rows.where,
         place=f", looked for in {str(rows.root)!r}",
-        remedy="Complete them, or leave such rows out (--on-bad-image skip).",
+        how=f"Complete them, or leave such rows out ({argument('on_bad_image', 'skip')}).",
     )
     return {}
 

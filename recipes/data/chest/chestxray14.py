@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recipes.data.arguments import argument
 from recipes.data.chest.assemble import ChestRows, chest_source
 from recipes.data.chest.files import check_folder, read_names, table_of
 from recipes.data.chest.options import ChestOptions
@@ -63,7 +64,8 @@ def read_chestxray14(root: Path, options: ChestOptions) -> ChestRows:
     """Reads the table and the lists, and where the images lie; see `chestxray14_source`."""
     check_folder(root, "chestxray14")
     if options.uncertain != "ignore" or options.blank is not None:
-        raise ValueError("chestxray14 has no uncertain and no blank labels, so leave --uncertain and --blank out")
+        unused = f"{argument('uncertain')} and {argument('blank')}"
+        raise ValueError(f"chestxray14 has no uncertain and no blank labels: leave {unused} out")
     csv = table_of(root, _TABLES)
     header = read_header(csv)
     about = {
@@ -116,7 +118,7 @@ def _official_splits(root: Path, ids: tuple[str, ...], where: str) -> list[str]:
         if not path.is_file():
             raise ValueError(
                 f"{root}: lacks {file}, which names the images of the official split. Get it, or draw a split by "
-                "patient (--no-official-splits)."
+                f"patient ({argument('official_splits', 'False')})."
             )
         for name in read_names(path):
             if split_of.setdefault(name, split) != split:
@@ -125,6 +127,7 @@ def _official_splits(root: Path, ids: tuple[str, ...], where: str) -> list[str]:
     if absent:
         raise ValueError(
             f"{where}: {len(absent)} of {len(ids)} images are in neither {' nor '.join(_LISTS.values())}, such as "
-            f"{absent[0]!r}: get the lists anew, or draw a split by patient (--no-official-splits)"
+            f"{absent[0]!r}: get the lists anew, or draw a split by patient "
+            f"({argument('official_splits', 'False')})"
         )
     return [split_of[name] for name in ids]

@@ -16,7 +16,7 @@ def check_folder(root: Path, name: str) -> None:
         ValueError: Naming the set and the folder.
     """
     if not root.is_dir():
-        raise ValueError(f"{name}: {str(root)!r} is no folder. Give the set's folder as --data {name}:FOLDER.")
+        raise ValueError(f"{name}: {str(root)!r} is no folder. Give the set's folder as {name}:FOLDER (--data).")
 
 
 def table_of(root: Path, names: Sequence[str]) -> Path:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from recipes.data.arguments import argument
 from recipes.data.chest.assemble import ChestRows, chest_source
 from recipes.data.chest.files import check_folder
 from recipes.data.chest.options import ChestOptions
@@ -67,7 +68,8 @@ def read_openi(root: Path, options: ChestOptions) -> ChestRows:
     """Reads the reports; see `openi_source`."""
     check_folder(root, "openi")
     if options.uncertain != "ignore" or options.blank is not None:
-        raise ValueError("openi has no uncertain and no blank labels, so leave --uncertain and --blank out")
+        unused = f"{argument('uncertain')} and {argument('blank')}"
+        raise ValueError(f"openi has no uncertain and no blank labels: leave {unused} out")
     folder = next((root / name for name in _IMAGE_FOLDERS if next((root / name).glob("CXR*.*"), None)), None)
     if folder is None:
         raise ValueError(

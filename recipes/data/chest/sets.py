@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from recipes.data.arguments import argument
 from recipes.data.chest.chestxray14 import chestxray14_source
 from recipes.data.chest.chexpert import chexpert_source
 from recipes.data.chest.mimic_cxr import mimic_cxr_source
@@ -29,5 +30,5 @@ def split_name(data: str) -> tuple[str, str] | None:
     if name not in CHEST_SETS or (not colon and Path(data).exists()):
         return None
     if not folder:
-        raise ValueError(f"data: {name} needs its folder: --data {name}:FOLDER")
+        raise ValueError(f"{argument('data')}: {name} needs its folder, {name}:FOLDER")
     return name, str(Path(folder).expanduser())  # shells leave the ~ of NAME:~/FOLDER as it is

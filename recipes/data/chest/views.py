@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from recipes.data.arguments import argument
+
 _KINDS = {
     "frontal": frozenset({"AP", "PA", "AP AXIAL", "PA LLD", "PA RLD", "AP LLD", "AP RLD", "FRONTAL"})
     | {"FRONTAL LL", "FRONTAL RL"},
@@ -31,8 +33,8 @@ def rows_of_views(cells: Sequence[str], views: Sequence[str], where: str) -> lis
             counts = Counter(cells)
             listed = ", ".join(f"{name or 'blank'} ({count})" for name, count in counts.most_common(10))
             raise ValueError(
-                f"views: no row of {where} has the view {view!r}. It has {listed}: name some of these, frontal or "
-                "lateral (--views)."
+                f"{argument('views')}: no row of {where} has the view {view!r}. It has {listed}: name some of "
+                "these, frontal or lateral."
             )
         accepted_names |= accepted
     kept = {cell for cell, name in names.items() if name in accepted_names}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from recipes.data.arguments import argument
 from recipes.data.evaluation.assemble import FRACTIONS, Splits, assemble, unofficial
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.types import EvaluationSet
@@ -71,13 +72,25 @@ def csv_set(
     """
     csv, where = Path(csv), str(csv)
     if modality is not None and modality_column is not None:
-        raise ValueError(f"give modality or modality_column, got {modality!r} and {modality_column!r}")
+        raise ValueError(
+            f"give {argument('modality')} or {argument('modality_column')}, got {modality!r} and {modality_column!r}"
+        )
     if split_column is not None:
         drawn = {"splits": (splits, "test"), "seed": (seed, 0), "fractions": (tuple(fractions), FRACTIONS)}
         refuse_options(f"{where} names the split of each row", **drawn)
     conditions = [_condition(str(text)) for text in only]
-    optional = [split_column, group_column, text_column, modality_column, *(column for column, _ in conditions)]
-    table = read_table(csv, [image_column, label_column, *(column for column in optional if column is not None)])
+    named = {
+        image_column: "image_column",
+        label_column: "label_column",
+        split_column: "split_column",
+        group_column: "group_column",
+        text_column: "text_column",
+        modality_column: "modality_column",
+    }
+    named = dict.fromkeys((column for column, _ in conditions), "only") | {
+        column: name for column, name in named.items() if column is not None
+    }
+    table = read_table(csv, list(named), arguments=named)
     table = _keep(table, conditions, where)
     ids = filled(table[image_column], image_column, where)
     task, classes, labels = labels_from_column(
@@ -121,7 +134,7 @@ def csv_set(
 def _condition(text: str) -> tuple[str, str]:
     column, equals, value = text.partition("=")
     if not equals or not column.strip():
-        raise ValueError(f"only: a condition must be column=value, got {text!r}")
+        raise ValueError(f"{argument('only')}: a condition must be column=value, got {text!r}")
     return column.strip(), value.strip()
 
 
@@ -133,7 +146,8 @@ def _keep(table: dict[str, list[str]], conditions: list[tuple[str, str]], where:
         column = conditions[0][0]
         present = sorted({cell.strip() for cell in table[column]})[:10]
         raise ValueError(
-            f"{where}: only: no row has {' and '.join(f'{c}={v}' for c, v in conditions)}; {column!r} holds {present}"
+            f"{where}: {argument('only')}: no row has {' and '.join(f'{c}={v}' for c, v in conditions)}; {column!r} "
+            f"holds {present}"
         )
     return {column: [cells[row] for row in kept] for column, cells in table.items()}
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import argument, remedy
 from recipes.data.evaluation.columns import refuse_options
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.image_files import ImageFiles, OnBadImage, check_files_exist, problems
@@ -19,11 +20,6 @@ Splits = Literal["draw", "test"]
 
 FRACTIONS = (0.7, 0.1, 0.2)
 """Shares of train, val and test in splits that are drawn, if none are set."""
-
-_REMEDY = (
-    "Complete them, or leave them out by on_bad_image='skip' (on the command line --options on_bad_image=skip). Where "
-    "a set has the option image_root, it is the folder at which the paths begin."
-)
 
 
 class Draw(NamedTuple):
@@ -135,7 +131,8 @@ def _bad_images(images: ImageFiles, where: str, *, skip: bool) -> dict[int, str]
     if skip:
         return problems(len(images), lambda row: _problem(images, row))
     files = list(dict.fromkeys(images.paths))
-    check_files_exist(files, files, where, remedy=_REMEDY)
+    how = f"Complete them, or leave them out ({argument('on_bad_image', 'skip')})."
+    check_files_exist(files, files, where, how=how + remedy(" {image_root} is the folder at which the paths begin."))
     return {}
 
 

@@ -50,7 +50,7 @@ def chexpert_5x200(
     """
     csv = _find(Path(root))
     image_column = column_named(csv, image_column, ("imgpath", "Path", *IMAGE_COLUMNS), "image_column")
-    table = read_table(csv, [image_column, *CLASSES, _REPORT])
+    table = read_table(csv, [image_column, *CLASSES, _REPORT], arguments={image_column: "image_column"})
     paths = filled(table[image_column], image_column, str(csv))
     labels = labels_from_columns(
         {name: table[name] for name in CLASSES}, task="multi-label", uncertain="zeros", blank="zeros", where=str(csv)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.data.arguments import argument
 from recipes.data.tables.columns import filled
 from recipes.data.tables.csv_file import read_header, read_table
 
@@ -18,7 +19,7 @@ def column_named(csv: Path, column: str | None, known: Sequence[str], what: str)
         csv: The table.
         column: Its name, taken as it is; ``None`` looks for a usual one.
         known: Usual names, the first that occurs is taken.
-        what: The option that names the column, for the message.
+        what: The argument that names the column, for the message.
 
     Raises:
         ValueError: If the file is missing, or has none of the columns.
@@ -29,7 +30,10 @@ def column_named(csv: Path, column: str | None, known: Sequence[str], what: str)
     for name in known:
         if name in header:
             return name
-    raise ValueError(f"{csv}: lacks a column for {what}: expected one of {list(known)}, it has {header}. Pass {what}=.")
+    raise ValueError(
+        f"{csv}: lacks a column of {what.removesuffix('_column')}s: expected one of {list(known)}, it has {header}. "
+        f"Name the column with {argument(what)}"
+    )
 
 
 def read_paths_and_labels(
@@ -57,7 +61,8 @@ def read_paths_and_labels(
     """
     image_column = column_named(csv, image_column, IMAGE_COLUMNS, "image_column")
     label_column = column_named(csv, label_column, label_columns, "label_column")
-    table = read_table(csv, [image_column, label_column])
+    named = {image_column: "image_column", label_column: "label_column"}
+    table = read_table(csv, list(named), arguments=named)
     paths = filled(table[image_column], image_column, str(csv))
     cells = filled(table[label_column], label_column, str(csv))
     return paths, [
@@ -77,7 +82,7 @@ def refuse_options(layout: str, **options: tuple[Any, Any]) -> None:
     """
     unused = [name for name, (value, default) in options.items() if value != default]
     if unused:
-        raise ValueError(f"{', '.join(unused)}: {layout}, which has no use for it. Leave it out.")
+        raise ValueError(f"{', '.join(map(argument, unused))}: {layout}, which has no use for it. Leave it out.")
 
 
 def class_of(cell: str, words: Mapping[str, int], where: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import argument
 from recipes.data.evaluation.assemble import assemble, one_hot
 from recipes.data.evaluation.labelled_images import labelled_images, read_hdf5
 from recipes.data.evaluation.types import EvaluationSet
@@ -118,7 +119,7 @@ def _find_task(info: Mapping[str, Any], label_task: str | None, path: Path) -> t
     tasks = {str(task.get("task_name")): task for task in info["tasks"]}
     name = next(iter(tasks)) if label_task is None else label_task
     if name not in tasks:
-        raise ValueError(f"label_task must be one of {list(tasks)} ({path}), got {name!r}")
+        raise ValueError(f"{argument('label_task')} must be one of {list(tasks)} ({path}), got {name!r}")
     target, labels = tasks[name].get("task_target"), tasks[name].get("labels")
     if target not in _TASKS:
         raise ValueError(f"{path}: task {name!r}: task_target must be one of {', '.join(_TASKS)}, got {target!r}")

@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from recipes.data.arguments import argument
 from recipes.data.evaluation.assemble import assemble, one_hot
 from recipes.data.evaluation.labelled_images import labelled_images, read_slice
 from recipes.data.evaluation.types import EvaluationSet
@@ -58,7 +59,7 @@ def mrnet_set(
     check_choice("plane", plane, Plane)
     for name, value in (("position", position), ("val_fraction", val_fraction)):
         if not 0 <= value <= 1 or (name == "val_fraction" and value in (0, 1)):
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+            raise ValueError(f"{argument(name)} must lie between 0 and 1, got {value}")
     parts = {"valid": _read_labels(root / f"valid-{finding}.csv")}
     notes = [
         f"the study is the {plane} slice at {position:g} of the volume; the label is of the whole exam",

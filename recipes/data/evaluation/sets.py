@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from recipes.data.arguments import argument
 from recipes.data.evaluation.any_table import csv_set
 from recipes.data.evaluation.busi import busi_set
 from recipes.data.evaluation.chexpert5x200 import chexpert_5x200
@@ -78,12 +79,12 @@ def open_evaluation_set(name: str, root: str | Path | None = None, **options: An
         raise ValueError(f"{name} takes the options {', '.join(set_options(name))}, got {', '.join(unknown)}")
     if name not in MODALITIES:
         if root is None:
-            raise ValueError(f"root: {name} needs the folder or file that it lies in")
+            raise ValueError(f"{argument('root')}: {name} needs the folder or file that it lies in")
         if not Path(root).exists():
-            raise ValueError(f"root: {str(root)!r} does not exist")
+            raise ValueError(f"{argument('root')}: {str(root)!r} does not exist")
     return SETS[name](root, **options)
 
 
 def _check_name(name: str) -> None:
     if name not in SETS:
-        raise ValueError(f"name must be one of {', '.join(SETS)}, got {name!r}")
+        raise ValueError(f"{argument('name')} must be one of {', '.join(SETS)}, got {name!r}")

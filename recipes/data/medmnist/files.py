@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from recipes.data.arguments import argument
 from recipes.shared.extras import require
 
 _SIZES = (28, 64, 128, 224)
@@ -30,10 +31,10 @@ def find_file(data: str | Path, *, size: int, root: str | Path | None, download:
     if isinstance(data, Path) or str(data).endswith(".npz"):
         path = Path(data)
         if not path.is_file():
-            raise ValueError(f"data: the file {str(path)!r} does not exist (--data)")
+            raise ValueError(f"{argument('data')}: the file {str(path)!r} does not exist")
         return path
     if data in info and not str(data).endswith("3d") and size not in _SIZES:
-        raise ValueError(f"size: {data} comes in {list(_SIZES)} pixels, got {size}")
+        raise ValueError(f"{argument('size')}: {data} comes in {list(_SIZES)} pixels, got {size}")
     root = _default_root() if root is None else Path(root)
     path = root / (f"{data}.npz" if size == 28 else f"{data}_{size}.npz")
     if path.is_file():
@@ -41,13 +42,13 @@ def find_file(data: str | Path, *, size: int, root: str | Path | None, download:
     if data not in info:
         flags = ", ".join(flag for flag in info if not flag.endswith("3d"))
         raise ValueError(
-            f"data: {data!r} is no flag of MedMNIST, and {str(path)!r} does not exist. "
+            f"{argument('data')}: {data!r} is no flag of MedMNIST, and {str(path)!r} does not exist. "
             f"Give the path of an .npz file or one of {flags}."
         )
     if not download:
         raise ValueError(
-            f"data: {str(path)!r} does not exist. Pass download=True (--download), or root (--data-root), the folder "
-            "that holds it, or the path of an .npz file (--data)."
+            f"{argument('data')}: {str(path)!r} does not exist. Pass {argument('download', 'True')}, or "
+            f"{argument('root')}, the folder that holds it, or the path of an .npz file."
         )
     _download(data, size, path, info)
     return path
@@ -62,7 +63,7 @@ def _download(flag: str, size: int, path: Path, info: Mapping[str, Any]) -> None
     medmnist = require("medmnist", "downloading MedMNIST")
     dataset = getattr(medmnist, info[flag]["python_class"])
     if size not in dataset.available_sizes:
-        raise ValueError(f"size: {flag} comes in {dataset.available_sizes} pixels, got {size} (--data-size)")
+        raise ValueError(f"{argument('size')}: {flag} comes in {dataset.available_sizes} pixels, got {size}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         dataset(split="train", root=str(path.parent), size=size, download=True)

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable
 
+from recipes.data.arguments import argument
 from recipes.data.studies import SPLITS
 
 
@@ -25,7 +26,7 @@ def check_sizes(*, smallest_side: int, seed: int, size: int, **counts: int) -> N
     }
     for name, (value, smallest) in expected.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name}: expected a whole number of at least {smallest}, got {value!r}.")
+            raise ValueError(f"{argument(name)}: expected a whole number of at least {smallest}, got {value!r}.")
 
 
 def check_split(split: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from recipes.data.arguments import remedy
 from recipes.data.tables.labels import is_blank
 
 _SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -31,7 +32,7 @@ def split_names(cells: Sequence[str], column: str, where: str) -> list[str]:
         if cell.strip().lower() not in _SPLIT_WORDS:
             raise ValueError(
                 f"{where}: column {column!r}, row {row}: a split must be one of {', '.join(_SPLIT_WORDS)}, got {cell!r}"
-                ". Name another column with --split-column; None draws a split"
+                + remedy(". Name another column with {split_column}; None draws a split")
             )
     return [_SPLIT_WORDS[cell.strip().lower()] for cell in cells]
 

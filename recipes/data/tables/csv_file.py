@@ -14,14 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from recipes.data.arguments import remedy
+
 _CHUNK = 1024
 """Rows that are turned into columns at a time."""
 
 _FEW = 4096
 """Different cells of a column up to which equal ones are kept once."""
 
+_OPTIONAL = {"modality_column": " (None: no kind is known)", "split_column": " (None draws a split)"}
+"""What it means that a column is not named."""
 
-def read_table(path: Path, columns: Sequence[str], *, options: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+
+def read_table(
+    path: Path, columns: Sequence[str], *, arguments: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
     """Reads some columns of a comma-separated UTF-8 file with a header row.
 
     Cells stay text: a class named "None" or "NA" is not taken for a missing value. Blank lines are passed over.
@@ -29,7 +36,7 @@ def read_table(path: Path, columns: Sequence[str], *, options: Mapping[str, str]
     Args:
         path: The file, possibly compressed (``.csv.gz``).
         columns: Names of the columns to read.
-        options: The option of the command line that names each column, for messages.
+        arguments: The argument of the reader that names each column, for messages.
 
     Returns:
         The cells of each column.
@@ -43,7 +50,7 @@ def read_table(path: Path, columns: Sequence[str], *, options: Mapping[str, str]
     with _open_reader(path) as reader:
         rows = filter(None, reader)
         header = next(rows, [])
-        _check_header(header, names, path, options or {})
+        _check_header(header, names, path, arguments or {})
         width = len(header)
         lists: list[list[str]] = [[] for _ in names]
         known: list[dict[str, str]] = [{} for _ in names]
@@ -132,15 +139,17 @@ def _open_reader(path: Path) -> Iterator[Any]:
         raise ValueError(f"cannot read the csv {str(path)!r}: {error}") from error
 
 
-def _check_header(header: list[str], names: list[str], path: Path, options: Mapping[str, str]) -> None:
+def _check_header(header: list[str], names: list[str], path: Path, arguments: Mapping[str, str]) -> None:
     if not header:
         raise ValueError(f"cannot read the csv {str(path)!r}: it is empty, expected a row of column names")
     missing = [name for name in names if name not in header]
     if missing:
         other = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
         hint = f". Its columns are separated by {other!r}: save it with commas" if len(header) == 1 and other else ""
-        if not hint and missing[0] in options:
-            hint = f". Name the column with {' and '.join(dict.fromkeys(options[name] for name in missing))}"
+        by = dict.fromkeys(arguments[name] for name in missing if name in arguments)
+        written = [remedy(f"{{{name}}}{_OPTIONAL.get(name, '')}") for name in by]
+        if not hint and (named := " and ".join(filter(None, written))):
+            hint = f". Name the column with {named}"
         raise ValueError(f"{path}: lacks the column {', '.join(map(repr, missing))}; it has {header}{hint}")
     twice = [name for name in names if header.count(name) > 1]
     if twice:

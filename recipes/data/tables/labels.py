@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import argument, remedy
 from recipes.data.studies import Task
 
 Uncertain = Literal["ignore", "zeros", "ones", "per-label"]
@@ -19,21 +20,20 @@ Blank = Literal["ignore", "zeros"]
 """What a blank label becomes: unknown (NaN) or absent."""
 
 
-def check_choice(name: str, value: object, literal: object, option: str = "") -> None:
+def check_choice(name: str, value: object, literal: object) -> None:
     """Refuses a value that is none of a ``Literal``'s.
 
     Args:
         name: The argument.
         value: Its value.
         literal: The ``Literal``.
-        option: The option of the command line that sets it, if there is one.
 
     Raises:
         ValueError: Naming the argument, the choices and the value.
     """
     if value not in get_args(literal):
-        remedy = f" ({option})" if option else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(literal)))}, got {value!r}{remedy}")
+        choices = ", ".join(map(repr, get_args(literal)))
+        raise ValueError(f"{argument(name)} must be one of {choices}, got {value!r}")
 
 
 def is_blank(value: str) -> bool:
@@ -63,8 +63,8 @@ def labels_from_columns(
     """
     if uncertain == "per-label" and not PER_LABEL.keys() & columns.keys():
         raise ValueError(
-            f"uncertain='per-label' is for columns named {', '.join(PER_LABEL)}, but {where} is read with "
-            f"{list(columns)}: choose ignore, zeros or ones (--uncertain)"
+            f"{argument('uncertain', 'per-label')} is for columns named {', '.join(PER_LABEL)}, but {where} is read "
+            f"with {list(columns)}: choose ignore, zeros or ones"
         )
     values = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
     parsed = []
@@ -79,7 +79,7 @@ def labels_from_columns(
             raise ValueError(
                 f"{where}: row {row + 1}: a {task} task needs exactly one 1 among the columns "
                 f"{list(columns)} and 0 in the others, got {labels[row].tolist()}. "
-                "Pass task='multi-label' (--task multi-label) if several may hold."
+                f"Pass {argument('task', 'multi-label')} if several may hold."
             )
     return labels
 
@@ -95,7 +95,7 @@ def _parse_cells(
         except (ValueError, KeyError):
             raise ValueError(
                 f"{where}: column {name!r}, row {cells.index(cell) + 1}: a label must be 1, 0, -1 (uncertain) or "
-                f"blank, got {cell!r}. Columns of names are read with label_column (--label-column)"
+                f"blank, got {cell!r}" + remedy(". Columns of names are read with {label_column}")
             ) from None
     return np.fromiter(map(values.__getitem__, cells), np.float32, len(cells))
 
@@ -135,15 +135,15 @@ def labels_from_column(
         task = "multi-label" if joined or negative_label is not None else "multi-class"
     if task != "multi-label" and negative_label is not None:
         raise ValueError(
-            f"negative_label is for multi-label tasks, got {negative_label!r} with task={task!r} (--negative-label, "
-            "--task)"
+            f"{argument('negative_label')} is for multi-label tasks, got {negative_label!r} with task {task!r}: leave "
+            f"it out, or pass {argument('task', 'multi-label')}"
         )
     names_of = {cell: _names(cell, separator if task == "multi-label" else None) for cell in dict.fromkeys(cells)}
     if task != "multi-label" and [] in names_of.values():
         row = next(row for row, cell in enumerate(cells, 1) if not names_of[cell])
         raise ValueError(
             f"{where}: row {row} is blank, but a {task} task needs a class in every row: fill it, remove the row, or "
-            "pass task='multi-label' (--task multi-label)"
+            f"pass {argument('task', 'multi-label')}"
         )
     classes = _classes(names_of.values(), task, classes, negative_label, where)
     index = {name: i for i, name in enumerate(classes)}
@@ -157,8 +157,9 @@ def labels_from_column(
             if name not in index:
                 row = cells.index(cell) + 1
                 raise ValueError(
-                    f"{where}: row {row}: {name!r} is none of the classes {list(classes)}: add it to classes "
-                    "(--classes), or name it as what stands for none of them (--negative-label)"
+                    f"{where}: row {row}: {name!r} is none of the classes {list(classes)}: add it "
+                    f"({argument('classes')}), or name it as what stands for none of them "
+                    f"({argument('negative_label')})"
                 )
             different[place, index[name]] = 1.0
     place_of = {cell: place for place, cell in enumerate(names_of)}
@@ -181,20 +182,21 @@ def _classes(
         numeric = all(name.lstrip("-").isdecimal() for name in occurring)
         if task == "ordinal-regression" and not numeric:
             raise ValueError(
-                f"{where}: classes must be given, lowest first (--classes), as they are no numbers: {sorted(occurring)}"
+                f"{where}: classes must be given, lowest first ({argument('classes')}), as they are no numbers: "
+                f"{sorted(occurring)}"
             )
         classes = sorted(occurring, key=(lambda name: (int(name), name)) if numeric else None)
     classes = tuple(classes)
     if len(set(classes)) < len(classes) or negative_label in classes:
         raise ValueError(
-            f"classes must differ from each other and from negative_label, got {list(classes)} (--classes, "
-            "--negative-label)"
+            f"classes must differ from each other and from the negative label, got {list(classes)} and "
+            f"{negative_label!r} ({argument('classes')}, {argument('negative_label')})"
         )
     fewest = 1 if task == "multi-label" else 2
     if len(classes) < fewest or (task == "binary-class" and len(classes) != 2):
         expected = "exactly 2" if task == "binary-class" else f"at least {fewest}"
         raise ValueError(
             f"{where}: a {task} task needs {expected} classes, got {list(classes)}: name another column "
-            "(--label-column), the classes (--classes) or the task (--task)"
+            f"({argument('label_column')}), the classes ({argument('classes')}) or the task ({argument('task')})"
         )
     return classes

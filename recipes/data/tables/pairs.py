@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from recipes.data.arguments import argument
 from recipes.data.image_files import ImageFiles, OnBadImage, some_of
 from recipes.data.pairs import PairSource
 from recipes.data.studies import check_splits_apart
@@ -69,8 +70,8 @@ def pair_manifest_source(
             splits. The message names the file and the column, row or image.
         ImportError: If Pillow is not installed.
     """
-    check_choice("on_bad_image", on_bad_image, OnBadImage, "--on-bad-image")
-    check_choice("on_missing_text", on_missing_text, OnMissingText, "--on-missing-text")
+    check_choice("on_bad_image", on_bad_image, OnBadImage)
+    check_choice("on_missing_text", on_missing_text, OnMissingText)
     layout = Layout(
         csv=Path(csv),
         image_column=image_column,
@@ -84,7 +85,7 @@ def pair_manifest_source(
         seed=seed,
         fractions=fractions,
     )
-    studies, row_splits = read_rows(layout, read_table(layout.csv, layout.columns(), options=layout.options()))
+    studies, row_splits = read_rows(layout, read_table(layout.csv, layout.columns(), arguments=layout.arguments()))
     if modality is not None:
         own = tuple(modality_name(modality) if each is None else each for each in studies.modalities)
         studies = replace(studies, modalities=own)
@@ -146,12 +147,13 @@ def _with_texts(
     where, of = f"{layout.csv}: column {layout.text_column!r}", f"{len(blank)} of {len(studies)} rows"
     if len(blank) == len(studies):
         raise ValueError(
-            f"{where} is blank in every row, but a pair needs a text. Name the column that holds it (--text-column)."
+            f"{where} is blank in every row, but a pair needs a text. Name the column that holds it "
+            f"({argument('text_column')})."
         )
     if not skip:
         raise ValueError(
             f"{where}, row {blank[0] + 1} is blank, but a pair needs a text ({of} have none). "
-            "Fill it, or pass on_missing_text='skip' (--on-missing-text skip) to leave such rows out."
+            f"Fill it, or pass {argument('on_missing_text', 'skip')} to leave such rows out."
         )
     kept = [row for row in range(len(studies)) if studies.texts[row] is not None]
     note = f"skipped {of} that have no text: {some_of(studies.ids, blank)}"

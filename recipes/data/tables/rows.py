@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recipes.data.arguments import argument, remedy
 from recipes.data.image_files import ImageFiles, OnBadImage, check_files_exist, file_reader, problems, some_of
 from recipes.data.images.read import image_problem
 from recipes.data.images.volumes import is_volume_path, volume_problem
@@ -55,17 +56,17 @@ class Layout(NamedTuple):
         named = (column for column in optional if column is not None)
         return list(dict.fromkeys([self.image_column, *named, *self.attribute_columns]))
 
-    def options(self) -> dict[str, str]:
-        """Returns the option of the command line that names each column."""
+    def arguments(self) -> dict[str, str]:
+        """Returns the argument that names each column."""
         named = {
-            self.image_column: "--image-column",
-            self.text_column: "--text-column",
-            self.modality_column: "--modality-column",
-            self.split_column: "--split-column",
-            self.group_column: "--group-column",
+            self.image_column: "image_column",
+            self.text_column: "text_column",
+            self.modality_column: "modality_column",
+            self.split_column: "split_column",
+            self.group_column: "group_column",
+            **dict.fromkeys(self.attribute_columns, "attribute_columns"),
         }
-        optional = {"--modality-column": " (None: no kind is known)", "--split-column": " (None draws a split)"}
-        return {column: option + optional.get(option, "") for column, option in named.items() if column is not None}
+        return {column: name for column, name in named.items() if column is not None}
 
     def root(self) -> Path:
         """Returns the folder that relative paths start from."""
@@ -123,7 +124,7 @@ def _image_cells(layout: Layout, cells: Sequence[str], texts: Sequence[str]) -> 
     paths = tuple("" if is_blank(cell) else cell.strip() for cell in cells)
     neither = [row for row, path in enumerate(paths, 1) if not path and is_blank(texts[row - 1])]
     if neither:
-        without = "" if layout.text_column is not None else "; no column of texts was named (--text-column)"
+        without = "" if layout.text_column is not None else remedy("; no column of texts was named ({text_column})")
         raise ValueError(
             f"{layout.csv}: column {layout.image_column!r}, row {neither[0]} is blank, and the row has no text either, "
             f"expected an image or a text in every row{without}"
@@ -177,7 +178,7 @@ def bad_images(studies: ImageFiles, layout: Layout) -> dict[int, str]:
     """
     if layout.on_bad_image == "skip":
         return problems(len(studies), lambda row: _problem(studies.paths[row], layout.force_dicom))
-    check_images_exist(studies, layout, otherwise="leave such rows out (on_bad_image='skip', --on-bad-image skip)")
+    check_images_exist(studies, layout, otherwise=remedy("leave such rows out ({on_bad_image=skip})"))
     return {}
 
 
@@ -203,7 +204,7 @@ def check_images_exist(studies: ImageFiles, layout: Layout, *, otherwise: str) -
         studies.ids,
         str(layout.csv),
         place=f", looked for in {str(layout.root())!r}",
-        remedy=f"Set image_root (--image-root) to the folder at which the paths begin, or {otherwise}.",
+        how=f"Set {argument('image_root')} to the folder at which the paths begin, or {otherwise}.",
     )
 
 
@@ -215,7 +216,7 @@ def _parts(studies: ImageFiles, splits: Sequence[str], where: str, bad: dict[int
         counts = ", ".join(f"{split} {len(rows[split])}" for split in SPLITS)
         skipped = f" after {len(bad)} unreadable images were skipped ({next(iter(bad.values()))})" if bad else ""
         raise ValueError(
-            f"{where}: every split needs a study, but {' and '.join(empty)} has none: {counts}{skipped}. "
-            "split_column=None (--split-column None) draws splits by group"
+            f"{where}: every split needs a study, but {' and '.join(empty)} has none: {counts}{skipped}"
+            + remedy(". {split_column=None} draws splits by group")
         )
     return {split: studies.take(rows[split]) for split in SPLITS}

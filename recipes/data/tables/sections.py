@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
+from recipes.data.arguments import argument
+
 _NAMES = (
     r"addend(?:um|a)|(?:clinical )?(?:history|information|indications?|data|details|context|question)|comments?"
     r"|comparisons?|conclusions?|(?:final )?(?:diagnos[ie]s|report)|discussion|exam(?:ination)?s?"
@@ -97,7 +99,7 @@ def section_of(report: str | None, name: str) -> str | None:
     """
     names = [part.strip().lower() for part in name.split(",")]
     if not all(names):
-        raise ValueError(f"text_section must name a section, such as findings, got {name!r}")
+        raise ValueError(f"{argument('text_section')} must name a section, such as findings, got {name!r}")
     if report is None:
         return None
     return next((text for one in names if (text := _one_section(report, one)) is not None), None)
@@ -135,12 +137,13 @@ def sections_of(texts: Sequence[str | None], name: str, *, whole_notes: bool = F
         headers = Counter(title for report in reports for title in report_sections(report, name) if title)
         listed = ", ".join(f"{title!r} ({count})" for title, count in headers.most_common(8)) or "no headers at all"
         if whole_notes:
-            remedy = "Give texts that have it, or notes without any header."
+            which, how = "section", "Give texts that have it, or notes without any header."
         else:
-            remedy = "Name one of these with --text-section, or leave it out to use whole texts."
+            which = argument("text_section")
+            how = f"Name one of these with {argument('text_section')}, or leave it out to use whole texts."
         raise ValueError(
-            f"text_section {name!r}: 0 of {len(reports)} texts have this section, so no text would be left. They have "
-            f"{listed}. {remedy}"
+            f"{which} {name!r}: 0 of {len(reports)} texts have this section, so no text would be left. They have "
+            f"{listed}. {how}"
         )
     return sections
 

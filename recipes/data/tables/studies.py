@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import argument
 from recipes.data.image_files import OnBadImage
 from recipes.data.studies import StudySource, Task, check_groups_apart
 from recipes.data.tables.csv_file import read_table
@@ -31,9 +32,9 @@ class _LabelPlan(NamedTuple):
         """Names the columns to read."""
         return [self.label_column] if self.label_columns is None else list(self.label_columns)
 
-    def options(self) -> dict[str, str]:
-        """Returns the option of the command line that names each column."""
-        return dict.fromkeys(self.columns(), "--label-column" if self.label_columns is None else "--label-columns")
+    def arguments(self) -> dict[str, str]:
+        """Returns the argument that names each column."""
+        return dict.fromkeys(self.columns(), "label_column" if self.label_columns is None else "label_columns")
 
 
 def manifest_source(
@@ -108,7 +109,7 @@ def manifest_source(
             each other. The message names the file and the column, row or image.
         ImportError: If Pillow is not installed.
     """
-    check_choice("on_bad_image", on_bad_image, OnBadImage, "--on-bad-image")
+    check_choice("on_bad_image", on_bad_image, OnBadImage)
     plan = _LabelPlan(label_columns, label_column, label_separator, task, classes, uncertain, blank, negative_label)
     _check_plan(plan)
     layout = Layout(
@@ -126,7 +127,9 @@ def manifest_source(
         fractions=fractions,
         blank_images=blank_images,
     )
-    table = read_table(layout.csv, [*layout.columns(), *plan.columns()], options=layout.options() | plan.options())
+    table = read_table(
+        layout.csv, [*layout.columns(), *plan.columns()], arguments=layout.arguments() | plan.arguments()
+    )
     studies, row_splits = read_rows(layout, table)
     if not allow_crossing:
         _check_images_differ(studies.paths, row_splits, str(csv))
@@ -140,35 +143,35 @@ def manifest_source(
 
 def _check_plan(plan: _LabelPlan) -> None:
     """Refuses label arguments that contradict each other."""
-    check_choice("uncertain", plan.uncertain, Uncertain, "--uncertain")
-    check_choice("blank", plan.blank, Blank, "--blank")
+    check_choice("uncertain", plan.uncertain, Uncertain)
+    check_choice("blank", plan.blank, Blank)
     if plan.task is not None:
-        check_choice("task", plan.task, Task, "--task")
+        check_choice("task", plan.task, Task)
     if (plan.label_columns is None) == (plan.label_column is None):
         raise ValueError(
-            "give either label_columns (one column per class, --label-columns) or label_column (one column of class "
-            f"names, --label-column), got label_columns={plan.label_columns!r} and label_column={plan.label_column!r}"
+            f"give either {argument('label_columns')} (one column per class) or {argument('label_column')} (one column "
+            f"of class names), got {list(plan.label_columns or ())} and {plan.label_column!r}"
         )
     if plan.label_columns is None:
         if plan.uncertain != "ignore":
             raise ValueError(
-                f"uncertain is for label_columns, got {plan.uncertain!r} with label_column (--uncertain, "
-                "--label-columns)"
+                f"{argument('uncertain')} is for {argument('label_columns')}, got {plan.uncertain!r} with "
+                f"{argument('label_column')}: leave it out"
             )
         return
     if isinstance(plan.label_columns, str) or not plan.label_columns:
-        raise ValueError(f"label_columns must be a sequence of column names, got {plan.label_columns!r}")
+        raise ValueError(f"{argument('label_columns')} must be a sequence of column names, got {plan.label_columns!r}")
     if len(set(plan.label_columns)) < len(plan.label_columns):
-        raise ValueError(f"label_columns must differ from each other, got {list(plan.label_columns)}")
+        raise ValueError(f"{argument('label_columns')} must differ from each other, got {list(plan.label_columns)}")
     if plan.negative_label is not None:
         raise ValueError(
-            f"negative_label is for label_column, got {plan.negative_label!r} with label_columns (--negative-label, "
-            "--label-column)"
+            f"{argument('negative_label')} is for {argument('label_column')}, got {plan.negative_label!r} with "
+            f"{argument('label_columns')}: leave it out"
         )
     if plan.classes is not None and len(set(plan.classes)) != len(plan.label_columns):
         raise ValueError(
-            f"classes must give {len(plan.label_columns)} different names for {len(plan.label_columns)} "
-            f"label_columns, got {list(plan.classes)} (--classes)"
+            f"{argument('classes')} must give {len(plan.label_columns)} different names for "
+            f"{len(plan.label_columns)} {argument('label_columns')}, got {list(plan.classes)}"
         )
 
 

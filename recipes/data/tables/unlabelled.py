@@ -46,7 +46,7 @@ def unlabelled_table(
         force_dicom=force_dicom,
         blank_images=blank_images,
     )
-    images, _ = read_rows(layout, read_table(layout.csv, layout.columns(), options=layout.options()))
+    images, _ = read_rows(layout, read_table(layout.csv, layout.columns(), arguments=layout.arguments()))
     check_images_exist(images, layout, otherwise="remove such rows")
     ids = tuple(path or name for path, name in zip(images.paths, images.ids, strict=True))
     return replace(images, ids=ids, groups=ids, labels=_unknown(len(images), num_classes))

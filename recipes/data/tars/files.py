@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from recipes.data.arguments import argument
+from recipes.data.studies import SPLITS
 from recipes.data.tables.columns import modality_name
 from recipes.shared.extras import require
 
@@ -13,7 +15,6 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 Pattern: TypeAlias = Paths | Mapping[str, Paths]
 """A path, a glob, a brace pattern, several of them, or any of these by modality."""
 
-_OPTIONS = "(--data, --val-shards or --test-shards)"
 _COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
@@ -22,6 +23,11 @@ class Shard(NamedTuple):
 
     path: Path
     modality: str | None
+
+
+def shard_arguments() -> str:
+    """Names the arguments that hold the patterns of the three splits."""
+    return ", ".join(argument(split) for split in SPLITS)
 
 
 def find_shards(pattern: Pattern, modality: str | None) -> tuple[Shard, ...]:
@@ -44,11 +50,11 @@ def find_shards(pattern: Pattern, modality: str | None) -> tuple[Shard, ...]:
     else:
         shards = [Shard(path, modality_name(modality or "")) for path in _paths(pattern)]
     if not shards:
-        raise ValueError(f"pattern must name at least one tar, got {pattern!r} {_OPTIONS}")
+        raise ValueError(f"pattern must name at least one tar, got {pattern!r} ({shard_arguments()})")
     absent = [str(shard.path) for shard in shards if not shard.path.is_file()]
     if absent:
         shown = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
-        raise ValueError(f"pattern: {len(absent)} of {len(shards)} tars do not exist: {shown} {_OPTIONS}")
+        raise ValueError(f"pattern: {len(absent)} of {len(shards)} tars do not exist: {shown} ({shard_arguments()})")
     first: dict[Path, Path] = {}
     for path, _ in shards:
         if path.suffix.lower() in _COMPRESSED:
@@ -56,7 +62,7 @@ def find_shards(pattern: Pattern, modality: str | None) -> tuple[Shard, ...]:
                 f"pattern: {str(path)!r} is compressed, expected a plain tar: images are compressed already"
             )
         if first.setdefault(path.resolve(), path) is not path:
-            raise ValueError(f"pattern: the tar {str(path)!r} is listed twice {_OPTIONS}")
+            raise ValueError(f"pattern: the tar {str(path)!r} is listed twice ({shard_arguments()})")
     return tuple(shards)
 
 
@@ -69,14 +75,14 @@ def _paths(pattern: Paths) -> list[Path]:
 def _expanded(pattern: str) -> list[Path]:
     """Expands braces, then globs. A file of exactly this name is itself, whatever its brackets."""
     if not pattern.strip():
-        raise ValueError(f"pattern must name at least one tar, got a blank {_OPTIONS}")
+        raise ValueError(f"pattern must name at least one tar, got a blank ({shard_arguments()})")
     if os.path.isfile(pattern):
         return [Path(pattern)]
     braces = require("braceexpand", "a pattern with braces")
     try:
         parts = list(braces.braceexpand(pattern))
     except braces.UnbalancedBracesError as error:
-        raise ValueError(f"pattern {pattern!r}: {error} {_OPTIONS}") from None
+        raise ValueError(f"pattern {pattern!r}: {error} ({shard_arguments()})") from None
     paths: list[Path] = []
     for part in parts:
         if not glob.has_magic(part):
@@ -84,6 +90,6 @@ def _expanded(pattern: str) -> list[Path]:
             continue
         matches = sorted(glob.glob(part))
         if not matches:
-            raise ValueError(f"pattern {part!r} matches no file {_OPTIONS}")
+            raise ValueError(f"pattern {part!r} matches no file ({shard_arguments()})")
         paths.extend(map(Path, matches))
     return paths

@@ -6,11 +6,12 @@ from itertools import islice
 
 import numpy as np
 
+from recipes.data.arguments import argument
 from recipes.data.pairs import BadSample, PairSource
 from recipes.data.studies import Study, check_splits_apart
 from recipes.data.tables.columns import modality_name
 from recipes.data.tars.captions import Loaded, load_samples
-from recipes.data.tars.files import Pattern, Shard, find_shards
+from recipes.data.tars.files import Pattern, Shard, find_shards, shard_arguments
 from recipes.data.tars.samples import walk_samples
 from recipes.data.tars.split import TarSplit
 
@@ -208,7 +209,7 @@ def shard_source(
         known = {each for each in map(modality_name, modalities) if each is not None}
         if not occurring <= known:
             raise ValueError(
-                f"modalities: {sorted(occurring - known)} occur in {name}, but got {sorted(known)} only (--modalities)"
+                f"{argument('modalities')}: {sorted(occurring - known)} occur in {name}, but got {sorted(known)} only"
             )
     notes = [f"{split}: {note}" for split, part in splits.items() for note in part.notes]
     notes.append(f"training pairs are read as a stream of {len(stream.shards)} tars")
@@ -223,5 +224,5 @@ def _check_shards_apart(shards: dict[str, tuple[Shard, ...]]) -> None:
             if other != split:
                 raise ValueError(
                     f"the tar {str(shard.path)!r} is in two splits ({other} and {split}): give each split tars of its "
-                    "own (--data, --val-shards, --test-shards)"
+                    f"own ({shard_arguments()})"
                 )

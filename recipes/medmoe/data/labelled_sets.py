@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.data.evaluation.sets import SETS, open_evaluation_set
+from recipes.data.arguments import Spelling, spelled
+from recipes.data.evaluation.sets import SETS, open_evaluation_set, set_options
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.phantom import phantom_evaluation_sets, phantom_prompts
 from recipes.medmoe.inference.run import Session
@@ -18,6 +19,9 @@ PHANTOM = "phantom-"
 
 LISTS = ("only", "classes", "fractions")
 """Options of the readers that take several values."""
+
+_FLAGS = {"name": "--set", "data": "--set", "root": "--root", "csv": "--csv"}
+"""What the commands call those arguments of the readers that are no options."""
 
 
 def open_sets(
@@ -52,14 +56,14 @@ def open_sets(
                 f"csv is a set of its own and goes without set and root, got set={names}, root={root} "
                 "(--csv, --set, --root)."
             )
-        return [(open_evaluation_set("csv", csv, **parse_options(options)), None)]
+        return [(_open("csv", csv, options), None)]
     if len(set(names)) < len(names):
         raise ValueError(f"set must name each set once, got {names} (--set).")
     drawn = [name for name in names if name.startswith(PHANTOM)]
     if names and len(drawn) < len(names):
         if drawn:
             raise ValueError(f"set: phantom sets and sets on disk go into calls of their own, got {names} (--set).")
-        return [(_open(name, root, options), None) for name in names]
+        return [(_open(name, _place(name, root), options), None) for name in names]
     if root is not None or options:
         raise ValueError(
             f"set must name what to open, one of {', '.join(SETS)}, when root or options are given, got "
@@ -92,8 +96,19 @@ def parse_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _open(name: str, root: Path | None, options: Sequence[str]) -> EvaluationSet:
-    own = None if root is None else root / name
-    return open_evaluation_set(name, own if own is not None and own.is_dir() else root, **parse_options(options))
+    """Opens one set; the errors of its reader name what is typed on the command line."""
+    known = frozenset(set_options(name)) if name in SETS else frozenset[str]()
+    with spelled(Spelling(_FLAGS, known)):
+        given = parse_options(options)
+        if name in SETS and not known.issuperset(given):
+            unknown = ", ".join(option for option in given if option not in known)
+            raise ValueError(f"options (--options): {name} takes {', '.join(set_options(name))}, got {unknown}.")
+        return open_evaluation_set(name, root, **given)
+
+
+def _place(name: str, root: Path | None) -> Path | None:
+    """Returns the set's own folder within the root, if there is one, else the root."""
+    return root / name if root is not None and (root / name).is_dir() else root
 
 
 def _phantoms(session: Session, names: Sequence[str]) -> list[tuple[EvaluationSet, OwnPrompts]]:

@@ -1,12 +1,20 @@
 """Where pairs come from: drawn images, a csv, or WebDataset tars."""
 
+from recipes.data.arguments import DRAWN_FLAGS, Spelling, flags_of, spelled
 from recipes.data.pairs import PairSource, PairStream
 from recipes.data.phantom import phantom_modalities_source
 from recipes.data.tables.pairs import pair_manifest_source
 from recipes.data.tars.shards import shard_source
-from recipes.medmoe.config import Config
+from recipes.medmoe.config import Config, DataConfig, ModelConfig
+
+_RENAMED = {"seed": "split_seed", "train": "data", "val": "val_shards", "test": "test_shards"}
+"""Settings that are arguments of the readers under other names."""
+
+SPELLING = Spelling(flags_of([DataConfig, ModelConfig], renamed=_RENAMED))
+"""How the arguments of the readers are typed."""
 
 
+@spelled(SPELLING)
 def build_source(config: Config) -> PairSource:
     """Opens the pairs that ``config.data.data`` names.
 
@@ -19,12 +27,13 @@ def build_source(config: Config) -> PairSource:
     data = config.data
     if data.data == "phantom":
         sizes = data.phantom
-        return phantom_modalities_source(
-            train=sizes.train_studies,
-            val=sizes.val_studies,
-            test=sizes.test_studies,
-            size=config.model.image_size,
-        )
+        with spelled(Spelling(DRAWN_FLAGS)):
+            return phantom_modalities_source(
+                train=sizes.train_studies,
+                val=sizes.val_studies,
+                test=sizes.test_studies,
+                size=config.model.image_size,
+            )
     name = data.data.lower()
     if name.endswith((".csv", ".csv.gz")):
         m = data.manifest

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from moekit import all_reduce_stats
+from recipes.data.arguments import spelled
 from recipes.data.verify import verify_images
 from recipes.medmoe.build import load_model, new_model, save_architecture
 from recipes.medmoe.config import Config, TrainConfig
@@ -23,7 +24,7 @@ from recipes.medmoe.data.batches import (
     set_epoch,
     train_loader,
 )
-from recipes.medmoe.data.sources import build_source, train_texts
+from recipes.medmoe.data.sources import SPELLING, build_source, train_texts
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.pretrain.objective import pair_losses, step_loss
 from recipes.medmoe.pretrain.tally import batch_sums, means_of
@@ -80,7 +81,7 @@ def pretrain_one(config: Config) -> None:
     if checkpoint is not None:
         check_unchanged(out, source.splits(), data=config.data.data)
     if config.data.verify_images:
-        check_on_first_rank(fabric, lambda: verify_images(source.splits(), config.data.data))
+        check_on_first_rank(fabric, lambda: spelled(SPELLING)(verify_images)(source.splits(), config.data.data))
     # A run that goes on is built from its folder: no hub is asked again.
     model = new_model(config, train_texts(source)) if checkpoint is None else load_model(out, "last")[0]
     reader = reader_of(model)

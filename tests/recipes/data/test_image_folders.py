@@ -47,6 +47,6 @@ def test_truncated_images_are_found_before_they_are_needed(tmp_path):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) * 2 // 3])
     with pytest.raises(
-        ValueError, match=r"set\.csv: 2 of 4 images cannot be read: b\.jpg, c\.png \(cannot read .*--on-bad-image skip"
+        ValueError, match=r"set\.csv: 2 of 4 images cannot be read: b\.jpg, c\.png \(cannot read .*on_bad_image='skip'"
     ):
         verify_images(splits, "set.csv")

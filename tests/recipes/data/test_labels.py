@@ -103,7 +103,7 @@ def test_numbers_sort_as_numbers_and_given_classes_keep_their_order():
         ([""], {"task": "multi-label"}, r"needs at least 1 classes, got \[\]"),
         (["a", "b"], {"task": "ordinal-regression"}, "classes must be given, lowest first"),
         (["a", "b"], {"classes": ["a", "a", "b"]}, "classes must differ from each other"),
-        (["a"], {"classes": ["a", "n"], "negative_label": "n"}, "and from negative_label"),
+        (["a"], {"classes": ["a", "n"], "negative_label": "n"}, "and from the negative label"),
         (
             ["a"],
             {"task": "multi-class", "negative_label": "n"},

@@ -84,7 +84,7 @@ def test_a_similarity_out_of_range(table, similarity):
 
 def test_a_damaged_image_is_named(table):
     (table.parent / "5.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(ValueError, match=r"cannot read the image .*5\.png.*--on-bad-image skip"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*5\.png.*on_bad_image='skip'"):
         find_leaks(source_of(table))
 
 

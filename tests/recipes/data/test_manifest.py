@@ -159,7 +159,7 @@ def test_missing_and_empty_images_are_found_at_once(folder):
     (folder / "e.png").write_bytes(b"")
     with pytest.raises(
         ValueError,
-        match=r"2 of 5 images are missing or empty, looked for in .*: b\.png, e\.png\. Set image_root \(--image-root\)",
+        match=r"2 of 5 images are missing or empty, .*: b\.png, e\.png\. Set image_root to .*on_bad_image='skip'",
     ):
         manifest_source(csv, **COLUMNS)
 

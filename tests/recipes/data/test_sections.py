@@ -149,7 +149,7 @@ def test_a_section_that_no_text_has_is_an_error_that_lists_the_headers():
     texts = ["Impression: a", "Impression: b", "History: c", None]
     message = (
         r"text_section 'findings': 0 of 3 texts have this section, so no text would be left. They have "
-        r"'impression' \(2\), 'history' \(1\). Name one of these with --text-section"
+        r"'impression' \(2\), 'history' \(1\). Name one of these with text_section"
     )
     with pytest.raises(ValueError, match=message):
         sections_of(texts, "findings")

@@ -1,5 +1,6 @@
 """Errors of MedMoE's stages name the option of the command line that mends them."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.data.arguments import DRAWN_FLAGS
+from recipes.data.evaluation.sets import SETS, set_options
 from recipes.medmoe.__main__ import main, parse_pretrain
 from recipes.medmoe.data.labelled_sets import open_sets
-from recipes.medmoe.data.sources import build_source
+from recipes.medmoe.data.sources import SPELLING, build_source
 from recipes.medmoe.zero_shot.prompt_files import load_prompts
+from tests.recipes.messages import python_names
 
 
 @pytest.fixture
@@ -40,8 +44,9 @@ def csv(tmp_path):
     ],
 )
 def test_errors_over_tables_of_pairs(csv, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         build_source(parse_pretrain(["--preset", "tiny", "--data", str(csv), *options]))
+    assert not python_names(str(raised.value))
 
 
 def test_drawn_splits_follow_the_options(csv):
@@ -55,7 +60,7 @@ def test_drawn_splits_follow_the_options(csv):
 def test_errors_over_tars_sets_and_prompts(tmp_path):
     tar = str(tmp_path / "absent.tar")
     config = parse_pretrain(["--data", tar, "--val-shards", tar, "--test-shards", tar])
-    with pytest.raises(ValueError, match=r"1 of 1 tars do not exist: .* \(--data, --val-shards or --test-shards\)"):
+    with pytest.raises(ValueError, match=r"1 of 1 tars do not exist: .* \(--data, --val-shards, --test-shards\)"):
         build_source(config)
     session = SimpleNamespace(config=config)
     for arguments, message in (
@@ -91,3 +96,83 @@ def test_a_folder_that_does_not_exist_ends_every_stage_with_one_line(tmp_path, s
 def test_numbers_out_of_range_are_refused_before_the_run_is_opened(tmp_path, stage, options, message):
     with pytest.raises(SystemExit, match=message):
         main([stage, str(tmp_path), *options])
+
+
+def open_set(name, root=None, *options, csv=None):
+    session = SimpleNamespace(config=parse_pretrain(["--data", "own.csv"]))
+    return open_sets(session, names=[name] if name else [], root=root, csv=csv, options=options)
+
+
+def message_of(call, *arguments, **keywords):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011  # the caller looks at the message
+        call(*arguments, **keywords)
+    assert not python_names(str(raised.value)), raised.value
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(SETS) - {"csv"}))
+def test_errors_of_every_labelled_set_are_spelt_as_on_the_command_line(name, tmp_path):
+    takes = rf"^options \(--options\): {name} takes {', '.join(set_options(name))}, got colour\.$"
+    with pytest.raises(ValueError, match=takes):
+        open_set(name, tmp_path, "colour=1")
+    absent = message_of(open_set, name, tmp_path / "absent")
+    assert absent.startswith(("--root", "--set"))
+    assert "absent" in absent
+    assert str(tmp_path) in message_of(open_set, name, tmp_path)
+    if "on_bad_image" in set_options(name):
+        (tmp_path / "table.csv").write_text("image,label\n")
+        assert message_of(open_set, name, tmp_path / "table.csv", "on_bad_image=leave")
+
+
+def test_errors_of_sets_in_their_layouts_name_options(tmp_path):
+    table = tmp_path / "chexpert-5x200.csv"
+    header = "imgpath,Atelectasis,Cardiomegaly,Consolidation,Edema,Pleural Effusion,Report Impression"
+    table.write_text(f"{header}\na/patient1/1.jpg,1,0,0,0,0,none\n")
+    missing = message_of(open_set, "chexpert5x200", tmp_path)
+    assert "leave them out (--options on_bad_image=skip). --options image_root=VALUE is the folder" in missing
+    lacking = message_of(open_set, "chexpert5x200", tmp_path, "image_column=path")
+    assert lacking.endswith("Name the column with --options image_column=VALUE")
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}-acl.csv").write_text("0001,1\n")
+    assert "--options position=VALUE must lie between" in message_of(open_set, "acl", tmp_path, "position=2")
+    assert "--options plane=VALUE must be one of" in message_of(open_set, "acl", tmp_path, "plane=oblique")
+    unused = message_of(open_set, "acl", tmp_path, "image_root=images")
+    assert re.search("^--options image_root=VALUE: .*Leave it out.$", unused)
+    (tmp_path / "thyroid_test_fold1.csv").write_text("filename,kind\na.png,benign\n")
+    assert "Name the column with --options label_column=VALUE" in message_of(open_set, "thyroid", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["image_column=path"], r"lacks the column 'path'; .* Name the column with --options image_column=VALUE$"),
+        (["split_column=fold"], r"Name the column with --options split_column=VALUE \(None draws a split\)"),
+        (["only=kind=a"], r"lacks the column 'kind'; .*Name the column with --options only=VALUE"),
+        (["only=kind"], r"--options only=VALUE: a condition must be column=value, got 'kind'"),
+        (["only=label=c"], r"--options only=VALUE: no row has label=c; 'label' holds"),
+        (["split_column=split"], r"a split must be one of .*Name another column with --options split_column=VALUE"),
+        ([], r"4 of 4 images are missing .*--options on_bad_image=skip\)\. --options image_root=VALUE is the folder"),
+        (["on_bad_image=leave"], r"^--options on_bad_image=VALUE must be one of 'error', 'skip', got 'leave'"),
+        (["task=multi-class", "negative_label=a"], r"--options negative_label=VALUE is for multi-label tasks"),
+        (["classes=b,c"], r"'a' is none of the classes .*--options classes=VALUE.*--options negative_label=VALUE"),
+        (["task=ordinal-regression"], r"lowest first \(--options classes=VALUE\)"),
+        (["task=binary-class", "classes=a"], r"needs exactly 2 classes.*--options label_column=VALUE.*task=VALUE"),
+        (["splits=draw", "fractions=1,0,0"], r"^--options fractions=VALUE must be three positive numbers"),
+        (["modality=ct", "modality_column=image"], r"^give --options modality=VALUE or --options modality_column="),
+        (["splits=draw", "group_column=label"], r"groups: at least 3 are needed.*--options split_column=VALUE"),
+    ],
+)
+def test_errors_over_tables_of_labels_name_options(tmp_path, options, message):
+    rows = [f"{i}.png,{'ab'[i % 2]},dev" for i in range(4)]
+    (tmp_path / "set.csv").write_text("\n".join(["image,label,split", *rows]) + "\n")
+    if "splits=draw" in options:
+        for i in range(4):
+            Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / f"{i}.png")
+    assert re.search(message, message_of(open_set, "", None, *options, csv=tmp_path / "set.csv"))
+
+
+def test_flags_that_errors_name_exist(capsys):
+    with pytest.raises(SystemExit):
+        parse_pretrain(["--help"])
+    text = capsys.readouterr().out
+    assert [flag for flag in {*SPELLING.flags.values(), *DRAWN_FLAGS.values()} if flag not in text] == []

@@ -32,7 +32,7 @@ def settings(folder, *more):
 
 
 def test_the_error_names_the_option_and_the_option_does_what_it_says(folder):
-    with pytest.raises(ValueError, match=r"3 of 3 images are missing .*Set image_root \(--image-root\) to the folder"):
+    with pytest.raises(ValueError, match=r"3 of 3 images are missing .*Set --image-root to the folder"):
         build_source(settings(folder))
     config = settings(folder, "--image-root", str(folder))
     assert Config.from_json(config.to_json()) == config

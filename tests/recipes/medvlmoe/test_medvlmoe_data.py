@@ -171,7 +171,7 @@ def test_the_images_of_a_table_may_lie_in_another_folder(tmp_path):
         rows.append(f"set/train/{i}.png,{reports[i]},{split},{i % 2}.0")
     (tmp_path / "set" / "train.csv").write_text("\n".join(rows) + "\n")
     options = ["--data", str(tmp_path / "set" / "train.csv"), "--image-column", "Path", "--label-columns", "Edema"]
-    with pytest.raises(ValueError, match=r"6 of 6 images are missing .*Set image_root \(--image-root\) to the folder"):
+    with pytest.raises(ValueError, match=r"6 of 6 images are missing .*Set --image-root to the folder"):
         build_source(parse_train(options).data, 64)
     options += ["--image-root", str(tmp_path), "--text-column", "report", "--text-section", "findings"]
     config = parse_train([*options, "--force-dicom"]).data

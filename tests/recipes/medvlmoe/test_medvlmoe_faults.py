@@ -1,22 +1,27 @@
 """Faults of users and of files end in one line that names the file and the option."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from recipes.data.__main__ import parse_check
+from recipes.data.arguments import DRAWN_FLAGS
 from recipes.medmoe.__main__ import parse_pretrain
 from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.__main__ import parse_train
 from recipes.medvlmoe.build import load_model
-from recipes.medvlmoe.data import build_source
+from recipes.medvlmoe.data import SPELLING, build_source, texts_of
 from recipes.shared import strategy
 from recipes.shared.runs import read_json, write_json
+from tests.recipes import chest_folders as folders
 from tests.recipes.medvlmoe.conftest import SMALL
+from tests.recipes.messages import python_names
 
 
 @pytest.fixture
@@ -180,25 +185,81 @@ def test_labels_are_read_by_options_of_the_command_line(note_table):
         (["--split-column", "fold"], r"lacks the column 'fold'; .* --split-column \(None draws a split\)"),
         (["--split-column", "sick"], r"a split must be one of .*Name another column with --split-column"),
         (["--image-root", "/nowhere"], r"12 of 12 images are missing .*--image-root.*--on-bad-image skip"),
-        (["--label-columns", "clinical"], r"a label must be 1, 0, -1 .* read with label_column \(--label-column\)"),
+        (["--label-columns", "clinical"], r"a label must be 1, 0, -1 .* read with --label-column"),
         (
             ["--label-column", "clinical"],
-            r"give either label_columns .*--label-columns.* or label_column .*--label-column",
+            r"give either --label-columns .* or --label-column ",
         ),
-        (["--negative-label", "none"], r"negative_label is for label_column.*--negative-label"),
-        (["--classes", "a", "b"], r"classes must give 1 different names .*--classes"),
+        (["--negative-label", "none"], r"--negative-label is for --label-column"),
+        (["--classes", "a", "b"], r"--classes must give 1 different names "),
         (["--task", "multi-class"], r"needs exactly one 1 .*--task multi-label"),
         (["--group-column", "sick"], r"groups must not cross splits.*--split-column None.*--group-column"),
         (["--data", "brestmnist"], r"is no flag of MedMNIST"),
         (
             ["--data", "breastmnist", "--data-root", "/nowhere"],
-            r"does not exist\. Pass .*--download.*--data-root.*--data",
+            r"--data: .*does not exist\. Pass --download, or --data-root, ",
         ),
     ],
 )
 def test_errors_name_the_option_that_mends_them(note_table, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as raised:
         build_source(parse_train(["--data", str(note_table), *SMALL, *options]).data, 32)
+    assert not python_names(str(raised.value))
+
+
+def test_errors_over_sets_of_radiographs_name_flags(tmp_path):
+    roots = {
+        "chestxray14": folders.chestxray14(tmp_path / "a"),
+        "chexpert": folders.chexpert_folder(tmp_path / "b"),
+        "mimic-cxr": folders.mimic_cxr_folder(tmp_path / "c"),
+        "openi": folders.openi_folder(tmp_path / "d"),
+    }
+    cases = [
+        ("chestxray14", ["--uncertain", "ones"], "leave --uncertain and --blank out"),
+        ("openi", ["--views", "frontal"], "--views: openi names no views"),
+        ("chexpert", ["--views", "oblique"], "--views: no row of"),
+        ("mimic-cxr", ["--text-section", "findings,"], "--text-section must name a section"),
+        ("openi", ["--fractions", "0", "0.5", "0.5"], "--fractions must be three positive numbers"),
+    ]
+    for name, options, expected in cases:
+        data = parse_train(["--data", f"{name}:{roots[name]}", *options]).data
+        with pytest.raises(ValueError, match=re.escape(expected)) as raised:
+            texts_of(build_source(data, 32).train, data)
+        assert not python_names(str(raised.value))
+    for name, root in roots.items():
+        image = next(path for path in sorted(root.rglob("*")) if path.suffix in (".png", ".jpg"))
+        image.unlink()
+        with pytest.raises(ValueError, match=r"missing or empty.*\(--on-bad-image skip\)") as raised:
+            build_source(parse_train(["--data", f"{name}:{root}"]).data, 32)
+        assert not python_names(str(raised.value))
+    (roots["chestxray14"] / "test_list.txt").unlink()
+    with pytest.raises(ValueError, match=r"lacks test_list\.txt.*\(--no-official-splits\)"):
+        build_source(parse_train(["--data", f"chestxray14:{roots['chestxray14']}"]).data, 32)
+
+
+def test_predict_names_only_flags_that_it_has(note_table, image_run, tmp_path):
+    (tmp_path / "new.csv").write_text("image\nabsent.png\n")
+    run = ["predict", str(image_run), "--csv", str(tmp_path / "new.csv"), "--out", str(tmp_path / "out.csv")]
+    with pytest.raises(SystemExit, match=r"1 of 1 images are missing .* Set --image-root to .* or remove such rows\.$"):
+        cli.main(run)
+    with pytest.raises(SystemExit, match=r"lacks the column 'scan'; .* Name the column with --image-column$"):
+        cli.main([*run, "--image-column", "scan"])
+
+
+@pytest.mark.parametrize(
+    ("command", "spelling"),
+    [
+        (parse_train, {*SPELLING.flags.values(), *DRAWN_FLAGS.values()}),
+        (parse_check, set(SPELLING.flags.values())),
+        (lambda options: cli.main(["external", *options]), set(SPELLING.flags.values())),
+        (lambda options: cli.main(["predict", *options]), set(predict.SPELLING.flags.values())),
+    ],
+)
+def test_flags_that_errors_name_exist(command, spelling, capsys):
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    text = capsys.readouterr().out
+    assert [flag for flag in spelling if flag not in text] == []
 
 
 @pytest.mark.parametrize("recipe", ["medvlmoe", "medmoe"])

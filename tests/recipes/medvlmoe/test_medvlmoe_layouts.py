@@ -105,7 +105,7 @@ def test_a_section_that_no_report_of_a_set_has(tmp_path):
 
     manifest = ManifestConfig(text_section="history,technique")
     config = DataConfig(data=f"openi:{folders.openi_folder(tmp_path)}", manifest=manifest)
-    with pytest.raises(ValueError, match=r"text_section 'history,technique': 0 of \d+ texts have this section"):
+    with pytest.raises(ValueError, match=r"--text-section 'history,technique': 0 of \d+ texts have this section"):
         texts_of(build_source(config, 64).train, config)
 
 

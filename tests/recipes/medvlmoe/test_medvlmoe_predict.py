@@ -75,7 +75,7 @@ def test_a_note_without_headers_is_used_whole(folder):
 
 
 def test_a_report_without_the_section_is_refused(folder):
-    with pytest.raises(ValueError, match=r"text_section 'indication': 0 of 1 texts have this .*'impression' \(1\)"):
+    with pytest.raises(ValueError, match=r"section 'indication': 0 of 1 texts have this .*'impression' \(1\)"):
         predict.main(folder / "run", images=[folder / "images" / "3.png"], text="Impression: none")
 
 
@@ -142,5 +142,5 @@ def test_a_section_that_no_report_has_stops_the_training(folder, tmp_path):
     config = Config.from_json(read_json(folder / "run" / "config.json"))
     manifest = replace(config.data.manifest, text_section="technique")
     config = replace(config, out=tmp_path / "run", data=replace(config.data, manifest=manifest))
-    with pytest.raises(ValueError, match=r"text_section 'technique': 0 of 12 texts have this section"):
+    with pytest.raises(ValueError, match=r"--text-section 'technique': 0 of 12 texts have this section"):
         train.main(config)

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.data.arguments import argument
 from recipes.data.phantom.arguments import check_sizes
 from recipes.data.phantom.chest.reports import Person
 from recipes.data.phantom.chest.split import RadiographSplit
@@ -86,7 +87,7 @@ def phantom_hard_source(
     check_sizes(smallest_side=MIN_SIZE, seed=seed, size=size, **counts)
     if isinstance(num_contexts, bool) or num_contexts not in range(2, MAX_CONTEXTS + 1, 2):
         raise ValueError(
-            f"num_contexts (--num-contexts): expected an even number from 2 to {MAX_CONTEXTS}, got {num_contexts!r}."
+            f"{argument('num_contexts')}: expected an even number from 2 to {MAX_CONTEXTS}, got {num_contexts!r}."
         )
     splits = {
         split: PhantomHardSplit(

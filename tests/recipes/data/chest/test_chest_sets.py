@@ -179,7 +179,7 @@ def test_names_and_folders():
     assert split_name("openi:~/x") == ("openi", str(Path.home() / "x"))
     assert split_name("C:/data.csv") is None
     assert split_name("breastmnist") is None
-    with pytest.raises(ValueError, match=r"data: mimic-cxr needs its folder: --data mimic-cxr:FOLDER"):
+    with pytest.raises(ValueError, match=r"data: mimic-cxr needs its folder, mimic-cxr:FOLDER"):
         split_name("mimic-cxr")
 
 
@@ -187,7 +187,7 @@ def test_drawn_splits_keep_patients_together(tmp_path):
     root = folders.chestxray14(tmp_path)
     for name in ("train_val_list.txt", "test_list.txt"):
         (root / name).unlink()
-    with pytest.raises(ValueError, match=r"lacks train_val_list\.txt.*--no-official-splits"):
+    with pytest.raises(ValueError, match=r"lacks train_val_list\.txt.*official_splits=False"):
         chestxray14_source(root, PLAIN)
     source = chestxray14_source(root, ChestOptions(official_splits=False))
     train, val, test = groups(source)

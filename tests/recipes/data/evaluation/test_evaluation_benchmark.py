@@ -79,12 +79,10 @@ def test_refuses_slices_of_one_exam_in_two_splits(knee, table, picture):
 def test_refuses_missing_columns_words_and_images(knee, table):
     test = knee / "dataframe" / "test_fold1.csv"
     table(test, ["file_name", "acl_label"], [("x.png", "yes")])
-    with pytest.raises(
-        ValueError, match=r"test_fold1\.csv: lacks a column for image_column: expected one of .* it has"
-    ):
+    with pytest.raises(ValueError, match=r"test_fold1\.csv: lacks a column of images: expected one of .* it has"):
         knee_set(knee, "acl")
     table(test, ["filename", "tear"], [("x.png", "yes")])
-    with pytest.raises(ValueError, match=r"test_fold1\.csv: lacks a column for label_column"):
+    with pytest.raises(ValueError, match=r"test_fold1\.csv: lacks a column of labels"):
         knee_set(knee, "acl")
     with pytest.raises(ValueError, match=r"lacks the column 'rupture'"):
         knee_set(test, "acl", label_column="rupture")

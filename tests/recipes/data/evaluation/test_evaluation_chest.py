@@ -72,7 +72,7 @@ def test_chexpert_refuses_damage(chexpert):
     with pytest.raises(ValueError, match=r"chexpert-5x200\.csv: lacks the column 'Report Impression'; it has"):
         chexpert_5x200(root)
     write(header=["", "picture", *HEADER[2:]])
-    with pytest.raises(ValueError, match=r"chexpert-5x200\.csv: lacks a column for image_column: expected one of"):
+    with pytest.raises(ValueError, match=r"chexpert-5x200\.csv: lacks a column of images: expected one of"):
         chexpert_5x200(root)
     assert len(chexpert_5x200(root, image_column="picture").splits["test"]) == 5
     write([*rows[:4], [*rows[4][:4], "2", *rows[4][5:]]])
