@@ -15,13 +15,18 @@ from moekit.checks import (
 )
 
 
-def check_scale(name: str, value: float) -> None:
-    """Raises ``ValueError`` unless ``value`` is positive and finite."""
+def check_scale(name: str, value: float | Tensor) -> None:
+    """Raises ``ValueError`` unless ``value`` is positive and finite, or a tensor of one number, which is not read."""
+    if isinstance(value, Tensor):
+        check_floating(name, value)
+        if value.ndim:
+            raise ValueError(f"{name} must be a tensor of no dimension or a number, got shape {tuple(value.shape)}.")
+        return
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
-def check_scales(name: str, values: tuple[float, ...], meanings: str) -> None:
+def check_scales(name: str, values: tuple[float | Tensor, ...], meanings: str) -> None:
     """Raises ``ValueError`` unless there is one positive number for each of ``meanings``, split at commas."""
     expected = meanings.count(",") + 1
     if len(values) != expected:
@@ -60,3 +65,10 @@ def check_pairs(regions: Tensor, words: Tensor) -> None:
             f"words must hold one text per image, {regions.shape[0]} as in regions, got {words.shape[0]}. "
             "local_scores compares any number of texts with any number of images."
         )
+
+
+def check_region_mask(region_mask: Tensor | None, regions: Tensor) -> None:
+    """Raises ``ValueError`` unless the mask, where there is one, fits the regions."""
+    if region_mask is not None:
+        check_mask("region_mask", region_mask, regions.shape[:2])
+        check_same_device("region_mask", region_mask, "regions", regions)

@@ -12,7 +12,9 @@ maximum in place of the sum. Backward from ``g = d loss / d x``, with ``n = |w||
     da = dc·v                      dv = a dc + ds w
     dq = τ1 a (da - Σ a da)        ds = q (dq - Σ q dq)
 
-The inner sums ``Σ a da = dc·c`` over regions need no tensor of the size of the attention.
+The inner sums ``Σ a da = dc·c`` over regions need no tensor of the size of the attention. The gradient of ``τ1`` is
+``Σ a (da - Σ a da) q = Σ dq q / τ1``, which is ``Σ w·(Σ ds v) / τ1`` where ``q = s``. Regions that a mask leaves out
+have no weight, so none of these sums sees them.
 
 Shape letters: B images, M regions of an image, T texts, N words of a text, D width; C texts of a chunk.
 """
@@ -35,14 +37,12 @@ class Form(NamedTuple):
     """Options of the scores.
 
     Attributes:
-        attention_scale: τ1.
         word_scale: τ2.
         aggregation: ``"mean"``, ``"sum"`` or ``"max"``.
         word_softmax: Whether words compete for regions.
         chunk_size: Texts at a time.
     """
 
-    attention_scale: float
     word_scale: float
     aggregation: str
     word_softmax: bool
@@ -67,40 +67,49 @@ class _Cosine(NamedTuple):
 
 
 class ChunkedScores(torch.autograd.Function):
-    """``apply(regions (B, M, D), words (T, N, D), word_mask (T, N), form)`` gives scores (B, T).
+    """Scores (B, T) of regions (B, M, D), words (T, N, D), τ1 (), masks (T, N) and (B, M) or None, and a form.
 
-    Words must be zeros where the mask is False. Matrix products are in the dtype of the input, all else in
-    float32 (or float64). Differentiating the backward again raises.
+    Regions and words must be zeros where their mask is False; τ1 is a tensor, so that it may be trained. Matrix
+    products are in the dtype of the input, all else in float32 (or float64). Differentiating the backward again raises.
     """
 
     @staticmethod
-    def forward(ctx: Any, regions: Tensor, words: Tensor, word_mask: Tensor, form: Form) -> Tensor:
+    def forward(
+        ctx: Any,
+        regions: Tensor,
+        words: Tensor,
+        attention_scale: Tensor,
+        word_mask: Tensor,
+        region_mask: Tensor | None,
+        form: Form,
+    ) -> Tensor:
         """Computes the scores, chunk by chunk."""
-        ctx.save_for_backward(regions, words, word_mask)
+        ctx.save_for_backward(regions, words, attention_scale, word_mask, region_mask)
         ctx.form = form
         scores = regions.new_empty(regions.shape[0], words.shape[0], dtype=_wide(regions))
         with no_autocast(regions.device.type):
             for part in _chunks(words.shape[0], form.chunk_size):
-                attended = _attend(regions, words[part], word_mask[part], form)
+                attended = _attend(regions, words[part], attention_scale, word_mask[part], region_mask, form)
                 similarity = _cosine(attended.contexts, words[part]).value
                 scores[:, part] = _aggregate(similarity, word_mask[part], form)
         return scores
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Computes the gradients of regions and words."""
-        regions, words, word_mask = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
+    def backward(
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        """Computes the gradients of regions, words and the scale of the attention."""
+        needed = ctx.needs_input_grad[:3]
         # torch's own types leave the result of apply unknown.
         gradients = cast(
-            tuple[Tensor | None, Tensor | None],
-            _Gradients.apply(grad_outputs[0], regions, words, word_mask, ctx.form, needed),
+            tuple[Tensor | None, Tensor | None, Tensor | None],
+            _Gradients.apply(grad_outputs[0], *ctx.saved_tensors, ctx.form, needed),
         )
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 class _Gradients(torch.autograd.Function):
-    """Gradients of regions and words; a function of its own, so that a second derivative raises."""
+    """Gradients of the inputs; a function of its own, so that a second derivative raises."""
 
     @staticmethod
     def forward(
@@ -108,21 +117,26 @@ class _Gradients(torch.autograd.Function):
         grad: Tensor,
         regions: Tensor,
         words: Tensor,
+        attention_scale: Tensor,
         word_mask: Tensor,
+        region_mask: Tensor | None,
         form: Form,
-        needed: tuple[bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Adds the gradients up chunk by chunk."""
         wide = _wide(regions)
         grad_regions = torch.zeros_like(regions, dtype=wide) if needed[0] else None
         grad_words = torch.empty_like(words, dtype=wide) if needed[1] else None
+        grad_scale = torch.zeros_like(attention_scale, dtype=wide) if needed[2] else None
         with no_autocast(regions.device.type):
             for part in _chunks(words.shape[0], form.chunk_size):
-                into = None if grad_words is None else grad_words[part]
-                _add_gradients(regions, words[part], word_mask[part], grad[:, part], form, grad_regions, into)
+                into = _Sums(grad_regions, None if grad_words is None else grad_words[part], grad_scale)
+                chunk = (words[part], attention_scale, word_mask[part], region_mask)
+                _add_gradients(regions, *chunk, grad[:, part], form, into)
         return (
             None if grad_regions is None else grad_regions.to(regions.dtype),
             None if grad_words is None else grad_words.to(words.dtype),
+            None if grad_scale is None else grad_scale.to(attention_scale.dtype),
         )
 
     @staticmethod
@@ -150,7 +164,12 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _attend(
-    regions: Float[Tensor, "B M D"], words: Float[Tensor, "C N D"], mask: Bool[Tensor, "C N"], form: Form
+    regions: Float[Tensor, "B M D"],
+    words: Float[Tensor, "C N D"],
+    attention_scale: Float[Tensor, ""],
+    mask: Bool[Tensor, "C N"],
+    region_mask: Bool[Tensor, "B M"] | None,
+    form: Form,
 ) -> _Attended:
     """Computes the attention of a chunk: weights (B, C, N, M) and contexts (B, C, N, D)."""
     wide = _wide(regions)
@@ -162,12 +181,24 @@ def _attend(
         # The least finite number rather than -inf: no NaN where a text has no word.
         logits = logits.masked_fill_(~mask.unsqueeze(2), torch.finfo(wide).min).softmax(dim=2)
         over_words = logits
-        over_regions = (logits * form.attention_scale).softmax(dim=3)
+        logits = logits * attention_scale
     else:
-        over_regions = logits.mul_(form.attention_scale).softmax(dim=3)
+        logits = logits.mul_(attention_scale)
+    over_regions = softmax_over_regions(logits, region_mask)
     del logits
     contexts = torch.bmm(over_regions.view(batch, -1, num_regions).to(regions.dtype), regions)
     return _Attended(over_words, over_regions, contexts.to(wide).view(batch, *mask.shape, width))
+
+
+def softmax_over_regions(
+    logits: Float[Tensor, "B *rows M"], region_mask: Bool[Tensor, "B M"] | None
+) -> Float[Tensor, "B *rows M"]:
+    """Computes the softmax over the regions that count; zeros for those that do not, and for an image without any."""
+    if region_mask is None:
+        return logits.softmax(dim=-1)
+    left_out = ~region_mask.view(len(region_mask), *[1] * (logits.ndim - 2), -1)
+    # The least finite number rather than -inf: no NaN where an image has no region.
+    return logits.masked_fill(left_out, torch.finfo(logits.dtype).min).softmax(dim=-1).masked_fill(left_out, 0.0)
 
 
 def _cosine(contexts: Float[Tensor, "B C N D"], words: Float[Tensor, "C N D"]) -> _Cosine:
@@ -204,17 +235,27 @@ def _word_shares(similarity: Float[Tensor, "B C N"], mask: Bool[Tensor, "C N"], 
     return torch.where(mask, shares, 0.0)
 
 
+class _Sums(NamedTuple):
+    """Where gradients add up; None for what needs none."""
+
+    regions: Tensor | None
+    words: Tensor | None
+    scale: Tensor | None
+
+
 def _add_gradients(
     regions: Float[Tensor, "B M D"],
     words: Float[Tensor, "C N D"],
+    attention_scale: Float[Tensor, ""],
     mask: Bool[Tensor, "C N"],
+    region_mask: Bool[Tensor, "B M"] | None,
     grad: Float[Tensor, "B C"],
     form: Form,
-    grad_regions: Float[Tensor, "B M D"] | None,
-    grad_words: Float[Tensor, "C N D"] | None,
+    into: _Sums,
 ) -> None:
-    """Adds a chunk's part to the gradient of the regions and writes the gradient of its words."""
-    over_words, attention, contexts = _attend(regions, words, mask, form)
+    """Adds a chunk's part to the gradients of the regions and the scale, and writes the gradient of its words."""
+    grad_regions, grad_words, grad_scale = into
+    over_words, attention, contexts = _attend(regions, words, attention_scale, mask, region_mask, form)
     batch, num_regions, width = regions.shape
     wide_words = words.to(contexts.dtype)
     cosine = _cosine(contexts, words)
@@ -238,8 +279,11 @@ def _add_gradients(
     if grad_regions is not None:
         _add_product(grad_regions, attention.view(batch, -1, num_regions).to(regions.dtype).mT, low_grad_contexts)
     grad_logits = torch.bmm(low_grad_contexts, regions.mT).to(attention.dtype).view_as(attention)
-    grad_logits.sub_(inner.unsqueeze(3)).mul_(attention).mul_(form.attention_scale)
+    grad_logits.sub_(inner.unsqueeze(3)).mul_(attention)
     del attention
+    if over_words is not None and grad_scale is not None:
+        grad_scale.add_(torch.dot(grad_logits.flatten(), over_words.flatten()))
+    grad_logits.mul_(attention_scale)
     if over_words is not None:
         grad_logits.mul_(over_words)
         grad_logits.addcmul_(over_words, grad_logits.sum(dim=2, keepdim=True), value=-1)
@@ -247,8 +291,14 @@ def _add_gradients(
     low_grad_logits = grad_logits.view(batch, -1, num_regions).to(regions.dtype)
     if grad_regions is not None:
         _add_product(grad_regions, low_grad_logits.mT, words.reshape(1, -1, width).expand(batch, -1, -1))
+    scale_by_dots = grad_scale is not None and not form.word_softmax
+    if grad_words is None and not scale_by_dots:
+        return
+    by_image = torch.bmm(low_grad_logits, regions)
+    if grad_scale is not None and scale_by_dots:
+        along = by_image.sum(dim=0, dtype=grad_scale.dtype).view_as(words)
+        grad_scale.add_(torch.dot(along.flatten(), wide_words.flatten()) / attention_scale)
     if grad_words is not None:
-        by_image = torch.bmm(low_grad_logits, regions)
         grad_words.add_(by_image.sum(dim=0, dtype=grad_words.dtype).view_as(grad_words))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from moekit.checks import check_choice
 from moekit.contrastive._checks import check_pairs, check_regions_and_words, check_scales, check_text_ids
 from moekit.contrastive._positives import cross_entropy_to_all, equal_ids
-from moekit.contrastive.attention import attention_maps
+from moekit.contrastive.attention import Similarity, attention_maps
 from moekit.contrastive.scores import local_scores
 
 GLORIA_TEMPERATURES = (4.0, 5.0, 10.0)
@@ -38,9 +38,11 @@ def local_contrastive_loss(
     words: Float[Tensor, "B N D"],
     word_mask: Bool[Tensor, "B N"],
     *,
-    temperatures: tuple[float, float, float] = GLORIA_TEMPERATURES,
+    temperatures: tuple[float | Float[Tensor, ""], float, float] = GLORIA_TEMPERATURES,
     aggregation: Literal["mean", "sum"] = "mean",
     word_softmax: bool = True,
+    similarity: Similarity = "dot",
+    region_mask: Bool[Tensor, "B M"] | None = None,
     text_ids: Int[Tensor, "B"] | None = None,
     chunk_size: int | None = None,
     need_attention: bool = False,
@@ -60,8 +62,11 @@ def local_contrastive_loss(
         words: Words, shape (B, N, D), e.g. of :func:`aggregate_word_pieces`.
         word_mask: True at words, shape (B, N); values elsewhere never matter.
         temperatures: GLoRIA's ``temp1`` (attention), ``temp2`` (words) and ``temp3`` (scores), which multiply.
+            The first may be a tensor of no dimension, which then gets its gradient.
         aggregation: Over the exponentials of words: ``"mean"``; or ``"sum"``, as in GLoRIA, which favours long texts.
         word_softmax: Whether words compete for a region, as in GLoRIA's code; False is the attention of its paper.
+        similarity: ``"dot"``, as in GLoRIA, or ``"cosine"``: see :func:`attention_maps`.
+        region_mask: True at regions that count, shape (B, M); values elsewhere never matter. All count by default.
         text_ids: Equal ids mark equal texts, shape (B,), all of which are positives with equal weight. By default
             every text is different.
         chunk_size: Texts at a time; by default as many as fit 128 MiB.
@@ -96,12 +101,22 @@ def local_contrastive_loss(
         temperatures=temperatures[:2],
         aggregation=aggregation,
         word_softmax=word_softmax,
+        similarity=similarity,
+        region_mask=region_mask,
         chunk_size=chunk_size,
     )
     loss = _symmetric_loss(scores * temperatures[2], word_mask.any(dim=1), text_ids)
     if not need_attention:
         return LocalContrast(loss, scores, None)
-    attention = attention_maps(regions, words, word_mask, temperature=temperatures[0], word_softmax=word_softmax)
+    attention = attention_maps(
+        regions,
+        words,
+        word_mask,
+        temperature=temperatures[0],
+        word_softmax=word_softmax,
+        similarity=similarity,
+        region_mask=region_mask,
+    )
     return LocalContrast(loss, scores, attention)
 
 

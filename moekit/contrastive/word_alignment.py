@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moekit.checks import check_choice
 from moekit.contrastive._checks import check_pairs, check_regions_and_words, check_scale
-from moekit.contrastive.attention import attention_maps
+from moekit.contrastive.attention import Similarity, attention_maps, prepared
 from moekit_kernels.autocast import autocast, no_autocast
 
 
@@ -36,6 +36,8 @@ def word_alignment_loss(
     *,
     temperature: float,
     aggregation: Literal["mean", "sum"] = "mean",
+    similarity: Similarity = "dot",
+    region_mask: Bool[Tensor, "B M"] | None = None,
     need_attention: bool = False,
 ) -> WordAlignment:
     """Aligns each word with the regions that it attends to, against the other words of its text.
@@ -55,6 +57,9 @@ def word_alignment_loss(
         word_mask: True at words, shape (B, N); values elsewhere never matter.
         temperature: τ, which divides. MedMoE does not print its value.
         aggregation: Over the losses of a text's words, ``"mean"``; or ``"sum"``, as printed, which favours long texts.
+        similarity: Of words and regions in the attention, ``"dot"`` as printed, or ``"cosine"``: see
+            :func:`attention_maps`.
+        region_mask: True at regions that count, shape (B, M); values elsewhere never matter. All count by default.
         need_attention: Whether to return attention maps.
 
     Returns:
@@ -77,7 +82,16 @@ def word_alignment_loss(
     check_regions_and_words(regions, words, word_mask, "B, N, D")
     check_pairs(regions, words)
     check_scale("temperature", temperature)
-    attention = attention_maps(regions, words, word_mask, temperature=1 / temperature, word_softmax=False)
+    attention = attention_maps(
+        regions,
+        words,
+        word_mask,
+        temperature=1 / temperature,
+        word_softmax=False,
+        similarity=similarity,
+        region_mask=region_mask,
+    )
+    regions, words = prepared(regions, words, word_mask, region_mask, similarity)
     loss = _within_texts(attention, regions, words, word_mask, temperature, aggregation)
     return WordAlignment(loss, attention if need_attention else None)
 
@@ -91,7 +105,7 @@ def _within_texts(
     aggregation: str,
 ) -> Float[Tensor, ""]:
     """Computes the mean over texts with words of the mean or sum of their words' cross entropies."""
-    regions, words = autocast(regions), torch.where(word_mask.unsqueeze(2), words, 0.0)
+    regions = autocast(regions)
     with no_autocast(regions.device.type):
         contexts = (attention.to(regions.dtype) @ regions).to(attention.dtype)
         words = F.normalize(words.to(attention.dtype), dim=2)

@@ -58,10 +58,13 @@ class CrossScaleExperts(Experts):
         depth: See :class:`CrossScaleExpert`; so are the following.
         norm: ``"batch"`` or ``"group"``.
         groups: Groups of ``"group"``.
-        align_to: Index of the map that sets the size of the output.
+        align_to: Index of the map that sets the size of the output; one of ``scales``.
         logits_at: Where the scales are scored.
         hidden_dim: Hidden width of the heads that score.
         kernel_size: Of the convolutions.
+        scales: Indices of the maps that the experts read, such as ``(0, 1)`` for the two finest of a pyramid from fine
+            to coarse; all by default. A location of a coarse map has seen most of the image, so features mixed with
+            it say what is in the image and not where. Maps that are left out get no weights and no gradients.
         batching: See above.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
@@ -97,6 +100,7 @@ class CrossScaleExperts(Experts):
         logits_at: LogitsAt = "own",
         hidden_dim: int | None = None,
         kernel_size: int = 3,
+        scales: Sequence[int] | None = None,
         batching: Batching = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -107,16 +111,17 @@ class CrossScaleExperts(Experts):
         self.dim = dim
         self.num_experts = num_experts
         self.align_to = align_to
+        self.scales = _checked_scales(scales, len(self.channels), align_to)
         self.batching: Batching = batching
         self._check_settings()
         self.experts = nn.ModuleList(
             CrossScaleExpert(
-                channels,
+                [self.channels[scale] for scale in self.scales],
                 dim,
                 depth=depth,
                 norm=norm,
                 groups=groups,
-                align_to=align_to,
+                align_to=self._align_to_read,
                 logits_at=logits_at,
                 hidden_dim=hidden_dim,
                 kernel_size=kernel_size,
@@ -125,7 +130,7 @@ class CrossScaleExperts(Experts):
             )
             for _ in range(num_experts)
         )
-        self._make_read_only("channels", "dim", "num_experts", "align_to", "token_ndim", "takes_pyramid")
+        self._make_read_only("channels", "dim", "num_experts", "align_to", "scales", "token_ndim", "takes_pyramid")
 
     def reset_parameters(self) -> None:
         """Draws the weights of all experts anew."""
@@ -148,7 +153,7 @@ class CrossScaleExperts(Experts):
         Raises:
             ValueError: If ``maps``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
-        check_maps(maps, self.channels)
+        maps = self._read(maps)
         check_plan(maps[0], plan, gates, self.num_experts)
         if self._fixed(plan):
             rows = fixed_outputs(self._readable(maps), maps, plan)
@@ -166,13 +171,13 @@ class CrossScaleExperts(Experts):
             plan: A plan of one slot per sample.
 
         Returns:
-            Weights that sum to 1 over the scales, ``(B, L, H, W)``, in float32 or wider.
+            Weights that sum to 1 over the scales, ``(B, L, H, W)``, in float32 or wider; L are those of ``scales``.
 
         Raises:
             ValueError: If ``maps`` and ``plan`` do not fit each other or the weights, or ``plan`` has several slots
                 per sample.
         """
-        check_maps(maps, self.channels)
+        maps = self._read(maps)
         if plan.row_of_slot is None or plan.row_of_slot.shape[1] != 1:
             raise ValueError(
                 "plan must have one slot per sample for scale_weights, "
@@ -182,7 +187,7 @@ class CrossScaleExperts(Experts):
         if self._fixed(plan):
             rows = fixed_weights(self._readable(maps), maps, plan)
         else:
-            rows = self._loop(maps, plan, len(self.channels), scale_weights=True)
+            rows = self._loop(maps, plan, len(self.scales), scale_weights=True)
         return rows.index_select(0, plan.row_of_slot.flatten())
 
     def run_all(self, maps: Sequence[Float[Tensor, "..."]]) -> Float[Tensor, "B K D H W"]:
@@ -199,20 +204,33 @@ class CrossScaleExperts(Experts):
         Raises:
             ValueError: If the maps do not fit.
         """
-        check_maps(maps, self.channels)
+        maps = self._read(maps)
         return torch.stack([expert(maps) for expert in self.experts], dim=1)
 
     def extra_repr(self) -> str:
         """Shows the settings that the experts do not show."""
-        return f"num_experts={self.num_experts}, batching={self.batching!r}"
+        all_scales = len(self.scales) == len(self.channels)
+        return f"num_experts={self.num_experts}, batching={self.batching!r}" + (
+            "" if all_scales else f", scales={self.scales}"
+        )
 
     def _check_settings(self) -> None:
         check_choice("batching", self.batching, BATCHINGS)
 
+    @property
+    def _align_to_read(self) -> int:
+        """Index of the map that sets the size of the output, among those that are read."""
+        return self.scales.index(self.align_to % len(self.channels))
+
+    def _read(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Checks a pyramid and returns the maps of it that the experts read."""
+        check_maps(maps, self.channels)
+        return [maps[scale] for scale in self.scales]
+
     def _readable(self, maps: Sequence[Tensor]) -> list[CrossScaleExpert]:
         """Returns the experts, after checking that their layers are the ones whose weights will be read."""
         experts = [readable(expert, f"experts[{index}]") for index, expert in enumerate(self.experts)]
-        check_maps(maps, self.channels, experts[0].attention.projection(0))
+        check_maps(maps, experts[0].attention.channels, experts[0].attention.projection(0))
         return experts
 
     def _fixed(self, plan: DispatchPlan) -> bool:
@@ -237,5 +255,17 @@ class CrossScaleExperts(Experts):
         unassigned = plan.token_of_row.shape[0] - bounds[-1]
         if unassigned or not parts:
             like = parts[0] if parts else maps[0]
-            parts.append(like.new_zeros(unassigned, width, *maps[self.align_to].shape[-2:]))
+            parts.append(like.new_zeros(unassigned, width, *maps[self._align_to_read].shape[-2:]))
         return torch.cat(parts)
+
+
+def _checked_scales(scales: Sequence[int] | None, count: int, align_to: int) -> tuple[int, ...]:
+    """Returns the indices of the maps that are read, after checking them and that ``align_to`` is among them."""
+    if not -count <= align_to < count:
+        raise ValueError(f"align_to must be the index of one of the {count} maps, got {align_to}.")
+    chosen = tuple(range(count)) if scales is None else tuple(scales)
+    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
+        raise ValueError(f"scales must be ascending indices of the {count} maps, at least one, got {chosen}.")
+    if align_to % count not in chosen:
+        raise ValueError(f"align_to must be one of scales={chosen}, got {align_to}.")
+    return chosen

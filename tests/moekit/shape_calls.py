@@ -157,6 +157,10 @@ def call_contrastive() -> None:
     moekit.local_contrastive_loss(regions, *states, chunk_size=2).loss.backward()
     moekit.contrastive.local_scores(regions[:2], *states, aggregation="max")
     moekit.contrastive.attention_maps(regions, *states)
+    counts = torch.rand(regions.shape[:2]) < 0.5
+    forms = {"similarity": "cosine", "region_mask": counts}
+    moekit.local_contrastive_loss(regions, *states, temperatures=(torch.tensor(4.0), 5.0, 10.0), **forms)
+    moekit.contrastive.attention_maps(regions, *states, temperature=torch.tensor(4.0), **forms)
 
 
 def call_inspect(x: Tensor) -> None:

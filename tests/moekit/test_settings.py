@@ -91,6 +91,7 @@ MODULES = {
         ("cross scale", "channels", (3, 3)),
         ("cross scale", "dim", 7),
         ("cross scale", "align_to", 0),
+        ("cross scale", "scales", (0,)),
         ("cross scale", "takes_pyramid", False),
         ("scales", "hidden_dim", 2),
         ("cross attention", "num_heads", 4),

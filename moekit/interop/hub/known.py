@@ -114,6 +114,10 @@ _SCALES: Readers = {
 }
 
 
+_OF_BANK = ("channels", "dim", "align_to")
+"""What a bank knows itself: its experts know the scales that they read only."""
+
+
 def _of_first(read: Reader) -> Reader:
     return lambda bank: read(bank.experts[0])
 
@@ -196,7 +200,7 @@ def register_all() -> None:
         BidirectionalCrossAttention: _CROSS_ATTENTION,
         CrossScaleAttention: {},
         CrossScaleExpert: _SCALES,
-        CrossScaleExperts: {name: _of_first(read) for name, read in _SCALES.items()},
+        CrossScaleExperts: {name: _of_first(read) for name, read in _SCALES.items() if name not in _OF_BANK},
         DynamicTopKRouter: _ANY_GATE,
         ExpertChoiceRouter: _GATE,
         FFN: _FFN,

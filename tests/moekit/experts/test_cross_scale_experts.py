@@ -258,3 +258,39 @@ def test_inputs_that_do_not_fit() -> None:
         experts.scale_weights(maps, two)
     with pytest.raises(ValueError, match="plan must have one slot per sample"):
         experts.scale_weights(maps, plan_expert_choice(torch.tensor([[0], [1], [1]]), 2))
+
+
+@pytest.mark.parametrize("batching", ["loop", "fixed"])
+@pytest.mark.parametrize(("scales", "align_to"), [((0,), 0), ((1,), -1), ((0, 1), 1)])
+def test_experts_that_read_some_scales_are_experts_of_a_smaller_pyramid(batching, scales, align_to) -> None:
+    experts = make_experts(scales=scales, align_to=align_to, batching=batching).eval()
+    smaller = CrossScaleExperts(
+        [CHANNELS[scale] for scale in scales], DIM, 3, depth=2, align_to=scales.index(align_to % 2), dtype=torch.float64
+    ).eval()
+    smaller.load_state_dict(experts.state_dict())
+    maps, plan = make_maps(4, requires_grad=True), plan_of(2, 0, 2, 2)
+    read = [maps[scale] for scale in scales]
+    assert_close(experts(maps, plan, ones(4)), smaller(read, plan, ones(4)))
+    assert_close(experts.scale_weights(maps, plan), smaller.scale_weights(read, plan))
+    assert_close(experts.run_all(maps), smaller.run_all(read))
+    experts(maps, plan, ones(4)).sum().backward()
+    assert [x.grad is not None for x in maps] == [scale in scales for scale in (0, 1)]
+    assert ("scales" in repr(experts)) == (len(scales) < 2)
+
+
+def test_rows_without_an_expert_have_the_size_of_the_scale_that_is_read() -> None:
+    experts, maps = make_experts(scales=(1,), align_to=1), make_maps(2)
+    assert experts(maps, plan_of(0, 1, kept=[False, False]), ones(2)).shape == (2, DIM, 2, 3)
+
+
+def test_scales_that_are_none() -> None:
+    for match, options in {
+        r"scales must be ascending indices of the 2 maps, at least one, got \(\)": {"scales": ()},
+        r"scales must be ascending indices of the 2 maps, at least one, got \(1, 0\)": {"scales": (1, 0)},
+        r"scales must be ascending indices of the 2 maps, at least one, got \(0, 2\)": {"scales": (0, 2)},
+        r"scales must be ascending indices of the 2 maps, at least one, got \(-1,\)": {"scales": (-1,)},
+        r"align_to must be one of scales=\(0,\), got 1": {"scales": (0,)},
+        "align_to must be the index of one of the 2 maps, got 3": {"scales": (0,), "align_to": 3},
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            CrossScaleExperts(CHANNELS, DIM, 2, **options)

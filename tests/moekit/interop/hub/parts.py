@@ -165,6 +165,11 @@ EXAMPLES = {
         arguments=_maps,
         options=lambda: {"router_input": torch.randn(3, 5)},
     ),
+    "some maps": Example(
+        lambda: SparseMoE(HardRouter(5, 3), CrossScaleExperts(CHANNELS, DIM, 3, depth=1, scales=(1,), align_to=-1)),
+        arguments=_maps,
+        options=lambda: {"router_input": torch.randn(3, 5)},
+    ),
     "expert of maps": Example(lambda: CrossScaleExpert(CHANNELS, DIM, align_to=0, hidden_dim=3), arguments=_maps),
     "attention over maps": Example(lambda: CrossScaleAttention(CHANNELS, DIM, logits_at="aligned"), arguments=_maps),
     "cross-attention": Example(
