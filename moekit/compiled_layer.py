@@ -20,6 +20,7 @@ from moekit_kernels.availability import triton_is_installed
 from moekit_kernels.impl import KERNEL_DTYPES
 from moekit_kernels.routed_ffn import routed_ffn
 from moekit_kernels.routing.checks import LINEAR_LIMITS
+from moekit_kernels.transforms import is_exported
 
 _MAX_EXPERTS, _MAX_TOP_K = cast(tuple[int, int], LINEAR_LIMITS[1:])
 _TRITON_IS_INSTALLED = triton_is_installed()
@@ -43,7 +44,7 @@ def compiled_call(router: nn.Module, experts: nn.Module, x: Tensor, impl: str) -
         What :func:`~moekit_kernels.routed_ffn.routed_ffn` returns; None where the layer is to be traced part by part.
     """
     # What is read here is guarded in every call of the compiled code: settings that change what it does, and no more.
-    if type(router) is not TopKRouter or type(experts) is not FFNExperts or torch.compiler.is_exporting():
+    if type(router) is not TopKRouter or type(experts) is not FFNExperts or is_exported():
         return None
     if not _are_triton(x, (router.impl, impl, impl if experts.impl == "auto" else experts.impl)):
         return None

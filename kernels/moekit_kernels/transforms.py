@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -9,6 +10,7 @@ from torch import Tensor
 
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack  # pyright: ignore
 _function_modes: Callable[[], int] = torch._C._len_torch_function_stack  # pyright: ignore
+_compiler: Any = torch.compiler
 _tracer: Callable[[], object] = torch._C._get_tracing_state  # pyright: ignore
 
 
@@ -28,6 +30,14 @@ def is_traced() -> bool:
     # It is loaded if make_fx is used.
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     return proxies is not None and proxies.get_proxy_mode() is not None
+
+
+def is_exported() -> bool:
+    """Returns whether ``torch.export`` traces the call.
+
+    In torch 2.11 code that ``torch.compile`` traces reads ``torch.compiler.is_exporting()`` as True, too.
+    """
+    return _compiler._is_exporting_flag
 
 
 def is_wrapped(tensor: Tensor) -> bool:

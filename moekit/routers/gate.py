@@ -16,6 +16,7 @@ from moekit.init import reset_layer, scaled_normal_
 from moekit.routers.by_rows import linear_by_rows, serves
 from moekit.settings import SettingsModule
 from moekit_kernels.autocast import autocast_is_on
+from moekit_kernels.transforms import is_exported
 
 _INPUT = "router_input (x unless given)"
 
@@ -170,7 +171,7 @@ def _is_plain(weight: Tensor) -> bool:
     if type(weight) in (Tensor, nn.Parameter):
         return True
     # An export that is not strict replaces parameters by fake tensors, which stand for plain ones.
-    return torch.compiler.is_exporting() and not is_traceable_wrapper_subclass(weight)
+    return is_exported() and not is_traceable_wrapper_subclass(weight)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_compiled_call_impl")

@@ -31,8 +31,9 @@ def make(dtype: torch.dtype = torch.float32, impl: str = "auto", **options) -> B
 def trained(model: nn.Module, std: float = 0.5) -> nn.Module:
     """Moves the adapters away from zero."""
     generator = torch.Generator().manual_seed(1)
-    for parameter in lora_parameters(model):
-        nn.init.normal_(parameter, std=std, generator=generator)
+    with torch.no_grad():
+        for parameter in lora_parameters(model):
+            parameter.copy_(torch.empty(parameter.shape).normal_(std=std, generator=generator))
     return model
 
 
