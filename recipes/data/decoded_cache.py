@@ -192,7 +192,11 @@ def _fill(
 ) -> None:
     present = {key for (key,) in database.execute("SELECT key FROM images")}
     held = database.execute("SELECT SUM(LENGTH(pixels)) FROM images").fetchone()[0] or 0
-    rows = [row for row, key in enumerate(keys) if key not in present and split.paths[row]]
+    first: dict[bytes, int] = {}  # an image with several captions is listed several times
+    for row, key in enumerate(keys):
+        if key not in present and split.paths[row]:
+            first.setdefault(key, row)
+    rows = list(first.values())
     if not rows or held + size * size > limit_bytes:
         _say_full(split, len(rows), limit_bytes)
         return

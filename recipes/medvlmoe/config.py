@@ -225,11 +225,6 @@ class TrainConfig(TrainSettings):
     batch_norm: BatchNorm = "local"
     """Batch norms of the image encoder: each device's own batch (local), the batch of all devices (sync, GPUs only), or
     the running statistics as they are (frozen)."""
-    cache_folder: Path | None = None
-    """Folder in which decoded training and validation images are kept for this run and later ones; none by default.
-    For data sets whose images are files."""
-    cache_gigabytes: float = 50.0
-    """Most that the folder of decoded images may hold for one image size; the rest is read from the files."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import torch
 from lightning.fabric import Fabric
 
 from recipes.data.arguments import spelled
-from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.studies import StudySource, StudySplit
 from recipes.data.verify import verify_images
 from recipes.medvlmoe.baselines.checks import check_baseline
@@ -31,6 +30,7 @@ from recipes.shared.data_summary import study_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.launched import with_launched_processes
 from recipes.shared.limits import check_limits
+from recipes.shared.loading import decoded_images
 from recipes.shared.loggers import check_loggers
 from recipes.shared.objective import Objective, train_epoch
 from recipes.shared.outputs import check_folder
@@ -206,11 +206,11 @@ def _loaders(config: Config, source: StudySource, model: Model, fabric: Fabric) 
         tokenizer,
         spec,
         augment_seed=seed if settings.augment else None,
-        stored=_decoded(source.train, "train", spec.size, settings, fabric),
+        stored=decoded_images(source.train, "train", spec.size, settings, shown=fabric.is_global_zero),
         dropout=ModalityDropout(settings.drop_image, settings.drop_text, seed),
         **common,
     )
-    stored = _decoded(source.val, "val", spec.size, settings, fabric)
+    stored = decoded_images(source.val, "val", spec.size, settings, shown=fabric.is_global_zero)
     val = StudyDataset(source.val, texts(source.val), tokenizer, spec, stored=stored, **common)
     if on_pairs:
         check_pairs(source.train, texts(source.train), config.model.contrast.objective)
@@ -218,20 +218,6 @@ def _loaders(config: Config, source: StudySource, model: Model, fabric: Fabric) 
     if config.model.classifier == "none":
         val = paired(val, texts(source.val), config.model.contrast.objective)
     return make_loader(train, settings, seed=seed, **place), make_loader(val, settings, seed=None, **place)
-
-
-def _decoded(split: StudySplit, name: str, size: int, settings: TrainConfig, fabric: Fabric) -> DecodedImages | None:
-    """Fills the cache of decoded images with a split; ``None`` without a folder for it."""
-    if settings.cache_folder is None:
-        return None
-    return fill_cache(
-        split,
-        settings.cache_folder,
-        size,
-        limit_bytes=settings.cache_gigabytes * 1e9,
-        workers=settings.workers,
-        title=f"decode {name}" if fabric.is_global_zero else None,
-    )
 
 
 def _parameter_groups(model: Model, settings: TrainConfig) -> list[dict[str, Any]]:

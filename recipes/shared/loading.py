@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.decoded_cache import DecodedImages
+from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment
 from recipes.data.images.volumes import fit_volume, slice_of
@@ -78,6 +78,33 @@ class FittedImages:
                 "volumes with --slices"
             )
         return fit_square(image, self.size)
+
+
+def decoded_images(
+    split: Any, name: str, size: int, settings: TrainSettings, *, shown: bool = True
+) -> DecodedImages | None:
+    """Fills the cache of decoded images of the settings with a split; ``None`` without a folder for it.
+
+    Args:
+        split: The studies; a stream is refused.
+        name: Of the split, for the progress bar.
+        size: Side of the square, in pixels.
+        settings: Folder and limit of the cache, and workers.
+        shown: Whether there is a progress bar.
+
+    Raises:
+        ValueError: As :func:`~recipes.data.decoded_cache.fill_cache`.
+    """
+    if settings.cache_folder is None:
+        return None
+    return fill_cache(
+        split,
+        settings.cache_folder,
+        size,
+        limit_bytes=settings.cache_gigabytes * 1e9,
+        workers=settings.workers,
+        title=f"decode {name}" if shown else None,
+    )
 
 
 def epoch_loader(

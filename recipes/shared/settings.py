@@ -43,6 +43,11 @@ class TrainSettings:
     """Processes that load data; 0 loads in the main process."""
     cache_images: bool = False
     """Keep decoded images in memory."""
+    cache_folder: Path | None = None
+    """Folder in which decoded training and validation images are kept for this run and later ones; none by default.
+    For data sets whose images are files."""
+    cache_gigabytes: float = 50.0
+    """Most that the folder of decoded images may hold for one image size; the rest is read from the files."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to send the record of every epoch, besides history.jsonl."""
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment, to_tensor
 from recipes.data.pairs import BadSample, PairSource, PairSplit, PairStream
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.tokens import TokenIds, Tokens, pad_tokens, token_ids
 from recipes.shared.encoders.image import ImageEncoderSpec
-from recipes.shared.loading import FittedImages, epoch_loader
+from recipes.shared.loading import FittedImages, decoded_images, epoch_loader
 
 UNKNOWN = -100
 """Label of a pair whose modality is not known."""
@@ -120,16 +121,23 @@ class PairDataset(Dataset[Item]):
         reader: Makes the items.
         augment_seed: Seed of the augmentation; ``None`` for none.
         cache: Whether decoded images stay in memory.
+        stored: Images that were decoded before, of :func:`~recipes.data.decoded_cache.fill_cache`.
 
     Raises:
         ValueError: If a modality is none of those that the router is taught, or a pair has no text.
     """
 
     def __init__(
-        self, split: PairSplit, reader: PairReader, *, augment_seed: int | None = None, cache: bool = False
+        self,
+        split: PairSplit,
+        reader: PairReader,
+        *,
+        augment_seed: int | None = None,
+        cache: bool = False,
+        stored: DecodedImages | None = None,
     ) -> None:
         self.split, self.reader = split, reader
-        self.images = FittedImages(split, reader.spec.size, augment_seed=augment_seed, cache=cache)
+        self.images = FittedImages(split, reader.spec.size, augment_seed=augment_seed, cache=cache, stored=stored)
         for modality in sorted({m for m in split.modalities if m is not None}):
             reader.label(modality)
         if any(text is None or not text.strip() for text in split.texts):
@@ -217,6 +225,7 @@ def train_loader(
 ) -> tuple[DataLoader[Any], int]:
     """Makes the loader of the training pairs, and counts how many batches of it make an epoch."""
     settings, seed = config.train, config.seeds[0]
+    stored = decoded_images(source.train, "train", reader.spec.size, settings, shown=rank == 0)
     if isinstance(source.train, PairStream):
         stream = StreamDataset(
             source.train,
@@ -230,9 +239,17 @@ def train_loader(
         loader = DataLoader(stream, batch_size=None, num_workers=settings.workers, pin_memory=torch.cuda.is_available())
         return loader, config.data.shards.steps_per_epoch * settings.accumulate
     augment_seed = seed if settings.augment else None
-    dataset = PairDataset(source.train, reader, augment_seed=augment_seed, cache=settings.cache_images)
+    cache = settings.cache_images
+    dataset = PairDataset(source.train, reader, augment_seed=augment_seed, cache=cache, stored=stored)
     loader = make_loader(dataset, settings, seed=seed, rank=rank, world_size=world_size)
     return loader, len(loader)
+
+
+def val_loader(config: Config, source: PairSource, reader: PairReader, *, shown: bool) -> DataLoader[Any]:
+    """Makes the loader of the validation pairs, in their order; ``shown`` is whether decoding has a progress bar."""
+    settings = config.train
+    stored = decoded_images(source.val, "val", reader.spec.size, settings, shown=shown)
+    return make_loader(PairDataset(source.val, reader, cache=settings.cache_images, stored=stored), settings, seed=None)
 
 
 def set_epoch(loader: DataLoader[Any], epoch: int) -> None:

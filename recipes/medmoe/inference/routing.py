@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from recipes.data.pairs import PairSplit
 from recipes.medmoe.data.batches import UNKNOWN, PairReader
+from recipes.medmoe.inference.expert_load import expert_load
 from recipes.medmoe.inference.run import Session
 
 PURITY_IS = "share of the images at the expert of their modality, under the best one-to-one match of the two"
@@ -54,7 +55,7 @@ def routing_report(session: Session, split: PairSplit) -> dict[str, Any]:
         expert), ``counts`` (images of each modality), ``accuracy`` (share of the images whose expert has the
         name of their modality), ``purity``, ``purity_is``, ``confidence`` (mean probability of the chosen expert)
         and ``by`` (what was routed on). Images of unknown modality are left out; without any other the figures
-        are ``None``.
+        are ``None``. And, of all images, the measures of :func:`~recipes.medmoe.inference.expert_load.expert_load`.
     """
     experts, probs = chosen_experts(session, split)
     labels = np.array(labels_of(session, split))
@@ -72,6 +73,9 @@ def routing_report(session: Session, split: PairSplit) -> dict[str, Any]:
         "purity_is": PURITY_IS,
         "confidence": float(probs.mean()),
         "by": session.config.model.route_on,
+        **expert_load(
+            experts, labels, session.modalities, session.config.model.num_experts, session.config.model.route_on
+        ),
     }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moekit.contrastive import local_scores
+from recipes.data.decoded_cache import DecodedImages, existing_cache
 from recipes.data.images.square import fit_boxes, fit_square
 from recipes.data.images.transforms import to_tensor
 from recipes.data.pairs import PairSource
@@ -102,13 +103,15 @@ class Session:
             title: Of a progress bar; none by default.
         """
         size = self.config.train.batch_size
+        stored = existing_cache(split, self.config.train.cache_folder, self.model.image_encoder.spec.size)
         for start in tqdm(range(0, len(split), size), desc=title, disable=title is None, leave=False):
             rows = list(range(start, min(start + size, len(split))))
-            yield rows, self.images([self.picture(split, row) for row in rows])
+            yield rows, self.images([self.picture(split, row, stored) for row in rows])
 
-    def picture(self, split: StudySplit, index: int) -> NDArray[np.uint8]:
-        """Returns a study's image fitted to the encoder's square."""
-        return self.fit(split[index].image)
+    def picture(self, split: StudySplit, index: int, stored: DecodedImages | None = None) -> NDArray[np.uint8]:
+        """Returns a study's image fitted to the encoder's square, from the cache of decoded images if it is there."""
+        image = None if stored is None else stored(index)
+        return self.fit(split[index].image) if image is None else image
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fits any image to the encoder's square, aspect kept, black around."""

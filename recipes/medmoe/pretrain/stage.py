@@ -18,11 +18,10 @@ from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.batches import (
     UNKNOWN,
     Batch,
-    PairDataset,
     PairReader,
-    make_loader,
     set_epoch,
     train_loader,
+    val_loader,
 )
 from recipes.medmoe.data.sources import SPELLING, build_source, train_texts
 from recipes.medmoe.model import MedMoE
@@ -47,7 +46,17 @@ from recipes.shared.training import (
 )
 from recipes.shared.weight_decay import parameter_groups
 
-MAY_CHANGE = ("epochs", "patience", "accelerator", "workers", "cache_images", "verify_images", "loggers")
+MAY_CHANGE = (
+    "epochs",
+    "patience",
+    "accelerator",
+    "workers",
+    "cache_images",
+    "cache_folder",
+    "cache_gigabytes",
+    "verify_images",
+    "loggers",
+)
 """Settings that a resumed run may change: how long it trains, and where."""
 
 
@@ -87,7 +96,7 @@ def pretrain_one(config: Config) -> None:
     reader = reader_of(model)
     rank, world_size = fabric.global_rank, fabric.world_size
     loader, batches = train_loader(config, source, reader, rank=rank, world_size=world_size)
-    val_loader = make_loader(PairDataset(source.val, reader, cache=settings.cache_images), settings, seed=None)
+    val_batches = val_loader(config, source, reader, shown=fabric.is_global_zero)
     optimizer = _optimizer(model, settings)
     state = starting_state(checkpoint, model, optimizer, fabric)
     if fabric.is_global_zero:
@@ -111,7 +120,7 @@ def pretrain_one(config: Config) -> None:
         out=out,
         started=started,
         train_epoch=one_epoch,
-        validate=lambda: _validate(fabric, model, val_loader, config),
+        validate=lambda: _validate(fabric, model, val_batches, config),
         score=lambda record: -record["val_loss"],
         line=_line,
         remedy="lower --lr, or use another --precision",
@@ -188,13 +197,15 @@ def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], config: Co
     model.train()
     record = objective.record({name: value.cpu() for name, value in sums.values.items()})
     names = ("global_loss", "local_loss", "router_loss", "routing_accuracy")
-    return {"val_loss": record["train_loss"]} | {f"val_{name}": record[name] for name in names}
+    names += ("load", "load_entropy", "max_violation", "live_experts")
+    return {"val_loss": record["train_loss"]} | {f"val_{name}": record[name] for name in names if name in record}
 
 
 def _line(record: dict[str, Any]) -> str:
     accuracy = record["val_routing_accuracy"]
+    live = f"  experts {record['val_live_experts']}/{len(record['val_load'])} live" if "val_load" in record else ""
     return (
         f"loss {record['train_loss']:.4f}  val loss {record['val_loss']:.4f}  "
         f"(global {record['val_global_loss']:.3f}, local {record['val_local_loss']:.3f})  "
-        f"val routing {'unknown' if accuracy is None else f'{accuracy:.3f}'}"
+        f"val routing {'unknown' if accuracy is None else f'{accuracy:.3f}'}{live}"
     )

@@ -15,7 +15,7 @@ def summarise(run: Path) -> str:
     The routing is that of the test split, by the epoch with the best validation loss.
 
     Returns:
-        One line on the routing.
+        A line on the routing, and one more where experts that should live do not.
     """
     session = Session.open(run)
     source, training = (
@@ -32,9 +32,12 @@ def summarise(run: Path) -> str:
         routing_purity=routing["purity"],
         routing=routing,
     )
+    live = f"{routing['live_experts']} of {routing['experts']} experts live"
     if routing["purity"] is None:
-        return "test routing: no modality is known"
-    return f"test routing: purity {routing['purity']:.3f}, accuracy {routing['accuracy']:.3f}"
+        line = f"test routing: no modality is known, {live}"
+    else:
+        line = f"test routing: purity {routing['purity']:.3f}, accuracy {routing['accuracy']:.3f}, {live}"
+    return line if routing["warning"] is None else f"{line}\nwarning: on the test split {routing['warning']}"
 
 
 def _about(session: Session, source: PairSource, training: dict[str, Any]) -> dict[str, Any]:

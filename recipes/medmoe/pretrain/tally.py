@@ -9,6 +9,7 @@ from recipes.medmoe.config import TrainConfig
 from recipes.medmoe.data.batches import UNKNOWN, Batch
 from recipes.medmoe.model import LocalFeatures
 from recipes.medmoe.pretrain.objective import Losses, weighted_sum
+from recipes.shared.scores.expert_load import load_record
 
 
 def batch_sums(losses: Losses, local: LocalFeatures, batch: Batch) -> dict[str, Tensor]:
@@ -28,6 +29,7 @@ def batch_sums(losses: Losses, local: LocalFeatures, batch: Batch) -> dict[str, 
         "local_loss": losses.local_loss * pairs,
         "router_loss": losses.router_loss * labelled,
         "balance_loss": losses.balance_loss * pairs,
+        "load": local.stats.tokens_per_expert,
         "entropy": local.stats.entropy_sum,
         "routed": local.stats.num_tokens,
         "right": right.sum(),
@@ -46,7 +48,7 @@ def means_of(sums: Mapping[str, Tensor], settings: TrainConfig) -> dict[str, Any
         sums: Of :func:`batch_sums`, over all batches and ranks, on the CPU.
         settings: Coefficients of the losses.
     """
-    total = {name: float(value) for name, value in sums.items()}
+    total = {name: float(value) for name, value in sums.items() if name != "load"}
     pairs, known = max(1.0, total["pairs"]), max(1.0, total["known"])
     means = {name: total[name] / pairs for name in ("global_loss", "local_loss", "balance_loss")}
     means["router_loss"] = total["router_loss"] / known
@@ -56,6 +58,7 @@ def means_of(sums: Mapping[str, Tensor], settings: TrainConfig) -> dict[str, Any
     return {
         "loss": total_loss,
         **means,
+        **load_record(sums["load"].tolist(), top_k=1),
         "router_entropy": total["entropy"] / max(1.0, total["routed"]),
         "routing_accuracy": total["right"] / total["known"] if total["known"] else None,
         "skipped": int(total["skipped"]),

@@ -19,10 +19,19 @@ from recipes.data.decoded_cache import existing_cache, fill_cache, image_keys
 from recipes.data.image_files import ImageFiles
 from recipes.data.images.square import fit_square
 from recipes.data.phantom import phantom_source
+from recipes.medmoe.data.batches import PairReader, train_loader, val_loader
+from recipes.medmoe.data.sources import build_source as pair_source
+from recipes.medmoe.data.sources import train_texts
+from recipes.medmoe.inference.run import Session
 from recipes.medvlmoe import train
+from recipes.shared.encoders.image import ImageEncoderSpec
+from recipes.shared.encoders.text import load_text_encoder
 from recipes.shared.loading import FittedImages
 from tests.recipes import chest_folders as folders
+from tests.recipes.medmoe.conftest import small_config as medmoe_config
 from tests.recipes.medvlmoe.conftest import small_config
+
+SPEC = ImageEncoderSpec("test_resnet", 64)
 
 
 def image_files(folder, count=6, shape=(40, 30)):
@@ -170,6 +179,60 @@ def test_a_training_with_a_cache_has_the_losses_of_one_without(tmp_path):
     assert histories[0] == histories[1]
     assert "train_loss" in histories[0]
     assert stored_count(tmp_path / "cache", 64) == 24
+
+
+def test_an_image_with_several_captions_is_decoded_once(tmp_path, monkeypatch):
+    split = image_files(tmp_path / "images").take([0, 1, 0, 0])
+    read = []
+    monkeypatch.setattr(
+        "recipes.data.decoded_cache.fit_square", lambda image, size: read.append(size) or fit_square(image, size)
+    )
+    stored = fill_cache(split, tmp_path / "cache", 32, limit_bytes=1e9)
+    assert (len(read), stored_count(tmp_path / "cache")) == (2, 2)
+    np.testing.assert_array_equal(stored(0), stored(3))
+
+
+def pairs_of_files(folder):
+    """A table of twelve pairs, a third of them for each split, and settings of MedMoE that read it."""
+    image_files(folder, 12)
+    rows = [f"{n}.png,note {n % 5},{('train', 'val', 'test')[n % 3]}" for n in range(12)]
+    (folder / "pairs.csv").write_text("\n".join(["image,text,split", *rows]) + "\n")
+    config = medmoe_config(folder / "run", batch_size=2, cache_images=False, augment=False)
+    manifest = replace(config.data.manifest, modality_column=None)
+    return replace(config, data=replace(config.data, data=str(folder / "pairs.csv"), manifest=manifest))
+
+
+def test_pretraining_reads_the_same_batches_from_a_cache(tmp_path, monkeypatch):
+    config = pairs_of_files(tmp_path / "set")
+    source = pair_source(config)
+    reader = PairReader(("ct",), load_text_encoder("tiny-bert", texts=train_texts(source) * 2).tokenizer, SPEC, 8)
+
+    def batches(config):
+        loader, _ = train_loader(config, source, reader, rank=0, world_size=1)
+        return [batch.images for part in (loader, val_loader(config, source, reader, shown=False)) for batch in part]
+
+    plain = batches(config)
+    cached = replace(config, train=replace(config.train, cache_folder=tmp_path / "cache"))
+    batches(cached)
+    assert stored_count(tmp_path / "cache", SPEC.size) == 8
+    monkeypatch.setattr(ImageFiles, "__getitem__", None)
+    for one, two in zip(plain, batches(cached), strict=True):
+        assert torch.equal(one, two)
+    drawn = replace(cached, data=replace(config.data, data="phantom"))
+    with pytest.raises(ValueError, match=r"cache_folder is for data sets whose images are files.*leave --cache-folder"):
+        train_loader(drawn, pair_source(drawn), reader, rank=0, world_size=1)
+
+
+def test_a_pretrained_run_embeds_images_of_the_cache(tmp_path, monkeypatch):
+    config = pairs_of_files(tmp_path / "set")
+    split = pair_source(config).train
+    fill_cache(split, tmp_path / "cache", SPEC.size, limit_bytes=1e9)
+    monkeypatch.setattr(ImageFiles, "__getitem__", None)
+    model = type("Model", (), {"image_encoder": type("Encoder", (), {"spec": SPEC})()})()
+    config = replace(config, train=replace(config.train, cache_folder=tmp_path / "cache"))
+    session = Session(tmp_path, config, model, torch.device("cpu"))
+    monkeypatch.setattr(Session, "images", lambda self, pictures: [picture.shape[:2] for picture in pictures])
+    assert list(session.image_batches(split)) == [([0, 1], [(64, 64)] * 2), ([2, 3], [(64, 64)] * 2)]
 
 
 def test_a_cache_is_read_where_there_is_one_and_nothing_is_added(tmp_path):

@@ -88,6 +88,8 @@ def write_run(folder, epochs=3):
             "modalities": ["ct", "xray"], "experts": 3, "matrix": [[0.0, 1.0, 0.0], [0.9, 0.1, 0.0]],
             "counts": [10, 20],
             "accuracy": 0.93, "purity": 0.95, "purity_is": "best match", "confidence": 0.87, "by": "image",
+            "load": [0.6, 0.4, 0.0], "load_entropy": 0.673, "max_violation": 0.8, "live_experts": 2,
+            "live_expected": 2, "warning": None,
         },
         "zero_shot": zero_shot_section(results),
         "probe": {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from PIL import Image
 
 from recipes.data.phantom import phantom_modalities_source
 from recipes.medmoe.config import Config
+from recipes.medmoe.inference import expert_load, routing
 from recipes.medmoe.inference.routing import purity, routing_counts, routing_report
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.pretrain import stage as pretrain
@@ -79,11 +81,32 @@ def test_the_run_says_what_it_is(pretrained_run):
     assert metrics["run"]["pairs"] == {"train": 48, "val": 24, "test": 40}
     epochs = history(pretrained_run)
     assert metrics["training"]["best_epoch"] == min(range(2), key=lambda e: epochs[e]["val_loss"])
-    routing = metrics["routing"]
-    assert sum(routing["counts"]) == 40
-    assert all(abs(sum(row) - 1) < 1e-9 for row in routing["matrix"])
-    assert metrics["routing_purity"] == routing["purity"]
+    of_test = metrics["routing"]
+    assert sum(of_test["counts"]) == 40
+    assert all(abs(sum(row) - 1) < 1e-9 for row in of_test["matrix"])
+    assert metrics["routing_purity"] == of_test["purity"]
+    assert sum(of_test["load"]) == pytest.approx(1)
+    assert of_test["live_experts"] == sum(share >= 0.25 / 6 for share in of_test["load"])
+    assert of_test["live_expected"] == 4
+    for record in epochs:
+        assert sum(record["load"]) == pytest.approx(1)
+        assert record["val_live_experts"] == sum(share >= 0.25 / 6 for share in record["val_load"])
+        assert record["val_load_entropy"] <= np.log(6)
     assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
+
+
+@pytest.mark.slow
+def test_modalities_that_share_an_expert_are_named_in_console_and_metrics(pretrained_run, tmp_path, monkeypatch):
+    run = shutil.copytree(pretrained_run, tmp_path / "run")
+
+    def all_of_the_first(session, split):
+        return np.zeros(len(split), np.int64), np.ones(len(split), np.float32)
+
+    monkeypatch.setattr(routing, "chosen_experts", all_of_the_first)
+    monkeypatch.setattr(expert_load, "LEAST_SLOTS", 1)  # the test split is small
+    line = summarise(run).splitlines()[1]
+    assert line.startswith("warning: on the test split 1 of the experts lives, but the images are of 4 modalities")
+    assert json.loads((run / "metrics.json").read_text())["routing"]["warning"] in line
 
 
 @pytest.mark.slow
@@ -110,7 +133,7 @@ def test_routing_by_label_is_pure_and_settings_survive(tmp_path):
     config = small_config(tmp_path / "label", route_on="label", epochs=1, accumulate=2, local_form="report")
     config = replace(config, model=replace(config.model, expert_norm="group", scale_logits="aligned"))
     pretrain.main(config)
-    assert summarise(config.out) == "test routing: purity 1.000, accuracy 1.000"
+    assert summarise(config.out) == "test routing: purity 1.000, accuracy 1.000, 4 of 6 experts live"
     assert Config.from_json(json.loads((config.out / "config.json").read_text())) == config
     assert history(config.out)[0]["router_loss"] == 0
 

@@ -76,6 +76,25 @@ def test_routing_shows_shares_and_the_load_over_all_images(written):
     assert table_row(part, "All images") == ["60%", "40%", "0%"]
     assert "chosen by the image" in part
     assert "Purity 0.950 (best match). Accuracy 0.930" in part
+    assert "2 of 3 experts live; the images are of 2 modalities. Entropy of the load 0.67 of at most 1.10 nats" in part
+    assert "the busiest expert has 1.80 times an equal share" in part
+    assert 'class="warning"' not in part
+
+
+def test_experts_that_should_live_and_do_not_are_a_warning(run):
+    change_json(run / "metrics.json", lambda metrics: metrics["routing"].update(warning="1 lives, <b>2</b> should"))
+    assert '<p class="warning"><strong>Warning:</strong> 1 lives, &lt;b&gt;2&lt;/b&gt; should.</p>' in read(run)
+
+
+def test_runs_of_before_the_load_was_measured_have_a_report(run):
+    def strip(metrics):
+        for name in ("load", "load_entropy", "max_violation", "live_experts", "live_expected", "warning"):
+            del metrics["routing"][name]
+
+    change_json(run / "metrics.json", strip)
+    text = read(run)
+    assert "Routing: modality by expert" in text
+    assert "experts live" not in text
 
 
 def test_curves_are_drawn_for_what_was_recorded(written):
@@ -118,7 +137,8 @@ def test_stages_that_were_not_run_are_named(run):
     def strip(metrics):
         for key in ("zero_shot", "probe", "retrieval", "pointing_game", "training"):
             del metrics[key]
-        metrics["routing"] |= {"modalities": [], "matrix": [], "counts": [], "accuracy": None}
+        unknown = {"modalities": [], "matrix": [], "counts": [], "accuracy": None, "live_expected": None}
+        metrics["routing"] |= unknown
         metrics["routing_purity"] = None
         metrics["run"]["data"] = "openi"
 
@@ -129,7 +149,9 @@ def test_stages_that_were_not_run_are_named(run):
     text = read(run)
     for stage in ("zero-shot", "probe", "retrieve", "explain"):
         assert f"The stage {stage} was not run." in text
-    assert "No test image has a known modality" in text
+    words = " ".join(text.split())
+    assert "No test image has a known modality. One expert runs per image, chosen by the image." in words
+    assert "2 of 3 experts live" in text
     assert "Zero-shot confusion" not in text
     assert "Phantom data" not in text
     assert text.count("<small>not run</small>") == 3
