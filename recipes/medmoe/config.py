@@ -123,6 +123,15 @@ class ModelConfig:
     """Scale to which the pyramid is aligned, from 0 (finest): 1 gives 28 x 28 regions at 224 px."""
     scale_logits: Literal["own", "aligned"] = "own"
     """Whether scale attention is computed at each scale's own resolution, or after alignment (dearer)."""
+    local_scales: tuple[int, ...] = ()
+    """Scales that the experts read, from 0 (finest), with that of align-to; none: all. The two finest give maps that
+    point: a place of the coarsest scale sees the whole image."""
+    attention: Literal["dot", "cosine"] = "dot"
+    """How words and regions are compared for attention: by products, as printed, or by cosines."""
+    learned_temperature: bool = False
+    """Whether the first temperature is trained; it starts at the one given. Not with the report form."""
+    mask_padding: bool = False
+    """Whether the black bars of letter-boxed images are left out of attention and local contrast."""
     route_on: RouteOn = "image"
     """What chooses the expert: the image, the report, or the known modality."""
     router_hidden_dim: int = 256

@@ -15,6 +15,7 @@ from moekit.contrastive import aggregate_word_pieces
 from recipes.medmoe.config import ModelConfig
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.label_router import LabelRouter
+from recipes.medmoe.padding import visible_regions
 from recipes.shared.encoders.pyramid import PyramidEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
@@ -30,11 +31,13 @@ class ImageFeatures(NamedTuple):
         maps: One ``(B, C_l, H_l, W_l)`` per scale, fine to coarse.
         pooled: ``(B, C_L)``, the coarsest map in one vector.
         embedding: ``(B, D)``, of norm 1: v_g.
+        visible: ``(B, h, w)``, False for regions of padding; None where padding counts.
     """
 
     maps: tuple[Tensor, ...]
     pooled: Tensor
     embedding: Tensor
+    visible: Tensor | None = None
 
 
 class TextFeatures(NamedTuple):
@@ -60,13 +63,31 @@ class LocalFeatures(NamedTuple):
         regions: ``(B, D, h, w)``.
         routing: One row per image.
         stats: What the sparse layer counted.
-        scale_weights: ``(B, L, h, w)``, β of each image's own expert; on request.
+        scale_weights: ``(B, L, h, w)``, β of each image's own expert over the scales that it reads; on request.
+        visible: Of :class:`ImageFeatures`.
+        temperature: ``()``, the first temperature where it is trained.
     """
 
     regions: Tensor
     routing: Routing
     stats: RouterStats
     scale_weights: Tensor | None = None
+    visible: Tensor | None = None
+    temperature: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """Returns the regions as a sequence, ``(B, h·w, D)``."""
+        return self.regions.flatten(2).mT
+
+    @property
+    def region_mask(self) -> Tensor | None:
+        """Returns which of the places count, ``(B, h·w)``; None where all do."""
+        return None if self.visible is None else self.visible.flatten(1)
+
+    def first_temperature(self, config: ModelConfig) -> float | Tensor:
+        """Returns the temperature of the attention: the trained one, or that of the settings."""
+        return config.temperatures[0] if self.temperature is None else self.temperature
 
 
 class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-experts", "medical"]):
@@ -82,7 +103,8 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         text_encoder: Gives states of the tokens.
 
     Raises:
-        ValueError: If there are fewer experts than modalities, or ``align_to`` is no scale of the encoder.
+        ValueError: If there are fewer experts than modalities, or ``align_to`` or one of ``local_scales`` is no scale
+            of the encoder.
     """
 
     settings = ModelConfig
@@ -93,6 +115,12 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
             raise ValueError(
                 f"num_experts must be at least the number of modalities, {len(config.modalities)}, "
                 f"got {config.num_experts} (--num-experts, --modalities)."
+            )
+        scales, count = config.local_scales, len(image_encoder.channels)
+        if scales and (list(scales) != sorted(set(scales)) or scales[-1] >= count or config.align_to not in scales):
+            raise ValueError(
+                f"local_scales must be ascending, from 0 to {count - 1}, and hold align_to={config.align_to}, got "
+                f"{scales} (--local-scales, --align-to)."
             )
         self.config = config
         self.modalities = tuple(config.modalities)
@@ -111,6 +139,7 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
             norm=config.expert_norm,
             align_to=config.align_to,
             logits_at=config.scale_logits,
+            scales=config.local_scales or None,
         )
         self.region_projection = nn.Conv2d(config.expert_dim, config.dim, 1)
         if config.route_on == "label":
@@ -127,6 +156,8 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
                 init_scale=1.0,
             )
             self.moe = SparseMoE(router, experts)
+        if config.learned_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(float(config.temperatures[0])).log())
         self.register_load_state_dict_pre_hook(_rename_old_weights)
 
     def architecture(self) -> dict[str, Any]:
@@ -149,7 +180,9 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         """Encodes ``(B, 3, size, size)`` normalised images."""
         maps = self.image_encoder(images)
         pooled = maps[-1].amax((2, 3)) if self.config.image_pooling == "max" else maps[-1].mean((2, 3))
-        return ImageFeatures(maps, pooled, F.normalize(self.image_projection(pooled), dim=-1))
+        size = maps[self.config.align_to].shape[-2:]
+        visible = visible_regions(images, (size[0], size[1])) if self.config.mask_padding else None
+        return ImageFeatures(maps, pooled, F.normalize(self.image_projection(pooled), dim=-1), visible)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """Encodes texts; the pieces of a word become one vector."""
@@ -197,7 +230,8 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         plan = self.moe.plan(routing)
         output, stats = self.moe(image.maps, routing=routing, plan=plan)
         weights = self.moe.experts.scale_weights(image.maps, plan) if need_weights else None
-        return LocalFeatures(self.region_projection(output), routing, stats, weights)
+        temperature = self.log_temperature.exp() if self.config.learned_temperature else None
+        return LocalFeatures(self.region_projection(output), routing, stats, weights, image.visible, temperature)
 
     def forward(
         self, images: Tensor, tokens: Tokens, labels: Tensor

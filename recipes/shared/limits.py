@@ -26,7 +26,8 @@ _CHECKS: dict[str, Check] = {
         (
             "warmup_epochs", "weight_decay", "clip_norm", "patience", "workers", "lr", "lr_encoder", "lr_head",
             "balance_weight", "z_weight", "entropy_weight", "global_weight", "local_weight", "router_weight",
-            "align_to", "seeds", "split_seed", "cache_gigabytes", "contrast_lr", "masked_weight", "frozen_text_layers",
+            "align_to", "local_scales", "seeds", "split_seed", "cache_gigabytes", "contrast_lr", "masked_weight",
+            "frozen_text_layers",
         ),
         _AT_LEAST_0,
     ),

@@ -55,14 +55,15 @@ def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routi
     local = session.model.local(images, routing, need_weights=True)
     assert local.scale_weights is not None
     height, width = local.regions.shape[-2:]
-    regions = local.regions.flatten(2).transpose(1, 2)
-    by_report = session.config.train.local_form == "report"
+    model, by_report = session.config.model, session.config.train.local_form == "report"
     maps = attention_maps(
-        regions,
+        local.places,
         text.words,
         text.mask,
-        temperature=session.config.model.temperatures[2 if by_report else 0],
-        word_softmax=session.config.model.word_softmax and not by_report,
+        temperature=model.temperatures[2] if by_report else local.first_temperature(model),
+        word_softmax=model.word_softmax and not by_report,
+        similarity=model.attention,
+        region_mask=local.region_mask,
     )
     return WordMaps(maps.unflatten(-1, (height, width)), text.mask, local.scale_weights)
 

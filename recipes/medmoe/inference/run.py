@@ -125,12 +125,14 @@ class Session:
     def word_region_scores(self, local: LocalFeatures, text: TextFeatures) -> Tensor:
         """Computes GLoRIA's scores ``(B, T)`` of every image's regions with every text's words."""
         return local_scores(
-            local.regions.flatten(2).mT,
+            local.places,
             text.words,
             text.mask,
-            temperatures=self.config.model.temperatures[:2],
+            temperatures=(local.first_temperature(self.config.model), self.config.model.temperatures[1]),
             aggregation=self.config.train.word_aggregation,
             word_softmax=self.config.model.word_softmax,
+            similarity=self.config.model.attention,
+            region_mask=local.region_mask,
         )
 
 

@@ -12,7 +12,7 @@ from moekit import (
     router_label_loss,
     word_alignment_loss,
 )
-from recipes.medmoe.config import ModelConfig, TrainConfig
+from recipes.medmoe.config import Config, ModelConfig, TrainConfig
 from recipes.medmoe.data.batches import Batch
 from recipes.medmoe.model import ImageFeatures, LocalFeatures, TextFeatures
 
@@ -69,7 +69,7 @@ def pair_losses(
         directions=settings.global_directions,
         gather=gather,
     )
-    word_loss = _word_loss(local.regions, text, batch, model, settings)
+    word_loss = _word_loss(local, text, batch, model, settings)
     router_loss = balance = contrast.new_zeros(())
     if local.routing.logits is not None:
         router_loss = router_label_loss(local.routing.logits, batch.labels)
@@ -107,23 +107,42 @@ def step_loss(losses: Losses, settings: TrainConfig, of_pairs: Tensor, of_known:
     )
 
 
-def _word_loss(regions: Tensor, text: TextFeatures, batch: Batch, model: ModelConfig, settings: TrainConfig) -> Tensor:
+def check_local_form(config: Config) -> None:
+    """Refuses a trained first temperature where the local loss has none.
+
+    Raises:
+        ValueError: Naming the options.
+    """
+    if config.model.learned_temperature and config.train.local_form == "report":
+        raise ValueError(
+            "learned_temperature trains the first temperature, which the report form of the local loss does not have: "
+            "leave out --learned-temperature, or give --local-form batch."
+        )
+
+
+def _word_loss(
+    local: LocalFeatures, text: TextFeatures, batch: Batch, model: ModelConfig, settings: TrainConfig
+) -> Tensor:
     """Computes the local loss: the sum of both directions in the batch form, the one direction in the report form."""
-    places = regions.flatten(2).mT
     if settings.local_form == "report":
-        temperature = 1 / model.temperatures[2]
         return word_alignment_loss(
-            places, text.words, text.mask, temperature=temperature, aggregation=settings.word_aggregation
-        ).loss
-    return (
-        2
-        * local_contrastive_loss(
-            places,
+            local.places,
             text.words,
             text.mask,
-            temperatures=model.temperatures,
+            temperature=1 / model.temperatures[2],
             aggregation=settings.word_aggregation,
-            word_softmax=model.word_softmax,
-            text_ids=batch.text_ids,
+            similarity=model.attention,
+            region_mask=local.region_mask,
         ).loss
+    contrast = local_contrastive_loss(
+        local.places,
+        text.words,
+        text.mask,
+        temperatures=(local.first_temperature(model), *model.temperatures[1:]),
+        aggregation=settings.word_aggregation,
+        word_softmax=model.word_softmax,
+        similarity=model.attention,
+        region_mask=local.region_mask,
+        text_ids=batch.text_ids,
     )
+    return 2 * contrast.loss

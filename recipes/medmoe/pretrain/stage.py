@@ -25,7 +25,7 @@ from recipes.medmoe.data.batches import (
 )
 from recipes.medmoe.data.sources import SPELLING, build_source, train_texts
 from recipes.medmoe.model import MedMoE
-from recipes.medmoe.pretrain.objective import pair_losses, step_loss
+from recipes.medmoe.pretrain.objective import check_local_form, pair_losses, step_loss
 from recipes.medmoe.pretrain.tally import batch_sums, means_of
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
@@ -71,6 +71,7 @@ def main(config: Config) -> list[Path]:
             ``resume`` is off.
     """
     check_limits(config)
+    check_local_form(config)
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
     return one_run_per_seed(with_launched_processes(config), pretrain_one)
