@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from recipes.data.pairs import PairStream
 from recipes.data.studies import StudySplit
 from recipes.medmoe.inference.embedding import embed
-from recipes.medmoe.inference.run import Session
-from recipes.shared.outputs import check_outputs
+from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.inference.session import ModelSession
+from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.shared.runs import update_metrics
 from recipes.shared.scores.retrieval import RECALLS, retrieval_scores, unique_texts
 
@@ -24,6 +25,7 @@ def main(
     split: Literal["train", "val", "test"] = "test",
     score: Score = "global",
     checkpoint: Literal["best", "last"] = "best",
+    baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
     """Finds reports by image and images by report; adds the section ``retrieval`` to the run's ``metrics.json``.
 
@@ -33,16 +35,16 @@ def main(
         score: Cosine of the global embeddings, or with the local score of words and regions beside it, both
             brought to the same spread over all pairs.
         checkpoint: Which weights.
+        baseline: Another model instead of the run's own.
 
     Returns:
         The section: what :func:`~recipes.shared.scores.retrieval.retrieval_scores` gives for the split, with
-        ``split``, ``score``, ``route_on``, ``images``, ``texts`` (distinct ones) and ``checkpoint``.
+        ``split``, ``score``, ``model``, ``route_on``, ``images``, ``texts`` (distinct ones) and ``checkpoint``.
 
     Raises:
         ValueError: If the split is a stream.
     """
-    check_outputs(run, ("metrics.json",))
-    session = Session.open(run, checkpoint)
+    session = open_session(run, checkpoint, baseline)
     pairs = getattr(session.source(), split)
     if isinstance(pairs, PairStream):
         raise ValueError(
@@ -55,7 +57,7 @@ def main(
 
 
 @torch.no_grad()
-def retrieve(session: Session, pairs: StudySplit, *, score: Score = "global") -> dict[str, Any]:
+def retrieve(session: ModelSession, pairs: StudySplit, *, score: Score = "global") -> dict[str, Any]:
     """Ranks the texts of a split by its images and the other way round.
 
     Args:
@@ -75,7 +77,13 @@ def retrieve(session: Session, pairs: StudySplit, *, score: Score = "global") ->
     scores = embedded.images @ embedded.prompts.T
     if embedded.local is not None:
         scores = (_standard(scores) + _standard(embedded.local)) / 2
-    about = {"score": score, "route_on": session.model.config.route_on, "images": len(pairs), "texts": len(texts)}
+    about = {
+        "score": score,
+        "model": session.name,
+        "route_on": session.route_on,
+        "images": len(pairs),
+        "texts": len(texts),
+    }
     return about | retrieval_scores(scores, index)
 
 

@@ -9,7 +9,7 @@ from recipes.data.arguments import Spelling, spelled
 from recipes.data.evaluation.sets import SETS, open_evaluation_set, set_options
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.phantom import phantom_evaluation_sets, phantom_prompts
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.session import ModelSession
 
 OwnPrompts = dict[str, Any] | None
 """Prompts, in the form of a prompt file, of a set that brings its own."""
@@ -25,7 +25,7 @@ _FLAGS = {"name": "--set", "data": "--set", "root": "--root", "csv": "--csv"}
 
 
 def open_sets(
-    session: Session,
+    session: ModelSession,
     *,
     names: Sequence[str] | None = None,
     root: Path | None = None,
@@ -111,10 +111,10 @@ def _place(name: str, root: Path | None) -> Path | None:
     return root / name if root is not None and (root / name).is_dir() else root
 
 
-def _phantoms(session: Session, names: Sequence[str]) -> list[tuple[EvaluationSet, OwnPrompts]]:
-    if session.config.data.data != "phantom":
+def _phantoms(session: ModelSession, names: Sequence[str]) -> list[tuple[EvaluationSet, OwnPrompts]]:
+    if session.data != "phantom":
         raise ValueError(
-            f"set: the run was trained on {session.config.data.data}, which has no phantom sets. Name sets with set "
+            f"set: the run was trained on {session.data}, which has no phantom sets. Name sets with set "
             f"and root ({', '.join(SETS)}), or give a csv (--set, --root, --csv)."
         )
     sets = {one.name: one for one in phantom_evaluation_sets(session.source())}

@@ -15,7 +15,8 @@ from recipes.data.pairs import PairSplit
 from recipes.data.studies import Study
 from recipes.medmoe.explain.pictures import Explanation, draw
 from recipes.medmoe.explain.seen import explanation, look
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.local_scoring import as_run
+from recipes.medmoe.inference.session import ModelSession
 
 
 def choose(split: PairSplit, played: dict[int, list[str]], count: int) -> list[int]:
@@ -49,18 +50,20 @@ def choose(split: PairSplit, played: dict[int, list[str]], count: int) -> list[i
     return sorted(chosen, key=lambda row: (str(split.modalities[row]), row))
 
 
-def expert_names(session: Session) -> list[str]:
-    """Returns names of the ``K`` experts: the modality that each is meant for, or its number where there is none."""
-    spare = range(len(session.modalities), session.config.model.num_experts)
+def expert_names(session: ModelSession) -> list[str]:
+    """Returns names of the ``K`` experts: the modality that each is meant for, or its number; none without experts."""
+    if session.route_on == "none":
+        return []
+    spare = range(len(session.modalities), as_run(session).config.model.num_experts)
     return [*session.modalities, *(f"expert {k}" for k in spare)]
 
 
 def own_images(
-    session: Session, files: Sequence[Path], text: str, modality: str | None, *, force_dicom: bool
+    session: ModelSession, files: Sequence[Path], text: str, modality: str | None, *, force_dicom: bool
 ) -> list[Path]:
     """Draws image files with one report into ``explain/own-*.png``."""
     folder = session.run / "explain"
-    force_dicom = force_dicom or session.config.data.force_dicom
+    force_dicom = force_dicom or session.force_dicom
     folder.mkdir(exist_ok=True)
     pictures = []
     for number, file in enumerate(files):
@@ -71,7 +74,7 @@ def own_images(
     return pictures
 
 
-def write_examples(session: Session, examples: Sequence[Explanation]) -> list[Path]:
+def write_examples(session: ModelSession, examples: Sequence[Explanation]) -> list[Path]:
     """Draws the examples and keeps their arrays for the report; what an earlier call left is removed."""
     folder = session.run / "explain"
     folder.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from recipes.data.pairs import PairSplit
 from recipes.medmoe.explain.pointing import Pointing, point, summarise
 from recipes.medmoe.explain.seen import look
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.session import ModelSession
 
 HOW = (
     "A finding's map is the mean of the maps of the words that name it in the report: its whole name where that "
@@ -17,7 +17,7 @@ HOW = (
 
 
 def play(
-    session: Session, split: PairSplit, *, tolerance: float = 0.0, bootstrap: int = 1000
+    session: ModelSession, split: PairSplit, *, tolerance: float = 0.0, bootstrap: int = 1000
 ) -> tuple[dict[str, Any], dict[int, list[str]]]:
     """Plays the pointing game on every study of a split that has boxes.
 
@@ -35,7 +35,7 @@ def play(
     rounds: list[Pointing] = []
     played: dict[int, list[str]] = {}
     with_boxes = left_out = 0
-    size = session.config.train.batch_size
+    size = session.batch_size
     for start in tqdm(range(0, len(split), size), desc="pointing game", leave=False):
         rows = range(start, min(start + size, len(split)))
         studies = {row: study for row in rows if (study := split[row]).boxes}

@@ -54,11 +54,11 @@ class Explanation:
 
 
 def draw(example: Explanation, experts: Sequence[str], path: Path) -> Path:
-    """Draws a study: image and word maps above, weights of the scales and the expert below.
+    """Draws a study: image and word maps above, weights of the scales and the expert below where there are experts.
 
     Args:
         example: The study.
-        experts: Names of the ``K`` experts.
+        experts: Names of the ``K`` experts; none of a model without.
         path: The PNG to write.
 
     Returns:
@@ -66,8 +66,9 @@ def draw(example: Explanation, experts: Sequence[str], path: Path) -> Path:
     """
     scales = len(example.scale_weights)
     columns = max(len(example.words), scales) + 1
-    figure = Figure(figsize=(PANEL * columns, 2 * PANEL + 0.9), layout="constrained")
-    grid = figure.subplots(2, columns, squeeze=False)
+    rows = 2 if experts else 1
+    figure = Figure(figsize=(PANEL * columns, rows * PANEL + 0.9), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     title = example.id + (f" · {example.modality}" if example.modality else "")
@@ -79,15 +80,21 @@ def draw(example: Explanation, experts: Sequence[str], path: Path) -> Path:
         if not isnan(hit):
             x, y = zip(*best_points(values, example.image.shape[0]), strict=True)
             axes.plot(x, y, "+", color="#00e5ff", markersize=11, markeredgewidth=2)
+    if experts:
+        _second_row(figure, grid[1], example, experts)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _second_row(figure: Figure, row: Sequence[Axes], example: Explanation, experts: Sequence[str]) -> None:
+    scales = len(example.scale_weights)
     low, high = scale_range(example.scale_weights)
-    for scale, (axes, values) in enumerate(zip(grid[1], example.scale_weights, strict=False)):
+    for scale, (axes, values) in enumerate(zip(row, example.scale_weights, strict=False)):
         drawn = axes.imshow(values, vmin=low, vmax=high, cmap="viridis")
         axes.set_title(f"β of scale {scale + 1}, mean {values.mean():.2f}", fontsize=9)
         if scale == scales - 1:
-            figure.colorbar(drawn, ax=list(grid[1, :scales]), fraction=0.03, pad=0.01).ax.tick_params(labelsize=8)
-    _experts(grid[1, scales], example, experts)
-    figure.savefig(path, dpi=110)
-    return path
+            figure.colorbar(drawn, ax=list(row[:scales]), fraction=0.03, pad=0.01).ax.tick_params(labelsize=8)
+    _experts(row[scales], example, experts)
 
 
 def outcome(hit: float) -> str:

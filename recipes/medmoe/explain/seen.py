@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from moekit import Routing
 from recipes.data.studies import Box, Study
 from recipes.medmoe.data.batches import UNKNOWN
-from recipes.medmoe.data.tokens import words_of
 from recipes.medmoe.explain.pictures import Explanation
 from recipes.medmoe.explain.pointing import point
 from recipes.medmoe.explain.word_maps import distinct_words, finding_words, word_maps
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.local_scoring import as_run
+from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 
 MOST_WORDS = 4
@@ -32,7 +32,7 @@ class Seen:
         maps: Shape ``(N, h, w)``, one per word.
         scale_weights: Shape ``(L, h, w)``, β.
         expert_probs: Shape ``(K,)``.
-        expert: The one that was run.
+        expert: The one that was run; -1 of a model without experts, whose L and K are 0.
     """
 
     study: Study
@@ -56,7 +56,7 @@ class Seen:
         return by_finding
 
 
-def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
+def look(session: ModelSession, studies: Sequence[Study]) -> list[Seen]:
     """Runs the model over studies.
 
     Args:
@@ -75,11 +75,11 @@ def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
     images, text = session.images(pictures), session.texts([str(study.text) for study in studies])
     routing = _route(session, images, text, studies)
     maps = word_maps(session, images, text, routing)
-    tokenizer, limit = session.model.text_encoder.tokenizer, session.config.model.text_tokens
+    probs = torch.zeros(len(studies), 0) if routing is None else routing.probs
     outputs = []
     for row, study in enumerate(studies):
-        words = words_of(str(study.text), tokenizer, limit)
-        arrays = [part[row].float().cpu().numpy() for part in (maps.maps, maps.scale_weights, routing.probs)]
+        words = session.words(str(study.text))
+        arrays = [part[row].float().cpu().numpy() for part in (maps.maps, maps.scale_weights, probs)]
         outputs.append(
             Seen(
                 study=replace(study, boxes=session.boxes(study)),
@@ -88,7 +88,7 @@ def look(session: Session, studies: Sequence[Study]) -> list[Seen]:
                 maps=arrays[0][: len(words)],
                 scale_weights=arrays[1],
                 expert_probs=arrays[2],
-                expert=int(routing.expert_ids[row, 0]),
+                expert=-1 if routing is None else int(routing.expert_ids[row, 0]),
             )
         )
     return outputs
@@ -129,10 +129,14 @@ def explanation(one: Seen, tolerance: float = 0.0) -> Explanation:
 
 
 @torch.no_grad()
-def _route(session: Session, images: ImageFeatures, text: TextFeatures, studies: Sequence[Study]) -> Routing:
+def _route(
+    session: ModelSession, images: ImageFeatures, text: TextFeatures, studies: Sequence[Study]
+) -> Routing | None:
     labels = None
-    if session.config.model.route_on == "label":
+    if session.route_on == "none":
+        return None
+    if session.route_on == "label":
         places = {modality: place for place, modality in enumerate(session.modalities)}
         known = [places.get(str(study.modality), UNKNOWN) for study in studies]
         labels = torch.tensor(known, device=session.device)
-    return session.model.route(image=images, text=text, labels=labels)
+    return as_run(session).model.route(image=images, text=text, labels=labels)

@@ -8,8 +8,8 @@ from recipes.data.pairs import PairStream
 from recipes.medmoe.explain.examples import choose, own_images, write_examples
 from recipes.medmoe.explain.game import HOW, line, play
 from recipes.medmoe.explain.seen import explanation, look
-from recipes.medmoe.inference.run import Session
-from recipes.shared.outputs import check_outputs
+from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.shared.runs import update_metrics
 
 
@@ -37,6 +37,7 @@ def main(
     force_dicom: bool = False,
     tolerance: float = 0.0,
     bootstrap: int = 1000,
+    baseline: OtherModel = RUN_ITSELF,
 ) -> Explained:
     """Explains a run by studies of its own data, or images of your own.
 
@@ -54,6 +55,7 @@ def main(
         force_dicom: Read DICOM files without preamble and file meta group; always if the run does.
         tolerance: Pixels by which the pointing game widens boxes.
         bootstrap: Resamples of patients for the pointing game's intervals.
+        baseline: Another model instead of the run's own.
 
     Raises:
         ValueError: If the folder is not that of a pretrained run, the split is a stream, ``count`` is below 1, images
@@ -67,9 +69,8 @@ def main(
         )
     if bool(image) != bool(text and text.strip()):
         raise ValueError("image and text belong together: give --image FILES and --text with their report, or neither.")
-    check_outputs(run, ("metrics.json", "explain"))
     image = tuple(image_files(image))
-    session = Session.open(run, checkpoint)
+    session = open_session(run, checkpoint, baseline, writes=("metrics.json", "explain"))
     if image:
         pictures = own_images(session, image, str(text), modality, force_dicom=force_dicom)
         print("\n".join(f"open {path}" for path in pictures))
@@ -81,7 +82,7 @@ def main(
     game |= {"split": split, "checkpoint": checkpoint, "tolerance": tolerance, "words": HOW}
     update_metrics(run, pointing_game=game)
     chosen = choose(pairs, played, count)
-    size = session.config.train.batch_size
+    size = session.batch_size
     batches = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     seen = [one for batch in batches for one in look(session, [pairs[row] for row in batch])]
     pictures = write_examples(session, [explanation(one, tolerance) for one in seen])

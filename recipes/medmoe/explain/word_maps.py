@@ -8,6 +8,7 @@ from torch import Tensor
 
 from moekit import Routing
 from moekit.contrastive import attention_maps
+from recipes.medmoe.inference.released import ReleasedSession
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 
@@ -21,9 +22,11 @@ class WordMaps(NamedTuple):
     """Attention maps of the words of ``B`` reports over their images. N words, L scales, h and w the aligned map.
 
     Attributes:
-        maps: ``(B, N, h, w)``: each real word's map sums to 1, others are 0.
+        maps: ``(B, N, h, w)``: each real word's map sums to 1 (those of a model without attention do not), others
+            are 0.
         mask: ``(B, N)``, True for real words.
-        scale_weights: ``(B, L, h, w)``, β of each image's expert: at each place they sum to 1 over the scales.
+        scale_weights: ``(B, L, h, w)``, β of each image's expert: at each place they sum to 1 over the scales. Without
+            experts L is 0.
     """
 
     maps: Tensor
@@ -32,18 +35,21 @@ class WordMaps(NamedTuple):
 
 
 @torch.no_grad()
-def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routing: Routing) -> WordMaps:
+def word_maps(
+    session: Session | ReleasedSession, images: ImageFeatures, text: TextFeatures, routing: Routing | None
+) -> WordMaps:
     """Computes the attention of each word over the regions of its own image (the paper's Figure 3).
 
     It is the attention of the local loss that the run was trained with: in the batch form GLoRIA's first temperature
     multiplies, and words compete for each region first if the settings say so; in the printed form per report they do
-    not, and the one temperature of that form multiplies.
+    not, and the one temperature of that form multiplies. Of a released model it is that of
+    :meth:`~recipes.medmoe.inference.released.ReleasedSession.word_maps`.
 
     Args:
         session: The run.
         images: Features of the images.
         text: Features of their reports, in the same order.
-        routing: Which expert runs on each image.
+        routing: Which expert runs on each image; ``None`` of a model without experts.
 
     Raises:
         ValueError: If there are not as many texts as images.
@@ -52,6 +58,9 @@ def word_maps(session: Session, images: ImageFeatures, text: TextFeatures, routi
         raise ValueError(
             f"text must hold one report per image: expected {len(images.embedding)}, got {len(text.words)}."
         )
+    if isinstance(session, ReleasedSession):
+        maps = session.word_maps(images, text)
+        return WordMaps(maps, text.mask, maps.new_zeros(len(maps), 0, *maps.shape[-2:]))
     local = session.model.local(images, routing, need_weights=True)
     assert local.scale_weights is not None
     height, width = local.regions.shape[-2:]

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from recipes.data.studies import StudySplit
-from recipes.medmoe.inference.local_scoring import experts_used, modality_labels, routed_local_scores
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.local_scoring import experts_used, modality_labels, prompt_experts, routed_local_scores
+from recipes.medmoe.inference.session import ModelSession
 
 
 class Embedded(NamedTuple):
@@ -20,7 +20,7 @@ class Embedded(NamedTuple):
         prompts: ``(P, D)``, the prompts of all classes one after the other.
         local: ``(N, P)``, where the scoring uses it.
         experts: Expert of each image, or of each prompt where texts decide; ``None`` where the kind decides
-            and is not known (the scoring does not need it then).
+            and is not known (the scoring does not need it then), and of a model without experts.
     """
 
     images: NDArray[np.float64]
@@ -31,7 +31,7 @@ class Embedded(NamedTuple):
 
 @torch.no_grad()
 def embed(
-    session: Session, studies: StudySplit, texts: Sequence[str], *, local: bool, kind: str | None, title: str
+    session: ModelSession, studies: StudySplit, texts: Sequence[str], *, local: bool, kind: str | None, title: str
 ) -> Embedded:
     """Embeds a split and texts, with their local scores on request.
 
@@ -46,7 +46,7 @@ def embed(
     Raises:
         ValueError: If local scores are asked for, the kind of an image chooses its expert, and it is not known.
     """
-    by = session.model.config.route_on
+    by = session.route_on
     labels = None
     if by == "label":
         try:
@@ -65,7 +65,7 @@ def embed(
         if local:
             scores.append(as_array(routed_local_scores(session, image, text, batch_labels)))
     if by == "text":
-        experts = session.model.route(text=text).expert_ids[:, 0].tolist()
+        experts = prompt_experts(session, text)
     return Embedded(
         np.concatenate(images),
         as_array(text.embedding),

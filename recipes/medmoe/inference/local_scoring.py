@@ -10,12 +10,14 @@ from torch import Tensor
 
 from moekit import Routing
 from recipes.data.studies import StudySplit
+from recipes.medmoe.inference.released import ReleasedSession
 from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.label_router import label_routing
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 
 
-def modality_labels(session: Session, split: StudySplit, modality: str | None) -> Tensor:
+def modality_labels(session: ModelSession, split: StudySplit, modality: str | None) -> Tensor:
     """Returns the expert that belongs to each image's kind.
 
     Args:
@@ -46,7 +48,7 @@ def modality_labels(session: Session, split: StudySplit, modality: str | None) -
 
 
 def routed_local_scores(
-    session: Session, image: ImageFeatures, text: TextFeatures, labels: Tensor | None = None
+    session: ModelSession, image: ImageFeatures, text: TextFeatures, labels: Tensor | None = None
 ) -> Tensor:
     """Scores every image against every text by words and regions.
 
@@ -62,6 +64,9 @@ def routed_local_scores(
     Returns:
         ``(B, T)``.
     """
+    if isinstance(session, ReleasedSession):
+        return session.word_region_scores(image, text)
+    session = as_run(session)
     model = session.model
     if model.config.route_on != "text":
         local = model.local(image, model.route(image=image, labels=labels))
@@ -77,7 +82,7 @@ def routed_local_scores(
     return scores
 
 
-def experts_used(session: Session, image: ImageFeatures, labels: Tensor | None = None) -> list[int]:
+def experts_used(session: ModelSession, image: ImageFeatures, labels: Tensor | None = None) -> list[int]:
     """Returns the expert of each image where images or labels decide.
 
     Args:
@@ -85,11 +90,21 @@ def experts_used(session: Session, image: ImageFeatures, labels: Tensor | None =
         image: ``B`` images.
         labels: As for :func:`routed_local_scores`.
     """
-    return session.model.route(image=image, labels=labels).expert_ids[:, 0].tolist()
+    return as_run(session).model.route(image=image, labels=labels).expert_ids[:, 0].tolist()
 
 
-def mean_regions(session: Session, image: ImageFeatures, labels: Tensor | None) -> Tensor:
-    """Computes the mean over the regions of each image's expert.
+def prompt_experts(session: ModelSession, text: TextFeatures) -> list[int]:
+    """Returns the expert of each text where texts decide.
+
+    Args:
+        session: The run.
+        text: ``T`` texts.
+    """
+    return as_run(session).model.route(text=text).expert_ids[:, 0].tolist()
+
+
+def mean_regions(session: ModelSession, image: ImageFeatures, labels: Tensor | None) -> Tensor:
+    """Computes the mean over the regions of each image's expert, or of a model without experts.
 
     Args:
         session: The run.
@@ -99,13 +114,15 @@ def mean_regions(session: Session, image: ImageFeatures, labels: Tensor | None) 
     Returns:
         ``(B, D)``.
     """
-    model = session.model
+    if isinstance(session, ReleasedSession):
+        return session.regions(image).mean((2, 3))
+    model = as_run(session).model
     known = None if labels is None else label_routing(labels, model.config.num_experts)
     routing = model.route(image=image) if known is None else known
     return model.local(image, routing).regions.mean((2, 3))
 
 
-def describe_routing(session: Session, experts: list[int], of: str, modality: str | None) -> dict[str, Any]:
+def describe_routing(session: ModelSession, experts: list[int], of: str, modality: str | None) -> dict[str, Any]:
     """Describes the routing, for a result.
 
     Args:
@@ -118,11 +135,22 @@ def describe_routing(session: Session, experts: list[int], of: str, modality: st
         ``by``, ``of``, ``modality``, ``counts`` (how often each expert was chosen) and ``experts`` (the kind
         that each was trained for, ``None`` for one without).
     """
-    number = session.model.config.num_experts
+    number = as_run(session).model.config.num_experts
     counts = torch.bincount(torch.tensor(experts, dtype=torch.int64), minlength=number)
     names = [session.modalities[k] if k < len(session.modalities) else None for k in range(number)]
-    by = session.model.config.route_on
+    by = session.route_on
     return {"by": by, "of": of, "modality": modality, "experts": names, "counts": counts.tolist()}
+
+
+def as_run(session: ModelSession) -> Session:
+    """Returns the session of a run, whose model has experts.
+
+    Raises:
+        ValueError: Of another model.
+    """
+    if not isinstance(session, Session):
+        raise ValueError(f"{session.name} has no experts: this needs a pretrained run of MedMoE.")
+    return session
 
 
 def _same_decisions(routing: Routing) -> list[list[int]]:

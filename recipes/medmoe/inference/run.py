@@ -1,6 +1,7 @@
 """A pretrained run, ready to embed images and texts."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from moekit.contrastive import local_scores
 from recipes.data.decoded_cache import DecodedImages, existing_cache
@@ -19,15 +19,16 @@ from recipes.data.studies import Box, Study, StudySplit
 from recipes.medmoe.build import load_model
 from recipes.medmoe.config import Config
 from recipes.medmoe.data.sources import build_source
-from recipes.medmoe.data.tokens import Tokens, tokenize
+from recipes.medmoe.data.tokens import Tokens, tokenize, words_of
+from recipes.medmoe.inference.session import ModelSession, RoutedOn
 from recipes.medmoe.model import ImageFeatures, LocalFeatures, MedMoE, TextFeatures
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.runs import run_device
 
 
 @dataclass(frozen=True)
-class Session:
-    """A model in eval mode with what belongs to it. Nothing here keeps a gradient.
+class Session(ModelSession):
+    """A pretrained model in eval mode with what belongs to it. Nothing here keeps a gradient.
 
     Attributes:
         run: Folder of the run.
@@ -53,9 +54,39 @@ class Session:
         return cls(run, config, model.to(device).requires_grad_(False), device)
 
     @property
+    def name(self) -> str:
+        """See :class:`ModelSession`."""
+        return "medmoe"
+
+    @property
+    def route_on(self) -> RoutedOn:
+        """See :class:`ModelSession`."""
+        return self.model.config.route_on
+
+    @property
+    def scale(self) -> float:
+        """Returns GLoRIA's third temperature."""
+        return float(self.model.config.temperatures[2])
+
+    @property
+    def batch_size(self) -> int:
+        """See :class:`ModelSession`."""
+        return self.config.train.batch_size
+
+    @property
     def modalities(self) -> tuple[str, ...]:
-        """Returns the names of the experts' modalities: expert k is meant for the k-th."""
+        """See :class:`ModelSession`."""
         return self.model.modalities
+
+    @property
+    def data(self) -> str:
+        """See :class:`ModelSession`."""
+        return self.config.data.data
+
+    @property
+    def force_dicom(self) -> bool:
+        """See :class:`ModelSession`."""
+        return self.config.data.force_dicom
 
     def source(self) -> PairSource:
         """Opens the run's own data.
@@ -67,25 +98,22 @@ class Session:
         check_unchanged(self.run, source.splits(), data=self.config.data.data)
         return source
 
+    def weights_checksum(self, checkpoint: str) -> str:
+        """See :class:`ModelSession`."""
+        return hashlib.sha256((self.run / "checkpoints" / f"{checkpoint}.ckpt").read_bytes()).hexdigest()
+
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes texts."""
         return tokenize(texts, self.model.text_encoder.tokenizer, self.config.model.text_tokens).to(self.device)
 
+    def words(self, text: str) -> list[str]:
+        """See :class:`ModelSession`."""
+        return words_of(text, self.model.text_encoder.tokenizer, self.config.model.text_tokens)
+
     @torch.no_grad()
-    def texts(self, texts: Sequence[str], *, batch_size: int = 64) -> TextFeatures:
-        """Encodes texts, padded to the longest of all."""
-        tokens = self.tokens(texts)
-        parts = [
-            self.model.encode_texts(tokens.rows(slice(start, start + batch_size)))
-            for start in range(0, len(texts), batch_size)
-        ]
-        longest = max(part.mask.shape[1] for part in parts)
-        return TextFeatures(
-            torch.cat([_padded(part.words, longest) for part in parts]),
-            torch.cat([_padded(part.mask, longest) for part in parts]),
-            torch.cat([part.embedding for part in parts]),
-            torch.cat([part.pooled for part in parts]),
-        )
+    def encode_texts(self, tokens: Tokens) -> TextFeatures:
+        """See :class:`ModelSession`."""
+        return self.model.encode_texts(tokens)
 
     @torch.no_grad()
     def images(self, pictures: Sequence[NDArray[np.uint8]]) -> ImageFeatures:
@@ -93,25 +121,9 @@ class Session:
         batch = torch.stack([to_tensor(picture, self.model.image_encoder.spec) for picture in pictures])
         return self.model.encode_images(batch.to(self.device))
 
-    def image_batches(
-        self, split: StudySplit, *, title: str | None = None
-    ) -> Iterator[tuple[list[int], ImageFeatures]]:
-        """Encodes a split batch by batch, in its order.
-
-        Args:
-            split: The studies.
-            title: Of a progress bar; none by default.
-        """
-        size = self.config.train.batch_size
-        stored = existing_cache(split, self.config.train.cache_folder, self.model.image_encoder.spec.size)
-        for start in tqdm(range(0, len(split), size), desc=title, disable=title is None, leave=False):
-            rows = list(range(start, min(start + size, len(split))))
-            yield rows, self.images([self.picture(split, row, stored) for row in rows])
-
-    def picture(self, split: StudySplit, index: int, stored: DecodedImages | None = None) -> NDArray[np.uint8]:
-        """Returns a study's image fitted to the encoder's square, from the cache of decoded images if it is there."""
-        image = None if stored is None else stored(index)
-        return self.fit(split[index].image) if image is None else image
+    def stored(self, split: StudySplit) -> DecodedImages | None:
+        """See :class:`ModelSession`."""
+        return existing_cache(split, self.config.train.cache_folder, self.model.image_encoder.spec.size)
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Fits any image to the encoder's square, aspect kept, black around."""
@@ -134,9 +146,3 @@ class Session:
             similarity=self.config.model.attention,
             region_mask=local.region_mask,
         )
-
-
-def _padded(rows: Tensor, length: int) -> Tensor:
-    """Appends zeros (False) to dimension 1."""
-    missing = rows.new_zeros(rows.shape[0], length - rows.shape[1], *rows.shape[2:])
-    return torch.cat([rows, missing], dim=1)

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.studies import SPLITS
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.local_scoring import as_run
+from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.probe.features import Features, set_features
 from recipes.medmoe.probe.linear import fit_probe, predict_probe, validation_score
 from recipes.medmoe.probe.subsets import draw_subset
@@ -34,7 +35,7 @@ class Part(NamedTuple):
 
 
 def probe_set(
-    session: Session,
+    session: ModelSession,
     one: EvaluationSet,
     *,
     kind: Kind = "global",
@@ -76,6 +77,7 @@ def probe_set(
         rows.append(_fraction(fraction, [_one_subset(parts, one, fraction, s, refit) for s in seeds]))
     return {
         "set": one.name,
+        "model": session.name,
         "task": one.task,
         "features": kind,
         "dim": parts["train"].features.shape[1],
@@ -151,10 +153,10 @@ def _spread(values: list[float | None]) -> dict[str, Any]:
     }
 
 
-def _routing(session: Session, features: Features, kind: Kind) -> dict[str, Any] | None:
+def _routing(session: ModelSession, features: Features, kind: Kind) -> dict[str, Any] | None:
     """Describes which experts the features of the test split come from; ``None`` for features without an expert."""
     if kind == "global" or features.experts is None:
         return None
-    by = session.model.config.route_on
-    counts = np.bincount(features.experts, minlength=session.model.config.num_experts)
+    by = session.route_on
+    counts = np.bincount(features.experts, minlength=as_run(session).model.config.num_experts)
     return {"route_on": by, "by": "label" if by == "text" else by, "test_counts": counts.tolist()}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.studies import StudySplit
 from recipes.medmoe.inference.local_scoring import experts_used, mean_regions, modality_labels
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.session import ModelSession
 
 
 class Features(NamedTuple):
@@ -21,7 +21,7 @@ class Features(NamedTuple):
     Attributes:
         pooled: ``(N, C_L)``, the image encoder's pooled output.
         regions: ``(N, D)``, mean over the regions of each image's expert; ``None`` where no expert is known.
-        experts: ``(N,)``, the expert of each image; ``None`` likewise.
+        experts: ``(N,)``, the expert of each image; ``None`` likewise, and of a model without experts.
     """
 
     pooled: NDArray[np.float32]
@@ -42,7 +42,7 @@ class Features(NamedTuple):
 
 
 def set_features(
-    session: Session, one: EvaluationSet, split: str, *, local: bool, modality: str | None, checkpoint: str
+    session: ModelSession, one: EvaluationSet, split: str, *, local: bool, modality: str | None, checkpoint: str
 ) -> Features:
     """Returns the features of a split of a set, from the run's folder where they fit.
 
@@ -77,10 +77,10 @@ def set_features(
     return features
 
 
-def _labels(session: Session, studies: StudySplit, kind: str | None) -> torch.Tensor | None:
+def _labels(session: ModelSession, studies: StudySplit, kind: str | None) -> torch.Tensor | None:
     """Returns the labels that choose the experts; ``None`` where the images do."""
-    by = session.model.config.route_on
-    if by == "image":
+    by = session.route_on
+    if by in ("image", "none"):
         return None
     try:
         return modality_labels(session, studies, kind)
@@ -96,7 +96,7 @@ def _labels(session: Session, studies: StudySplit, kind: str | None) -> torch.Te
 
 @torch.no_grad()
 def _compute(
-    session: Session, studies: StudySplit, labels: torch.Tensor | None, *, local: bool, title: str
+    session: ModelSession, studies: StudySplit, labels: torch.Tensor | None, *, local: bool, title: str
 ) -> Features:
     pooled, regions, experts = [], [], []
     for rows, image in session.image_batches(studies, title=title):
@@ -104,23 +104,23 @@ def _compute(
         if local:
             own = None if labels is None else labels[rows]
             regions.append(mean_regions(session, image, own).float().cpu().numpy())
-            experts += experts_used(session, image) if own is None else own.tolist()
+            if session.route_on != "none":
+                experts += experts_used(session, image) if own is None else own.tolist()
     if not local:
         return Features(np.concatenate(pooled), None, None)
-    return Features(np.concatenate(pooled), np.concatenate(regions), np.array(experts))
+    return Features(np.concatenate(pooled), np.concatenate(regions), np.array(experts) if experts else None)
 
 
-def _key(session: Session, studies: StudySplit, checkpoint: str, labels: list[int] | None, *, local: bool) -> str:
-    weights = session.run / "checkpoints" / f"{checkpoint}.ckpt"
+def _key(session: ModelSession, studies: StudySplit, checkpoint: str, labels: list[int] | None, *, local: bool) -> str:
     content = hashlib.sha256()
     for row in (0, len(studies) - 1):
         content.update(studies[row].image.tobytes())
     content.update(np.ascontiguousarray(studies.labels).tobytes())
     content.update(json.dumps([list(studies.ids), labels]).encode())
     origin = {
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": session.weights_checksum(checkpoint),
         "studies": content.hexdigest(),
-        "experts": session.model.config.route_on if labels is None else "label",
+        "experts": session.route_on if labels is None else "label",
         "local": local,
     }
     return json.dumps(origin, sort_keys=True)

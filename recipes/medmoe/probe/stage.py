@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recipes.medmoe.data.labelled_sets import open_sets
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.medmoe.probe.evaluation import Kind, Refit, probe_set
-from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 
@@ -25,6 +25,7 @@ def main(
     refit: Refit = "train+val",
     modality: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
     """Fits linear classifiers on frozen features; adds them to the run's ``metrics.json``.
 
@@ -42,6 +43,7 @@ def main(
         refit: What the last classifier is trained on: the subset with the validation set, or the subset alone.
         modality: Kind of the images, where the set does not say it.
         checkpoint: Which weights.
+        baseline: Another model instead of the run's own.
 
     Returns:
         The section ``probe`` of ``metrics.json``.
@@ -52,8 +54,7 @@ def main(
     """
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets} (--subsets).")
-    check_outputs(run, ("metrics.json", "probe"))
-    session = Session.open(run, checkpoint)
+    session = open_session(run, checkpoint, baseline, writes=("metrics.json", "probe"))
     section = read_metrics(run).get("probe", {})
     for one, _ in open_sets(session, names=set, root=root, csv=csv, options=options):
         started = time.monotonic()

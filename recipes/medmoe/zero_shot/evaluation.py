@@ -9,7 +9,7 @@ from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.studies import StudySplit
 from recipes.medmoe.inference.embedding import Embedded, as_array, embed
 from recipes.medmoe.inference.local_scoring import describe_routing
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.zero_shot.prompt_files import Prompts
 from recipes.medmoe.zero_shot.scoring import ClassScores, Scoring, score_classes
 from recipes.shared.scores.confusion import confusion_matrix
@@ -19,7 +19,7 @@ from recipes.shared.scores.single_label import single_label_scores
 
 @torch.no_grad()
 def evaluate_set(
-    session: Session,
+    session: ModelSession,
     one: EvaluationSet,
     prompts: Prompts,
     *,
@@ -55,18 +55,19 @@ def evaluate_set(
         scores.probs, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
     )
     single = one.task != "multi-label"
-    by = session.model.config.route_on
+    by = session.route_on
     of = "prompts" if by == "text" else "images"
     result: dict[str, Any] = {
         "set": one.name,
+        "model": session.name,
         "task": one.task,
         "split": split,
         "modality": kind,
         "scoring": scoring,
-        "scale": _scale(session),
+        "scale": session.scale,
         "seed": seed,
         "route_on": by,
-        "routing_matters": scoring == "gloria",
+        "routing_matters": scoring == "gloria" and by != "none",
         "routing": None if embedded.experts is None else describe_routing(session, embedded.experts, of, kind),
         "chance": 1 / len(one.classes) if single else None,
         "accuracy": None,
@@ -108,7 +109,7 @@ def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySp
 
 
 def _score(
-    session: Session,
+    session: ModelSession,
     studies: StudySplit,
     one: EvaluationSet,
     prompts: Prompts,
@@ -128,13 +129,8 @@ def _score(
         np.split(embedded.prompts, sizes),
         scoring=scoring,
         task=one.task,
-        scale=_scale(session),
+        scale=session.scale,
         absent=absent,
         local=None if embedded.local is None else np.split(embedded.local, sizes, axis=1),
     )
     return scores, embedded
-
-
-def _scale(session: Session) -> float:
-    """Returns what the model multiplies cosines by: GLoRIA's third temperature."""
-    return float(session.model.config.temperatures[2])

@@ -9,11 +9,11 @@ import numpy as np
 
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.medmoe.data.labelled_sets import open_sets
-from recipes.medmoe.inference.run import Session
+from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts, load_prompts, parse_prompts, template_prompts
 from recipes.medmoe.zero_shot.scoring import Scoring
-from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 SUMMARY = ("accuracy", "accuracy_ci95", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share", "studies")
@@ -36,6 +36,7 @@ def main(
     split: Literal["train", "val", "test"] = "test",
     modality: str | None = None,
     checkpoint: Literal["best", "last"] = "best",
+    baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
     """Classifies sets by their class names alone; adds them to the run's ``metrics.json``.
 
@@ -55,6 +56,7 @@ def main(
         split: Which studies.
         modality: Kind of the images, where the set does not say it.
         checkpoint: Which weights.
+        baseline: Another model instead of the run's own.
 
     Returns:
         The section ``zero_shot`` of ``metrics.json``.
@@ -64,8 +66,7 @@ def main(
     """
     if bootstrap < 0:
         raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
-    check_outputs(run, ("metrics.json", "zero_shot"))
-    session = Session.open(run, checkpoint)
+    session = open_session(run, checkpoint, baseline, writes=("metrics.json", "zero_shot"))
     known, results, section = read_metrics(run).get("zero_shot", {}).get("sets", {}), {}, {}
     # All prompts first: a set without any stops the call before time is spent on the others.
     sets = [

@@ -192,7 +192,7 @@ def load_image(name: str, size: int, *, weights: str) -> tuple[nn.Module, ImageE
     """
     if weights not in ("hub", "random"):
         raise ValueError(f'weights of {name!r} must be "hub" or "random", got {weights!r} (--image-weights).')
-    model, config = _load(name, weights, size, what="image encoder")
+    model, config = load_whole(name, weights=weights, size=size, what="image encoder")
     visual = model.visual
     preprocess = getattr(visual, "preprocess_cfg", {})
     vision = {**config["vision_cfg"], "image_size": size}
@@ -235,12 +235,12 @@ def load_text(name: str, *, weights: str) -> tuple[nn.Module, Any, Tensor | None
     Raises:
         RuntimeError: If it cannot be loaded; the message names a remedy.
     """
-    model, config = _load(name, weights, None, what="text encoder")
+    model, config = load_whole(name, weights=weights, what="text encoder")
     library = require("open_clip", f"text encoder {name!r}", extra="openclip")
     text = getattr(model, "text", model)
     if config["text_cfg"].get("hf_model_name"):
         with loading(f"the tokenizer of {name!r}", _REMEDY):
-            tokenizer = library.get_tokenizer(_source(name)[0]).tokenizer
+            tokenizer = library.get_tokenizer(library_name(name)[0]).tokenizer
         projection = text.proj.weight.T if isinstance(text.proj, nn.Linear) else None
         tower: nn.Module = text.transformer
     else:
@@ -254,9 +254,9 @@ def load_text(name: str, *, weights: str) -> tuple[nn.Module, Any, Tensor | None
     return tower, tokenizer, None if projection is None or weights == "random" else projection.detach().clone()
 
 
-def _source(name: str) -> tuple[str, str | None]:
+def library_name(name: str) -> tuple[str, str | None]:
     """Returns what open_clip calls a model, and the tag of its weights."""
-    rest = name.removeprefix(PREFIX)
+    rest = name.removeprefix(PREFIX).removeprefix("local-dir:")
     if Path(rest).is_dir():
         return f"local-dir:{Path(rest).resolve()}", None
     if rest.startswith("hf-hub:"):
@@ -265,10 +265,35 @@ def _source(name: str) -> tuple[str, str | None]:
     return architecture, tag or None
 
 
-def _load(name: str, weights: str, size: int | None, *, what: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Builds the whole model, and returns its configuration too."""
+def load_whole(
+    name: str,
+    *,
+    weights: str = "hub",
+    size: int | None = None,
+    what: str = "model",
+    text_tower: Path | None = None,
+    remedy: str = _REMEDY,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Builds a whole model of open_clip.
+
+    Args:
+        name: As the module says.
+        weights: ``"hub"`` for those of ``name``, or ``"random"``.
+        size: Side of the square input, in pixels; the model's own by default.
+        what: What is being loaded, for errors.
+        text_tower: Folder with the ``config.json`` of a text tower of transformers, instead of the repository of a hub
+            that the model names.
+        remedy: What an error says to do.
+
+    Returns:
+        The model, and its configuration.
+
+    Raises:
+        RuntimeError: If it cannot be loaded; the message names the remedy.
+        ValueError: If there is no such architecture, or weights are missing or unexpected; the message names some.
+    """
     library = require("open_clip", f"{what} {name!r}", extra="openclip")
-    source, tag = _source(name)
+    source, tag = library_name(name)
     if ":" not in source and source not in library.list_models():
         raise ValueError(
             f"{what} {name!r}: open_clip has no architecture {source!r} and there is no such folder. "
@@ -279,8 +304,13 @@ def _load(name: str, weights: str, size: int | None, *, what: str) -> tuple[nn.M
             f"{what} {name!r}: name the weights too, as in {PREFIX}{source}/TAG; open_clip.list_pretrained() lists "
             "them."
         )
-    with loading(f"{what} {name!r}", _REMEDY):
+    with loading(f"{what} {name!r}", remedy):
         config = _config(library, source)
+        own: dict[str, Any] = {}
+        if text_tower is not None:
+            if not config["text_cfg"].get("hf_model_name"):
+                raise ValueError(f"{what} {name!r} has a text tower of its own: leave out --text-tower.")
+            own["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(text_tower), "hf_model_pretrained": False}
         try:
             model = library.create_model(
                 source,
@@ -289,8 +319,13 @@ def _load(name: str, weights: str, size: int | None, *, what: str) -> tuple[nn.M
                 require_pretrained=weights == "hub",
                 pretrained_text=False,
                 force_image_size=size,
+                **own,
             )
-        except RuntimeError as error:  # what open_clip makes of a failed download, or of missing weights
+        except RuntimeError as error:
+            if "state_dict" in str(error):
+                lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+                raise ValueError(f"{what} {name!r} does not hold the weights of its configuration: {lines}") from error
+            # what open_clip makes of a failed download, or of missing weights
             raise OSError(str(error)) from error
     return model, config
 

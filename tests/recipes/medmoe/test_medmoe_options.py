@@ -62,7 +62,7 @@ def test_errors_over_tars_sets_and_prompts(tmp_path):
     config = parse_pretrain(["--data", tar, "--val-shards", tar, "--test-shards", tar])
     with pytest.raises(ValueError, match=r"1 of 1 tars do not exist: .* \(--data, --val-shards, --test-shards\)"):
         build_source(config)
-    session = SimpleNamespace(config=config)
+    session = SimpleNamespace(config=config, data=config.data.data)
     for arguments, message in (
         ({"names": ("busi", "busi")}, r"name each set once.*\(--set\)"),
         ({"names": ("busi", "phantom-ct")}, r"calls of their own.*\(--set\)"),
@@ -99,7 +99,8 @@ def test_numbers_out_of_range_are_refused_before_the_run_is_opened(tmp_path, sta
 
 
 def open_set(name, root=None, *options, csv=None):
-    session = SimpleNamespace(config=parse_pretrain(["--data", "own.csv"]))
+    config = parse_pretrain(["--data", "own.csv"])
+    session = SimpleNamespace(config=config, data=config.data.data)
     return open_sets(session, names=[name] if name else [], root=root, csv=csv, options=options)
 
 
