@@ -23,11 +23,19 @@ _fast_empty: dict[str, _Empty | None] = {
 
 
 class Buffer(NamedTuple):
-    """Memory that a call allocates."""
+    """Memory that a call allocates.
+
+    Attributes:
+        size: Of the tensor.
+        stride: Of the tensor.
+        dtype: Of the tensor.
+        copied: Index of the tensor of the call whose values it gets, which has another layout; None for none.
+    """
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
+    copied: int | None = None
 
 
 class Pointer(NamedTuple):
@@ -110,16 +118,19 @@ class CallRecord(NamedTuple):
         memory: list[Any] = []
         for kernel, step in zip(kernels, self.steps, strict=True):
             buffers, (_, _, needs_scratch, grid, template), pointers, freed = step
-            for size, stride, dtype in buffers:
-                memory.append(empty(size, stride, dtype))
-                addresses.append(memory[-1].data_ptr())
+            for size, stride, dtype, copied in buffers:
+                buffer = empty(size, stride, dtype)
+                memory.append(buffer)
+                addresses.append(buffer.data_ptr())
+                if copied is not None:
+                    buffer.copy_(tensors[copied])
             values = list(template)
             for place, source, offset in pointers:
                 values[place] = addresses[source] + offset
             prepared.start_compiled(kernel, needs_scratch, index, stream, grid, _NO_HOOKS, values)
             for number in freed:
                 memory[number] = None
-        memory += [empty(size, stride, dtype) for size, stride, dtype in self.last_buffers]
+        memory += [empty(size, stride, dtype) for size, stride, dtype, _ in self.last_buffers]
         return self.make(
             [memory[number] if view is None else memory[number].as_strided(*view) for number, view in self.outputs]
         )

@@ -36,8 +36,8 @@ def watch(
         tensors: The tensors among them.
 
     Returns:
-        Its result, and the record; None if the call does more than allocate, view and launch, if a launch was not
-        prepared, or if it is not clear which tensor a pointer belongs to.
+        Its result, and the record; None if the call does more than allocate, copy one of ``tensors``, view and launch,
+        if a launch was not prepared, or if it is not clear which tensor a pointer belongs to.
     """
     call = _Watch(tensors)
     with prepared.watch_starts(call.started), call:
@@ -63,6 +63,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         super().__init__()
+        self._tensors = tensors
         self._inputs = [_span(tensor) for tensor in tensors]
         self._device = tensors[0].device if tensors else None
         self._buffers: list[Buffer] = []
@@ -75,13 +76,19 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func in _ALLOCATIONS and result.device == self._device:
             self._allocated(result)
+        elif func is _aten.clone.default and (copied := self._place_of(args[0])) is not None:
+            self._allocated(result, copied)
         elif not _is_view(func):
             self._can_repeat = False
         return result
 
-    def _allocated(self, tensor: Tensor) -> None:
+    def _place_of(self, tensor: Tensor) -> int | None:
+        """Returns which tensor of the call this is; None if it is none of them."""
+        return next((place for place, each in enumerate(self._tensors) if each is tensor), None)
+
+    def _allocated(self, tensor: Tensor, copied: int | None = None) -> None:
         if tensor.numel() > 0:
-            self._buffers.append(Buffer(tuple(tensor.shape), tensor.stride(), tensor.dtype))
+            self._buffers.append(Buffer(tuple(tensor.shape), tensor.stride(), tensor.dtype, copied))
             self._spans.append(_span(tensor))
 
     def started(self, launch: prepared.Start | None) -> None:

@@ -11,7 +11,7 @@ what decides how launches start (:func:`moekit_kernels.prepared.settings`).
 
 **Computed as ever** are calls on the CPU, or on another device than the current one; calls while launches are recorded,
 a CUDA graph is captured, a profiler has hooks of launches, or prepared launches are switched off; and calls that do
-more than allocate, view and launch, such as those that copy an operand whose layout no kernel reads.
+more than allocate, view, launch and copy a tensor whose layout no kernel reads, such as the expanded gradient of a sum.
 
 **What is kept**: at most :data:`MOST_KEPT` kinds of calls for each operation; the oldest leaves first. Neither tensors
 nor compiled modules are held. Any number of threads and streams may call at once.

@@ -53,15 +53,15 @@ class Calls:
 def _moved(x: Tensor, other: Tensor | None, factor: float, way: str) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``x`` moved twice, the second half of that, and nothing."""
     Calls.computed += 1
-    if way == "copied":
-        x = x.clone()
+    if way.startswith("copied"):
+        x = (x[1:] if way == "copied in part" else x).clone(memory_format=torch.contiguous_format)
     if way == "read":
         factor = float(x.sum())
     first = torch.empty_like(x)
     _move(x, first, factor)
     second = x.new_empty(x.shape[0])
     _move(first if other is None else other[8:], second, factor)
-    out = second[x.shape[0] // 2 :] if way == "view" else x if way == "input" else second
+    out = second[x.shape[0] // 2 :] if way == "view" else x if way in ("input", "copied") else second
     return first if way == "kept" else torch.empty_like(x), out, x.new_empty(0, 3)
 
 
@@ -184,7 +184,17 @@ def test_an_integer_is_not_its_float(monkeypatch: pytest.MonkeyPatch):
         assert _computed(3, factor=factor) == 2
 
 
-@pytest.mark.parametrize("way", ["copied", "read", "input"])
+def test_a_copy_of_a_tensor_is_made_in_each_call():
+    inputs = [torch.full((1,), float(number)).expand(64) for number in range(4)]
+    copies = [_call(x=x, way="copied")[1] for x in inputs]
+    assert Calls.computed == 2
+    for call, x, copy in zip(Recorded.calls[::2], inputs, copies, strict=True):
+        assert copy.is_contiguous()
+        assert torch.equal(copy, x)
+        assert _pointers(call)[0] == copy.data_ptr()
+
+
+@pytest.mark.parametrize("way", ["copied in part", "read", "input"])
 def test_calls_that_do_more_than_launch_are_computed(way: str):
     assert _computed(4, way=way) == 4
 

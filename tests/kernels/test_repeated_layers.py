@@ -113,6 +113,8 @@ LAYERS = {
     "nothing again, few tokens": (16, {"recompute": "none"}),
     "odd widths": (300, {"dim": 72, "hidden_dim": 40}),
     "one choice": (300, {"top_k": 1}),
+    "gradient of a sum": (300, {"expanded": True}),
+    "gradient of a sum, few tokens": (16, {"expanded": True}),
 }
 
 
@@ -121,11 +123,11 @@ def test_layers(name: str, allocated: list[Tensor]):
     tokens, options = LAYERS[name]
     settings: dict[str, Any] = {"dim": 128, "hidden_dim": 64, "num_experts": 8, "top_k": 2, "dtype": torch.bfloat16}
     settings |= options
-    dim = settings["dim"]
+    dim, expanded = settings["dim"], settings.pop("expanded", False)
     with recorded_launches():
         layer = SparseMoE.ffn(**settings, impl="triton")
     x = torch.zeros(tokens, dim, dtype=settings["dtype"], requires_grad=True)
-    grad = torch.zeros_like(x)
+    grad = x.new_zeros(()).expand_as(x) if expanded else torch.zeros_like(x)
 
     def step() -> list[Tensor]:
         output = layer(x).output
