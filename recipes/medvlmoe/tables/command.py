@@ -73,8 +73,8 @@ def _table1(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> 
         """Rows of the table."""
 
     command = _parse(Table1, arguments)
-    grid, rows = run_table1(command.options(train), command.models, command.size, parse)
-    _say(command.out, write_table1(grid, rows, command.size))
+    grid, rows, floors = run_table1(command.options(train), command.models, command.size, parse)
+    _say(command.out, write_table1(grid, rows, floors, command.size))
 
 
 def _figure2(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> None:
@@ -89,7 +89,7 @@ def _figure2(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) ->
         """Bars of each data set."""
 
     command = _parse(Figure2, arguments)
-    grid, rows = run_table1(command.options(train), command.models, command.size, parse)
+    grid, rows, _ = run_table1(command.options(train), command.models, command.size, parse)
     _say(command.out, write_figure2(grid, rows, command.size))
 
 

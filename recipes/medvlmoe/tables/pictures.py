@@ -19,13 +19,17 @@ FONT = "DejaVu Sans"
 vl_convert.register_font_directory(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf"))
 
 
-def draw_intervals(path: Path, rows: Sequence[Row], title: str) -> None:
+def draw_intervals(
+    path: Path, rows: Sequence[Row], title: str, *, subtitle: str = "", lines: Mapping[str, float | None] | None = None
+) -> None:
     """Draws each row's score with its interval over patients and a tick for each seed, one panel per data set.
 
     Args:
         path: The png file.
         rows: Rows with scores.
         title: Of the picture.
+        subtitle: Below it.
+        lines: Score at which a line crosses a data set's panel.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     panels = []
@@ -36,8 +40,9 @@ def draw_intervals(path: Path, rows: Sequence[Row], title: str) -> None:
             {"row": row.model, "value": one.value} for row in own for one in row.scores.seeds if one.value is not None
         ]
         order = [name for name in models if any(row.model == name for row in own)]
-        panels.append(_forest(points, ticks, order, data_set, x_title="macro AUROC", zero=None))
-    _save(path, alt.vconcat(*panels) if panels else _empty(), title)
+        line = (lines or {}).get(data_set)
+        panels.append(_forest(points, ticks, order, data_set, x_title="macro AUROC", line=line))
+    _save(path, alt.vconcat(*panels) if panels else _empty(), title, subtitle=subtitle)
 
 
 def draw_differences(path: Path, rows: Sequence[Row], title: str) -> None:
@@ -60,7 +65,7 @@ def draw_differences(path: Path, rows: Sequence[Row], title: str) -> None:
             if value is not None
         ]
         order = [row.model for row in own]
-        panels.append(_forest(points, ticks, order, data_set, x_title="difference of macro AUROC", zero=0.0))
+        panels.append(_forest(points, ticks, order, data_set, x_title="difference of macro AUROC", line=0.0))
     _save(path, alt.vconcat(*panels) if panels else _empty(), title)
 
 
@@ -142,7 +147,7 @@ def _forest(
     title: str,
     *,
     x_title: str,
-    zero: float | None,
+    line: float | None,
 ) -> alt.LayerChart:
     y = alt.Y("row:N", sort=list(order), title=None)
     scale = alt.Scale(zero=False, nice=True, padding=12)
@@ -156,8 +161,8 @@ def _forest(
         .encode(x=alt.X("value:Q", scale=scale), y=y),
         base.mark_point(filled=True, size=70, color=COLOURS[0], opacity=1).encode(x=alt.X("value:Q", scale=scale), y=y),
     ]
-    if zero is not None:
-        layers.insert(0, alt.Chart(alt.Data(values=[{"x": zero}])).mark_rule(color="#999999").encode(x="x:Q"))
+    if line is not None:
+        layers.insert(0, alt.Chart(alt.Data(values=[{"x": line}])).mark_rule(color="#999999").encode(x="x:Q"))
     return alt.layer(*layers).properties(width=420, height=24 * max(len(order), 1), title=alt.Title(title))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from recipes.medvlmoe.baselines import BASELINES
 from recipes.medvlmoe.config import Config
+from recipes.medvlmoe.tables.floors import ABOUT, FloorRow, floor_csv_rows, floor_rows, floor_table, mark_below_floor
 from recipes.medvlmoe.tables.options import PIXELS, Grid, Model, ParseTrain, SweepOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_bars, draw_intervals
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_1, SETS, table_1
@@ -32,7 +33,7 @@ SETTINGS = (
     "patients is a bootstrap for the models as they are trained; the standard deviation over seeds is another "
     "uncertainty, and neither includes the other. Differences are to MedVLMoE, paired by study and seed; p-values are "
     "over patients, adjusted by Holm's method over the whole table. "
-    f"`{PIXELS}` is a logistic regression on the pixels: a model below it has learned nothing from the images."
+    f"`{PIXELS}` is a logistic regression on the pixels, the floor of the others."
 )
 
 
@@ -52,8 +53,10 @@ def check_models(models: Sequence[str]) -> None:
         raise ValueError(f"models (--models) must hold {OURS}, which the others are compared with.")
 
 
-def run_table1(options: SweepOptions, models: Sequence[str], size: str, parse: ParseTrain) -> tuple[Grid, list[Row]]:
-    """Runs the cells of Table 1 and reads its rows.
+def run_table1(
+    options: SweepOptions, models: Sequence[str], size: str, parse: ParseTrain
+) -> tuple[Grid, list[Row], list[FloorRow]]:
+    """Runs the cells of Table 1 and reads its rows, and how they stand against the floor of the pixels.
 
     Args:
         options: Of the sweep.
@@ -73,15 +76,18 @@ def run_table1(options: SweepOptions, models: Sequence[str], size: str, parse: P
     )
     rows = read_rows(grid, models, OURS, bootstrap=options.bootstrap)
     paper = {(row.data_set, row.model): table_1(row.model, grid.sets[row.data_set]) for row in rows}
-    return grid, _mark_below_floor(with_paper(rows, paper))
+    rows = with_paper(rows, paper)
+    floors = floor_rows(rows, bootstrap=options.bootstrap)
+    return grid, mark_below_floor(rows, floors), floors
 
 
-def write_table1(grid: Grid, rows: Sequence[Row], size: str) -> list[str]:
-    """Writes ``table1.md``, ``table1.csv``, ``table1-seeds.csv``, ``table1-cells.csv``, ``table1.json`` and a picture.
+def write_table1(grid: Grid, rows: Sequence[Row], floors: Sequence[FloorRow], size: str) -> list[str]:
+    """Writes ``table1.md``, ``.csv`` and ``.json``, csv files of seeds, cells and floors, and a picture.
 
     Args:
         grid: The cells.
         rows: The rows.
+        floors: Against the floor.
         size: Of the presets.
 
     Returns:
@@ -89,13 +95,21 @@ def write_table1(grid: Grid, rows: Sequence[Row], size: str) -> list[str]:
     """
     folder = grid.place.root
     table = csv_rows(rows, "model", COLUMN)
-    write_text(folder / "table1.md", _markdown(grid, rows, size))
+    write_text(folder / "table1.md", _markdown(grid, rows, floors, size))
     write_csv(folder / "table1.csv", table)
     write_csv(folder / "table1-seeds.csv", seed_csv_rows(rows, "model"))
     write_csv(folder / "table1-cells.csv", cell_csv_rows(grid))
+    write_csv(folder / "table1-floors.csv", floor_csv_rows(floors))
     write_json(folder / "table1.json", {"table": "table1", "size": size, "rows": table})
-    draw_intervals(folder / "table1.png", rows, "Test macro AUROC, 95% interval over patients; ticks are seeds")
-    return ["table1.md", "table1.csv", "table1-seeds.csv", "table1-cells.csv", "table1.json", "table1.png"]
+    draw_intervals(
+        folder / "table1.png",
+        rows,
+        "Test macro AUROC, 95% interval over patients",
+        subtitle="ticks are seeds, the line is the floor of the pixels",
+        lines={row.data_set: row.scores.mean for row in rows if row.model == PIXELS and row.scores},
+    )
+    names = ["table1.md", "table1.csv", "table1-seeds.csv", "table1-cells.csv"]
+    return [*names, "table1-floors.csv", "table1.json", "table1.png"]
 
 
 def write_figure2(grid: Grid, rows: Sequence[Row], size: str) -> list[str]:
@@ -125,7 +139,7 @@ def write_figure2(grid: Grid, rows: Sequence[Row], size: str) -> list[str]:
     return ["figure2.md", "figure2.csv", "figure2.png"]
 
 
-def _markdown(grid: Grid, rows: Sequence[Row], size: str) -> str:
+def _markdown(grid: Grid, rows: Sequence[Row], floors: Sequence[FloorRow], size: str) -> str:
     columns = ["model", "data set", *CELL_TITLES, COLUMN, "notes"]
     lines = [
         [row.model, row.data_set, *row_cells(row), f"{row.paper} %" if row.paper else DASH, "; ".join(row.notes)]
@@ -142,6 +156,9 @@ def _markdown(grid: Grid, rows: Sequence[Row], size: str) -> str:
                 _data_sets(grid, rows),
                 "## Scores and differences to MedVLMoE",
                 markdown_table(columns, lines),
+                "## Against the floor of the pixels",
+                f"{ABOUT} All classes are in `table1-floors.csv`.",
+                floor_table(floors),
                 "## Every cell",
                 seed_table(rows, "model"),
                 "## What the paper's figures contradict",
@@ -187,15 +204,6 @@ def _data_sets(grid: Grid, rows: Sequence[Row]) -> str:
         text = "yes" if any(result["text"] for result in results) else "no"
         lines.append([name, SETS.get(official, DASH), one["task"], studies, str(len(one["classes"])), text])
     return markdown_table(["data set", "in the paper", "task", "train / val / test studies", "classes", "text"], lines)
-
-
-def _mark_below_floor(rows: Sequence[Row]) -> list[Row]:
-    floors = {row.data_set: row.scores.mean for row in rows if row.model == PIXELS and row.scores}
-    for row in rows:
-        floor = floors.get(row.data_set)
-        if row.scores and row.scores.mean is not None and floor is not None and row.scores.mean < floor:
-            row.notes.append(f"below the floor of its pixels, {floor:.3f}")
-    return list(rows)
 
 
 def _preset(model: str, size: str) -> str | None:

@@ -17,7 +17,8 @@ from tests.recipes.medvlmoe.tables.fake_cells import fake_sweep
 STRENGTHS = {
     "medvlmoe": 2.0,
     "pixels": 1.0,
-    "convirt": 0.2,
+    "convirt": 0.0,
+    "gloria": 0.8,
     "medvlmoe-no-moe": 2.0,
     "medvlmoe-single-ffn": 1.4,
     "medvlmoe-no-fusion": 0.6,
@@ -71,7 +72,7 @@ def test_table_1_has_a_row_for_every_model_and_data_set(tmp_path, monkeypatch, p
     assert float(ours["macro_auroc_low"]) < float(ours["macro_auroc"]) < float(ours["macro_auroc_high"])
     assert "seed 1: failed: ValueError: no such class" in convirt["notes"]
     assert "no AUROC for Rare | class" in convirt["notes"]
-    assert f"below the floor of its pixels, {float(pixels['macro_auroc']):.3f}" in convirt["notes"]
+    assert f"below the floor of its pixels, {float(pixels['macro_auroc']):.3f}: " in convirt["notes"]
     assert "below" not in ours["notes"]
     # Two comparisons in the table: the smaller p-value counts double.
     p = sorted((float(row["p"]), float(row["p_holm"])) for row in (convirt, pixels))
@@ -96,6 +97,49 @@ def test_table_1_has_a_row_for_every_model_and_data_set(tmp_path, monkeypatch, p
     assert states["phantom/convirt/seed-1"]["error"] == "ValueError: no such class"
     assert states["phantom/pixels/seed-0"]["commit"] == "abc"
     assert json.loads((tmp_path / "table1.json").read_text())["rows"][0]["model"] == "medvlmoe"
+
+
+def test_table_1_compares_every_model_with_the_floor_of_its_pixels(tmp_path, monkeypatch, presets):
+    models = ("medvlmoe", "convirt", "gloria", "pixels")
+    arguments = ("--out", tmp_path, "--data-sets", "phantom", "--seeds", "0", "1", "--bootstrap", "200")
+    command("table1", monkeypatch, *arguments, "--models", *models, parse=presets)
+    floors = {(row["model"], row["class"]): row for row in rows_of(tmp_path / "table1-floors.csv")}
+    table = {row["model"]: row for row in rows_of(tmp_path / "table1.csv") if row["data_set"] == "phantom"}
+    assert set(floors) == {
+        (model, name) for model in models[:3] for name in ("macro mean", "Mass", "Nodule", "Rare | class")
+    }
+    verdicts = {model: floors[model, "macro mean"]["verdict"] for model in models[:3]}
+    assert verdicts == {"medvlmoe": "above", "convirt": "below", "gloria": "undecided"}
+    for model in models[:3]:
+        row = floors[model, "macro mean"]
+        assert float(row["auroc"]) == pytest.approx(float(table[model]["macro_auroc"]))
+        assert float(row["floor"]) == pytest.approx(float(table["pixels"]["macro_auroc"]))
+        assert float(row["difference"]) == pytest.approx(float(row["auroc"]) - float(row["floor"]))
+        by_class = [float(floors[model, name]["auroc"]) for name in ("Mass", "Nodule")]
+        assert float(row["auroc"]) == pytest.approx(sum(by_class) / 2)
+    test = rows_of(tmp_path / "runs/phantom/pixels/seed-0/predictions.csv")
+    mass = [row["group"] for row in test if row["split"] == "test" and row["label:Mass"] == "1.0"]
+    assert int(floors["convirt", "Mass"]["positive_studies"]) == len(mass)
+    assert int(floors["convirt", "Mass"]["positive_patients"]) == len(set(mass)) < len(mass)
+    rare = floors["convirt", "Rare | class"]
+    assert (rare["positive_studies"], rare["auroc"], rare["verdict"]) == ("0", "", "")
+    assert "below the floor of its pixels" in table["gloria"]["notes"]
+    assert table["gloria"]["notes"].endswith("undecided on these patients")
+    page = section((tmp_path / "table1.md").read_text(), "Against the floor of the pixels")
+    convirt = next(line for line in page.splitlines() if line.startswith("| convirt"))
+    assert f"Mass {decimals(float(floors['convirt', 'Mass']['auroc']))} (floor " in convirt
+    assert "| medvlmoe | phantom |" in page
+    assert page.count("| none |") == 1
+
+
+def test_table_1_without_the_regression_on_pixels_has_no_floor(tmp_path, monkeypatch, presets):
+    command(
+        "table1", monkeypatch, "--out", tmp_path, "--data-sets", "phantom", "--models", "medvlmoe", "convirt",
+        "--seeds", "0", parse=presets,
+    )  # fmt: skip
+    page = section((tmp_path / "table1.md").read_text(), "Against the floor of the pixels")
+    assert "No cells of a model and of `pixels` are finished on the same data set." in page
+    assert rows_of(tmp_path / "table1-floors.csv") == []
 
 
 def test_figure_2_shows_the_cells_of_table_1(tmp_path, monkeypatch, presets):
