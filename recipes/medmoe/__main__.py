@@ -1,4 +1,4 @@
-"""The command line: ``python -m recipes.medmoe pretrain|zero-shot|probe|retrieve|flops|explain|report``."""
+"""The command line: ``python -m recipes.medmoe STAGE``, from ``pretrain`` to ``report``."""
 
 import sys
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 
 from recipes.medmoe.config import PRESETS, Config
+from recipes.medmoe.hints import next_command
 from recipes.shared.cli import parse_preset, run_stage
 
 _ABOUT = {
@@ -50,7 +51,8 @@ def _pretrain(arguments: list[str]) -> None:
     runs = pretrain.main(config)
     for run in runs if is_main_process() else ():
         print(summarise(run))
-        print(f"pretrained: {run}\nnext: python -m {_MODULE} zero-shot {run}")
+        print(f"pretrained: {run}")
+        print(next_command(run, "pretrain", data=config.data.data))
 
 
 def _zero_shot(arguments: list[str]) -> None:

@@ -1,20 +1,21 @@
 """Retrieval between the images and the reports of a run's own data. Writes the section ``retrieval``."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from recipes.data.pairs import PairStream
 from recipes.data.studies import StudySplit
-from recipes.medmoe.inference.embedding import embed
-from recipes.medmoe.inference.opening import open_session
-from recipes.medmoe.inference.session import ModelSession
+from recipes.medmoe.choices import Checkpoint, Split
+from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.shared.runs import update_metrics
 from recipes.shared.scores.retrieval import RECALLS, retrieval_scores, unique_texts
+
+if TYPE_CHECKING:
+    from recipes.medmoe.inference.session import ModelSession
 
 Score = Literal["global", "global+local"]
 
@@ -22,9 +23,9 @@ Score = Literal["global", "global+local"]
 def main(
     run: Path,
     *,
-    split: Literal["train", "val", "test"] = "test",
+    split: Split = "test",
     score: Score = "global",
-    checkpoint: Literal["best", "last"] = "best",
+    checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
     """Finds reports by image and images by report; adds the section ``retrieval`` to the run's ``metrics.json``.
@@ -44,6 +45,8 @@ def main(
     Raises:
         ValueError: If the split is a stream.
     """
+    from recipes.medmoe.inference.opening import open_session  # here, so that --help does not wait for torch
+
     session = open_session(run, checkpoint, baseline)
     pairs = getattr(session.source(), split)
     if isinstance(pairs, PairStream):
@@ -53,11 +56,12 @@ def main(
     result = {"split": split, "checkpoint": checkpoint} | retrieve(session, pairs, score=score)
     update_metrics(run, retrieval=result)
     print(_line(result))
+    if session.route_on != "none":  # a released model has no other stages of its own
+        print(next_command(run, "retrieve", data=session.data))
     return result
 
 
-@torch.no_grad()
-def retrieve(session: ModelSession, pairs: StudySplit, *, score: Score = "global") -> dict[str, Any]:
+def retrieve(session: "ModelSession", pairs: StudySplit, *, score: Score = "global") -> dict[str, Any]:
     """Ranks the texts of a split by its images and the other way round.
 
     Args:
@@ -68,6 +72,8 @@ def retrieve(session: ModelSession, pairs: StudySplit, *, score: Score = "global
     Raises:
         ValueError: If an image has no text, or local scores need the kind of an image that is not known.
     """
+    from recipes.medmoe.inference.embedding import embed
+
     lacking = [name for name, text in zip(pairs.ids, pairs.texts, strict=True) if not text]
     if lacking:
         raise ValueError(f"pairs must all have a text, but {len(lacking)} have none, such as {lacking[0]!r}.")

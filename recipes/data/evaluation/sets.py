@@ -58,14 +58,14 @@ def set_options(name: str) -> tuple[str, ...]:
     return tuple(option for option in inspect.signature(reader).parameters if option not in fixed)
 
 
-def open_evaluation_set(name: str, root: str | Path | None = None, **options: Any) -> EvaluationSet:
+def open_evaluation_set(name: str, root: str | Path | None = None, /, **options: Any) -> EvaluationSet:
     """Opens one of the sets that a pretrained model is evaluated on.
 
     Args:
         name: One of `SETS`.
         root: The folder or file that it lies in. A MedMNIST flag takes its folder or an ``.npz`` file, or ``None``
             for medmnist's own folder.
-        **options: Of the set's reader, see `set_options`.
+        **options: Of the set's reader, see `set_options`; one may be called ``name`` too.
 
     Returns:
         The set, with a test split and those others that it has.

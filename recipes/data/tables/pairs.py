@@ -13,6 +13,7 @@ from recipes.data.tables.columns import modality_name
 from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import check_choice
 from recipes.data.tables.rows import Layout, divide, read_rows
+from recipes.data.tables.text_columns import holds_texts, text_columns
 
 OnMissingText = Literal["error", "skip"]
 
@@ -62,7 +63,7 @@ def pair_manifest_source(
 
     Returns:
         A source whose splits hold at least one pair each and share no group. Its studies have labels of shape
-        ``(0,)``.
+        ``(0,)``. Its notes say so if other columns seem to hold texts too, or the chosen one none.
 
     Raises:
         ValueError: For a missing or unreadable csv, a column it lacks, a cell that cannot be read, a blank text,
@@ -98,7 +99,21 @@ def pair_manifest_source(
     known = {modality for modality in occurring if modality is not None}
     if modality_column is not None and None in occurring:
         notes.append(f"the modality of {occurring.count(None)} of {len(occurring)} pairs is not known")
-    return PairSource(name, tuple(sorted(known)), **parts, notes=(*missing, *notes))
+    return PairSource(name, tuple(sorted(known)), **parts, notes=(*missing, *_about_texts(layout, studies), *notes))
+
+
+def _about_texts(layout: Layout, studies: ImageFiles) -> list[str]:
+    """Says so where the column of texts seems to hold none, or other columns seem to hold texts too."""
+    name = str(layout.text_column)
+    others = text_columns(layout.csv, {*layout.columns(), name})
+    listed = ", ".join(map(repr, others))
+    texts = [text for text in studies.texts if text is not None]
+    if not holds_texts(name, texts[:200]):
+        remedy = f"columns that seem to hold texts: {listed}" if others else "name the column of reports"
+        return [f"the column {name!r} is read as the text, but seems to hold names or codes; {remedy} (--text-column)"]
+    if others:
+        return [f"the column {name!r} is read as the text; {listed} seem to hold texts too (--text-column)"]
+    return []
 
 
 def _captions_apart(studies: ImageFiles, splits: Sequence[str] | None, layout: Layout) -> ImageFiles:

@@ -1,7 +1,9 @@
 """The labelled sets that a call names: of a run's own phantom data, of a folder, or of a table."""
 
 import ast
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,18 @@ from recipes.data.arguments import Spelling, spelled
 from recipes.data.evaluation.sets import SETS, open_evaluation_set, set_options
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.phantom import phantom_evaluation_sets, phantom_prompts
+from recipes.medmoe.hints import DRAWN
 from recipes.medmoe.inference.session import ModelSession
+from recipes.shared.runs import read_object
 
 OwnPrompts = dict[str, Any] | None
 """Prompts, in the form of a prompt file, of a set that brings its own."""
 
 PHANTOM = "phantom-"
 """How the names of the phantom sets begin."""
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+"""Names that a set may be given: they become names of files."""
 
 LISTS = ("only", "classes", "fractions")
 """Options of the readers that take several values."""
@@ -31,6 +38,7 @@ def open_sets(
     root: Path | None = None,
     csv: Path | None = None,
     options: Sequence[str] = (),
+    name: str | None = None,
 ) -> list[tuple[EvaluationSet, OwnPrompts]]:
     """Opens sets.
 
@@ -42,14 +50,57 @@ def open_sets(
             where that is missing, the folder itself (MedMNIST's files lie side by side).
         csv: A table of paths and labels, instead of names.
         options: ``name=value`` each, for the readers: ``label_column=diagnosis``, ``plane=coronal``.
+        name: What to call the one set that is opened, in files and tables; its own name by default.
 
     Returns:
         The sets, each with its own prompts where no prompt file has them.
 
     Raises:
-        ValueError: If too much is named, a set twice, or one that does not exist.
+        ValueError: If too much is named, a set twice, or one that does not exist; if a name is no name of a file, or
+            for several sets.
     """
-    names = tuple(names or ())
+    sets = _opened(session, tuple(names or ()), root, csv, options)
+    if name is None:
+        return sets
+    if len(sets) > 1:
+        raise ValueError(f"name is for one set, got {len(sets)} sets: name one of them (--name, --set).")
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"name must be of letters, digits, hyphens, underscores and dots, since files are called by it, got "
+            f"{name!r} (--name)."
+        )
+    ((one, own),) = sets
+    return [(replace(one, name=name), own)]
+
+
+def origin_of(csv: Path | None, options: Sequence[str]) -> dict[str, Any] | None:
+    """Returns what tells tables apart that have one name: the file and the options; ``None`` for named sets."""
+    return None if csv is None else {"csv": str(csv.resolve()), "options": sorted(options)}
+
+
+def check_origin(path: Path, origin: dict[str, Any] | None) -> None:
+    """Refuses to replace the result of another table, or of a set, that has the same name.
+
+    Args:
+        path: The file of the result.
+        origin: Of :func:`origin_of`.
+
+    Raises:
+        ValueError: If the file holds the result of something else; the message says how to name this one.
+    """
+    if not path.is_file():
+        return
+    kept = read_object(path).get("origin")
+    if kept != origin:
+        other = "a set of this name" if kept is None else f"{kept['csv']} with options {kept['options'] or 'none'}"
+        raise ValueError(
+            f"{path} holds the result of {other}: give this one a name of its own (--name), or remove the file."
+        )
+
+
+def _opened(
+    session: ModelSession, names: tuple[str, ...], root: Path | None, csv: Path | None, options: Sequence[str]
+) -> list[tuple[EvaluationSet, OwnPrompts]]:
     if csv is not None:
         if names or root is not None:
             raise ValueError(
@@ -112,7 +163,7 @@ def _place(name: str, root: Path | None) -> Path | None:
 
 
 def _phantoms(session: ModelSession, names: Sequence[str]) -> list[tuple[EvaluationSet, OwnPrompts]]:
-    if session.data != "phantom":
+    if session.data != DRAWN:
         raise ValueError(
             f"set: the run was trained on {session.data}, which has no phantom sets. Name sets with set "
             f"and root ({', '.join(SETS)}), or give a csv (--set, --root, --csv)."

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recipes.data.studies import Box
 from recipes.medmoe.explain.pointing import best_points
-from recipes.shared.report.formats import join_once
+from recipes.shared.report.formats import join_once, study_name
 from recipes.shared.report.images import attention_overlay
 
 PANEL = 2.3
@@ -71,7 +71,7 @@ def draw(example: Explanation, experts: Sequence[str], path: Path) -> Path:
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    title = example.id + (f" · {example.modality}" if example.modality else "")
+    title = study_name(example.id) + (f" · {example.modality}" if example.modality else "")
     figure.suptitle(f"{title}\n{shorten(example.text)}", fontsize=9, x=0.01, ha="left")
     _image(grid[0, 0], example, "image" + _names(example.boxes), example.boxes)
     for axes, word, values, hit in zip(grid[0, 1:], example.words, example.maps, example.hits, strict=False):
@@ -140,7 +140,23 @@ def _image(axes: Axes, example: Explanation, title: str, boxes: Sequence[Box]) -
         for colour, width in (("black", 3.0), ("#ffd24a", 1.5)):
             corner, size = (box.x0, box.y0), (box.x1 - box.x0, box.y1 - box.y0)
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width))
+        _name_box(axes, box, example.image.shape[0])
     axes.set_title(title, fontsize=9)
+
+
+def _name_box(axes: Axes, box: Box, side: int) -> None:
+    """Writes a box's finding above it, or inside at the upper edge, and leftwards from its right side at the right."""
+    right, inside = box.x0 > side / 2, box.y0 < side / 8
+    axes.text(
+        min(box.x1, side) if right else max(box.x0, 0),
+        max(box.y0, 0),
+        box.finding,
+        ha="right" if right else "left",
+        va="top" if inside else "bottom",
+        fontsize=7,
+        color="#ffd24a",
+        bbox={"facecolor": "black", "alpha": 0.6, "pad": 1, "linewidth": 0},
+    )
 
 
 def _experts(axes: Axes, example: Explanation, experts: Sequence[str]) -> None:

@@ -1,16 +1,17 @@
 """Stage 6: explanation of a run. Draws pictures into ``explain/`` and plays the pointing game."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recipes.data.image_folders import image_files
 from recipes.data.pairs import PairStream
-from recipes.medmoe.explain.examples import choose, own_images, write_examples
-from recipes.medmoe.explain.game import HOW, line, play
-from recipes.medmoe.explain.seen import explanation, look
-from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.choices import Checkpoint, Split
+from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.shared.runs import update_metrics
+
+if TYPE_CHECKING:
+    from recipes.medmoe.inference.session import ModelSession
 
 
 class Explained(NamedTuple):
@@ -29,8 +30,8 @@ def main(
     run: Path,
     *,
     count: int = 8,
-    split: Literal["train", "val", "test"] = "test",
-    checkpoint: Literal["best", "last"] = "best",
+    split: Split = "test",
+    checkpoint: Checkpoint = "best",
     image: tuple[Path, ...] = (),
     text: str | None = None,
     modality: str | None = None,
@@ -59,7 +60,7 @@ def main(
 
     Raises:
         ValueError: If the folder is not that of a pretrained run, the split is a stream, ``count`` is below 1, images
-            have no text, a text no image, or a file cannot be read.
+            have no text, a text no image or no word that the tokenizer knows, or a file cannot be read.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count} (--count).")
@@ -70,8 +71,16 @@ def main(
     if bool(image) != bool(text and text.strip()):
         raise ValueError("image and text belong together: give --image FILES and --text with their report, or neither.")
     image = tuple(image_files(image))
+    # Imported here, so that --help does not wait for torch.
+    from recipes.medmoe.explain.examples import choose, own_images, write_examples
+    from recipes.medmoe.explain.game import HOW, line, play
+    from recipes.medmoe.explain.seen import explanation, look
+    from recipes.medmoe.inference.opening import open_session
+
     session = open_session(run, checkpoint, baseline, writes=("metrics.json", "explain"))
     if image:
+        for sentence in _known(session, str(text)):
+            print(sentence)
         pictures = own_images(session, image, str(text), modality, force_dicom=force_dicom)
         print("\n".join(f"open {path}" for path in pictures))
         return Explained(pictures, None)
@@ -87,5 +96,24 @@ def main(
     seen = [one for batch in batches for one in look(session, [pairs[row] for row in batch])]
     pictures = write_examples(session, [explanation(one, tolerance) for one in seen])
     print(line(game))
-    print(f"{len(pictures)} pictures: {run / 'explain'}\nnext: python -m recipes.medmoe report {run}")
+    print(f"{len(pictures)} pictures: {run / 'explain'}")
+    if session.route_on != "none":  # a released model has no other stages of its own
+        print(next_command(run, "explain", data=session.data))
     return Explained(pictures, game)
+
+
+def _known(session: "ModelSession", text: str) -> list[str]:
+    """Says which words of a text the tokenizer does not know; their maps are those of the unknown word.
+
+    Raises:
+        ValueError: If it knows none of them.
+    """
+    from recipes.medmoe.inference.vocabulary import words_unknown_to
+
+    words = words_unknown_to(session, [text])
+    if words is not None and words.share == 1:
+        raise ValueError(
+            f"text: the tokenizer knows no word of {text!r}, so all maps would be that of the unknown word. Use words "
+            "of the training texts (--text)."
+        )
+    return [] if words is None else [words.in_words("text")]

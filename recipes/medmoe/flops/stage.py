@@ -6,16 +6,14 @@ both: parameters in total and active, multiply-adds and operations, experts run 
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from recipes.medmoe.config import PRESETS, ModelConfig
-from recipes.medmoe.flops.counting import SWIN, NoText, Row, table
-from recipes.medmoe.model import MedMoE
-from recipes.shared.encoders.pyramid import load_pyramid_encoder
 from recipes.shared.extras import require
 from recipes.shared.runs import write_json
+
+if TYPE_CHECKING:
+    from recipes.medmoe.flops.counting import Row
 
 COUNTED = "matrix products and convolutions of one forward pass, batch 1; a multiply-add is 2 operations (FLOPs)"
 
@@ -29,7 +27,7 @@ def main(
     num_experts: int | None = None,
     expert_dim: int | None = None,
     json: Path | None = None,
-) -> list[Row]:
+) -> list[Any]:
     """Counts parameters and operations: the paper's Table 3.
 
     Args:
@@ -40,12 +38,19 @@ def main(
         json: File to write the table to.
 
     Returns:
-        The rows: the encoder alone, MedMoE, and MedMoE with all experts run.
+        The rows (`recipes.medmoe.flops.counting.Row`): the encoder alone, MedMoE, and MedMoE with all experts run.
 
     Raises:
         ValueError: If a size is out of range, or the encoder does not take images of that size.
         ImportError: If fvcore is not installed.
     """
+    # Imported here, so that --help does not wait for torch.
+    import torch
+
+    from recipes.medmoe.flops.counting import SWIN, NoText, table
+    from recipes.medmoe.model import MedMoE
+    from recipes.shared.encoders.pyramid import load_pyramid_encoder
+
     config = _changed(PRESETS[preset]().model, image_size, num_experts, expert_dim)
     encoder = load_pyramid_encoder(config.image_encoder, config.image_size, weights="random")
     model = MedMoE(config, encoder, NoText(config)).eval()
@@ -60,7 +65,7 @@ def main(
         "counted": COUNTED,
         "versions": {"torch": torch.__version__, "fvcore": require("fvcore", "counting operations twice").__version__},
     }
-    printed = _PRINTED if _is_printed(config) else {}
+    printed = _PRINTED if _is_printed(config, SWIN) else {}
     print(render(rows, about, printed))
     if json is not None:
         json.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +73,7 @@ def main(
     return rows
 
 
-def render(rows: list[Row], about: dict[str, Any], printed: dict[str, str]) -> str:
+def render(rows: "list[Row]", about: dict[str, Any], printed: dict[str, str]) -> str:
     """Renders the table as text, with what the paper prints beside the rows that it has."""
     lines = [
         f"Image side of MedMoE, preset {about['preset']}: {about['image_encoder']} at {about['image_size']} px, "
@@ -101,5 +106,5 @@ def _changed(
     return replace(config, modalities=config.modalities[: config.num_experts])
 
 
-def _is_printed(config: ModelConfig) -> bool:
-    return (config.image_encoder, config.image_size, config.num_experts) == (SWIN, 224, 6)
+def _is_printed(config: ModelConfig, encoder: str) -> bool:
+    return (config.image_encoder, config.image_size, config.num_experts) == (encoder, 224, 6)

@@ -1,29 +1,26 @@
 """Linear probing of one set: subsets of its training split, the weight decay chosen on validation, the test scored."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.studies import SPLITS
+from recipes.medmoe.choices import Features as Kind
+from recipes.medmoe.choices import Refit, Select
 from recipes.medmoe.inference.local_scoring import as_run
 from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.probe.features import Features, set_features
-from recipes.medmoe.probe.linear import fit_probe, predict_probe, validation_score
+from recipes.medmoe.probe.linear import fit_probe, predict_probe
+from recipes.medmoe.probe.selection import WEIGHT_DECAYS, choose_inside, choose_on_validation
 from recipes.medmoe.probe.subsets import draw_subset
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.single_label import single_label_scores
 
-WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""The grid: ``mean loss + weight_decay / 2 * |w|^2`` on standardised features."""
-
 SINGLE_LABEL = ("balanced_accuracy", "macro_f1", "kappa")
 """Scores of single-label sets beside accuracy, see `single_label_scores`."""
-
-Kind = Literal["global", "local", "both"]
-Refit = Literal["train+val", "train"]
 
 
 class Part(NamedTuple):
@@ -42,7 +39,8 @@ def probe_set(
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     subsets: int = 5,
     seed: int = 0,
-    refit: Refit = "train+val",
+    refit: Refit = "train",
+    select: Select = "val",
     modality: str | None = None,
     checkpoint: str = "best",
 ) -> dict[str, Any]:
@@ -51,12 +49,14 @@ def probe_set(
     Returns:
         What ``probe/SET.json`` holds: ``fractions`` lists, for each share, ``accuracy``, ``macro_auroc`` and, of
         single-label sets, ``balanced_accuracy``, ``macro_f1`` and ``kappa`` (each ``mean``, ``sd`` and ``values``, one
-        per subset), and ``subsets`` (seed, studies, chosen weight decay).
+        per subset), and ``subsets`` (seed, studies, chosen weight decay). ``protocol`` says in words what was fitted on
+        what.
 
     Raises:
-        ValueError: If the set has no training or validation split, or an option is out of range.
+        ValueError: If the set lacks a split that the protocol needs, or an option is out of range.
     """
-    missing = [name for name in SPLITS if name not in one.splits]
+    used = [name for name in SPLITS if name != "val" or select == "val" or refit == "train+val"]
+    missing = [name for name in used if name not in one.splits]
     if missing:
         raise ValueError(
             f"the set {one.name} has no {' and no '.join(missing)} split, which a linear probe needs: it has "
@@ -68,13 +68,13 @@ def probe_set(
         raise ValueError(f"fractions must name shares in (0, 1], got {tuple(fractions)} (--fractions).")
     features = {
         name: set_features(session, one, name, local=kind != "global", modality=modality, checkpoint=checkpoint)
-        for name in SPLITS
+        for name in used
     }
-    parts = {name: _part(one, name, features[name].matrix(kind)) for name in SPLITS}
+    parts = {name: _part(one, name, features[name].matrix(kind)) for name in used}
     rows = []
     for fraction in fractions:
         seeds = range(seed, seed + (1 if fraction == 1 else subsets))
-        rows.append(_fraction(fraction, [_one_subset(parts, one, fraction, s, refit) for s in seeds]))
+        rows.append(_fraction(fraction, [_one_subset(parts, one, fraction, s, refit, select) for s in seeds]))
     return {
         "set": one.name,
         "model": session.name,
@@ -82,10 +82,13 @@ def probe_set(
         "features": kind,
         "dim": parts["train"].features.shape[1],
         "refit": refit,
+        "select": select,
+        "protocol": protocol(refit, select, len(parts["val"].labels) if "val" in parts else 0),
         "weight_decays": list(WEIGHT_DECAYS),
         "chosen_by": "macro AUROC, then likelihood" if one.task == "multi-label" else "accuracy, then likelihood",
         "studies": {name: len(part.labels) for name, part in parts.items()},
         "chance": None if one.task == "multi-label" else 1 / len(one.classes),
+        "majority_share": None if one.task == "multi-label" else _majority_share(parts["test"].labels),
         "routing": _routing(session, features["test"], kind),
         "checkpoint": checkpoint,
         "classes": list(one.classes),
@@ -99,21 +102,20 @@ def _part(one: EvaluationSet, split: str, features: NDArray[np.float32]) -> Part
     return Part(features.astype(np.float64), np.asarray(studies.labels, np.float64), list(studies.groups))
 
 
-def _one_subset(parts: dict[str, Part], one: EvaluationSet, fraction: float, seed: int, refit: Refit) -> dict[str, Any]:
+def _one_subset(
+    parts: dict[str, Part], one: EvaluationSet, fraction: float, seed: int, refit: Refit, select: Select
+) -> dict[str, Any]:
     """Sweeps the weight decay on one subset, trains the best again, and scores it on the test split."""
-    train, val, test = (parts[name] for name in SPLITS)
+    train, test = parts["train"], parts["test"]
     rows = draw_subset(train.labels, train.groups, fraction, seed)
     x, y = train.features[rows], train.labels[rows]
-    tried = []
-    # From strong to weak, and only a better one replaces: of equals the strongest stays.
-    for weight_decay in sorted(WEIGHT_DECAYS, reverse=True):
-        probe = fit_probe(x, y, one.task, weight_decay)
-        score = validation_score(predict_probe(probe, val.features, one.task), val.labels, one.task)
-        tried.append((score, weight_decay))
-    (best, weight_decay) = max(tried, key=lambda pair: pair[0])
+    if select == "val":
+        chosen = choose_on_validation(x, y, parts["val"].features, parts["val"].labels, one.task)
+    else:
+        chosen = choose_inside(x, y, [train.groups[row] for row in rows], one.task, seed=seed)
     if refit == "train+val":
-        x, y = np.concatenate([x, val.features]), np.concatenate([y, val.labels])
-    probe = fit_probe(x, y, one.task, weight_decay)
+        x, y = np.concatenate([x, parts["val"].features]), np.concatenate([y, parts["val"].labels])
+    probe = fit_probe(x, y, one.task, chosen.weight_decay)
     probs = predict_probe(probe, test.features, one.task)
     scores = evaluate_predictions(probs, test.labels, test.groups, one.classes, task=one.task, bootstrap=0)
     single = single_label_scores(probs, test.labels, test.groups, one.classes, task=one.task, bootstrap=0) or {}
@@ -121,12 +123,32 @@ def _one_subset(parts: dict[str, Part], one: EvaluationSet, fraction: float, see
         "seed": seed,
         "train_studies": len(rows),
         "refit_studies": len(x),
-        "weight_decay": weight_decay,
-        "val_score": best[0],
+        **chosen._asdict(),
         "converged": probe.converged,
         "accuracy": scores.get("accuracy"),
         "macro_auroc": scores["macro_auroc"],
     } | {name: single[name] for name in SINGLE_LABEL if name in single}
+
+
+def protocol(refit: Refit, select: Select, validation: int) -> str:
+    """Says in words what the classifiers were fitted on and what chose their weight decay.
+
+    Args:
+        refit: What the last classifier is fitted on.
+        select: What chose the weight decay.
+        validation: Studies of the validation set.
+    """
+    fitted = "fitted on the share of training alone"
+    if refit == "train+val":
+        fitted = f"fitted on the share of training and {validation} validation studies"
+    where = f"on {validation} validation studies" if select == "val" else "by cross-validation inside the share"
+    return f"{fitted}, weight decay chosen {where}"
+
+
+def _majority_share(labels: NDArray[np.float64]) -> float | None:
+    """Returns the share of the most frequent class among the labelled studies."""
+    counts = (labels[~np.isnan(labels).any(axis=1)] == 1).sum(axis=0)
+    return float(counts.max() / counts.sum()) if counts.sum() else None
 
 
 def _fraction(fraction: float, subsets: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from recipes.medmoe.data.labelled_sets import open_sets
-from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.choices import Checkpoint, Features, Refit, Select
+from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
-from recipes.medmoe.probe.evaluation import Kind, Refit, probe_set
 from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 
@@ -18,13 +17,15 @@ def main(
     root: Path | None = None,
     csv: Path | None = None,
     options: tuple[str, ...] = (),
-    features: Kind = "global",
+    features: Features = "global",
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0),
     subsets: int = 5,
     seed: int = 0,
-    refit: Refit = "train+val",
+    refit: Refit = "train",
+    select: Select = "val",
     modality: str | None = None,
-    checkpoint: Literal["best", "last"] = "best",
+    name: str | None = None,
+    checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
     """Fits linear classifiers on frozen features; adds them to the run's ``metrics.json``.
@@ -40,8 +41,11 @@ def main(
         fractions: Shares of the training set.
         subsets: How many subsets of each share below 1 are drawn; the whole set is one.
         seed: Of the first subset; the others follow.
-        refit: What the last classifier is trained on: the subset with the validation set, or the subset alone.
+        refit: What the last classifier is trained on: the subset alone, so that k % are k % of the training set, or the
+            subset with the validation set.
+        select: What chooses the weight decay: the validation set, or cross-validation inside the subset.
         modality: Kind of the images, where the set does not say it.
+        name: What to call the set in files and tables, by default its own name or the csv's.
         checkpoint: Which weights.
         baseline: Another model instead of the run's own.
 
@@ -54,9 +58,17 @@ def main(
     """
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets} (--subsets).")
-    session = open_session(run, checkpoint, baseline, writes=("metrics.json", "probe"))
+    # Imported here, so that --help does not wait for torch.
+    from recipes.medmoe.data.labelled_sets import check_origin, open_sets, origin_of
+    from recipes.medmoe.inference.opening import open_session
+    from recipes.medmoe.probe.evaluation import probe_set
+
+    session, origin = open_session(run, checkpoint, baseline, writes=("metrics.json", "probe")), origin_of(csv, options)
     section = read_metrics(run).get("probe", {})
-    for one, _ in open_sets(session, names=set, root=root, csv=csv, options=options):
+    sets = [one for one, _ in open_sets(session, names=set, root=root, csv=csv, options=options, name=name)]
+    for one in sets:
+        check_origin(run / "probe" / f"{one.name}.json", origin)
+    for one in sets:
         started = time.monotonic()
         result = probe_set(
             session,
@@ -66,20 +78,24 @@ def main(
             subsets=subsets,
             seed=seed,
             refit=refit,
+            select=select,
             modality=modality,
             checkpoint=checkpoint,
         )
+        result["origin"] = origin
         result["seconds"] = time.monotonic() - started
         (run / "probe").mkdir(exist_ok=True)
         write_json(run / "probe" / f"{one.name}.json", result)
         section = section | {one.name: _summary(result)}
         update_metrics(run, probe=section)
-        print(_line(result))
+        print("\n".join(_lines(result)))
+    if session.route_on != "none":  # a released model has no other stages of its own
+        print(next_command(run, "probe", data=session.data))
     return section
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("task", "features", "refit", "chance", "studies")
+    keys = ("task", "features", "refit", "select", "protocol", "chance", "majority_share", "studies")
     return {key: result[key] for key in keys} | {
         "fractions": [
             {key: value for key, value in row.items() if key != "subsets"} | {"subsets": len(row["subsets"])}
@@ -88,10 +104,18 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _line(result: dict[str, Any]) -> str:
-    name = "macro_auroc" if result["task"] == "multi-label" else "accuracy"
-    parts = [f"{100 * row['fraction']:g}% {_shown(row[name])}" for row in result["fractions"]]
-    return f"{result['set']}: {name.replace('_', ' ')} with " + ", ".join(parts) + " of the training set"
+def _lines(result: dict[str, Any]) -> list[str]:
+    """Says what was reached with each share of the training set, and by which protocol."""
+    lines = [f"{result['set']}: {result['studies']['test']} test studies; {result['protocol']}"]
+    if result["chance"] is not None:
+        lines[0] += f"; chance {result['chance']:.3f}, most frequent class {result['majority_share']:.3f}"
+    for row in result["fractions"]:
+        numbers = sorted({subset["train_studies"] for subset in row["subsets"]})
+        studies = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        scores = [] if result["task"] == "multi-label" else [f"accuracy {_shown(row['accuracy'])}"]
+        scores.append(f"macro AUROC {_shown(row['macro_auroc'])}")
+        lines.append(f"  {100 * row['fraction']:g}% of training ({studies} studies): {', '.join(scores)}")
+    return lines
 
 
 def _shown(spread: dict[str, Any]) -> str:

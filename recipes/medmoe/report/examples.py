@@ -10,6 +10,7 @@ import numpy as np
 from recipes.medmoe.explain.pictures import outcome, scale_range
 from recipes.medmoe.report.run import Run
 from recipes.shared.report.bars import Bar
+from recipes.shared.report.formats import study_name
 from recipes.shared.report.images import Frame, attention_overlay, colour_field, findings, frame
 
 
@@ -63,7 +64,7 @@ def example_section(run: Run) -> ExampleSection | None:
 
 
 def _example(study: Mapping[str, Any], experts: list[str], span: tuple[float, float]) -> Example:
-    name, image, modality = str(study["ids"]), study["images"], str(study["modalities"])
+    name, image, modality = study_name(str(study["ids"])), study["images"], str(study["modalities"])
     boxes = json.loads(str(study["boxes"]) or "[]")
     caption = f"Image, box: {findings(boxes)}" if boxes else "Image"
     frames = [frame(image, caption, alt=f"image of study {name}", boxes=boxes)]

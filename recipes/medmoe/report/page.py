@@ -48,6 +48,7 @@ def write_report(run_dir: Path) -> Path:
             "title": f"{name}: MedMoE report",
             "header": header(name, "MedMoE", about, _headline(run), _notes(run)),
             "best_epoch": best_epoch,
+            "augmented": bool((run.config.get("train") or {}).get("augment")),
             "zero_shot": zero_shot_section(run),
             "routing": routing_section(run),
             "retrieval": retrieval_section(run),
@@ -138,6 +139,7 @@ def _notes(run: Run) -> list[str]:
         notes.insert(0, PHANTOM_NOTE)
     if run.section("zero_shot") and is_phantom(about):
         notes.append("Zero-shot sets named phantom are drawn from the same generator as the training pairs.")
+    notes += _unknown_words(run)
     few = [name for name, one in game.get("per_finding", {}).items() if one["rounds"] < FEW_ROUNDS]
     if few:
         notes.append(
@@ -149,3 +151,13 @@ def _notes(run: Run) -> list[str]:
         notes.append("The best epoch is the last one: longer training might score higher.")
     notes.append(RESEARCH_NOTE)
     return notes
+
+
+def _unknown_words(run: Run) -> list[str]:
+    """Names the sets whose prompts hold words that the tokenizer does not know."""
+    shares = {
+        name: (summary.get("unknown_words") or {}).get("share", 0.0)
+        for name, summary in (run.section("zero_shot").get("sets") or {}).items()
+    }
+    named = [f"{name} ({share:.0%})" for name, share in shares.items() if share]
+    return [f"Words of the prompts that the tokenizer does not know: {', '.join(named)}."] if named else []

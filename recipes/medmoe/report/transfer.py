@@ -11,8 +11,16 @@ from recipes.shared.report.tables import Cell, Column, Table
 DIRECTIONS = (("image_to_text", "Report for an image"), ("text_to_image", "Image for a report"))
 """Field of ``metrics.json`` and title of each direction of the retrieval."""
 
-SINGLE_LABEL_SCORES = (("macro F1", "macro_f1"), ("Cohen's kappa", "kappa"))
+SINGLE_LABEL_SCORES = (
+    ("macro AUROC", "macro_auroc"),
+    ("balanced accuracy", "balanced_accuracy"),
+    ("macro F1", "macro_f1"),
+    ("Cohen's kappa", "kappa"),
+)
 """Title and field of what is shown below the accuracy of single-label sets."""
+
+OLD_PROTOCOL = "not stated (an earlier version, whose default was fitted on training and validation)"
+"""What stands for the protocol of a probe whose result does not name it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ def probe_table(run: Run) -> Table | None:
         Column("Score", "text"),
         *(Column(f"{100 * share:g}% of training") for share in shares),
         Column("Chance"),
+        Column("Majority"),
         Column("Features", "text"),
+        Column("Protocol", "text"),
         Column("Test studies"),
     ]
     return Table(columns, [row for name, probe in probes.items() for row in _probe_rows(name, probe, shares)])
@@ -82,11 +92,20 @@ def _probe_rows(name: str, probe: Mapping[str, Any], shares: list[float]) -> lis
     is_auroc = probe["task"] == "multi-label"
     chance = decimals(0.5 if is_auroc else probe["chance"])
     first = ("macro AUROC", "macro_auroc") if is_auroc else ("accuracy", "accuracy")
-    others = [entry for entry in SINGLE_LABEL_SCORES if all(entry[1] in row for row in probe["fractions"])]
+    others = [
+        entry for entry in SINGLE_LABEL_SCORES if not is_auroc and all(entry[1] in row for row in probe["fractions"])
+    ]
+    about = [
+        decimals(probe.get("majority_share")),
+        str(probe["features"]),
+        str(probe.get("protocol") or OLD_PROTOCOL),
+        f"{probe['studies']['test']:,}",
+    ]
     rows: list[list[Cell]] = []
     for title, key in (first, *others):
         scores = {row["fraction"]: _spread(row[key], row["subsets"]) for row in probe["fractions"]}
-        ends = [chance, str(probe["features"]), f"{probe['studies']['test']:,}"] if not rows else ["", "", ""]
+        by_chance = chance if not rows else "0.500" if key == "macro_auroc" else ""
+        ends = [by_chance, *([""] * len(about) if rows else about)]
         rows.append(["" if rows else name, title, *(scores.get(share, DASH) for share in shares), *ends])
     return rows
 

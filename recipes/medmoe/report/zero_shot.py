@@ -14,7 +14,9 @@ COLUMNS = (
     Column("Accuracy"),
     Column("95% CI"),
     Column("accuracy", "axis"),
+    Column("Balanced"),
     Column("Chance"),
+    Column("Majority"),
     Column("Macro AUROC"),
     Column("95% CI"),
     Column("Studies"),
@@ -58,7 +60,10 @@ def zero_shot_section(run: Run) -> ZeroShotSection | None:
     averaged = results.get("mean_over") or []
     has_mean = len(averaged) > 1
     if has_mean:
-        mean = {key: results[key] for key in ("accuracy", "chance", "macro_auroc")}
+        mean = {
+            key: results.get(key)
+            for key in ("accuracy", "balanced_accuracy", "chance", "majority_share", "macro_auroc")
+        }
         rows.insert(0, _row(f"Mean of {len(averaged)} sets", mean))
     left_out = [name for name in results["sets"] if name not in averaged] if has_mean else []
     return ZeroShotSection(Table(COLUMNS, rows, total=has_mean), ROUTED_BY[results["route_on"]], left_out)
@@ -87,7 +92,9 @@ def _row(name: str, summary: Mapping[str, Any]) -> list[Cell]:
         decimals(accuracy),
         interval_text(interval, ""),
         "" if accuracy is None else Interval(accuracy, interval, 0.0, 1.0, reference=chance),
+        decimals(summary.get("balanced_accuracy")),
         decimals(chance),
+        decimals(summary.get("majority_share")),
         decimals(summary.get("macro_auroc")),
         interval_text(summary.get("macro_auroc_ci95"), ""),
         "" if studies is None else f"{studies:,}",

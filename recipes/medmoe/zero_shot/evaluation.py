@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.data.studies import StudySplit
+from recipes.data.studies import StudySplit, Task
+from recipes.medmoe.choices import Scoring
 from recipes.medmoe.inference.embedding import Embedded, as_array, embed
 from recipes.medmoe.inference.local_scoring import describe_routing
 from recipes.medmoe.inference.session import ModelSession
-from recipes.medmoe.zero_shot.prompt_files import Prompts
-from recipes.medmoe.zero_shot.scoring import ClassScores, Scoring, score_classes
+from recipes.medmoe.inference.vocabulary import words_unknown_to
+from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts
+from recipes.medmoe.zero_shot.scoring import ClassScores, score_classes
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.single_label import single_label_scores
@@ -50,7 +52,8 @@ def evaluate_set(
     """
     _check_fit(one, prompts, scoring, split)
     studies, kind = one.splits[split], modality or one.modality
-    scores, embedded = _score(session, studies, one, prompts, scoring=scoring, kind=kind, title=one.name)
+    own = choose_prompts(prompts, one.classes)  # in the set's order, under its names
+    scores, embedded = score_prompts(session, studies, own, task=one.task, scoring=scoring, kind=kind, title=one.name)
     measured = evaluate_predictions(
         scores.probs, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
     )
@@ -75,6 +78,7 @@ def evaluate_set(
         "majority_share": None,
         "confusion": None,
         "prompts": {"file": prompts.name} | prompts.to_json(),
+        "unknown_words": _unknown_words(session, one, prompts),
         "classes": list(one.classes),
         "notes": list(one.notes),
     } | measured
@@ -100,6 +104,16 @@ def _check_fit(one: EvaluationSet, prompts: Prompts, scoring: str, split: str) -
         )
 
 
+def _unknown_words(session: ModelSession, one: EvaluationSet, prompts: Prompts) -> dict[str, Any] | None:
+    """Counts the words of the prompts that the tokenizer does not know, and names classes of which it knows none."""
+    every = words_unknown_to(session, [text for name in one.classes for text in prompts.classes[name]])
+    if every is None:
+        return None
+    counts = {name: words_unknown_to(session, prompts.classes[name]) for name in one.classes}
+    mute = [name for name, own in counts.items() if own is not None and own.share == 1]
+    return every.to_json("prompts") | {"classes_without_any": mute}
+
+
 def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySplit) -> None:
     confusion = confusion_matrix(scores.scores, studies.labels, result["classes"])
     result["majority_share"] = confusion.pop("majority_share")
@@ -108,27 +122,43 @@ def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySp
     result["confusion"] = confusion
 
 
-def _score(
+@torch.no_grad()
+def score_prompts(
     session: ModelSession,
     studies: StudySplit,
-    one: EvaluationSet,
     prompts: Prompts,
     *,
+    task: Task,
     scoring: Scoring,
     kind: str | None,
     title: str,
 ) -> tuple[ClassScores, Embedded]:
-    texts = [text for name in one.classes for text in prompts.classes[name]]
+    """Scores images for the classes of prompts, in their order.
+
+    Args:
+        session: The run.
+        studies: The images; labels are not read.
+        prompts: The texts of each class.
+        task: Whether the classes exclude one another.
+        scoring: See :mod:`recipes.medmoe.zero_shot.scoring`.
+        kind: Kind of all images, where it is known.
+        title: Of the progress bar.
+
+    Raises:
+        ValueError: If the kind of the images is needed and not known.
+    """
+    names = list(prompts.classes)
+    texts = [text for name in names for text in prompts.classes[name]]
     embedded = embed(session, studies, texts, local=scoring == "gloria", kind=kind, title=title)
-    sizes = np.cumsum([len(prompts.classes[name]) for name in one.classes])[:-1]
+    sizes = np.cumsum([len(prompts.classes[name]) for name in names])[:-1]
     absent = None
     if scoring == "pairs":
-        absent = [as_array(session.texts(prompts.absent[name]).embedding) for name in one.classes]
+        absent = [as_array(session.texts(prompts.absent[name]).embedding) for name in names]
     scores = score_classes(
         embedded.images,
         np.split(embedded.prompts, sizes),
         scoring=scoring,
-        task=one.task,
+        task=task,
         scale=session.scale,
         absent=absent,
         local=None if embedded.local is None else np.split(embedded.local, sizes, axis=1),

@@ -17,15 +17,14 @@ of the set, as z-scores do.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, softmax
 
 from recipes.data.studies import Task
-
-Scoring = Literal["mean", "max", "pairs", "gloria"]
+from recipes.medmoe.choices import Scoring
 
 TINY = 1e-12
 """Below this a length counts as zero."""

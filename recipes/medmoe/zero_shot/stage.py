@@ -3,21 +3,26 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.medmoe.data.labelled_sets import open_sets
-from recipes.medmoe.inference.opening import open_session
+from recipes.medmoe.choices import Checkpoint, Scoring, Split
+from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
-from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts, load_prompts, parse_prompts, template_prompts
-from recipes.medmoe.zero_shot.scoring import Scoring
 from recipes.shared.runs import read_metrics, update_metrics, write_json
 
-SUMMARY = ("accuracy", "accuracy_ci95", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share", "studies")
+SUMMARY = (
+    "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share",
+    "studies", "unknown_words",
+)  # fmt: skip
 """What ``metrics.json`` keeps of a set's result, besides how it was scored."""
+
+
+MEANS = ("accuracy", "balanced_accuracy", "chance", "majority_share", "macro_auroc")
+"""What is averaged over the sets of a call."""
 
 
 def main(
@@ -33,9 +38,10 @@ def main(
     count: int | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
-    split: Literal["train", "val", "test"] = "test",
+    split: Split = "test",
     modality: str | None = None,
-    checkpoint: Literal["best", "last"] = "best",
+    name: str | None = None,
+    checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
     """Classifies sets by their class names alone; adds them to the run's ``metrics.json``.
@@ -55,6 +61,7 @@ def main(
         bootstrap: Resamples of patients for the confidence intervals.
         split: Which studies.
         modality: Kind of the images, where the set does not say it.
+        name: What to call the set in files and tables, by default its own name or the csv's.
         checkpoint: Which weights.
         baseline: Another model instead of the run's own.
 
@@ -62,29 +69,40 @@ def main(
         The section ``zero_shot`` of ``metrics.json``.
 
     Raises:
-        ValueError: If a set, split, prompt file, or what the scoring needs is missing.
+        ValueError: If a set, split, prompt file, or what the scoring needs is missing, or a result of another table has
+            the same name.
     """
     if bootstrap < 0:
         raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
+    # Imported here, so that --help does not wait for torch.
+    from recipes.medmoe.data.labelled_sets import check_origin, open_sets, origin_of
+    from recipes.medmoe.inference.opening import open_session
+    from recipes.medmoe.zero_shot.evaluation import evaluate_set
+
     session = open_session(run, checkpoint, baseline, writes=("metrics.json", "zero_shot"))
+    origin = origin_of(csv, options)
     known, results, section = read_metrics(run).get("zero_shot", {}).get("sets", {}), {}, {}
     # All prompts first: a set without any stops the call before time is spent on the others.
     sets = [
-        (one, choose_prompts(_prompts_of(one, own, prompts, templates=templates), one.classes, count=count, seed=seed))
-        for one, own in open_sets(session, names=set, root=root, csv=csv, options=options)
+        (one, choose_prompts(prompts_of(one, own, prompts, templates=templates), one.classes, count=count, seed=seed))
+        for one, own in open_sets(session, names=set, root=root, csv=csv, options=options, name=name)
     ]
+    for one, _ in sets:
+        check_origin(run / "zero_shot" / f"{one.name}.json", origin)
     for one, chosen in sets:
         started = time.monotonic()
         result = evaluate_set(
             session, one, chosen, scoring=scoring, split=split, modality=modality, bootstrap=bootstrap, seed=seed
         )
-        result |= {"count": count, "checkpoint": checkpoint, "seconds": time.monotonic() - started}
+        result |= {"count": count, "checkpoint": checkpoint, "origin": origin, "seconds": time.monotonic() - started}
         results[one.name] = result
         (run / "zero_shot").mkdir(exist_ok=True)
         write_json(run / "zero_shot" / f"{one.name}.json", result)
         section = headline(results, known)
         update_metrics(run, zero_shot=section)
-        print(_line(result))
+        print("\n".join(_lines(result)))
+    if session.route_on != "none":  # a released model has no other stages of its own
+        print(next_command(run, "zero-shot", data=session.data))
     return section
 
 
@@ -96,15 +114,13 @@ def headline(results: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any])
         known: Summaries of sets evaluated before; those of the same name are replaced.
 
     Returns:
-        ``accuracy``, ``chance`` and ``macro_auroc`` (means over the sets of this call that have one),
+        `MEANS` (means over the sets of this call that have one),
         ``mean_over`` (those sets), ``scoring``, ``route_on`` and ``sets``.
     """
     summaries = {name: _summary(result) for name, result in results.items()}
     first = next(iter(results.values()))
     return {
-        "accuracy": _mean([result["accuracy"] for result in summaries.values()]),
-        "chance": _mean([result["chance"] for result in summaries.values()]),
-        "macro_auroc": _mean([result["macro_auroc"] for result in summaries.values()]),
+        **{name: _mean([result[name] for result in summaries.values()]) for name in MEANS},
         "mean_over": list(summaries),
         "scoring": first["scoring"],
         "route_on": first["route_on"],
@@ -112,8 +128,18 @@ def headline(results: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any])
     }
 
 
-def _prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, name: str | None, *, templates: bool) -> Prompts:
-    """Returns the prompts asked for, else the set's own, else templates if they may be used."""
+def prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, name: str | None, *, templates: bool) -> Prompts:
+    """Returns the prompts asked for, else the set's own, else templates if they may be used.
+
+    Args:
+        one: The set.
+        own: Prompts that it brings along, in the form of a prompt file.
+        name: Prompt file asked for.
+        templates: Whether class names may be put into plain sentences.
+
+    Raises:
+        ValueError: If the file is missing, or the set has no prompts and templates may not be used.
+    """
     if name is not None:
         return load_prompts(name)
     if own is not None:
@@ -130,7 +156,7 @@ def _prompts_of(one: EvaluationSet, own: Mapping[str, Any] | None, name: str | N
 
 def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
     how = {name: result[name] for name in ("task", "split", "modality", "scoring", "route_on")}
-    return {name: result[name] for name in SUMMARY} | how
+    return {name: result.get(name) for name in SUMMARY} | how
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -138,10 +164,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _line(result: Mapping[str, Any]) -> str:
-    parts = [f"{result['set']}: {result['studies']} {result['split']} studies"]
+def _lines(result: Mapping[str, Any]) -> list[str]:
+    parts = [f"{result['set']}: {result['studies']} {result['split']} studies, scoring {result['scoring']}"]
     if result["accuracy"] is not None:
-        parts.append(f"accuracy {result['accuracy']:.3f} (chance {result['chance']:.3f})")
+        parts.append(
+            f"accuracy {result['accuracy']:.3f} (chance {result['chance']:.3f}, most frequent class "
+            f"{result['majority_share']:.3f})"
+        )
+    if result.get("balanced_accuracy") is not None:
+        parts.append(f"balanced accuracy {result['balanced_accuracy']:.3f}")
     auroc = result["macro_auroc"]
     parts.append("macro AUROC undefined" if auroc is None else f"macro AUROC {auroc:.3f}")
-    return ", ".join(parts)
+    unknown = result["unknown_words"]
+    return [", ".join(parts), *([unknown["in_words"]] if unknown else [])]

@@ -1,6 +1,7 @@
 """Numbers as a report writes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 DASH = "–"
@@ -74,3 +75,13 @@ def fact(key: str, value: Any) -> str:
     if key == "parameters" and isinstance(value, int):
         return f"{value / 1e6:,.2f} M" if value >= 1e5 else f"{value:,}"
     return "none" if value is None else str(value)
+
+
+def study_name(study: str) -> str:
+    """Returns what to call a study in a page: the name of the file where it is called by an absolute path.
+
+    Args:
+        study: Its id.
+    """
+    path = PurePath(study)
+    return path.name if path.is_absolute() or PureWindowsPath(study).is_absolute() else study

@@ -15,6 +15,7 @@ from recipes.medmoe.config import Config
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.probe import features as features_module
 from recipes.medmoe.probe import stage as probe
+from recipes.medmoe.probe.evaluation import probe_set
 from recipes.medmoe.probe.features import Features, set_features
 from recipes.medmoe.probe.linear import fit_probe, predict_probe, validation_score
 from recipes.medmoe.probe.subsets import draw_subset
@@ -68,7 +69,11 @@ def session_of(run, **model):
 def test_a_call_writes_results_and_keeps_those_of_other_sets(run, capsys):
     update_metrics(run, probe={"earlier": {"kept": True}})
     section = probe.main(run, set=("phantom-ct",), fractions=(0.5, 1.0), subsets=2, features="both", seed=7)
-    assert "phantom-ct: accuracy with 50% " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "validation studies; chance 0.250, most frequent class 0." in printed
+    assert "fitted on the share of training alone, weight decay chosen on" in printed
+    assert "  50% of training (" in printed
+    assert "macro AUROC" in printed
     assert section == read_json(run / "metrics.json")["probe"]
     assert section["earlier"] == {"kept": True}
     assert {"accuracy", "macro_f1", "kappa"} <= set(section["phantom-ct"]["fractions"][0])
@@ -78,13 +83,15 @@ def test_a_call_writes_results_and_keeps_those_of_other_sets(run, capsys):
     assert half["accuracy"]["mean"] == pytest.approx(np.mean(half["accuracy"]["values"]))
     assert half["accuracy"]["sd"] == pytest.approx(np.std(half["accuracy"]["values"], ddof=1))
     assert full["accuracy"]["sd"] is None
-    assert full["subsets"][0]["refit_studies"] == result["studies"]["train"] + result["studies"]["val"]
+    assert full["subsets"][0]["refit_studies"] == result["studies"]["train"]
+    assert half["subsets"][0]["refit_studies"] == half["subsets"][0]["train_studies"] < result["studies"]["train"]
+    assert full["subsets"][0]["chosen_on"] == result["studies"]["val"]
     assert sum(result["routing"]["test_counts"]) == result["studies"]["test"]
     assert result["routing"]["by"] == "image"
 
 
 def test_a_difference_that_features_show_is_learnt(run):
-    result = probe.probe_set(session_of(run), picture_set(), fractions=(0.1, 1.0), subsets=2)
+    result = probe_set(session_of(run), picture_set(), fractions=(0.1, 1.0), subsets=2)
     for score in ("accuracy", "balanced_accuracy", "macro_f1", "kappa"):
         assert all(row[score]["mean"] == 1 for row in result["fractions"])
     assert len(result["fractions"][0]["kappa"]["values"]) == 2
@@ -92,13 +99,26 @@ def test_a_difference_that_features_show_is_learnt(run):
 
 
 def test_noise_is_not_learnt(run):
-    result = probe.probe_set(session_of(run), picture_set(contrast=0, sizes=(60, 30, 200)), fractions=(1.0,))
+    result = probe_set(session_of(run), picture_set(contrast=0, sizes=(60, 30, 200)), fractions=(1.0,))
     assert result["fractions"][0]["macro_auroc"]["mean"] == pytest.approx(0.5, abs=0.15)
 
 
-def test_refit_on_the_subset_alone_leaves_validation_out(run):
-    result = probe.probe_set(session_of(run), picture_set(), fractions=(1.0,), refit="train")
-    assert result["fractions"][0]["subsets"][0]["refit_studies"] == 24
+def test_a_refit_with_validation_is_stated(run):
+    result = probe_set(session_of(run), picture_set(), fractions=(1.0,), refit="train+val")
+    assert result["fractions"][0]["subsets"][0]["refit_studies"] == 24 + 12
+    assert result["protocol"].startswith("fitted on the share of training and 12 validation studies")
+
+
+def test_selection_inside_the_subset_needs_no_validation_split(run):
+    one = picture_set()
+    one = replace(one, splits={name: one.splits[name] for name in ("train", "test")})
+    result = probe_set(session_of(run), one, fractions=(0.5, 1.0), subsets=1, select="subset")
+    subset = result["fractions"][0]["subsets"][0]
+    assert subset["chosen_by"] == "5 folds"
+    assert subset["chosen_on"] == subset["train_studies"] == subset["refit_studies"]
+    assert result["fractions"][1]["accuracy"]["mean"] == 1
+    with pytest.raises(ValueError, match="has no val split, which a linear probe needs"):
+        probe_set(session_of(run), one, select="subset", refit="train+val")
 
 
 def test_features_are_kept_until_what_made_them_changes(run, monkeypatch):
@@ -123,20 +143,20 @@ def test_features_are_kept_until_what_made_them_changes(run, monkeypatch):
 
 def test_by_report_the_kind_of_the_images_chooses_the_expert_or_only_global_features_are_left(run):
     session = session_of(run, route_on="text")
-    result = probe.probe_set(session, picture_set(modality="mri"), kind="local", fractions=(1.0,))
+    result = probe_set(session, picture_set(modality="mri"), kind="local", fractions=(1.0,))
     assert (result["routing"]["route_on"], result["routing"]["by"]) == ("text", "label")
     assert result["routing"]["test_counts"][session.modalities.index("mri")] == 16
     unknown = picture_set(modality=None)
     with pytest.raises(ValueError, match=r"experts by the report, and a labelled image has none.*features='global'"):
-        probe.probe_set(session, unknown, kind="both", fractions=(1.0,))
-    assert probe.probe_set(session, unknown, kind="global", fractions=(1.0,))["routing"] is None
-    by_kind = probe.probe_set(session, unknown, kind="local", fractions=(1.0,), modality="xray")
+        probe_set(session, unknown, kind="both", fractions=(1.0,))
+    assert probe_set(session, unknown, kind="global", fractions=(1.0,))["routing"] is None
+    by_kind = probe_set(session, unknown, kind="local", fractions=(1.0,), modality="xray")
     assert by_kind["routing"]["test_counts"][session.modalities.index("xray")] == 16
 
 
 def test_by_label_an_unknown_kind_is_refused(run):
     with pytest.raises(ValueError, match="is not known for 24 of 24 images"):
-        probe.probe_set(session_of(run, route_on="label"), picture_set(modality=None), kind="local")
+        probe_set(session_of(run, route_on="label"), picture_set(modality=None), kind="local")
 
 
 def test_both_kinds_of_features_stand_beside_one_another():
@@ -151,9 +171,9 @@ def test_what_does_not_fit_is_refused(run):
     one = picture_set()
     lacking = replace(one, splits={"test": one.splits["test"]})
     with pytest.raises(ValueError, match="the set pictures has no train and no val split, which a linear probe needs"):
-        probe.probe_set(session_of(run), lacking)
+        probe_set(session_of(run), lacking)
     with pytest.raises(ValueError, match=r"fractions must name shares in \(0, 1\], got \(10\.0,\)"):
-        probe.probe_set(session_of(run), one, fractions=(10.0,))
+        probe_set(session_of(run), one, fractions=(10.0,))
     with pytest.raises(ValueError, match="subsets must be at least 1, got 0"):
         probe.main(run, subsets=0)
 

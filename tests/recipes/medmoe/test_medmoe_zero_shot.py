@@ -15,6 +15,7 @@ from recipes.medmoe.inference.local_scoring import mean_regions, modality_labels
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.model import TextFeatures
 from recipes.medmoe.zero_shot import stage as zero_shot
+from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import choose_prompts, parse_prompts
 from recipes.shared.runs import read_json
 
@@ -77,7 +78,11 @@ def run(pretrained_run, tmp_path):
 
 def test_a_call_writes_results_and_adds_to_the_metrics(run, capsys):
     section = zero_shot.main(run, set=("phantom-ct",), bootstrap=20, count=2, seed=5)
-    assert "phantom-ct: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "phantom-ct: " in printed
+    assert "(chance 0.250, most frequent class 0." in printed
+    assert "% of the words of the prompts (" in printed
+    assert f"next: python -m recipes.medmoe retrieve {run}" in printed
     first = read_json(run / "zero_shot" / "phantom-ct.json")
     assert section == read_json(run / "metrics.json")["zero_shot"]
     assert section["accuracy"] == first["accuracy"] == section["sets"]["phantom-ct"]["accuracy"]
@@ -86,6 +91,9 @@ def test_a_call_writes_results_and_adds_to_the_metrics(run, capsys):
     assert all(len(texts) == 2 for texts in first["prompts"]["classes"].values())
     assert sum(first["routing"]["counts"]) == first["studies"] == sum(map(sum, first["confusion"]["matrix"]))
     assert first["routing_matters"] is False
+    assert 0 < first["unknown_words"]["share"] < 1
+    assert section["sets"]["phantom-ct"]["unknown_words"]["unknown"] == first["unknown_words"]["unknown"]
+    assert section["balanced_accuracy"] == first["balanced_accuracy"]
 
     every = zero_shot.main(run, bootstrap=0)
     assert list(every["sets"]) == ["phantom-ct", "phantom-xray", "phantom-ultrasound", "phantom-mri"]
@@ -124,10 +132,24 @@ def test_a_table_with_prompts_of_its_own(run, tmp_path):
     zero_shot.main(run, templates=True, **arguments)
     assert read_json(run / "zero_shot" / "mine.json")["prompts"]["file"] == "templates"
 
+    some = arguments | {"options": (*options, "only=patient=p0"), "templates": True}
+    with pytest.raises(ValueError, match=r"mine\.json holds the result of .*mine\.csv with options .*\(--name\)"):
+        zero_shot.main(run, **some)
+    section = zero_shot.main(run, **some, name="first-patient")
+    assert section["mean_over"] == ["first-patient"]
+    assert section["sets"]["mine"]["studies"] == 6
+    assert read_json(run / "zero_shot" / "first-patient.json")["studies"] == 2
+    by_option = arguments | {"options": (*options, "name=third"), "templates": True}
+    assert zero_shot.main(run, **by_option)["mean_over"] == ["third"]
+    with pytest.raises(ValueError, match=r"name must be of letters, .* got '\.\./up' \(--name\)"):
+        zero_shot.main(run, **some, name="../up")
+    with pytest.raises(ValueError, match=r"name is for one set, got 4 sets"):
+        zero_shot.main(run, name="all")
+
 
 def test_scores_are_the_cosines_of_the_embeddings(session):
     one = picture_set()
-    result = zero_shot.evaluate_set(session, one, PROMPTS, bootstrap=30)
+    result = evaluate_set(session, one, PROMPTS, bootstrap=30)
     image = torch.cat([image.embedding for _, image in session.image_batches(one.splits["test"])])
     dark = session.texts(["a dark image", "clear lungs"]).embedding.mean(0)
     bright = session.texts(["a bright image"]).embedding[0]
@@ -154,7 +176,7 @@ def test_classes_in_another_order_give_the_same_result(session):
         splits={"test": Pictures(split.images, split.labels[:, ::-1].copy(), split.modalities)},
     )
     for scoring in ("mean", "max", "pairs", "gloria"):
-        result = [zero_shot.evaluate_set(session, s, PROMPTS, scoring=scoring, bootstrap=0) for s in (one, turned)]
+        result = [evaluate_set(session, s, PROMPTS, scoring=scoring, bootstrap=0) for s in (one, turned)]
         assert result[0]["accuracy"] == result[1]["accuracy"], scoring
         assert result[0]["macro_auroc"] == pytest.approx(result[1]["macro_auroc"])
 
@@ -162,7 +184,7 @@ def test_classes_in_another_order_give_the_same_result(session):
 def test_the_result_names_what_was_routed(session):
     one = picture_set()
     by = session.model.config.route_on
-    routing = zero_shot.evaluate_set(session, one, PROMPTS, scoring="gloria", bootstrap=0)["routing"]
+    routing = evaluate_set(session, one, PROMPTS, scoring="gloria", bootstrap=0)["routing"]
     assert (routing["by"], routing["of"]) == (by, "prompts" if by == "text" else "images")
     assert sum(routing["counts"]) == (3 if by == "text" else 12)
     assert routing["experts"] == list(session.modalities)
@@ -192,10 +214,10 @@ def test_local_scores_by_text_are_those_of_each_text_alone(pretrained_run):
 def test_an_unknown_kind_matters_only_to_local_scores_by_label(pretrained_run):
     unknown = picture_set(modality=None, modalities=(None,) * 12)
     session = session_of(pretrained_run, route_on="label")
-    assert zero_shot.evaluate_set(session, unknown, PROMPTS, bootstrap=0)["routing"] is None
+    assert evaluate_set(session, unknown, PROMPTS, bootstrap=0)["routing"] is None
     with pytest.raises(ValueError, match=r"which is not known for 12 of 12 images\. Give modality, one of xray, ct"):
-        zero_shot.evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0)
-    by_kind = zero_shot.evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0, modality="mri")
+        evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0)
+    by_kind = evaluate_set(session, unknown, PROMPTS, scoring="gloria", bootstrap=0, modality="mri")
     assert by_kind["modality"] == "mri"
     assert by_kind["routing"]["counts"][session.modalities.index("mri")] == 12
 
@@ -203,7 +225,7 @@ def test_an_unknown_kind_matters_only_to_local_scores_by_label(pretrained_run):
 def test_images_may_name_their_own_kinds(pretrained_run):
     mixed = picture_set(modality=None, modalities=("ct", "mri") * 6)
     session = session_of(pretrained_run, route_on="label")
-    routing = zero_shot.evaluate_set(session, mixed, PROMPTS, scoring="gloria", bootstrap=0)["routing"]
+    routing = evaluate_set(session, mixed, PROMPTS, scoring="gloria", bootstrap=0)["routing"]
     assert [routing["counts"][session.modalities.index(kind)] for kind in ("ct", "mri")] == [6, 6]
     with pytest.raises(ValueError, match="the run has no expert for echo; it has experts for xray, ct"):
         modality_labels(session, mixed.splits["test"], "echo")
@@ -214,7 +236,7 @@ def test_images_may_name_their_own_kinds(pretrained_run):
 
 def test_multi_label_sets_have_no_accuracy(pretrained_run):
     session = session_of(pretrained_run, route_on="image")
-    result = zero_shot.evaluate_set(session, picture_set(task="multi-label"), PROMPTS, scoring="pairs", bootstrap=5)
+    result = evaluate_set(session, picture_set(task="multi-label"), PROMPTS, scoring="pairs", bootstrap=5)
     assert result["accuracy"] is result["chance"] is result["confusion"] is result["majority_share"] is None
     assert result["macro_auroc"] is not None
     section = zero_shot.headline({"pictures": result}, {})
@@ -227,7 +249,7 @@ def test_random_pictures_score_at_chance(pretrained_run):
     images = list(rng.integers(0, 255, (160, 16, 16), dtype=np.uint8))
     labels = np.eye(2, dtype=np.float32)[rng.integers(2, size=160)]
     one = EvaluationSet("noise", "binary-class", CLASSES, "ct", {"test": Pictures(images, labels, ("ct",) * 160)})
-    result = zero_shot.evaluate_set(session_of(pretrained_run), one, PROMPTS, bootstrap=200)
+    result = evaluate_set(session_of(pretrained_run), one, PROMPTS, bootstrap=200)
     assert result["macro_auroc_ci95"][0] < 0.5 < result["macro_auroc_ci95"][1]
 
 
@@ -235,10 +257,10 @@ def test_what_does_not_fit_is_refused(pretrained_run):
     session = session_of(pretrained_run)
     one = picture_set()
     with pytest.raises(ValueError, match="split: the set pictures has no val split, it has test"):
-        zero_shot.evaluate_set(session, one, PROMPTS, split="val")
+        evaluate_set(session, one, PROMPTS, split="val")
     bare = choose_prompts(parse_prompts({"classes": {"dark": ["d"], "bright": ["b"]}}, "bare"))
     with pytest.raises(ValueError, match=r"texts against each class, but 'bare' has none for \['dark', 'bright'\]"):
-        zero_shot.evaluate_set(session, one, bare, scoring="pairs")
+        evaluate_set(session, one, bare, scoring="pairs")
 
 
 @pytest.mark.parametrize(
