@@ -13,9 +13,12 @@ from recipes.data.tables.columns import modality_name
 from recipes.data.tables.csv_file import read_table
 from recipes.data.tables.labels import check_choice
 from recipes.data.tables.rows import Layout, divide, read_rows
-from recipes.data.tables.text_columns import holds_texts, text_columns
+from recipes.data.tables.text_columns import text_columns
 
 OnMissingText = Literal["error", "skip"]
+
+FEW_WORDS = 1.5
+"""Texts that have fewer words on average and mostly repeat look like names of classes."""
 
 
 def pair_manifest_source(
@@ -99,7 +102,7 @@ def pair_manifest_source(
     known = {modality for modality in occurring if modality is not None}
     if modality_column is not None and None in occurring:
         notes.append(f"the modality of {occurring.count(None)} of {len(occurring)} pairs is not known")
-    return PairSource(name, tuple(sorted(known)), **parts, notes=(*missing, *_about_texts(layout, studies), *notes))
+    return PairSource(name, tuple(sorted(known)), **parts, notes=(*missing, *notes, *_about_texts(layout, studies)))
 
 
 def _about_texts(layout: Layout, studies: ImageFiles) -> list[str]:
@@ -108,7 +111,7 @@ def _about_texts(layout: Layout, studies: ImageFiles) -> list[str]:
     others = text_columns(layout.csv, {*layout.columns(), name})
     listed = ", ".join(map(repr, others))
     texts = [text for text in studies.texts if text is not None]
-    if not holds_texts(name, texts[:200]):
+    if len(set(texts)) < len(texts) / 2 and sum(len(text.split()) for text in texts) < FEW_WORDS * len(texts):
         remedy = f"columns that seem to hold texts: {listed}" if others else "name the column of reports"
         return [f"the column {name!r} is read as the text, but seems to hold names or codes; {remedy} (--text-column)"]
     if others:

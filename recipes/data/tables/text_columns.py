@@ -31,16 +31,10 @@ def text_columns(csv: Path, known: Collection[str]) -> list[str]:
     """
     header, rows = read_first_rows(csv, ROWS)
     columns = zip(header, zip(*(row for row in rows if len(row) == len(header)), strict=True), strict=False)
-    return [name for name, cells in columns if name not in known and holds_texts(name, cells)]
+    return [name for name, cells in columns if name not in known and _holds_texts(name, cells)]
 
 
-def holds_texts(name: str, cells: Collection[str]) -> bool:
-    """Returns whether a column seems to hold reports or notes, see `text_columns`.
-
-    Args:
-        name: Its name.
-        cells: Its cells; blank ones do not count.
-    """
+def _holds_texts(name: str, cells: Collection[str]) -> bool:
     texts = [cell for cell in cells if not is_blank(cell)]
     if not texts:
         return False

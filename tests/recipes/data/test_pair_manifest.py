@@ -187,3 +187,33 @@ def test_the_real_manifest():
     colours = {study.modality: study.image.ndim for study in (source.test[i] for i in range(0, 184, 3))}
     assert colours["pathology"] == colours["fundus"] == 3
     assert colours["xray"] == 2
+
+
+def test_a_column_that_holds_no_texts_is_named_in_the_notes(tmp_path):
+    rows = ["image,label,report,split"]
+    for row in range(30):
+        Image.fromarray(np.full((8, 8), row, np.uint8)).save(tmp_path / f"{row}.png")
+        split = ("train", "val", "test")[row % 3]
+        rows.append(f"{row}.png,{('sick', 'healthy')[row % 2]},a long report on case {row} with many words,{split}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    read = {"modality_column": None}
+    wrong = pair_manifest_source(tmp_path / "pairs.csv", text_column="label", **read).notes
+    assert any(
+        "column 'label' is read as the text, but seems to hold names or codes; columns that seem to hold texts: "
+        "'report' (--text-column)" in note
+        for note in wrong
+    )
+    assert not any(
+        "--text-column" in note
+        for note in pair_manifest_source(tmp_path / "pairs.csv", text_column="report", **read).notes
+    )
+    both = (
+        (tmp_path / "pairs.csv")
+        .read_text()
+        .replace("label", "caption")
+        .replace("sick", "a sick lung")
+        .replace("healthy", "a healthy lung")
+    )
+    (tmp_path / "both.csv").write_text(both)
+    notes = pair_manifest_source(tmp_path / "both.csv", text_column="report", **read).notes
+    assert "the column 'report' is read as the text; 'caption' seem to hold texts too (--text-column)" in notes

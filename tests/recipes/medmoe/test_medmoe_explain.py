@@ -12,6 +12,8 @@ from PIL import Image
 from moekit.contrastive import local_contrastive_loss, word_alignment_loss
 from recipes.data.studies import Box, Study
 from recipes.medmoe.explain import stage as explain
+from recipes.medmoe.explain.examples import choose
+from recipes.medmoe.explain.game import play
 from recipes.medmoe.explain.pictures import PANEL, Explanation, draw, outcome, scale_range, shorten
 from recipes.medmoe.explain.seen import explanation, look
 from recipes.medmoe.explain.word_maps import distinct_words, finding_words, normal_form, word_maps
@@ -150,7 +152,7 @@ def test_a_study_without_words_is_refused(session, split):
 
 
 def test_the_game_is_played_with_the_words_of_the_finding(session, split):
-    game, played = explain.play(session, split, bootstrap=10)
+    game, played = play(session, split, bootstrap=10)
     boxed = [i for i in range(len(split)) if split[i].boxes]
     rounds = [(i, finding) for i in boxed for finding in {box.finding for box in split[i].boxes}]
     assert sorted(played) == boxed
@@ -168,15 +170,15 @@ def test_the_game_is_played_with_the_words_of_the_finding(session, split):
 
 def test_reports_without_the_finding_are_left_out_and_counted(session, split):
     boxed = sum(bool(study.boxes) for study in split.studies)
-    game, played = explain.play(session, changed(split, text="Nothing to report."), bootstrap=10)
+    game, played = play(session, changed(split, text="Nothing to report."), bootstrap=10)
     assert (game["hit_rate"], game["center_baseline"], played) == (None, None, {})
     assert (game["left_out"], game["reason"]) == (boxed, "no report holds a word of the name of its findings")
-    nothing, _ = explain.play(session, changed(split, boxes=()), bootstrap=10)
+    nothing, _ = play(session, changed(split, boxes=()), bootstrap=10)
     assert (nothing["left_out"], nothing["reason"]) == (0, "the data hold no boxes")
 
 
 def test_a_tolerance_as_wide_as_the_image_always_hits(session, split):
-    game, _ = explain.play(session, split, tolerance=64, bootstrap=0)
+    game, _ = play(session, split, tolerance=64, bootstrap=0)
     assert game["hit_rate"] == game["center_baseline"] == game["random_baseline"] == 1
 
 
@@ -205,10 +207,10 @@ def test_choice_shows_modalities_and_findings_equally_often():
     blank = np.zeros((4, 4), np.uint8)
     pairs = Pairs([Study(str(i), "p", blank, "t", np.zeros(0), modality=m) for i, (m, _) in enumerate(kinds)])
     played = {i: findings for i, (_, findings) in enumerate(kinds) if findings}
-    assert explain.choose(pairs, played, 2) == [0, 3]
-    assert explain.choose(pairs, played, 4) == [0, 4, 3, 5]
-    assert sorted(explain.choose(pairs, played, 9)) == [0, 1, 2, 3, 4, 5]
-    assert explain.choose(pairs, {}, 2) == [0, 2]
+    assert choose(pairs, played, 2) == [0, 3]
+    assert choose(pairs, played, 4) == [0, 4, 3, 5]
+    assert sorted(choose(pairs, played, 9)) == [0, 1, 2, 3, 4, 5]
+    assert choose(pairs, {}, 2) == [0, 2]
 
 
 def test_the_stage_leaves_pictures_arrays_and_figures(explained):

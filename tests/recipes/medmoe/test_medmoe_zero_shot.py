@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused(pretrained_run):
         ({"root": "."}, "set must name what to open, one of chexpert5x200, .* got none"),
         ({"options": ("plane=axial",)}, "when root or options are given"),
         ({"names": ("busi",), "csv": "a.csv"}, "csv is a set of its own and goes without set and root"),
-        ({"names": ("nothing",)}, "name must be one of chexpert5x200"),
+        ({"names": ("nothing",)}, r"--set must be one of chexpert5x200"),
     ],
 )
 def test_sets_that_do_not_exist_are_refused(pretrained_run, arguments, message):
