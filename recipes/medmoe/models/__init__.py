@@ -9,4 +9,9 @@ adapter; none of that code is here.
 |---|---|---|
 | ``open_clip:`` (CLIP, BiomedCLIP, QuiltNet) | ``open_clip`` | open_clip |
 | ``transformers:`` (CLIP, PubMedCLIP) | ``transformers_clip`` | transformers |
+| ``unimed:`` | ``unimed`` | open_clip, under its fork's names |
+| ``gloria:``, ``medclip:``, ``keepfit:``, ``biovil:`` | of the same names | this package |
+| ``pmc-clip:`` | ``pmc_clip`` | this package, the image tower by open_clip |
+
+Shared by them: ``checkpoints`` (files without their objects, loaded name by name), ``resnet`` and ``bert``.
 """

@@ -22,7 +22,52 @@ def _transformers(place: str, tower: Path | None, tokenizer: Path | None) -> Ada
     return TransformersClipAdapter.load(place, tower, tokenizer)
 
 
-LOADERS: dict[str, Loader] = {"open_clip": _open_clip, "transformers": _transformers}
+def _unimed(place: str, tower: Path | None, tokenizer: Path | None) -> Adapter:
+    from recipes.medmoe.models.unimed import load_unimed
+
+    return load_unimed(place, tower, tokenizer)
+
+
+def _gloria(place: str, tower: Path | None, tokenizer: Path | None) -> Adapter:
+    from recipes.medmoe.models.gloria import GloriaAdapter
+
+    return GloriaAdapter.load(place, tower, tokenizer)
+
+
+def _medclip(place: str, tower: Path | None, tokenizer: Path | None) -> Adapter:
+    from recipes.medmoe.models.medclip import MedClipAdapter
+
+    return MedClipAdapter.load(place, tower, tokenizer)
+
+
+def _pmc_clip(place: str, tower: Path | None, tokenizer: Path | None) -> Adapter:
+    from recipes.medmoe.models.pmc_clip import PmcClipAdapter
+
+    return PmcClipAdapter.load(place, tower, tokenizer)
+
+
+def _keepfit(place: str, tower: Path | None, tokenizer: Path | None) -> Adapter:
+    from recipes.medmoe.models.keepfit import KeepFitAdapter
+
+    return KeepFitAdapter.load(place, tower, tokenizer)
+
+
+def _biovil(place: str, tower: Path | None, tokenizer: Path | None) -> Adapter:
+    from recipes.medmoe.models.biovil import BioVilAdapter
+
+    return BioVilAdapter.load(place, tower, tokenizer)
+
+
+LOADERS: dict[str, Loader] = {
+    "open_clip": _open_clip,
+    "transformers": _transformers,
+    "unimed": _unimed,
+    "gloria": _gloria,
+    "medclip": _medclip,
+    "pmc-clip": _pmc_clip,
+    "keepfit": _keepfit,
+    "biovil": _biovil,
+}
 """By what stands before the colon; the libraries are imported where a model is loaded."""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from recipes.medmoe.data.tokens import NO_WORD, TokenIds, Tokens, pad_tokens, token_ids, words_of
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, image_features, text_features
+from recipes.medmoe.models.bert import padded_to
 from recipes.medmoe.models.preprocess import How, Preprocess
 from recipes.shared.encoders.hub import loading
 from recipes.shared.encoders.open_clip import PREFIX, library_name, load_whole
@@ -134,7 +135,7 @@ class SimpleWords:
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes texts, padded with zeros to the context, as CLIP reads them."""
-        return _padded_to([self._ids(text) for text in texts], self.tokenizer.context_length, 0)
+        return padded_to([self._ids(text) for text in texts], self.tokenizer.context_length, 0)
 
     def words(self, text: str) -> list[str]:
         """Returns the words of which a piece is left."""
@@ -198,15 +199,3 @@ def _of_timm(visual: nn.Module, images: Tensor) -> ImageFeatures:
 
 def _findall(pattern: Any) -> Callable[[str], list[Any]]:
     return pattern.findall if hasattr(pattern, "findall") else lambda text: re.findall(pattern, text)
-
-
-def _padded_to(texts: Sequence[TokenIds], length: int, pad_id: int) -> Tokens:
-    """Stacks texts, padded to a given length."""
-    tokens = pad_tokens(texts, pad_id)
-    missing = length - tokens.input_ids.shape[1]
-
-    def wider(field: Tensor, value: int) -> Tensor:
-        return nn.functional.pad(field, (0, missing), value=value)
-
-    ids, mask, words = wider(tokens.input_ids, pad_id), wider(tokens.attention_mask, 0), wider(tokens.word_ids, NO_WORD)
-    return Tokens(ids, mask, words, tokens.num_words)

@@ -51,6 +51,7 @@ class Preprocess:
         grey: Whether colours are dropped first.
         cut_down: Whether the corner of the centre cut out is rounded down, as transformers does; torchvision rounds to
             the nearest even pixel.
+        stretch: Whether the image's own darkest and brightest values become 0 and 255 first.
     """
 
     size: int
@@ -61,6 +62,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     grey: bool = False
     cut_down: bool = False
+    stretch: bool = False
 
     def fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Makes the square of an image.
@@ -71,6 +73,9 @@ class Preprocess:
         Returns:
             ``(size, size)`` or ``(size, size, 3)``.
         """
+        if self.stretch and image.max() > image.min():
+            low, high = float(image.min()), float(image.max())
+            image = ((image - low) / (high - low) * 255).astype(np.uint8)
         if self.grey and image.ndim == 3:
             image = np.asarray(Image.fromarray(image).convert("L"))
         height, width = image.shape[:2]

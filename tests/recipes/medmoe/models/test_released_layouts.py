@@ -1,0 +1,376 @@
+"""Releases whose code installs nowhere: files with their published names and shapes, written here at small sizes.
+
+The forward pass of each is written again, plainly and from its published code (cited in the adapters), and must agree.
+"""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from recipes.medmoe.models.choice import ModelChoice
+from recipes.medmoe.models.load import load_adapter
+from tests.recipes.medmoe.models.saved import TEXTS, picture, save_text_tower, small_bert, word_pieces
+
+COMMON = 24
+DIM = 32
+"""Width of the small BERT."""
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def unit(vectors):
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+def lively(module):
+    """Gives norms of batches values that matter."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.1, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+@torch.no_grad()
+def small_resnet(fc=None):
+    torch.manual_seed(2)
+    model = ResNet(Bottleneck, [1, 1, 1, 1])
+    model.fc = nn.Identity() if fc is None else fc
+    return lively(model)
+
+
+def under(prefix, module):
+    return {prefix + name: value for name, value in module.state_dict().items()}
+
+
+def tokens_of(texts, **options):
+    return word_pieces()(texts, truncation=True, return_tensors="pt", **{"padding": True, **options})
+
+
+@pytest.fixture
+def tower(tmp_path):
+    return save_text_tower(tmp_path / "tower")
+
+
+def adapter_of(kind, path, tower):
+    return load_adapter(ModelChoice(f"{kind}:{path}", text_tower=tower))
+
+
+def check_images(adapter, expected_of, size=None, grid=None):
+    """Embeddings of two images are those of the published forward on the adapter's own pixels."""
+    pictures = [picture(50, 70, colours=not adapter.preprocess.grey), picture(66, 40)]
+    images = adapter.preprocess.batch([adapter.preprocess.fit(one) for one in pictures])
+    assert images.shape[-1] == (size or images.shape[-1])
+    features = adapter.encode_images(images)
+    close(features.embedding, unit(expected_of(images)))
+    if grid is not None:
+        assert tuple(features.maps[0].shape[2:]) == (grid, grid)
+    return images, features
+
+
+def check_texts(adapter, expected):
+    features = adapter.encode_texts(adapter.tokenize(TEXTS))
+    close(features.embedding, unit(expected))
+    for row, text in enumerate(TEXTS):
+        assert int(features.mask[row].sum()) == len(adapter.words(text))
+    return features
+
+
+def three_layers(bert, tokens):
+    hidden = bert(tokens.input_ids, tokens.attention_mask, output_hidden_states=True).hidden_states
+    return (hidden[1].mean(1) + hidden[2].mean(1) + hidden[-1].mean(1)) / 3
+
+
+class Settings:
+    """Pickled beside the weights; its state must never be set."""
+
+    def __init__(self):
+        self.temp = 4.0
+
+    def __setstate__(self, state):
+        raise AssertionError("the file's own objects were built")
+
+
+@torch.no_grad()
+def test_gloria(tmp_path, tower):
+    resnet, bert = small_resnet(), small_bert()
+    glob, local = nn.Linear(2048, DIM), nn.Conv2d(1024, DIM, 1, bias=False)
+    state = under("gloria.img_encoder.model.", resnet) | under("gloria.img_encoder.global_embedder.", glob)
+    state |= under("gloria.img_encoder.local_embedder.", local) | under("gloria.text_encoder.model.", bert)
+    state["gloria.text_encoder.model.embeddings.position_ids"] = torch.arange(512)[None]
+    path = tmp_path / "chexpert_resnet50.ckpt"
+    torch.save({"epoch": 3, "state_dict": state, "hyper_parameters": Settings()}, path)
+    with pytest.raises(AssertionError, match="objects were built"):
+        torch.load(path, weights_only=False)
+    adapter = adapter_of("gloria", path, tower)
+
+    def stages(images):
+        large = F.interpolate(images, (299, 299), mode="bilinear", align_corners=True)
+        third = nn.Sequential(*list(resnet.children())[:7])(large)
+        return third, resnet.layer4(third).mean((2, 3))
+
+    images, features = check_images(adapter, lambda images: glob(stages(images)[1]), 224, 19)
+    close(features.maps[0], local(stages(images)[0]))
+    # aggregate_tokens of text_model.py: pieces summed into words up to [SEP], zeros to 97 places, mean over them all.
+    # The tokens of process_text: words alone, in lower case; sentences of one word are left out.
+    texts = ["left pleural effusion no pneumothorax", "an x ray of the chest", "pleural effusion"]
+    tokens = tokens_of(texts, padding="max_length", max_length=97)
+    hidden = torch.stack(bert(**dict(tokens.items()), output_hidden_states=True).hidden_states[-4:], 1)
+    places, named = torch.zeros(3, 4, 97, DIM), word_pieces()
+    for row, ids in enumerate(tokens.input_ids.tolist()):
+        at = -1
+        for place, piece in enumerate(named.convert_ids_to_tokens(ids)):
+            at += 0 if piece.startswith("##") else 1
+            places[row, :, at] += hidden[row, :, place]
+            if piece == "[SEP]":
+                break
+    given = ["1. Left pleural effusion, no pneumothorax. Chest.", "An x-ray\nof the chest", "Pleural effusion."]
+    features = adapter.encode_texts(adapter.tokenize(given))
+    close(features.embedding, unit(places.mean(2).sum(1)))
+    close(features.words[0, :5], places[0].sum(0)[1:6])  # behind [CLS]
+    assert adapter.words(given[0]) == texts[0].split()
+    assert (adapter.scale, adapter.attention) == (10.0, (4.0, 5.0))
+
+
+@torch.no_grad()
+def test_medclip_with_a_resnet(tmp_path, tower):
+    head, bert, text_head = nn.Linear(2048, COMMON, bias=False), small_bert(), nn.Linear(DIM, COMMON, bias=False)
+    resnet = small_resnet(head)
+    state = under("vision_model.model.", resnet) | under("text_model.model.", bert)
+    state |= under("text_model.projection_head.", text_head) | {"logit_scale": torch.tensor(9.0)}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    adapter = adapter_of("medclip", tmp_path, tower)
+    check_images(adapter, resnet, 224, 7)
+    check_texts(adapter, text_head(three_layers(bert, tokens_of(TEXTS))))
+    assert adapter.scale == pytest.approx(math.exp(4.6052))
+
+
+@torch.no_grad()
+def test_medclip_with_a_swin(tmp_path, tower):
+    from transformers import SwinConfig, SwinModel
+
+    torch.manual_seed(3)
+    config = SwinConfig(image_size=224, patch_size=4, embed_dim=24, depths=[1, 2], num_heads=[2, 4], window_size=7)
+    swin, bert = SwinModel(config).eval(), small_bert()
+    head, text_head = nn.Linear(48, COMMON, bias=False), nn.Linear(DIM, COMMON, bias=False)
+    state = under("vision_model.model.", swin) | under("vision_model.projection_head.", head)
+    state |= under("text_model.model.", bert) | under("text_model.projection_head.", text_head)
+    torch.save(state | {"logit_scale": torch.tensor(2.0)}, tmp_path / "pytorch_model.bin")
+    adapter = adapter_of("medclip", tmp_path / "pytorch_model.bin", tower)
+    check_images(adapter, lambda images: head(swin(images).pooler_output), 224, 28)
+    check_texts(adapter, text_head(three_layers(bert, tokens_of(TEXTS))))
+    padded = adapter.encode_texts(adapter.tokenize([TEXTS[2], TEXTS[0]])).embedding[0]
+    alone = adapter.encode_texts(adapter.tokenize([TEXTS[2]])).embedding[0]
+    assert (padded - alone).abs().max() > 1e-4  # padding is averaged, as published
+
+
+@torch.no_grad()
+def test_keepfit_and_flair(tmp_path, tower):
+    resnet, bert = small_resnet(), small_bert()
+    head, text_head = nn.Linear(2048, COMMON, bias=False), nn.Linear(DIM, COMMON, bias=False)
+    flair = under("vision_model.model.", resnet) | under("text_model.model.", bert)
+    flair |= under("vision_model.projection_head_vision.projection.", head)
+    flair |= under("text_model.projection_head_text.projection.", text_head)
+    flair["logit_scale"] = torch.tensor(1.5)
+    keepfit = flair | {f"attention.W_{one}.weight": torch.zeros(COMMON, COMMON) for one in "qkvo"}
+    for name, state in (("flair", flair), ("keepfit", keepfit)):
+        torch.save(state, tmp_path / f"{name}.pth")
+        adapter = adapter_of("keepfit", tmp_path / f"{name}.pth", tower)
+        if name == "flair":
+            check_images(adapter, lambda images: head(unit(resnet(images))), 512, 16)
+        check_texts(adapter, text_head(unit(three_layers(bert, tokens_of(TEXTS)))))
+        assert adapter.scale == pytest.approx(math.exp(1.5))
+    square = adapter.preprocess.tensor(adapter.preprocess.fit(picture(30, 60)))
+    assert square[:, 256:].abs().max() == 0  # padded below
+    assert 0 <= square.min() <= square.max() <= 1
+    assert square[:, 0].max() > 0
+
+
+def conv(state, name, x, stride=1, padding=0):
+    return F.conv2d(x, state[f"{name}.weight"], stride=stride, padding=padding)
+
+
+def norm(state, name, x):
+    mean, var, weight, bias = (state[f"{name}.{one}"] for one in ("running_mean", "running_var", "weight", "bias"))
+    return F.batch_norm(x, mean, var, weight, bias, eps=1e-5)
+
+
+def clip_resnet(state, x):
+    """CLIP's ModifiedResNet with one block a stage: stem of three, pooled strides, attention pooling by 2 heads."""
+    for number, stride in ((1, 2), (2, 1), (3, 1)):
+        x = F.relu(norm(state, f"bn{number}", conv(state, f"conv{number}", x, stride, 1)))
+    x = F.avg_pool2d(x, 2)
+    for stage, stride in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        at = f"layer{stage}.0."
+        out = F.relu(norm(state, f"{at}bn1", conv(state, f"{at}conv1", x)))
+        out = F.relu(norm(state, f"{at}bn2", conv(state, f"{at}conv2", out, padding=1)))
+        pool = (lambda y: y) if stride == 1 else lambda y: F.avg_pool2d(y, 2)
+        out = norm(state, f"{at}bn3", conv(state, f"{at}conv3", pool(out)))
+        x = F.relu(out + norm(state, f"{at}downsample.1", conv(state, f"{at}downsample.0", pool(x))))
+    places = x.flatten(2).mT
+    places = torch.cat([places.mean(1, keepdim=True), places], 1) + state["attnpool.positional_embedding"]
+    query, key, value = (
+        F.linear(places, state[f"attnpool.{one}_proj.weight"], state[f"attnpool.{one}_proj.bias"])
+        .unflatten(-1, (-1, 64))
+        .transpose(1, 2)
+        for one in "qkv"
+    )
+    weights = (query[:, :, :1] @ key.mT / 8).softmax(-1)
+    mixed = (weights @ value).transpose(1, 2).flatten(2)[:, 0]
+    return F.linear(mixed, state["attnpool.c_proj.weight"], state["attnpool.c_proj.bias"])
+
+
+@torch.no_grad()
+def test_pmc_clip(tmp_path, tower):
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(4)
+    none = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+    sizes = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
+    image, bert, projection = lively(open_clip.CLIP(COMMON, sizes, none).visual), small_bert(), torch.randn(DIM, COMMON)
+    torch.save(under("", image), tmp_path / "image_encoder(resnet50).pth")
+    torch.save(under("", bert), tmp_path / "text_encoder.pth")
+    torch.save(projection, tmp_path / "text_projection_layer.pth")
+    adapter = adapter_of("pmc-clip", tmp_path, tower)
+    check_images(adapter, lambda images: clip_resnet(image.state_dict(), images), 64, 2)
+    tokens = tokens_of(TEXTS, padding="max_length", max_length=77)
+    check_texts(adapter, bert(tokens.input_ids).last_hidden_state[:, 0] @ projection)  # no mask
+    masked = unit(bert(tokens.input_ids, tokens.attention_mask).last_hidden_state[:, 0] @ projection)
+    assert (masked - adapter.encode_texts(adapter.tokenize(TEXTS)).embedding).abs().max() > 1e-4
+    assert math.log(adapter.scale) == pytest.approx(4.4292)
+    torch.save({"a": projection}, tmp_path / "text_projection_layer.pth")
+    with pytest.raises(ValueError, match="holds no matrix"):
+        adapter_of("pmc-clip", tmp_path, tower)
+
+
+def clip_vit(state, x, heads):
+    """CLIP's ViT with quick GELU, from a state dict."""
+    patch = state["conv1.weight"].shape[-1]
+    x = F.conv2d(x, state["conv1.weight"], stride=patch).flatten(2).mT
+    x = torch.cat([state["class_embedding"].expand(len(x), 1, -1), x], 1) + state["positional_embedding"]
+    layer_norm = lambda name, x: F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
+    linear = lambda name, x: F.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])  # noqa: E731
+    x = layer_norm("ln_pre", x)
+    for number in range(
+        len({name for name in state if re.fullmatch(r"transformer\.resblocks\.\d+\.ln_1\.bias", name)})
+    ):
+        at = f"transformer.resblocks.{number}."
+        y = layer_norm(f"{at}ln_1", x)
+        parts = F.linear(y, state[f"{at}attn.in_proj_weight"], state[f"{at}attn.in_proj_bias"]).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
+        weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)
+        x = x + linear(f"{at}attn.out_proj", (weights @ value).transpose(1, 2).flatten(2))
+        hidden = linear(f"{at}mlp.c_fc", layer_norm(f"{at}ln_2", x))
+        x = x + linear(f"{at}mlp.c_proj", hidden * torch.sigmoid(1.702 * hidden))
+    return layer_norm("ln_post", x[:, 0]) @ state["proj"]
+
+
+@torch.no_grad()
+def test_unimed_clip(tmp_path, tower):
+    open_clip = pytest.importorskip("open_clip")
+    torch.manual_seed(5)
+    none = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+    sizes = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "head_width": 64}
+    image, bert = open_clip.CLIP(COMMON, sizes, none, quick_gelu=True).visual.eval(), small_bert()
+    middle = (DIM + COMMON) // 2
+    mlp = nn.Sequential(nn.Linear(DIM, middle, bias=False), nn.GELU(), nn.Linear(middle, COMMON, bias=False))
+    state = under("module.visual.", image) | under("module.text_encoder.proj.", mlp)
+    state |= {
+        name: value for name, value in under("module.text_encoder.transformer.", bert).items() if ".pooler." not in name
+    }
+    state["module.logit_scale"] = torch.tensor(3.0)
+    assert "module.visual.transformer.resblocks.1.attn.in_proj_weight" in state
+    path = tmp_path / "unimed_clip_vit_b16.pt"
+    torch.save({"epoch": 1, "state_dict": state}, path)
+    adapter = adapter_of("unimed", path, tower)
+    check_images(adapter, lambda images: clip_vit(image.state_dict(), images, 2), 32, 4)
+    tokens = tokens_of(TEXTS, padding="max_length", max_length=256)
+    check_texts(adapter, mlp(bert(tokens.input_ids, tokens.attention_mask).last_hidden_state[:, 0]))
+    assert adapter.scale == pytest.approx(math.exp(3.0))
+    torch.save({"visual.conv1.weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="holds no ViT as UniMed-CLIP has it"):
+        adapter_of("unimed", path, tower)
+
+
+@torch.no_grad()
+def test_biovil(tmp_path):
+    from transformers import BertForMaskedLM
+
+    resnet = small_resnet(nn.Linear(2048, 10))
+    projector = lively(
+        nn.Sequential(nn.Conv2d(2048, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1))
+    )
+    state = under("encoder.encoder.", resnet) | under("projector.model.", projector)
+    path = tmp_path / "biovil_image_resnet50_proj_size_128.pt"
+    torch.save(state, path)
+    tower = save_text_tower(tmp_path / "cxr-bert", small_bert())
+    config = (tower / "config.json").read_text().replace('"model_type": "bert"', '"model_type": "cxr-bert"')
+    (tower / "config.json").write_text(config)
+    torch.manual_seed(6)
+    masked = BertForMaskedLM(small_bert().config).eval()
+    dense, layer_norm, last = nn.Linear(DIM, 16), nn.LayerNorm(16, eps=1e-12), nn.Linear(16, 16)
+    head = {"dense_to_hidden": dense, "LayerNorm": layer_norm, "dense_to_output": last}
+    text_state = dict(masked.state_dict())
+    for name, part in head.items():
+        text_state |= under(f"cls_projection_head.{name}.", part)
+    torch.save(text_state, tower / "pytorch_model.bin")
+    adapter = adapter_of("biovil", path, tower)
+    trunk = nn.Sequential(*list(resnet.children())[:8])
+    check_images(adapter, lambda images: projector(trunk(images)).mean((2, 3)), 480, 15)
+    tokens = tokens_of([text.rstrip("!?.") for text in TEXTS])
+    first = masked.bert(tokens.input_ids, tokens.attention_mask).last_hidden_state[:, 0]
+    check_texts(adapter, last(layer_norm(F.gelu(dense(first)))))
+    dim = adapter.preprocess.fit((picture(60, 60) // 8 + 40).astype("uint8"))
+    assert dim.max() > 200  # values were stretched to the whole range before they were resized
+    with pytest.raises(ValueError, match=r"image tower alone.*--text-tower"):
+        load_adapter(ModelChoice(f"biovil:{path}"))
+    (tower / "pytorch_model.bin").unlink()
+    with pytest.raises(ValueError, match=r"lacks config.json, or model.safetensors.*--text-tower"):
+        adapter_of("biovil", path, tower)
+
+
+def test_names_that_are_missing_unexpected_or_of_another_shape_are_told(tmp_path, tower):
+    head, text_head = nn.Linear(2048, COMMON, bias=False), nn.Linear(DIM, COMMON, bias=False)
+    state = under("vision_model.model.", small_resnet(head)) | under("text_model.model.", small_bert())
+    state |= under("text_model.projection_head.", text_head) | {"logit_scale": torch.tensor(1.0)}
+    del state["vision_model.model.bn1.bias"]
+    state["vision_model.model.stray"] = torch.zeros(1)
+    state["text_model.model.embeddings.word_embeddings.weight"] = torch.zeros(3, DIM)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    expected = (
+        r"1 missing: vision_model.model.bn1.bias; 1 unexpected: vision_model.model.stray; 1 of another shape: "
+        r"text_model.model.embeddings.word_embeddings.weight \(3, 32\) for \(64, 32\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        adapter_of("medclip", tmp_path, tower)
+
+
+@pytest.mark.parametrize("kind", ["gloria", "medclip", "keepfit", "biovil", "unimed"])
+def test_files_of_something_else_are_refused(tmp_path, tower, kind):
+    with pytest.raises(ValueError, match=r"does not exist, expected a file of weights \(--model\)"):
+        adapter_of(kind, tmp_path / "absent.pt", tower)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"lacks|holds no"):
+        adapter_of(kind, tmp_path / "other.pt", tower)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        adapter_of(kind, tmp_path / "list.pt", tower)
+    (tmp_path / "text.pt").write_text("nothing")
+    with pytest.raises(ValueError, match="cannot be read as a file of weights"):
+        adapter_of(kind, tmp_path / "text.pt", tower)
+
+
+def test_a_hub_s_text_tower_that_cannot_be_reached_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    head, text_head = nn.Linear(2048, COMMON, bias=False), nn.Linear(DIM, COMMON, bias=False)
+    state = under("vision_model.model.", small_resnet(head)) | under("text_model.model.", small_bert())
+    state |= under("text_model.projection_head.", text_head) | {"logit_scale": torch.tensor(1.0)}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(RuntimeError, match=r"Bio_ClinicalBERT could not be loaded.*--text-tower"):
+        load_adapter(ModelChoice(f"medclip:{tmp_path}"))
