@@ -7,6 +7,7 @@ from recipes.data.phantom.modalities import (
     phantom_evaluation_sets,
     phantom_modalities_source,
     phantom_prompts,
+    phantom_several_findings,
 )
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "phantom_hard_source",
     "phantom_modalities_source",
     "phantom_prompts",
+    "phantom_several_findings",
     "phantom_source",
 ]

@@ -37,6 +37,7 @@ class Purpose(IntEnum):
     PAIR_REPORT = 15
     HARD_VISIBLE = 16
     HARD_CONTEXTS = 17
+    PAIR_SEVERAL = 18
 
 
 def stream(seed: int, split: str, purpose: Purpose, *index: int) -> np.random.Generator:

@@ -14,7 +14,7 @@ from recipes.data.images.square import stack_images
 from recipes.data.pairs import PairSplit
 from recipes.data.studies import Study
 from recipes.medmoe.explain.pictures import Explanation, draw
-from recipes.medmoe.explain.seen import explanation, look
+from recipes.medmoe.explain.seen import MeanMaps, explanation, look
 from recipes.medmoe.inference.local_scoring import as_run
 from recipes.medmoe.inference.session import ModelSession
 
@@ -59,7 +59,13 @@ def expert_names(session: ModelSession) -> list[str]:
 
 
 def own_images(
-    session: ModelSession, files: Sequence[Path], text: str, modality: str | None, *, force_dicom: bool
+    session: ModelSession,
+    files: Sequence[Path],
+    text: str,
+    modality: str | None,
+    *,
+    force_dicom: bool,
+    means: MeanMaps | None = None,
 ) -> list[Path]:
     """Draws image files with one report into ``explain/own-*.png``."""
     folder = session.run / "explain"
@@ -69,7 +75,7 @@ def own_images(
     for number, file in enumerate(files):
         image = read_image(file, force_dicom=force_dicom)
         study = Study(file.name, file.name, image, text, np.zeros(0, np.float32), modality=modality)
-        example = explanation(look(session, [study])[0])
+        example = explanation(look(session, [study], means=means)[0])
         pictures.append(draw(example, expert_names(session), folder / f"own-{number:02d}-{_slug(file.stem)}.png"))
     return pictures
 

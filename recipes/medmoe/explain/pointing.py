@@ -13,6 +13,7 @@ a map's maximum lies in the object. Deviations:
 Everything is in pixels of the square, letter-boxed image that the encoder saw: ``x`` to the right, ``y`` down.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ from recipes.data.studies import Box
 from recipes.shared.scores.bootstrap import bootstrap_mean, percentile_interval
 
 CONFIDENCE = 0.95
+
+BASELINES = ("center", "absent", "fixed")
+"""What the hit rate is compared with round by round."""
 
 
 class Pointing(NamedTuple):
@@ -35,6 +39,10 @@ class Pointing(NamedTuple):
         center: The same for the centre of the image.
         random: The same for a pixel drawn at random: the share of the image that the boxes cover.
         reachable: 1 where some cell of the map has its centre in a box, else 0: the most that any map could score.
+        absent: What the maps of absent findings score, on the mean: the same image and report with another name. NaN
+            where no absent finding is known.
+        fixed: What the finding's fixed place scores, the pixel that lies in most boxes of training. NaN where none is.
+        findings: How many findings of the image have boxes.
     """
 
     finding: str
@@ -43,6 +51,9 @@ class Pointing(NamedTuple):
     center: float
     random: float
     reachable: float = 1.0
+    absent: float = math.nan
+    fixed: float = math.nan
+    findings: int = 1
 
 
 def point(
@@ -118,9 +129,11 @@ def summarise(rounds: Sequence[Pointing], *, bootstrap: int = 1000, seed: int = 
         seed: Seed of the resampling.
 
     Returns:
-        ``hit_rate``, ``hit_rate_ci95``, ``center_baseline``, ``random_baseline``, ``reachable`` (the highest rate
-        that maps of this resolution could have), ``rounds``, ``groups``, ``above_center_ci95`` (of the hit rate less
-        the centre baseline, round by round) and ``per_finding``: name to the same but the last.
+        ``hit_rate``, ``hit_rate_ci95``, ``center_baseline``, ``random_baseline``, ``absent_baseline`` and
+        ``fixed_baseline`` (``None`` where there is none), ``reachable`` (the highest rate that maps of this resolution
+        could have), ``rounds``, ``groups``; ``above_center_ci95``, ``above_absent_ci95`` and ``above_fixed_ci95`` (of
+        the hit rate less the baseline, round by round); ``per_finding``: name to the same; ``several_findings``: the
+        same of the rounds on images with two findings and more, ``None`` without any.
 
     Raises:
         ValueError: If there is no round or ``bootstrap`` is negative.
@@ -130,32 +143,47 @@ def summarise(rounds: Sequence[Pointing], *, bootstrap: int = 1000, seed: int = 
     if bootstrap < 0:
         raise ValueError(f"bootstrap must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
     names = sorted({one.finding for one in rounds})
-    above = [one.hit - one.center for one in rounds]
+    several = [one for one in rounds if one.findings > 1]
     return _means(rounds, bootstrap, seed) | {
-        "above_center_ci95": _interval(above, rounds, bootstrap, seed),
         "per_finding": {
             name: _means([one for one in rounds if one.finding == name], bootstrap, seed) for name in names
         },
+        "several_findings": _means(several, bootstrap, seed) if several else None,
         "bootstrap": {"samples": bootstrap, "seed": seed},
     }
 
 
 def _means(rounds: Sequence[Pointing], bootstrap: int, seed: int) -> dict[str, Any]:
-    hits = [one.hit for one in rounds]
+    hits = np.array([one.hit for one in rounds])
+    baselines = {name: np.array([getattr(one, name) for one in rounds], np.float64) for name in BASELINES}
     return {
-        "hit_rate": float(np.mean(hits)),
+        "hit_rate": float(hits.mean()),
         "hit_rate_ci95": _interval(hits, rounds, bootstrap, seed),
-        "center_baseline": float(np.mean([one.center for one in rounds])),
+        "center_baseline": float(baselines["center"].mean()),
         "random_baseline": float(np.mean([one.random for one in rounds])),
+        "absent_baseline": _known_mean(baselines["absent"]),
+        "fixed_baseline": _known_mean(baselines["fixed"]),
         "reachable": float(np.mean([one.reachable for one in rounds])),
         "rounds": len(rounds),
         "groups": len({one.group for one in rounds}),
+        **{
+            f"above_{name}_ci95": _interval(hits - values, rounds, bootstrap, seed)
+            for name, values in baselines.items()
+        },
     }
 
 
-def _interval(values: Sequence[float], rounds: Sequence[Pointing], bootstrap: int, seed: int) -> list[float] | None:
+def _known_mean(values: NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else None
+
+
+def _interval(values: NDArray[np.float64], rounds: Sequence[Pointing], bootstrap: int, seed: int) -> list[float] | None:
+    """Computes the interval of the mean of the known values over resampled groups; ``None`` where none is known."""
+    if np.isnan(values).all():
+        return None
     codes = np.unique([one.group for one in rounds], return_inverse=True)[1]
-    means = bootstrap_mean(np.asarray(values, np.float64), codes, samples=bootstrap, seed=seed)
+    means = bootstrap_mean(values, codes, samples=bootstrap, seed=seed)
     return percentile_interval(means, CONFIDENCE)
 
 

@@ -17,6 +17,9 @@ from recipes.medmoe.inference.local_scoring import as_run
 from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 
+MeanMaps = dict[int, NDArray[np.float32]]
+"""The mean map of each expert, ``(h, w)``; see :func:`recipes.medmoe.explain.from_training.mean_maps`."""
+
 MOST_WORDS = 4
 """Maps shown per study: those of its findings first, then the most peaked of other words."""
 
@@ -56,12 +59,13 @@ class Seen:
         return by_finding
 
 
-def look(session: ModelSession, studies: Sequence[Study]) -> list[Seen]:
+def look(session: ModelSession, studies: Sequence[Study], *, means: MeanMaps | None = None) -> list[Seen]:
     """Runs the model over studies.
 
     Args:
         session: The run.
         studies: At most one batch of them; none gives none.
+        means: Subtracted from the maps of each expert's images; a map's lowest cell is 0 then.
 
     Raises:
         ValueError: If a study has no text, or the run routes on the label and a modality is not among its own.
@@ -80,18 +84,27 @@ def look(session: ModelSession, studies: Sequence[Study]) -> list[Seen]:
     for row, study in enumerate(studies):
         words = session.words(str(study.text))
         arrays = [part[row].float().cpu().numpy() for part in (maps.maps, maps.scale_weights, probs)]
+        expert = -1 if routing is None else int(routing.expert_ids[row, 0])
         outputs.append(
             Seen(
                 study=replace(study, boxes=session.boxes(study)),
                 picture=pictures[row],
                 words=words,
-                maps=arrays[0][: len(words)],
+                maps=_above_mean(arrays[0][: len(words)], None if means is None else means.get(expert)),
                 scale_weights=arrays[1],
                 expert_probs=arrays[2],
-                expert=-1 if routing is None else int(routing.expert_ids[row, 0]),
+                expert=expert,
             )
         )
     return outputs
+
+
+def _above_mean(maps: NDArray[np.float32], mean: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Returns maps ``(N, h, w)`` less a mean map, each shifted so that its lowest cell is 0."""
+    if mean is None:
+        return maps
+    above = maps - mean
+    return above - above.min((1, 2), keepdims=True)
 
 
 def explanation(one: Seen, tolerance: float = 0.0) -> Explanation:

@@ -1,6 +1,6 @@
 """The report's table of the pointing game."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ COLUMNS = (
     Column("95% CI"),
     Column("hit rate", "axis"),
     Column("Centre"),
+    Column("Fixed place"),
+    Column("Absent word"),
     Column("Random"),
     Column("Reachable"),
     Column("Played"),
@@ -33,7 +35,8 @@ class PointingSection:
         studies: Number of studies played.
         left_out: Number of studies with boxes that were left out.
         rounds_left_out: Number of findings that were left out.
-        above_center: Interval of the hit rate less the centre baseline, with signs; may be empty.
+        above: Names of baselines, and the interval of the hit rate less each, with signs; may be empty.
+        notes: What the baselines are.
     """
 
     reason: str = ""
@@ -44,7 +47,8 @@ class PointingSection:
     studies: int = 0
     left_out: int = 0
     rounds_left_out: int = 0
-    above_center: str = ""
+    above: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
 
 
 def pointing_section(run: Run) -> PointingSection | None:
@@ -59,7 +63,12 @@ def pointing_section(run: Run) -> PointingSection | None:
     if game["hit_rate"] is None:
         return PointingSection(reason=str(game["reason"]))
     rows = [_row("All findings", game), *(_row(name, values) for name, values in game["per_finding"].items())]
-    signed = (f"{end:+.3f}".replace("-", "−") for end in game.get("above_center_ci95") or ())
+    above = _differences(game)
+    several = game.get("several_findings")
+    if several and several["hit_rate"] is not None:
+        drawn = ", drawn for this" if game.get("several_findings_drawn") else ""
+        rows.append(_row(f"Images with several findings{drawn}", several))
+        above += [(f"{name}, on images with several findings", interval) for name, interval in _differences(several)]
     return PointingSection(
         table=Table(COLUMNS, rows, total=True),
         words=game["words"],
@@ -68,8 +77,24 @@ def pointing_section(run: Run) -> PointingSection | None:
         studies=game["studies"],
         left_out=game["left_out"],
         rounds_left_out=game["rounds_left_out"],
-        above_center=" to ".join(signed),
+        above=above,
+        notes=[str(game[name]) for name in ("fixed_place", "absent_word") if name in game],
     )
+
+
+def _differences(game: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the intervals of the hit rate less each baseline."""
+    named = {"center": "centre", "fixed": "fixed place", "absent": "absent word"}
+    intervals = [(title, game.get(f"above_{name}_ci95")) for name, title in named.items()]
+    return [
+        (title, " to ".join(f"{end:+.3f}".replace("-", "−") for end in interval))
+        for title, interval in intervals
+        if interval
+    ]
+
+
+def _optional(value: float | None) -> str:
+    return "–" if value is None else decimals(value)
 
 
 def _row(name: str, values: Mapping[str, Any]) -> list[Cell]:
@@ -80,6 +105,8 @@ def _row(name: str, values: Mapping[str, Any]) -> list[Cell]:
         interval_text(interval),
         Interval(rate, interval, 0.0, 1.0, reference=center),
         decimals(center),
+        _optional(values.get("fixed_baseline")),
+        _optional(values.get("absent_baseline")),
         decimals(values["random_baseline"]),
         decimals(values["reachable"]),
         f"{values['rounds']:,}",

@@ -215,7 +215,10 @@ def test_choice_shows_modalities_and_findings_equally_often():
 
 def test_the_stage_leaves_pictures_arrays_and_figures(explained):
     run, result = explained
-    assert [path.name for path in result.pictures] == sorted(path.name for path in (run / "explain").glob("*.png"))
+    assert [path.name for path in result.pictures] == sorted(
+        path.name for path in (run / "explain").glob("example-*.png")
+    )
+    assert (run / "explain" / "findings.png").exists()
     assert len(result.pictures) == 5
     assert all(pixels(path).std() > 1 for path in result.pictures)
     metrics = json.loads((run / "metrics.json").read_text())

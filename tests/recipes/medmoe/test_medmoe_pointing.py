@@ -90,7 +90,8 @@ def test_the_summary_counts_rounds_and_resamples_patients():
     # all rounds of the nodule are of one patient: resampling cannot change them
     assert result["per_finding"]["nodule"] == {
         "hit_rate": 1.0, "hit_rate_ci95": [1.0, 1.0], "center_baseline": 0.0, "random_baseline": 0.2, "reachable": 1.0,
-        "rounds": 2, "groups": 1,
+        "rounds": 2, "groups": 1, "above_center_ci95": [1.0, 1.0], "absent_baseline": None, "above_absent_ci95": None,
+        "fixed_baseline": None, "above_fixed_ci95": None,
     }  # fmt: skip
     assert summarise(rounds, bootstrap=400) == result
     assert summarise(rounds, bootstrap=0)["hit_rate_ci95"] is None

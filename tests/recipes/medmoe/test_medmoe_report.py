@@ -54,7 +54,7 @@ def test_every_table_shows_the_files_figures(written):
         f"{back['median_rank']:.1f}".removesuffix(".0"), "20", "30",
     ]  # fmt: skip
     nodule = table_row(text, "nodule")
-    assert (nodule[0], nodule[3:]) == ("1.000", ["0.000", "0.020", "1.000", "4"])
+    assert (nodule[0], nodule[3:]) == ("1.000", ["0.000", "–", "–", "0.020", "1.000", "4"])
     assert "epoch without augmentation" in " ".join(text.split())
     assert table_row(text, "Mean of 2 sets")[0] == f"{metrics['zero_shot']['accuracy']:.3f}"
     assert "17 test studies played; 2 with boxes left out, and 3 findings" in " ".join(text.split())

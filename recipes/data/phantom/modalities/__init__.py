@@ -4,6 +4,7 @@ from recipes.data.phantom.modalities.findings import FINDING_NAMES, FINDINGS, MO
 from recipes.data.phantom.modalities.labelled import PhantomModalityPart, phantom_evaluation_sets
 from recipes.data.phantom.modalities.pairs import PhantomModalitySplit, phantom_modalities_source
 from recipes.data.phantom.modalities.prompts import phantom_prompts
+from recipes.data.phantom.modalities.several import phantom_several_findings
 
 __all__ = [
     "FINDINGS",
@@ -16,4 +17,5 @@ __all__ = [
     "phantom_evaluation_sets",
     "phantom_modalities_source",
     "phantom_prompts",
+    "phantom_several_findings",
 ]
