@@ -15,7 +15,10 @@ other modules of the folder serve that stage alone. A stage of one module is tha
 | ``retrieve`` | the section ``retrieval`` of ``metrics.json`` |
 | ``explain`` | ``explain/``: word maps, scale weights, experts; the pointing game into ``metrics.json`` |
 | ``flops`` | nothing of a run: it counts parameters and operations of an architecture |
+| ``few_shot`` | ``few_shot/SET.json``: classifiers of a few labelled images |
+| ``segment`` | the section ``segmentation`` of ``metrics.json``; ``segment/``: regions of images of one's own |
 | ``report`` | ``report.html``, from what the other stages wrote |
+| ``use.classify``, ``use.embed``, ``use.search`` | nothing of a run: tables and indices of images of one's own |
 
 Shared by the stages: ``data`` (batches of pairs, labelled sets, tokens) and ``inference`` (``Session``: a pretrained
 run that embeds images and texts).

@@ -1,4 +1,4 @@
-"""The command line: ``python -m recipes.medmoe STAGE``, from ``pretrain`` to ``report``."""
+"""The command line: ``python -m recipes.medmoe STAGE``, from ``pretrain`` to ``segment``."""
 
 import sys
 from collections.abc import Callable
@@ -19,6 +19,11 @@ _ABOUT = {
     "flops": "Count parameters and operations: the paper's Table 3.",
     "explain": "Draw word maps, scale weights and experts; play the pointing game.",
     "report": "Draw report.html from a run.",
+    "classify": "Classify images of your own by the names of classes.",
+    "embed": "Write embeddings of images of your own, as an index to search.",
+    "search": "Find images in an index by text or by image.",
+    "few-shot": "Fit classifiers on a few labelled images of each class.",
+    "segment": "Draw the region of a finding from its word map; score it where boxes are known.",
 }
 _MODULE = "recipes.medmoe"
 
@@ -33,6 +38,11 @@ def main(arguments: list[str]) -> None:
         "flops": _flops,
         "explain": _explain,
         "report": _report,
+        "classify": _classify,
+        "embed": _embed,
+        "search": _search,
+        "few-shot": _few_shot,
+        "segment": _segment,
     }
     run_stage(_MODULE, stages, _ABOUT, arguments)
 
@@ -97,6 +107,36 @@ def _report(arguments: list[str]) -> None:
         print(f"open {write_report(run)}")
 
     tyro.cli(report, args=arguments, prog=f"python -m {_MODULE} report")
+
+
+def _classify(arguments: list[str]) -> None:
+    from recipes.medmoe.use import classify
+
+    _call(classify.main, "classify", arguments)
+
+
+def _embed(arguments: list[str]) -> None:
+    from recipes.medmoe.use import embed
+
+    _call(embed.main, "embed", arguments)
+
+
+def _search(arguments: list[str]) -> None:
+    from recipes.medmoe.use import search
+
+    _call(search.main, "search", arguments)
+
+
+def _few_shot(arguments: list[str]) -> None:
+    from recipes.medmoe.few_shot import stage as few_shot
+
+    _call(few_shot.main, "few-shot", arguments)
+
+
+def _segment(arguments: list[str]) -> None:
+    from recipes.medmoe.segment import stage as segment
+
+    _call(segment.main, "segment", arguments)
 
 
 def _call(stage: Callable[..., Any], name: str, arguments: list[str]) -> None:

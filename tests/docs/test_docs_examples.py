@@ -24,9 +24,12 @@ from recipes.medmoe import __main__ as medmoe_cli
 from recipes.medmoe import config as medmoe_config
 from recipes.medmoe import retrieve
 from recipes.medmoe.explain import stage as explain
+from recipes.medmoe.few_shot import stage as few_shot
 from recipes.medmoe.flops import stage as flops
 from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
+from recipes.medmoe.segment import stage as segment
+from recipes.medmoe.use import classify, embed, search
 from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import card, evaluate, external, predict, report, serve, train
@@ -137,6 +140,11 @@ MEDMOE = {
     "retrieve": retrieve,
     "flops": flops,
     "explain": explain,
+    "classify": classify,
+    "embed": embed,
+    "search": search,
+    "few-shot": few_shot,
+    "segment": segment,
 }
 
 
