@@ -2,7 +2,7 @@
 
 - ``prototypes``: cosine with the renormalised mean of the class's labelled embeddings (Snell et al. 2017, Prototypical
   networks, with cosines).
-- ``linear``: logistic regression on standardised embeddings, its weight decay chosen inside the labelled images.
+- ``linear``: logistic regression on the embeddings, its weight decay chosen inside the labelled images.
 - ``tip-adapter``: ``scale * cosine(image, prompts) + alpha * sum exp(-beta * (1 - cosine(image, labelled)))`` over the
   class's labelled images, without training (Zhang et al. 2022, Tip-Adapter).
 
@@ -69,8 +69,8 @@ def linear(images: Array, labelled: Labelled, texts: Texts) -> Array:
     del texts
     labels = np.eye(int(labelled.classes.max()) + 1)[labelled.classes]
     groups = list(labelled.groups)
-    chosen = choose_inside(labelled.embeddings, labels, groups, "multi-class", seed=labelled.seed)
-    probe = fit_probe(labelled.embeddings, labels, "multi-class", chosen.weight_decay)
+    chosen = choose_inside(labelled.embeddings, labels, groups, "multi-class", seed=labelled.seed, standardise=False)
+    probe = fit_probe(labelled.embeddings, labels, "multi-class", chosen.weight_decay, standardise=False)
     return predict_probe(probe, images, "multi-class")
 
 

@@ -36,7 +36,9 @@ class LinearProbe(NamedTuple):
     converged: bool
 
 
-def fit_probe(features: Array, labels: Array, task: Task, weight_decay: float) -> LinearProbe:
+def fit_probe(
+    features: Array, labels: Array, task: Task, weight_decay: float, *, standardise: bool = True
+) -> LinearProbe:
     """Fits a multinomial regression, or one per class for multi-label tasks, on standardised features.
 
     Minimises ``mean loss + weight_decay / 2 * |w|^2``, the bias free; features are brought to mean 0 and standard
@@ -48,6 +50,8 @@ def fit_probe(features: Array, labels: Array, task: Task, weight_decay: float) -
         labels: Shape ``(N, C)``: 1, 0 or NaN.
         task: What the labels are.
         weight_decay: Above 0.
+        standardise: Whether features are standardised, which few studies do not allow: it would make their noise as
+            large as all else.
 
     Returns:
         The probe.
@@ -56,7 +60,7 @@ def fit_probe(features: Array, labels: Array, task: Task, weight_decay: float) -
         ValueError: If no study is labelled.
     """
     targets = labels.T if task == "multi-label" else _class_numbers(labels)[None]
-    fitted = [_fit_column(features, target, weight_decay) for target in targets]
+    fitted = [_fit_column(features, target, weight_decay, standardise) for target in targets]
     return LinearProbe(tuple(column for column, _ in fitted), labels.shape[1], all(good for _, good in fitted))
 
 
@@ -105,7 +109,7 @@ def _class_numbers(labels: Array) -> Array:
     return np.where(known, np.nan_to_num(labels).argmax(axis=1), np.nan)
 
 
-def _fit_column(features: Array, target: Array, weight_decay: float) -> tuple[Column, bool]:
+def _fit_column(features: Array, target: Array, weight_decay: float, standardise: bool) -> tuple[Column, bool]:
     known = ~np.isnan(target)
     if not known.any():
         raise ValueError("labels must be known for at least one study of the training set, got none.")
@@ -113,7 +117,7 @@ def _fit_column(features: Array, target: Array, weight_decay: float) -> tuple[Co
     if len(values) == 1:
         return float(values[0]), True
     model = LogisticRegression(C=1 / (weight_decay * known.sum()), max_iter=MAX_STEPS)
-    pipeline = make_pipeline(StandardScaler(), model)
+    pipeline = make_pipeline(StandardScaler(), model) if standardise else make_pipeline(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         pipeline.fit(features[known], target[known])

@@ -52,7 +52,9 @@ def choose_on_validation(features: Array, labels: Array, val_features: Array, va
     return _best(probs, val_labels, task, "validation")
 
 
-def choose_inside(features: Array, labels: Array, groups: list[str], task: Task, *, seed: int) -> Chosen:
+def choose_inside(
+    features: Array, labels: Array, groups: list[str], task: Task, *, seed: int, standardise: bool = True
+) -> Chosen:
     """Chooses the weight decay by cross-validation inside the subset, groups (patients) kept together.
 
     There are as many folds as the rarest class has groups, at most `MOST_FOLDS`, and each class's groups are dealt out
@@ -65,6 +67,7 @@ def choose_inside(features: Array, labels: Array, groups: list[str], task: Task,
         groups: The group of each study.
         task: What the labels are.
         seed: Of the folds.
+        standardise: As for `fit_probe`.
     """
     folds = _folds(labels, groups, seed)
     number = int(folds.max()) + 1
@@ -75,7 +78,7 @@ def choose_inside(features: Array, labels: Array, groups: list[str], task: Task,
         probs[weight_decay] = np.zeros(labels.shape)
         for fold in range(number):
             out = folds == fold
-            probe = fit_probe(features[~out], labels[~out], task, weight_decay)
+            probe = fit_probe(features[~out], labels[~out], task, weight_decay, standardise=standardise)
             probs[weight_decay][out] = predict_probe(probe, features[out], task)
     return _best(probs, labels, task, f"{number} folds")
 

@@ -83,7 +83,7 @@ def test_the_stage_writes_scores_with_intervals_over_draws(pretrained_run, tmp_p
     printed = capsys.readouterr().out
     assert "chance 0.250, most frequent class 0." in printed
     assert "prompts alone: accuracy" in printed
-    assert "2 of each class (8 in all), tip-adapter: accuracy" in printed
+    assert "1 of each class (4 in all), tip-adapter: accuracy" in printed
     result = read_json(run / "few_shot" / "phantom-ct.json")
     assert section == read_json(run / "metrics.json")["few_shot"]
     assert [(row["method"], row["shots"]) for row in result["results"]] == [

@@ -46,7 +46,7 @@ def test_a_folder_is_classified_by_names(pretrained_run, folder, tmp_path, capsy
     assert sorted(path.rsplit("/", 1)[1] for path in table["image"]) == [
         f"{c}.{'jpg' if c == 'b' else 'png'}" for c in "abcdef"
     ]
-    assert np.allclose(table[["prob:cyst", "prob:normal"]].sum(1), 1)
+    assert np.allclose(table[["prob:cyst", "prob:normal"]].sum(axis=1), 1)
     assert (table["prediction"] == np.where(table["prob:cyst"] >= 0.5, "cyst", "normal")).all()
 
 
