@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from recipes.data.images.read import read_image
 from recipes.data.pairs import PairSplit
 from recipes.data.studies import Study
 from recipes.medmoe.explain.seen import Seen, look
@@ -61,33 +62,39 @@ def regions_of_files(
     text: str,
     finding: str,
     *,
-    studies: Sequence[Study],
-    masks: Path | None,
+    modality: str | None = None,
+    masks: Path | None = None,
+    force_dicom: bool = False,
 ) -> Iterator[Region]:
-    """Yields the region of a finding in each image.
+    """Yields the region of a finding in each image; images are read batch by batch.
 
     Args:
         session: The run.
         files: The images.
         text: The text that all images share.
         finding: The words of it whose map is taken.
-        studies: The images as studies with that text, in the same order.
+        modality: Kind of the images, where it chooses the expert.
         masks: Folder of their masks.
+        force_dicom: Whether DICOM files without preamble are read.
 
     Raises:
-        ValueError: If the text does not name the finding, or a mask cannot be read.
+        ValueError: If the text does not name the finding, or an image or a mask cannot be read.
     """
     size = session.batch_size
     for start in tqdm(range(0, len(files), size), desc="segment", leave=False):
-        batch = studies[start : start + size]
-        for file, one in zip(files[start : start + size], look(session, batch), strict=True):
+        batch = files[start : start + size]
+        images = [read_image(file, force_dicom=force_dicom) for file in batch]
+        none = np.zeros(0, np.float32)
+        studies = [
+            Study(str(file), str(file), image, text, none, modality=modality)
+            for file, image in zip(batch, images, strict=True)
+        ]
+        for file, image, one in zip(batch, images, look(session, studies), strict=True):
             values = one.finding_map(finding)
             if values is None:
                 raise ValueError(f"finding: the text {text!r} holds no word of {finding!r} (--finding, --text).")
-            known = None
-            if masks is not None and one.study.image is not None:
-                found = masks_of(file, masks)
-                known = mask_region(found, one.study.image.shape, one.picture.shape[0]) if found else None
+            found = [] if masks is None else masks_of(file, masks)
+            known = mask_region(found, image.shape, one.picture.shape[0]) if found else None
             yield _region(one, finding, values, known)
 
 

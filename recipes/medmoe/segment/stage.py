@@ -12,6 +12,7 @@ from recipes.shared.runs import read_metrics, update_metrics
 
 if TYPE_CHECKING:
     from recipes.medmoe.inference.session import ModelSession
+    from recipes.medmoe.segment.regions import Overlap
     from recipes.medmoe.segment.scoring import Region
 
 CHOSEN_ON = "val"
@@ -132,13 +133,10 @@ def _own(
     bootstrap: int,
 ) -> dict[str, Any]:
     """Draws the regions of image files, and scores those with masks."""
-    import numpy as np
-
-    from recipes.data.images.read import read_image
-    from recipes.data.studies import Study
     from recipes.medmoe.inference.vocabulary import words_unknown_to
     from recipes.medmoe.segment.masks import without_masks
     from recipes.medmoe.segment.pictures import write_region
+    from recipes.medmoe.segment.regions import summarise
     from recipes.medmoe.segment.scoring import regions_of_files
 
     files, named = without_masks(files), finding or text
@@ -149,31 +147,34 @@ def _own(
         )
     if words is not None:
         print(words.in_words("finding"))
+    folder, scored = session.run / "segment", []
+    folder.mkdir(exist_ok=True)
     force = force_dicom or session.force_dicom
-    studies = [
-        Study(name, name, read_image(name, force_dicom=force), text, np.zeros(0, np.float32), modality=modality)
-        for name in map(str, files)
-    ]
-    regions = list(regions_of_files(session, files, text, named, studies=studies, masks=masks))
-    (session.run / "segment").mkdir(exist_ok=True)
+    regions = regions_of_files(session, files, text, named, modality=modality, masks=masks, force_dicom=force)
     for number, one in enumerate(regions):
-        print(f"open {write_region(session.run / 'segment', number, one, cut)}")
-    scored = [one for one in regions if one.known is not None]
+        print(f"open {write_region(folder, number, one, cut)}")
+        scored += _overlaps([one], cut)
     if masks is not None:
-        print(f"masks of {len(scored)} of {len(regions)} images in {masks}")
-    result: dict[str, Any] = {"images": len(regions)}
-    if scored:
-        result |= _scores(scored, cut, bootstrap)
-        print("\n".join(_lines(result | {"threshold": cut})))
+        print(f"masks of {len(scored)} of {len(files)} images in {masks}")
+    if not scored:
+        return {"images": len(files)}
+    result = {"images": len(files)} | summarise(*map(list, zip(*scored, strict=True)), bootstrap=bootstrap)
+    print("\n".join(_lines(result | {"threshold": cut})))
     return result
 
 
-def _scores(regions: "Sequence[Region]", cut: float, bootstrap: int) -> dict[str, Any]:
-    from recipes.medmoe.segment.regions import overlap, summarise
+def _overlaps(regions: "Sequence[Region]", cut: float) -> "list[tuple[str, str, Overlap]]":
+    """Returns finding, patient and overlap of the regions whose place is known."""
+    from recipes.medmoe.segment.regions import overlap
 
-    known = [one for one in regions if one.known is not None]
-    overlaps = [overlap(one.map >= cut, one.known) for one in known if one.known is not None]
-    return summarise([one.finding for one in known], [one.group for one in known], overlaps, bootstrap=bootstrap)
+    return [(one.finding, one.group, overlap(one.map >= cut, one.known)) for one in regions if one.known is not None]
+
+
+def _scores(regions: "Sequence[Region]", cut: float, bootstrap: int) -> dict[str, Any]:
+    from recipes.medmoe.segment.regions import summarise
+
+    findings, groups, overlaps = zip(*_overlaps(regions, cut), strict=True)
+    return summarise(findings, groups, overlaps, bootstrap=bootstrap)
 
 
 def _lines(scores: dict[str, Any]) -> list[str]:

@@ -43,15 +43,15 @@ class Images:
         """
         if bool(self.image) == (self.csv is not None):
             raise ValueError("give images or a table of them: --image FILES OR FOLDERS, or --csv TABLE.")
-        read = {"num_classes": 0, "force_dicom": self.force_dicom or force_dicom}
+        force = self.force_dicom or force_dicom
         if self.csv is not None:
             columns = {"image_column": self.image_column, "text_column": self.text_column}
-            files = unlabelled_table(self.csv, **columns, image_root=self.image_root, **read)
+            files = unlabelled_table(self.csv, **columns, image_root=self.image_root, num_classes=0, force_dicom=force)
         else:
             if self.text_column is not None or self.image_root is not None:
                 raise ValueError("--text-column and --image-root belong to a table: leave them out with --image.")
-            files = unlabelled_images(tuple(image_files(self.image)), None, **read)
-        return files if self.on_bad_image == "error" else _readable(files, read["force_dicom"])
+            files = unlabelled_images(tuple(image_files(self.image)), None, num_classes=0, force_dicom=force)
+        return files if self.on_bad_image == "error" else _readable(files, force)
 
 
 OwnImages = Annotated[Images, tyro.conf.arg(name="", prefix_name=False)]

@@ -83,7 +83,7 @@ def main(
         split = Images(image=files, force_dicom=force_dicom).open(force_dicom=session.force_dicom)
         parts.append(image_embeddings(session, split, title="search"))
     table = _found(kept, [*text, *map(str, files)], np.concatenate(parts), top, faiss=faiss)
-    print(table.to_string(index=False, max_rows=60, max_colwidth=60, float_format="{:.3f}".format))
+    print(table.to_string(index=False, max_rows=60, max_colwidth=60, float_format="{:.4f}".format))
     if out is not None:
         table.to_csv(out, index=False)
         print(f"written: {out} ({len(table)} rows)")
