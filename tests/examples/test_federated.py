@@ -17,49 +17,58 @@ ROOT = Path(__file__).parents[2]
 STUDIES = (30, 70)
 
 
-def _site(rank, folder, local_routers, steps, rounds, balance_weight):
+RUNS = {
+    "shared routers": {"local_routers": False, "steps": 3, "rounds": 4, "balance_weight": 0.01},
+    "local routers": {"local_routers": True, "steps": 3, "rounds": 4, "balance_weight": 0.01},
+    "one step": {"local_routers": False, "steps": 1, "rounds": 3, "balance_weight": 0.0},
+}
+
+
+def _site(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = Classifier().double()
-    site = draw_site(rank, STUDIES[rank])
-    site = Site(site.features.double(), site.labels)
-    losses = run_rounds(
-        model, site, rounds=rounds, steps=steps, lr=0.2, local_routers=local_routers, balance_weight=balance_weight
-    )
-    torch.save({"weights": model.state_dict(), "losses": losses}, f"{folder}/{rank}.pt")
+    outcomes = {}
+    for name, options in RUNS.items():
+        torch.manual_seed(0)
+        model = Classifier().double()
+        site = draw_site(rank, STUDIES[rank])
+        site = Site(site.features.double(), site.labels)
+        losses = run_rounds(model, site, lr=0.2, **options)
+        outcomes[name] = {"weights": model.state_dict(), "losses": losses}
+    torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def run_two_sites(folder, *, local_routers=False, steps=3, rounds=4, balance_weight=0.01):
-    """The weights and losses of both sites."""
+@pytest.fixture(scope="module")
+def two_sites(tmp_path_factory):
+    """The weights and losses of both sites in every run; the runs share two processes, whose start takes the time."""
+    folder = tmp_path_factory.mktemp("sites")
     context = multiprocessing.get_context("spawn")
-    arguments = (str(folder), local_routers, steps, rounds, balance_weight)
-    sites = [context.Process(target=_site, args=(rank, *arguments)) for rank in (0, 1)]
+    sites = [context.Process(target=_site, args=(rank, str(folder))) for rank in (0, 1)]
     for site in sites:
         site.start()
     for site in sites:
-        site.join(120)
+        site.join(240)
     assert [site.exitcode for site in sites] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("local_routers", [False, True], ids=["shared routers", "local routers"])
-def test_sites_share_all_but_local_routers_and_the_loss_falls(tmp_path, local_routers):
-    first, second = run_two_sites(tmp_path, local_routers=local_routers)
+@pytest.mark.parametrize("name", ["shared routers", "local routers"])
+def test_sites_share_all_but_local_routers_and_the_loss_falls(two_sites, name):
+    first, second = (site[name] for site in two_sites)
     names = first["weights"].keys()
-    routers = {name for name in names if ".router." in name}
+    routers = {one for one in names if ".router." in one}
     assert routers
-    different = {name for name in names if not torch.equal(first["weights"][name], second["weights"][name])}
-    assert different == (routers if local_routers else set())
+    different = {one for one in names if not torch.equal(first["weights"][one], second["weights"][one])}
+    assert different == (routers if name == "local routers" else set())
     assert first["losses"] == second["losses"]
     assert first["losses"][-1] < first["losses"][0]
 
 
-def test_one_local_step_on_all_studies_is_the_step_of_all_studies_together(tmp_path):
+def test_one_local_step_on_all_studies_is_the_step_of_all_studies_together(two_sites):
     # The mean of gradients, weighted by studies, is the gradient of all studies, if the loss is a mean over studies:
     # balancing is not, so it is left out.
-    federated_run = run_two_sites(tmp_path, steps=1, rounds=3, balance_weight=0.0)[0]
+    federated_run = two_sites[0]["one step"]
     torch.manual_seed(0)
     model = Classifier().double()
     sites = [draw_site(rank, studies) for rank, studies in enumerate(STUDIES)]
