@@ -14,12 +14,12 @@ other modules of the folder serve that stage alone. A stage of one module is tha
 | ``probe`` | ``probe/SET.json``: linear classifiers on frozen features |
 | ``retrieve`` | the section ``retrieval`` of ``metrics.json`` |
 | ``explain`` | ``explain/``: word maps, scale weights, experts; the pointing game into ``metrics.json`` |
-| ``flops`` | nothing of a run: it counts parameters and operations of an architecture |
+| ``flops`` | nothing of a run: it counts parameters and operations (``table3``: beside the baselines) |
 | ``few_shot`` | ``few_shot/SET.json``: classifiers of a few labelled images |
 | ``segment`` | the section ``segmentation`` of ``metrics.json``; ``segment/``: regions of images of one's own |
 | ``report`` | ``report.html``, from what the other stages wrote |
 | ``use.classify``, ``use.embed``, ``use.search`` | nothing of a run: tables and indices of images of one's own |
 
 Shared by the stages: ``data`` (batches of pairs, labelled sets, tokens) and ``inference`` (``Session``: a pretrained
-run that embeds images and texts).
+run that embeds images and texts; ``ReleasedSession``: one of ``models``, which adapts released models).
 """

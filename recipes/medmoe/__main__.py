@@ -16,7 +16,8 @@ _ABOUT = {
     "zero-shot": "Classify labelled sets by their class names alone.",
     "probe": "Fit linear classifiers on frozen features, with 1, 10 and 100 % of the training set.",
     "retrieve": "Find reports by image and images by report.",
-    "flops": "Count parameters and operations: the paper's Table 3.",
+    "flops": "Count parameters and operations of a preset.",
+    "table3": "Count parameters and operations beside the baselines: the paper's Table 3.",
     "explain": "Draw word maps, scale weights and experts; play the pointing game.",
     "report": "Draw report.html from a run.",
     "classify": "Classify images of your own by the names of classes.",
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> None:
         "probe": _probe,
         "retrieve": _retrieve,
         "flops": _flops,
+        "table3": _table3,
         "explain": _explain,
         "report": _report,
         "classify": _classify,
@@ -89,6 +91,12 @@ def _flops(arguments: list[str]) -> None:
     _call(flops.main, "flops", arguments)
 
 
+def _table3(arguments: list[str]) -> None:
+    from recipes.medmoe.flops import table3
+
+    _call(table3.main, "table3", arguments, positional=False)
+
+
 def _explain(arguments: list[str]) -> None:
     from recipes.medmoe.explain import stage as explain
 
@@ -139,14 +147,14 @@ def _segment(arguments: list[str]) -> None:
     _call(segment.main, "segment", arguments)
 
 
-def _call(stage: Callable[..., Any], name: str, arguments: list[str]) -> None:
-    """Runs a stage whose options are the arguments of its function; those without a default have no dashes."""
+def _call(stage: Callable[..., Any], name: str, arguments: list[str], *, positional: bool = True) -> None:
+    """Runs a stage whose options are the arguments of its function; those without a default may have no dashes."""
     tyro.cli(
         stage,
         args=arguments,
         prog=f"python -m {_MODULE} {name}",
         description=_ABOUT[name],
-        config=(tyro.conf.PositionalRequiredArgs,),
+        config=(tyro.conf.PositionalRequiredArgs,) if positional else (),
     )
 
 

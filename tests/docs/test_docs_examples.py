@@ -26,6 +26,7 @@ from recipes.medmoe import retrieve
 from recipes.medmoe.explain import stage as explain
 from recipes.medmoe.few_shot import stage as few_shot
 from recipes.medmoe.flops import stage as flops
+from recipes.medmoe.flops import table3
 from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
 from recipes.medmoe.segment import stage as segment
@@ -139,6 +140,7 @@ MEDMOE = {
     "probe": probe,
     "retrieve": retrieve,
     "flops": flops,
+    "table3": table3,
     "explain": explain,
     "classify": classify,
     "embed": embed,

@@ -1,1 +1,5 @@
-"""Parameters and operations: the paper's Table 3. Start reading at ``stage``; ``counting`` counts."""
+"""Parameters and operations: the paper's Table 3.
+
+``stage`` counts a preset of MedMoE by ``counting``; ``table3`` sets it beside the baselines' ``trunks``, by the
+``conventions`` of the paper's figures.
+"""

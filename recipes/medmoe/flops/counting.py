@@ -98,22 +98,16 @@ def table(model: MedMoE) -> list[Row]:
 
 
 def _count(name: str, module: PyramidEncoder | ImageSide, images: Tensor) -> Row:
-    total = sum(parameter.numel() for parameter in module.parameters())
     run: list[CrossScaleExpert] = []
-    experts = [part for part in module.modules() if isinstance(part, CrossScaleExpert)]
-    hooks = [expert.register_forward_hook(lambda expert, *_: run.append(expert)) for expert in experts]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(images)
-    for hook in hooks:
-        hook.remove()
-    idle = sum(parameter.numel() for expert in experts if expert not in run for parameter in expert.parameters())
+    with FlopCounterMode(display=False) as counter:
+        total, active = active_parameters(module, images, run)
     flops = counter.get_total_flops()
     fvcore_macs = _fvcore_macs(module, images)
     difference = abs(2 * fvcore_macs - flops) / flops
     return Row(
         name=name,
         params_total=total,
-        params_active=total - idle,
+        params_active=active,
         gmacs=flops / 2e9,
         flops=flops,
         experts_run=len(run),
@@ -122,6 +116,26 @@ def _count(name: str, module: PyramidEncoder | ImageSide, images: Tensor) -> Row
         difference=difference,
         counters_agree=difference <= TOLERANCE,
     )
+
+
+def active_parameters(module: nn.Module, images: Tensor, run: list[CrossScaleExpert] | None = None) -> tuple[int, int]:
+    """Counts parameters in all, and those that take part in a forward pass, by observing which experts run.
+
+    Args:
+        module: In eval mode.
+        images: What it is called with.
+        run: The experts that ran are appended to it.
+    """
+    run = [] if run is None else run
+    experts = [part for part in module.modules() if isinstance(part, CrossScaleExpert)]
+    hooks = [expert.register_forward_hook(lambda expert, *_: run.append(expert)) for expert in experts]
+    with torch.no_grad():
+        module(images)
+    for hook in hooks:
+        hook.remove()
+    total = sum(parameter.numel() for parameter in module.parameters())
+    idle = sum(parameter.numel() for expert in experts if expert not in run for parameter in expert.parameters())
+    return total, total - idle
 
 
 def _fvcore_macs(module: nn.Module, images: Tensor) -> int:

@@ -2,12 +2,12 @@
 
 :class:`ModelSession` is the protocol of the commands. A command takes a model in one line,
 
->>> from recipes.medmoe.inference.opening import open_session  # doctest: +SKIP
->>> session = open_session(run, checkpoint, choice)            # doctest: +SKIP
+    session = open_session(run, checkpoint, choice)
 
-where ``choice`` is a :class:`~recipes.medmoe.models.choice.ModelChoice`, an argument of the command's ``main``
-(``baseline: OtherModel = RUN_ITSELF``, which adds ``--model``, ``--text-tower``, ``--tokenizer`` and ``--data-of``),
-and uses what is below and nothing else: ``session.texts(texts).embedding``, ``session.images([session.fit(image)])``,
+(:func:`recipes.medmoe.inference.opening.open_session`), where ``choice`` is a
+:class:`~recipes.medmoe.models.choice.ModelChoice`, an argument of the command's ``main`` (``baseline: OtherModel =
+RUN_ITSELF``, which adds ``--model``, ``--text-tower``, ``--tokenizer`` and ``--data-of``), and uses what is below and
+nothing else: ``session.texts(texts).embedding``, ``session.images([session.fit(image)])``,
 ``session.image_batches(split)``, ``session.scale``. What only a run has (experts, a router) is behind
 ``isinstance(session, Session)`` or ``session.route_on``, which is ``"none"`` for a model without experts.
 """
