@@ -66,6 +66,11 @@ class ReleasedSession(ModelSession):
         return str(self.choice.model)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """See :class:`ModelSession`."""
+        return self.model.notes
+
+    @property
     def route_on(self) -> RoutedOn:
         """Returns ``"none"``: there are no experts."""
         return "none"
@@ -122,8 +127,7 @@ class ReleasedSession(ModelSession):
     @torch.no_grad()
     def images(self, pictures: Sequence[NDArray[np.uint8]]) -> ImageFeatures:
         """Encodes images that :meth:`fit` fitted; ``maps`` is one map in the common space, or nothing."""
-        batch = torch.stack([self.model.preprocess.tensor(picture) for picture in pictures])
-        return self.model.encode_images(batch.to(self.device))
+        return self.model.encode_images(self.model.preprocess.batch(pictures).to(self.device))
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """See :class:`ModelSession`."""

@@ -49,6 +49,11 @@ class ModelSession(ABC):
         """Returns what results call the model."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Returns what a reader of the model's results should know."""
+        return ()
+
+    @property
     @abstractmethod
     def route_on(self) -> RoutedOn:
         """Returns what chooses the expert of an image; ``"none"`` where there are no experts."""

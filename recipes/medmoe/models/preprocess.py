@@ -1,5 +1,6 @@
 """From an image of any size to the square and the numbers that a released model was trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -120,7 +121,7 @@ class Preprocess:
         """Turns a square of :meth:`fit` into ``(3, size, size)``; grey becomes three equal channels."""
         return to_tensor(picture, ImageEncoderSpec("", self.size, self.mean, self.std))
 
-    def batch(self, pictures: list[NDArray[np.uint8]]) -> Tensor:
+    def batch(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
         """Stacks squares into ``(B, 3, size, size)``."""
         return torch.stack([self.tensor(picture) for picture in pictures])
 

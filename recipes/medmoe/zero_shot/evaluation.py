@@ -80,7 +80,7 @@ def evaluate_set(
         "prompts": {"file": prompts.name} | prompts.to_json(),
         "unknown_words": _unknown_words(session, one, prompts),
         "classes": list(one.classes),
-        "notes": list(one.notes),
+        "notes": [*one.notes, *session.notes],
     } | measured
     if single:
         _add_confusion(result, scores, studies)

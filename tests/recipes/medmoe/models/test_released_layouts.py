@@ -374,3 +374,32 @@ def test_a_hub_s_text_tower_that_cannot_be_reached_is_named(tmp_path, monkeypatc
     torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(RuntimeError, match=r"Bio_ClinicalBERT could not be loaded.*--text-tower"):
         load_adapter(ModelChoice(f"medclip:{tmp_path}"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_biovil_as_hi_ml_saves_it(tmp_path):
+    """hi-ml-multimodal is no requirement: where it is installed, it saves both towers and embeds with its own code."""
+    pytest.importorskip("health_multimodal.text.model")
+    from health_multimodal.image.data.transforms import create_chest_xray_transform_for_inference
+    from health_multimodal.image.model.model import ImageModel
+    from health_multimodal.text.model.configuration_cxrbert import CXRBertConfig
+    from health_multimodal.text.model.modelling_cxrbert import CXRBertModel
+    from PIL import Image
+
+    torch.manual_seed(7)
+    image = lively(ImageModel("resnet50", 128))
+    path = tmp_path / "biovil_image_resnet50_proj_size_128.pt"
+    torch.save(image.state_dict(), path)
+    assert len(image.state_dict()) == 328
+    tower = save_text_tower(tmp_path / "cxr-bert")
+    text = CXRBertModel(CXRBertConfig(projection_size=128, **small_bert().config.to_diff_dict())).eval()
+    text.save_pretrained(tower)
+    adapter = adapter_of("biovil", path, tower)
+    check_images(adapter, lambda images: image(images).projected_global_embedding, 480, 15)
+    grey = picture(70, 90, colours=False)
+    grey = ((grey - grey.min()) / (grey.max() - grey.min()) * 255).astype("uint8")
+    expected = create_chest_xray_transform_for_inference(512, 480)(Image.fromarray(grey))
+    close(adapter.preprocess.tensor(adapter.preprocess.fit(grey)), expected)
+    tokens = tokens_of([text.rstrip("!?.") for text in TEXTS])
+    check_texts(adapter, text.get_projected_text_embeddings(tokens.input_ids, tokens.attention_mask))

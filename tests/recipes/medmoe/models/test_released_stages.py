@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from recipes.medmoe.__main__ import main
 from recipes.medmoe.inference.opening import open_session
@@ -73,6 +74,8 @@ def test_features_are_kept_until_the_weights_change(results, clip, tmp_path):
     checksum = session.weights_checksum("best")
     assert open_session(results, "best", RUN_ITSELF).weights_checksum("best") == checksum
     session.model.model.logit_scale.data += 1
+    session.model.notes = ("read this",)
+    assert session.notes == ("read this",)
     assert session.weights_checksum("best") != checksum
 
 
@@ -98,3 +101,24 @@ def test_what_a_released_model_lacks_is_said(clip, tmp_path):
     (tmp_path / "out" / "model.json").write_text(json.dumps({"name": 1}))
     with pytest.raises(ValueError, match="lacks model"):
         open_session(tmp_path / "out", "best", RUN_ITSELF)
+
+
+def test_few_shots_own_images_and_mean_maps(results, tmp_path):
+    out = tmp_path / "clip"
+    shutil.copytree(results, out)
+    main(["few-shot", str(out), "--set", "phantom-ct", "--shots", "1", "--draws", "1"])
+    assert read_json(out / "metrics.json")["few_shot"]["phantom-ct"]
+    main(["explain", str(out), "--count", "1", "--bootstrap", "0", "--remove-mean"])
+    assert read_json(out / "metrics.json")["pointing_game"]["mean_removed"]
+    images = []
+    for name, value in (("dark", 20), ("bright", 230)):
+        images.append(str(tmp_path / f"{name}.png"))
+        Image.fromarray(np.full((40, 50), value, np.uint8)).save(images[-1])
+    table = tmp_path / "classes.csv"
+    main(["classify", str(out), "--image", *images, "--classes", "dark", "bright", "--out", str(table)])
+    assert table.read_text().count("\n") == 3
+    index = tmp_path / "index.npz"
+    main(["embed", str(out), "--image", *images, "--out", str(index)])
+    found = tmp_path / "found.csv"
+    main(["search", str(out), "--index", str(index), "--image", images[0], "--top", "2", "--out", str(found)])
+    assert "dark.png" in found.read_text().splitlines()[1]
