@@ -3,8 +3,10 @@
 Shape letters: B images or texts, D the common width, h and w a map of regions, N words, P pieces of words.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +17,28 @@ from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 from recipes.medmoe.models.preprocess import Preprocess
 
+LARGEST_LOGIT_SCALE = 4.6052
+"""MedCLIP and FLAIR hold the logarithm of their scale between 0 and this."""
+
+
+class TextReader(Protocol):
+    """A tokenizer that knows the word of each of its pieces."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Tokenizes texts."""
+        ...
+
+    def words(self, text: str) -> list[str]:
+        """Returns the words that are left of a text."""
+        ...
+
 
 class Adapter(nn.Module, ABC):
     """A released vision-language model, its weights loaded, in eval mode.
 
     Attributes:
         preprocess: From any image to what :meth:`encode_images` takes.
+        texts: The tokenizer.
         scale: What the model multiplies cosines by.
         attention: GLoRIA's first two temperatures, of a model that was trained by word-region attention; ``None`` of
             all others, whose word maps are cosines of words and regions.
@@ -28,6 +46,7 @@ class Adapter(nn.Module, ABC):
     """
 
     preprocess: Preprocess
+    texts: TextReader
     scale: float
     attention: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
@@ -41,17 +60,26 @@ class Adapter(nn.Module, ABC):
             ``maps`` is one map ``(B, D, h, w)`` of regions in the common space, or nothing where there is none.
         """
 
-    @abstractmethod
+    def read(self, text: str) -> str:
+        """Returns a text as the release changes it before its tokenizer; unchanged by default."""
+        return text
+
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Tokenizes texts as the release does: its case, its longest text, its padding."""
+        return self.texts.tokenize([self.read(text) for text in texts])
 
     @abstractmethod
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """Encodes texts; ``embedding`` is of norm 1, ``words`` are in the common space."""
 
-    @abstractmethod
     def words(self, text: str) -> list[str]:
         """Returns the words of a text that the model reads, in the order of ``TextFeatures.words``."""
+        return self.texts.words(self.read(text))
+
+
+def clamped_scale(logit_scale: Tensor) -> float:
+    """Returns what cosines are multiplied by, of a logarithm that is held between 0 and 4.6052."""
+    return math.exp(min(max(float(logit_scale), 0.0), LARGEST_LOGIT_SCALE))
 
 
 def text_features(tokens: Tokens, embedding: Tensor, states: Tensor, *, how: str = "mean") -> TextFeatures:

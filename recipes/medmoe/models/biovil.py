@@ -13,7 +13,6 @@ brings is not run.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +109,9 @@ class BioVilAdapter(Adapter):
         regions = self.projector(places)
         return image_features(places.mean((2, 3)), regions.mean((2, 3)), regions)
 
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return self.texts.tokenize([text.rstrip("!?.") for text in texts])
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return self.texts.words(text.rstrip("!?."))
+    def read(self, text: str) -> str:
+        """Takes ``!?.`` off the end."""
+        return text.rstrip("!?.")
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""

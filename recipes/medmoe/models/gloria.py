@@ -16,7 +16,6 @@ It shrinks images by OpenCV's area filter, here Pillow's box filter does.
 """
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -97,13 +96,9 @@ class GloriaAdapter(Adapter):
         pooled = maps.last.mean((2, 3))
         return image_features(pooled, self.global_embedder(pooled), self.local_embedder(maps.third))
 
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return self.texts.tokenize([cleaned(text) for text in texts])
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return self.texts.words(cleaned(text))
+    def read(self, text: str) -> str:
+        """See :func:`cleaned`."""
+        return cleaned(text)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""

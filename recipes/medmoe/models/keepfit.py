@@ -12,8 +12,6 @@ besides, which its inference does not use.
 - Both are brought to length 1 before their projection and after it.
 """
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -23,7 +21,7 @@ from transformers import BertModel
 
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
-from recipes.medmoe.models.adapter import Adapter, image_features, text_features
+from recipes.medmoe.models.adapter import Adapter, clamped_scale, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, layer_mean, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state
 from recipes.medmoe.models.preprocess import Preprocess
@@ -32,7 +30,6 @@ from recipes.medmoe.models.resnet import build_resnet, resnet_maps
 HUB_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
 LONGEST = 256
 SIZE = 512
-LARGEST_SCALE = 4.6052
 _VISION_HEAD = "vision_model.projection_head_vision.projection."
 _TEXT_HEAD = "text_model.projection_head_text.projection."
 
@@ -90,7 +87,7 @@ class KeepFitAdapter(Adapter):
         }
         load_parts(state, parts, what, ignored=("logit_scale", "attention.W_"))
         texts = BertTexts(load_tokenizer(HUB_TOWER, text_tower, tokenizer), LONGEST)
-        scale = math.exp(min(max(float(state["logit_scale"]), 0.0), LARGEST_SCALE))
+        scale = clamped_scale(state["logit_scale"])
         return cls(image, projection, text, text_projection, texts, scale)
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
@@ -100,14 +97,6 @@ class KeepFitAdapter(Adapter):
         embedding = self.projection(F.normalize(pooled, dim=-1))
         regions = self.projection(F.normalize(places, dim=-1)).permute(0, 3, 1, 2)
         return image_features(pooled, embedding, regions)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return self.texts.tokenize(texts)
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return self.texts.words(text)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""

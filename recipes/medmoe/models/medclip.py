@@ -11,7 +11,7 @@ Names (RyanWangZf/MedCLIP, ``medclip/modeling_medclip.py``): ``vision_model.mode
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from timm.models.swin_transformer import SwinTransformer
@@ -21,7 +21,7 @@ from transformers import BertModel
 
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
-from recipes.medmoe.models.adapter import Adapter, image_features, text_features
+from recipes.medmoe.models.adapter import Adapter, clamped_scale, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, layer_mean, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state
 from recipes.medmoe.models.preprocess import Preprocess
@@ -31,7 +31,6 @@ from recipes.shared.encoders import medclip
 HUB_TOWER = "emilyalsentzer/Bio_ClinicalBERT"
 LONGEST = 77
 SIZE = 224
-LARGEST_SCALE = 4.6052
 _VISION, _TEXT = "vision_model.", "text_model."
 
 
@@ -93,7 +92,7 @@ class MedClipAdapter(Adapter):
             parts[f"{_VISION}model."] = image
         load_parts(state, parts, what, ignored=("logit_scale",))
         texts = BertTexts(load_tokenizer(HUB_TOWER, text_tower, tokenizer), LONGEST)
-        scale = math.exp(min(max(float(state["logit_scale"]), 0.0), LARGEST_SCALE))
+        scale = clamped_scale(state["logit_scale"])
         return cls(image, projection, text, text_projection, texts, scale)
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
@@ -104,14 +103,6 @@ class MedClipAdapter(Adapter):
             places = self.image.forward_features(images)
         pooled = places.mean((1, 2))
         return image_features(pooled, self.projection(pooled), self.projection(places).permute(0, 3, 1, 2))
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return self.texts.tokenize(texts)
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return self.texts.words(text)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""

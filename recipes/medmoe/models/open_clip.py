@@ -85,10 +85,7 @@ class OpenClipAdapter(Adapter):
         if hasattr(visual, "trunk"):
             return _of_timm(visual, images)
         if hasattr(visual, "attnpool"):
-            output = visual.forward_intermediates(images, 1)
-            pool, places = visual.attnpool, output["image_intermediates"][-1].permute(0, 2, 3, 1)
-            regions = pool.c_proj(pool.v_proj(places)).permute(0, 3, 1, 2)
-            return image_features(output["image_features"], output["image_features"], regions)
+            return of_clip_resnet(visual, images)
         output = visual.forward_intermediates(images, 1, normalize_intermediates=True, output_extra_tokens=True)
         pooled, regions = output["image_intermediates_prefix"][-1][:, 0], output["image_intermediates"][-1]
         if getattr(visual, "attn_pool", None) is not None or visual.pool_type != "tok":
@@ -96,14 +93,6 @@ class OpenClipAdapter(Adapter):
         if visual.proj is not None:
             regions = torch.einsum("bchw,cd->bdhw", regions, visual.proj)
         return image_features(pooled, output["image_features"], regions)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return self.texts.tokenize(texts)
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return self.texts.words(text)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""
@@ -185,6 +174,14 @@ class HubWords:
     def words(self, text: str) -> list[str]:
         """Returns the words that are left."""
         return words_of(self.tokenizer.clean_fn(text), self.tokenizer.tokenizer, self.tokenizer.context_length)
+
+
+def of_clip_resnet(visual: nn.Module, images: Tensor) -> ImageFeatures:
+    """Encodes by CLIP's ResNet, whose pooling projects too."""
+    output = visual.forward_intermediates(images, 1)
+    pool, places = visual.attnpool, output["image_intermediates"][-1].permute(0, 2, 3, 1)
+    regions = pool.c_proj(pool.v_proj(places)).permute(0, 3, 1, 2)
+    return image_features(output["image_features"], output["image_features"], regions)
 
 
 def _of_timm(visual: nn.Module, images: Tensor) -> ImageFeatures:

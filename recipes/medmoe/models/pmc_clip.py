@@ -7,7 +7,6 @@ copied takes BERT's ``pooler_output`` instead; the original is followed here.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from transformers import BertModel
 
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
-from recipes.medmoe.models.adapter import Adapter, image_features, text_features
+from recipes.medmoe.models.adapter import Adapter, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state, read_tensors
+from recipes.medmoe.models.open_clip import of_clip_resnet
 from recipes.medmoe.models.preprocess import Preprocess
 from recipes.medmoe.models.unimed import CLIP_MEAN, CLIP_STD
 from recipes.shared.extras import require
@@ -78,18 +78,7 @@ class PmcClipAdapter(Adapter):
 
     def encode_images(self, images: Tensor) -> ImageFeatures:
         """See :class:`Adapter`."""
-        output = self.image.forward_intermediates(images, 1)
-        pool, places = self.image.attnpool, output["image_intermediates"][-1].permute(0, 2, 3, 1)
-        regions = pool.c_proj(pool.v_proj(places)).permute(0, 3, 1, 2)
-        return image_features(output["image_features"], output["image_features"], regions)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return self.texts.tokenize(texts)
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return self.texts.words(text)
+        return of_clip_resnet(self.image, images)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""

@@ -3,15 +3,15 @@
 Regions and words as in :mod:`recipes.medmoe.models.open_clip`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from recipes.medmoe.data.tokens import Tokens, tokenize, words_of
+from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, image_features, text_features
+from recipes.medmoe.models.bert import BertTexts
 from recipes.medmoe.models.preprocess import Preprocess
 from recipes.shared.encoders.hub import loading
 
@@ -33,8 +33,8 @@ class TransformersClipAdapter(Adapter):
 
     def __init__(self, model: Any, tokenizer: Any, images: Any) -> None:
         super().__init__()
-        self.model, self.tokenizer = model, tokenizer
-        self.limit: int = model.config.text_config.max_position_embeddings
+        self.model = model
+        self.texts = BertTexts(tokenizer, model.config.text_config.max_position_embeddings)
         self.preprocess = _preprocess(images)
         self.scale = float(model.logit_scale.detach().exp())
 
@@ -75,14 +75,6 @@ class TransformersClipAdapter(Adapter):
         side = round(patches.shape[1] ** 0.5)
         regions = patches.mT.unflatten(2, (side, side))
         return image_features(output.pooler_output, project(output.pooler_output), regions)
-
-    def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """See :class:`Adapter`."""
-        return tokenize(texts, self.tokenizer, self.limit)
-
-    def words(self, text: str) -> list[str]:
-        """See :class:`Adapter`."""
-        return words_of(text, self.tokenizer, self.limit)
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """See :class:`Adapter`."""
