@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Scoring = Literal["mean", "max", "pairs", "gloria"]
+Scoring = Literal["combined", "mean", "max", "pairs", "gloria"]
 """How zero-shot scores are computed, see `recipes.medmoe.zero_shot.scoring`."""
 
 Features = Literal["global", "local", "both"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.data.pairs import PairSource, PairStream
+from recipes.medmoe.inference.reference import load_reference
 from recipes.medmoe.inference.routing import routing_report
 from recipes.medmoe.inference.run import Session
 from recipes.shared.runs import environment, read_object, update_metrics
@@ -23,6 +24,8 @@ def summarise(run: Path) -> str:
         read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes", "skipped")),
     )
     routing = routing_report(session, source.test)
+    if session.route_on != "text":
+        load_reference(session, "best")  # made now, while the data are at hand
     about = {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
     about |= {name: training.get(name) for name in ("samples_per_second", "data_wait")}
     update_metrics(

@@ -80,7 +80,9 @@ def main(
         print(unknown.in_words("prompts"))
     files = images.open(force_dicom=session.force_dicom)
     task = "multi-label" if several else "multi-class"
-    scores, _ = score_prompts(session, files, chosen, task=task, scoring=scoring, kind=modality, title="classify")
+    scores, _ = score_prompts(
+        session, files, chosen, task=task, scoring=scoring, kind=modality, title="classify", checkpoint=checkpoint
+    )
     names = list(chosen.classes)
     table = pd.DataFrame({"image": list(files.paths)})
     table["prediction"] = [_prediction(row, names, several=several) for row in scores.probs]
@@ -90,7 +92,7 @@ def main(
     print(table.to_string(index=False, max_rows=10, float_format="{:.3f}".format))
     counts = table["prediction"].value_counts()
     print(", ".join(f"{name or 'none'}: {count}" for name, count in counts.items()))
-    print(f"written: {out} ({len(table)} rows); probabilities are not calibrated, and this is no diagnosis")
+    print(f"written: {out} ({len(table)} rows); scoring {scoring}, not calibrated, no diagnosis")
     return table
 
 

@@ -4,19 +4,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.studies import StudySplit, Task
 from recipes.medmoe.choices import Scoring
 from recipes.medmoe.inference.embedding import Embedded, as_array, embed
-from recipes.medmoe.inference.local_scoring import describe_routing
+from recipes.medmoe.inference.local_scoring import as_run, describe_routing
+from recipes.medmoe.inference.reference import load_reference, reference_scores
 from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.inference.vocabulary import words_unknown_to
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts
-from recipes.medmoe.zero_shot.scoring import ClassScores, score_classes
+from recipes.medmoe.zero_shot.scoring import ClassScores, Parts, combined_scores, score_classes
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.single_label import single_label_scores
+
+LOCAL = ("combined", "gloria")
+"""Scorings that read local scores, which depend on the expert."""
 
 
 @torch.no_grad()
@@ -30,6 +35,7 @@ def evaluate_set(
     modality: str | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    checkpoint: str = "best",
 ) -> dict[str, Any]:
     """Classifies one split of one set.
 
@@ -42,6 +48,7 @@ def evaluate_set(
         modality: Kind of the images, where the set does not say it.
         bootstrap: Resamples of patients.
         seed: Of the bootstrap.
+        checkpoint: Which weights the session has.
 
     Returns:
         What ``zero_shot/SET.json`` holds.
@@ -50,10 +57,13 @@ def evaluate_set(
         ValueError: If the set has no such split, the prompts do not serve the scoring, or the kind of the images
             is needed and not known.
     """
+    kind = modality or one.modality
     _check_fit(one, prompts, scoring, split)
-    studies, kind = one.splits[split], modality or one.modality
+    studies = one.splits[split]
     own = choose_prompts(prompts, one.classes)  # in the set's order, under its names
-    scores, embedded = score_prompts(session, studies, own, task=one.task, scoring=scoring, kind=kind, title=one.name)
+    scores, embedded = score_prompts(
+        session, studies, own, task=one.task, scoring=scoring, kind=kind, title=one.name, checkpoint=checkpoint
+    )
     measured = evaluate_predictions(
         scores.probs, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
     )
@@ -70,7 +80,7 @@ def evaluate_set(
         "scale": session.scale,
         "seed": seed,
         "route_on": by,
-        "routing_matters": scoring == "gloria" and by != "none",
+        "routing_matters": scoring in LOCAL and by != "none",
         "routing": None if embedded.experts is None else describe_routing(session, embedded.experts, of, kind),
         "chance": 1 / len(one.classes) if single else None,
         "accuracy": None,
@@ -122,6 +132,21 @@ def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySp
     result["confusion"] = confusion
 
 
+def _combined(
+    session: ModelSession, embedded: Embedded, texts: list[str], sizes: NDArray[np.int64], task: Task, checkpoint: str
+) -> ClassScores:
+    """Scores by cosine and local score, on the scale of the run's reference images."""
+    run = as_run(session)
+    reference = load_reference(run, checkpoint)
+    local = reference_scores(run, reference, run.texts(texts))
+    assert embedded.local is not None
+    assert embedded.experts is not None
+    prompts = np.split(embedded.prompts, sizes)
+    images = Parts.of(embedded.images, prompts, np.split(embedded.local, sizes, axis=1), embedded.experts)
+    known = Parts.of(as_array(reference.embeddings), prompts, np.split(local, sizes, axis=1), reference.experts)
+    return combined_scores(images, known, num_experts=run.model.config.num_experts, task=task)
+
+
 @torch.no_grad()
 def score_prompts(
     session: ModelSession,
@@ -132,6 +157,7 @@ def score_prompts(
     scoring: Scoring,
     kind: str | None,
     title: str,
+    checkpoint: str = "best",
 ) -> tuple[ClassScores, Embedded]:
     """Scores images for the classes of prompts, in their order.
 
@@ -143,14 +169,17 @@ def score_prompts(
         scoring: See :mod:`recipes.medmoe.zero_shot.scoring`.
         kind: Kind of all images, where it is known.
         title: Of the progress bar.
+        checkpoint: Which weights the session has.
 
     Raises:
-        ValueError: If the kind of the images is needed and not known.
+        ValueError: If the kind of the images is needed and not known, or a scoring needs experts that there are not.
     """
     names = list(prompts.classes)
     texts = [text for name in names for text in prompts.classes[name]]
-    embedded = embed(session, studies, texts, local=scoring == "gloria", kind=kind, title=title)
+    embedded = embed(session, studies, texts, local=scoring in LOCAL, kind=kind, title=title)
     sizes = np.cumsum([len(prompts.classes[name]) for name in names])[:-1]
+    if scoring == "combined":
+        return _combined(session, embedded, texts, sizes, task, checkpoint), embedded
     absent = None
     if scoring == "pairs":
         absent = [as_array(session.texts(prompts.absent[name]).embedding) for name in names]

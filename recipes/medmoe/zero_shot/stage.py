@@ -55,7 +55,8 @@ def main(
             only=source=mine, plane=coronal.
         prompts: Prompt file: a name of this recipe's or a path; by default the one that belongs to each set.
         templates: Put class names into plain sentences where a set has no prompt file.
-        scoring: mean, max, pairs (needs texts against each class) or gloria (needs local scores).
+        scoring: combined (global and local, on the scale of training images), mean, max, pairs (needs texts against
+            each class) or gloria.
         count: Prompts drawn per class; all by default.
         seed: Of the draws of prompts and of the bootstrap.
         bootstrap: Resamples of patients for the confidence intervals.
@@ -92,7 +93,15 @@ def main(
     for one, chosen in sets:
         started = time.monotonic()
         result = evaluate_set(
-            session, one, chosen, scoring=scoring, split=split, modality=modality, bootstrap=bootstrap, seed=seed
+            session,
+            one,
+            chosen,
+            scoring=scoring,
+            split=split,
+            modality=modality,
+            bootstrap=bootstrap,
+            seed=seed,
+            checkpoint=checkpoint,
         )
         result |= {"count": count, "checkpoint": checkpoint, "origin": origin, "seconds": time.monotonic() - started}
         results[one.name] = result

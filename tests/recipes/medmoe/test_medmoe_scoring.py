@@ -124,7 +124,7 @@ def test_random_features_score_at_chance(scoring):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scoring": "median"}, "scoring must be one of mean, max, pairs, gloria, got 'median'"),
+        ({"scoring": "median"}, "scoring must be one of combined, mean, max, pairs, gloria, got 'median'"),
         ({"task": "regression"}, "task must be one of"),
         ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
         ({"prompts": []}, "prompts must hold one array per class, got none"),

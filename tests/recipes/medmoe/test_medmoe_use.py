@@ -40,7 +40,7 @@ def test_a_folder_is_classified_by_names(pretrained_run, folder, tmp_path, capsy
     main(["classify", str(pretrained_run), "--image", str(folder), "--classes", "cyst", "normal", "--out", str(out)])
     printed = capsys.readouterr().out
     assert "of the words of the prompts" in printed
-    assert f"written: {out} (6 rows)" in printed
+    assert f"written: {out} (6 rows); scoring mean" in printed
     table = pd.read_csv(out)
     assert list(table.columns) == ["image", "prediction", "prob:cyst", "prob:normal"]
     assert sorted(path.rsplit("/", 1)[1] for path in table["image"]) == [

@@ -12,11 +12,14 @@ from recipes.medmoe.build import new_model
 from recipes.medmoe.config import Config
 from recipes.medmoe.data.labelled_sets import open_sets, parse_options
 from recipes.medmoe.inference.local_scoring import mean_regions, modality_labels, routed_local_scores
+from recipes.medmoe.inference.reference import load_reference
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.model import TextFeatures
 from recipes.medmoe.zero_shot import stage as zero_shot
-from recipes.medmoe.zero_shot.evaluation import evaluate_set
+from recipes.medmoe.zero_shot.evaluation import evaluate_set, score_prompts
 from recipes.medmoe.zero_shot.prompt_files import choose_prompts, parse_prompts
+from recipes.medmoe.zero_shot.scale import FEWEST
+from recipes.medmoe.zero_shot.scoring import LOCAL_WEIGHT
 from recipes.shared.runs import read_json
 
 CLASSES = ("dark", "bright")
@@ -149,7 +152,7 @@ def test_a_table_with_prompts_of_its_own(run, tmp_path):
 
 def test_scores_are_the_cosines_of_the_embeddings(session):
     one = picture_set()
-    result = evaluate_set(session, one, PROMPTS, bootstrap=30)
+    result = evaluate_set(session, one, PROMPTS, bootstrap=30, scoring="mean")
     image = torch.cat([image.embedding for _, image in session.image_batches(one.splits["test"])])
     dark = session.texts(["a dark image", "clear lungs"]).embedding.mean(0)
     bright = session.texts(["a bright image"]).embedding[0]
@@ -301,3 +304,52 @@ def test_options_are_read_as_what_they_look_like():
         parse_options(["size"])
     with pytest.raises(ValueError, match="options: size is given twice"):
         parse_options(["size=1", "size=2"])
+
+
+def test_a_combined_score_needs_an_expert_of_each_image(pretrained_run):
+    with pytest.raises(ValueError, match=r"scoring='combined' needs the expert of each image.*--scoring"):
+        evaluate_set(session_of(pretrained_run, route_on="text"), picture_set(), PROMPTS, scoring="combined")
+
+
+def test_a_combined_score_depends_on_no_other_image(run):
+    session = Session.open(run)
+    split = picture_set().splits["test"]
+    arguments = {"task": "multi-class", "scoring": "combined", "kind": "ct", "title": None}
+    every, _ = score_prompts(session, split, PROMPTS, **arguments)
+    alone, _ = score_prompts(session, Pictures(split.images[:1], split.labels[:1], ("ct",)), PROMPTS, **arguments)
+    assert alone.scores == pytest.approx(every.scores[:1], abs=1e-4)
+
+
+def test_a_combined_score_is_the_formula(run):
+    session, split = Session.open(run), picture_set(count=4).splits["test"]
+    scores, embedded = score_prompts(
+        session, split, PROMPTS, task="multi-class", scoring="combined", kind="ct", title=None
+    )
+    reference = load_reference(session, "best")
+    texts = [text for name in CLASSES for text in PROMPTS.classes[name]]
+    text, dark = session.texts(texts), slice(0, 2)
+    known = reference.embeddings @ text.embedding[dark].mean(0) / text.embedding[dark].mean(0).norm()
+    local = session.word_region_scores(reference.local, text)[:, dark].mean(1)
+    expected = []
+    for row, expert in enumerate(embedded.experts):
+        own = reference.experts == expert
+        own = torch.tensor(own if own.sum() >= FEWEST else np.ones(len(own), bool))
+        cosine = embedded.images[row] @ embedded.prompts[dark].mean(0) / np.linalg.norm(embedded.prompts[dark].mean(0))
+        z_cosine = (cosine - known[own].mean()) / known[own].std(correction=0)
+        z_local = (embedded.local[row, dark].mean() - local[own].mean()) / local[own].std(correction=0)
+        expected.append(float((1 - LOCAL_WEIGHT) * z_cosine + LOCAL_WEIGHT * z_local))
+    assert scores.scores[:, 0] == pytest.approx(expected, abs=2e-2)  # regions are kept in half precision
+
+
+def test_a_reference_is_kept_for_the_weights_that_made_it(run, monkeypatch):
+    session, path = Session.open(run), run / "reference" / "best.npz"
+    kept = load_reference(session, "best")
+    assert set(kept.experts) <= set(range(session.config.model.num_experts))
+    monkeypatch.setattr(Session, "source", lambda self: pytest.fail("the data are not needed"))
+    again = load_reference(session, "best")
+    assert torch.equal(again.local.regions, kept.local.regions)
+    monkeypatch.undo()
+    made = path.stat().st_mtime_ns
+    monkeypatch.setattr(Session, "weights_checksum", lambda self, checkpoint: "other weights")
+    load_reference(session, "best")
+    assert path.stat().st_mtime_ns > made
