@@ -14,6 +14,7 @@ from recipes.data.tables.text_columns import text_columns
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
 from recipes.medvlmoe.data import texts_of
 from recipes.medvlmoe.modalities import check_something_is_read, warn_of_missing_images
+from recipes.medvlmoe.model import reads_text
 from recipes.medvlmoe.predicted_files import overlay_names, write_overlays, write_records
 from recipes.medvlmoe.trained import TrainedRun, load_run
 from recipes.shared.outputs import check_file, check_folder
@@ -112,7 +113,7 @@ def main(
         }
         with spelled(SPELLING):
             split = unlabelled_table(csv, **columns, image_root=image_root, blank_images=reads, **common)
-        _warn_of_unread_texts(csv, columns, split.texts, run, reads=reads)
+        _warn_of_unread_texts(csv, columns, split.texts, trained)
     else:
         split = unlabelled_images(tuple(images), text, **common)
     _warn_of_lost_texts(split, trained)
@@ -146,21 +147,19 @@ def _predicted(split: ImageFiles, trained: TrainedRun, json: Path | None, overla
 def _check_texts(trained: TrainedRun, text: str | None, text_column: str | None, *, alone: bool) -> None:
     """Refuses a text that would not be read."""
     if text is not None and not trained.reads_text:
-        raise ValueError(
-            f"text: {trained.folder} was trained without texts and reads none, so leave it out (--text). To train with "
-            "texts, name their column (train --text-column)."
-        )
+        how = " To train with texts, name their column (train --text-column)." * reads_text(trained.config.model)
+        raise ValueError(f"text: {trained.folder} {trained.why_no_text} and reads none, so leave it out (--text).{how}")
     if text is not None and not text.strip():
         remedy = "or give an image (--image)" if alone else "to predict from the image alone"
         raise ValueError(f"text is blank: leave it out (--text) {remedy}.")
     if text_column is not None and not trained.reads_text:
         raise ValueError(
-            f"text_column: {trained.folder} was trained without texts and reads none, so leave it out (--text-column)."
+            f"text_column: {trained.folder} {trained.why_no_text} and reads none, so leave it out (--text-column)."
         )
 
 
 def _warn_of_unread_texts(
-    csv: Path, columns: dict[str, str | None], texts: Sequence[str | None], run: Path, *, reads: bool
+    csv: Path, columns: dict[str, str | None], texts: Sequence[str | None], trained: TrainedRun
 ) -> None:
     """Warns of a csv whose texts are not read, or that holds none where the run reads them."""
     column = columns["text_column"]
@@ -173,8 +172,9 @@ def _warn_of_unread_texts(
         return
     known = {name for name in columns.values() if name is not None}
     for name in text_columns(csv, known):
-        remedy = f"name it with --text-column {name!r}" if reads else f"{run} was trained without texts"
-        warnings.warn(f"{csv}: column {name!r} seems to hold texts, and no text is read: {remedy}", stacklevel=3)
+        why = f"{trained.folder} {trained.why_no_text}"
+        how = f"name it with --text-column {name!r}" if trained.reads_text else why
+        warnings.warn(f"{csv}: column {name!r} seems to hold texts, and no text is read: {how}", stacklevel=3)
 
 
 def _warn_of_lost_texts(split: ImageFiles, trained: TrainedRun) -> None:

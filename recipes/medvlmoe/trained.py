@@ -15,7 +15,7 @@ from recipes.medvlmoe.build import Model, load_model
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
-from recipes.medvlmoe.model import takes_text
+from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.shared.runs import read_object, run_device
 from recipes.shared.scores.temperature import scaled_probs
 
@@ -46,6 +46,15 @@ class TrainedRun:
     def reads_text(self) -> bool:
         """Whether the model reads texts."""
         return takes_text(self.model) and self.config.data.use_text
+
+    @property
+    def why_no_text(self) -> str:
+        """Says why a run that reads no text does so, as what follows its name."""
+        model = self.config.model
+        if reads_text(model):
+            return "was trained without texts"
+        option = "--classifier zero-shot" if model.classifier == "zero-shot" else f"--variant {model.variant}"
+        return f"diagnoses from the image alone ({option})"
 
     @property
     def device(self) -> torch.device:

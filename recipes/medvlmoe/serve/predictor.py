@@ -76,7 +76,9 @@ class Predictor:
         clean, notes = self._clean(text)
         if image is None:
             if clean is None:
-                return self._render(message="Choose an example, or upload an image.")
+                return self._render(
+                    message=" ".join([*(notes if text else ()), "Choose an example, or upload an image."])
+                )
             notes.append("Without an image: the model's stand-in for one is used.")
             if not self.trained.config.train.drop_image:
                 notes.append("It was hardly trained (--drop-image 0), so do not rely on this.")
@@ -105,7 +107,7 @@ class Predictor:
         if text is None or not text.strip():
             return None, ["Without a text: the model's stand-in for one is used."] * self.trained.reads_text
         if not self.trained.reads_text:
-            return None, ["The run was trained without texts: the text is not read."]
+            return None, [f"The run {self.trained.why_no_text}: the text is not read."]
         notes = []
         # Halves of a character's pair cannot be written as UTF-8, which tokenizers need.
         clean = text.encode("utf-8", "replace").decode("utf-8")

@@ -234,6 +234,6 @@ def _check(
             f"{len(groups)} and {len(classes)}."
         )
     if bootstrap < 100:
-        raise ValueError(f"bootstrap must be at least 100 resamples, got {bootstrap}.")
+        raise ValueError(f"bootstrap (--bootstrap) must be at least 100 resamples, got {bootstrap}.")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie strictly between 0 and 1, got {confidence}.")

@@ -129,7 +129,7 @@ def test_holm_adjusts_as_its_definition_says():
         ({"first": np.zeros((1, 3, 1))}, r"first must have shape \(seeds, studies, classes\)"),
         ({"second": np.zeros((4, 1))}, "second must have shape"),
         ({"groups": ["a"]}, "must name the 4 studies' patients and 1 classes, got 1 and 1"),
-        ({"bootstrap": 99}, "bootstrap must be at least 100 resamples, got 99"),
+        ({"bootstrap": 99}, r"bootstrap \(--bootstrap\) must be at least 100 resamples, got 99"),
         ({"confidence": 1.0}, "confidence must lie strictly between 0 and 1, got 1.0"),
     ],
 )
