@@ -15,6 +15,7 @@ from recipes.medmoe.inference.reference import load_reference, reference_scores
 from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.inference.vocabulary import words_unknown_to
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts
+from recipes.medmoe.zero_shot.prompt_spread import prompt_spread
 from recipes.medmoe.zero_shot.scoring import ClassScores, Parts, combined_scores, score_classes
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
@@ -89,6 +90,16 @@ def evaluate_set(
         "confusion": None,
         "prompts": {"file": prompts.name} | prompts.to_json(),
         "unknown_words": _unknown_words(session, one, prompts),
+        "prompt_spread": prompt_spread(
+            embedded,
+            [len(own.classes[name]) for name in one.classes],
+            studies,
+            one.classes,
+            task=one.task,
+            scoring=scoring,
+            scale=session.scale,
+            seed=seed,
+        ),
         "classes": list(one.classes),
         "notes": [*one.notes, *session.notes],
     } | measured

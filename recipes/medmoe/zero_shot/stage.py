@@ -16,7 +16,7 @@ from recipes.shared.runs import read_metrics, update_metrics, write_json
 
 SUMMARY = (
     "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share",
-    "studies", "unknown_words",
+    "studies", "unknown_words", "prompt_spread",
 )  # fmt: skip
 """What ``metrics.json`` keeps of a set's result, besides how it was scored."""
 
@@ -184,5 +184,8 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         parts.append(f"balanced accuracy {result['balanced_accuracy']:.3f}")
     auroc = result["macro_auroc"]
     parts.append("macro AUROC undefined" if auroc is None else f"macro AUROC {auroc:.3f}")
+    spread = (result["prompt_spread"] or {}).get("accuracy")
+    if spread is not None:
+        parts.append(f"over halves of the prompts accuracy {spread['min']:.3f} to {spread['max']:.3f}")
     unknown = result["unknown_words"]
     return [", ".join(parts), *([unknown["in_words"]] if unknown else [])]

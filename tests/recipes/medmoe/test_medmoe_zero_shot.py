@@ -353,3 +353,34 @@ def test_a_reference_is_kept_for_the_weights_that_made_it(run, monkeypatch):
     monkeypatch.setattr(Session, "weights_checksum", lambda self, checkpoint: "other weights")
     load_reference(session, "best")
     assert path.stat().st_mtime_ns > made
+
+
+def test_the_spread_over_halves_of_the_prompts(pretrained_run):
+    session, one = session_of(pretrained_run), picture_set()
+    many = parse_prompts(
+        {"classes": {"dark": ["a", "dark", "image", "clear"], "bright": ["bright", "nothing"]}}, "many"
+    )
+    result = evaluate_set(session, one, many, bootstrap=0)
+    spread = result["prompt_spread"]
+    assert spread["subsets"] == 20
+    for name in ("accuracy", "balanced_accuracy", "macro_auroc"):
+        assert spread[name]["min"] <= spread[name]["mean"] <= spread[name]["max"]
+    assert spread == evaluate_set(session, one, many, bootstrap=0)["prompt_spread"]
+    halves = [
+        evaluate_set(
+            session, one, parse_prompts({"classes": {"dark": [*dark], "bright": [bright]}}, "half"), bootstrap=0
+        )
+        for dark in (
+            ("a", "dark"),
+            ("a", "image"),
+            ("a", "clear"),
+            ("dark", "image"),
+            ("dark", "clear"),
+            ("image", "clear"),
+        )
+        for bright in ("bright", "nothing")
+    ]
+    assert spread["accuracy"]["min"] >= min(half["accuracy"] for half in halves) - 1e-9
+    assert spread["accuracy"]["max"] <= max(half["accuracy"] for half in halves) + 1e-9
+    single = parse_prompts({"classes": {"dark": ["dark"], "bright": ["bright"]}}, "single")
+    assert evaluate_set(session, one, single, bootstrap=0)["prompt_spread"] is None
