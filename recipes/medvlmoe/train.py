@@ -23,7 +23,7 @@ from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_some
 from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.medvlmoe.prepare import check_training, kept_in_eval, prepare_model, sharded_units
-from recipes.medvlmoe.validate import dead_experts, line, score, validate
+from recipes.medvlmoe.validate import choice_note, dead_experts, line, score, validate
 from recipes.shared.checkpoints import checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
@@ -98,6 +98,8 @@ def train_one(config: Config) -> None:
 
     source = build_source(config.data, config.model.image_size)
     fabric.print(_summary(config, source))
+    if config.model.classifier != "none" and (note := choice_note(source.val, source.classes)):
+        fabric.print(note)
     if checkpoint is not None:
         check_unchanged(out, source.splits(), data=config.data.data)
     if config.data.verify_images:

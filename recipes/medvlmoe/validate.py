@@ -1,17 +1,23 @@
 """Validation after an epoch: loss and macro AUROC over the studies of all ranks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
+from numpy.typing import ArrayLike
 
-from recipes.data.studies import StudySource
+from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.build import Model
 from recipes.medvlmoe.inference import Predictions, predict_batches
 from recipes.shared.scores.expert_load import load_measures, load_record
 from recipes.shared.scores.metrics import evaluate_predictions
+from recipes.shared.scores.paired import patients_of_rarer_outcome
+
+FEWEST_PATIENTS = 2
+"""Patients with and without a class that validation must have, for the class to choose the epoch."""
 
 
 def validate(fabric: Fabric, model: Model, loader: Any, source: StudySource) -> dict[str, Any]:
@@ -36,7 +42,51 @@ def validate(fabric: Fabric, model: Model, loader: Any, source: StudySource) -> 
     usage = [part.usage for part in parts if part.usage is not None]
     load = np.concatenate(usage).mean(0).tolist() if usage else []
     measures = load_record(load, top_k=model.config.top_k, prefix="val_")
-    return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"], **measures}
+    aurocs = {name: one["auroc"] for name, one in scores["per_class"].items()}
+    chosen_by = _auroc_of_choice(aurocs, classes_of_choice(labels, groups))
+    return {"val_loss": loss, "val_macro_auroc": scores["macro_auroc"], **chosen_by, **measures}
+
+
+def classes_of_choice(labels: ArrayLike, groups: Sequence[str]) -> list[bool]:
+    """Tells of each class whether its AUROC has a say in which epoch is kept.
+
+    The AUROC of a class that one validation patient alone has, or alone lacks, is that patient's rank: it jumps from
+    epoch to epoch with no bearing on other patients.
+
+    Args:
+        labels: Shape ``(N, C)``: 1, 0 or NaN for unknown.
+        groups: The patient of each study, length ``N``.
+    """
+    codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    truth = np.asarray(labels, np.float64)
+    return [patients_of_rarer_outcome(column, codes) >= FEWEST_PATIENTS for column in truth.T]
+
+
+def choice_note(split: StudySplit, classes: Sequence[str]) -> str:
+    """Names the classes that have no say in which epoch is kept, as a line of the console; empty if all have.
+
+    Args:
+        split: The validation split.
+        classes: Their names.
+    """
+    have_say = classes_of_choice(split.labels, split.groups)
+    without = [name for name, has_say in zip(classes, have_say, strict=True) if not has_say]
+    if not without:
+        return ""
+    by = "the validation AUROC of the other classes" if any(have_say) else "the validation loss"
+    return (
+        f"note: fewer than {FEWEST_PATIENTS} validation patients have, or lack, {', '.join(without)}: the epoch is "
+        f"chosen by {by}."
+    )
+
+
+def _auroc_of_choice(aurocs: dict[str, float | None], have_say: Sequence[bool]) -> dict[str, Any]:
+    """Returns the mean AUROC that chooses the epoch, where it is not that of all classes that have one."""
+    known = [(value, has_say) for value, has_say in zip(aurocs.values(), have_say, strict=True) if value is not None]
+    if all(has_say for _, has_say in known):
+        return {}
+    values = [value for value, has_say in known if has_say]
+    return {"val_selection_auroc": float(np.mean(values)) if values else None}
 
 
 def _missing_batches(fabric: Fabric, batches: int) -> int:
@@ -62,9 +112,10 @@ def _repeat_forward(model: Model, loader: Any, times: int, device: torch.device)
 def score(record: dict[str, Any]) -> float:
     """Returns what epochs are compared by: macro AUROC, or the negated loss where it is undefined.
 
-    A contrast without any pair to validate on is compared by its training loss.
+    Classes that a single validation patient decides have no say (:func:`classes_of_choice`). A contrast without any
+    pair to validate on is compared by its training loss.
     """
-    auroc, loss = record.get("val_macro_auroc"), record["val_loss"]
+    auroc, loss = record.get("val_selection_auroc", record.get("val_macro_auroc")), record["val_loss"]
     if auroc is not None:
         return auroc
     return -record["train_loss"] if loss is None else -loss

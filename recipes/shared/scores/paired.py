@@ -151,7 +151,7 @@ def _class_difference(
     if np.isnan(difference):
         return Difference(None, None, None, method)
     if not one_each:
-        if _patients_of_rarer_outcome(labels, codes) < 2:
+        if patients_of_rarer_outcome(labels, codes) < 2:
             return Difference(difference, None, None, method)
         return Difference(*_test(difference, _deviation(replicates), confidence), method)
     if min((labels == 1).sum(), (labels == 0).sum()) < 2:
@@ -189,7 +189,13 @@ def _test(difference: float, deviation: float, confidence: float) -> tuple[float
     return difference, interval, float(2 * ndtr(-abs(difference) / deviation))
 
 
-def _patients_of_rarer_outcome(labels: NDArray[np.float64], codes: NDArray[np.int64]) -> int:
+def patients_of_rarer_outcome(labels: NDArray[np.float64], codes: NDArray[np.int64]) -> int:
+    """Counts patients with a positive study, and those with a negative one; the smaller number.
+
+    Args:
+        labels: Shape ``(N,)``: 1, 0 or NaN for unknown.
+        codes: Number of the patient of each study, shape ``(N,)``.
+    """
     return min(len(np.unique(codes[labels == outcome])) for outcome in (0, 1))
 
 
@@ -199,7 +205,7 @@ def _spread_factor(labels: NDArray[np.float64], codes: NDArray[np.int64]) -> flo
     Drawn with replacement from ``m`` values, a mean has the variance of the values divided by ``m``, where an unbiased
     estimate divides by ``m - 1``; the rarer outcome's patients decide.
     """
-    m = _patients_of_rarer_outcome(labels, codes)
+    m = patients_of_rarer_outcome(labels, codes)
     return (m / (m - 1)) ** 0.5 if m > 1 else 1.0
 
 
