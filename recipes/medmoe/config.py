@@ -223,11 +223,15 @@ def tiny() -> Config:
         expert_dim=32,
         expert_depth=1,
         router_hidden_dim=64,
-        temperatures=(0.2, 1.0, 20.0),
+        local_scales=(0, 1),
+        attention="cosine",
+        mask_padding=True,
+        temperatures=(10.0, 1.0, 20.0),
         word_softmax=False,
     )
     train = TrainConfig(
-        epochs=10,
+        epochs=30,
+        patience=30,
         warmup_epochs=1,
         batch_size=32,
         accumulate=1,

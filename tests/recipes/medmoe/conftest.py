@@ -15,6 +15,9 @@ def small_config(out: Path, *, route_on: str = "image", **train: object) -> Conf
     model = replace(
         base.model, image_size=64, dim=32, expert_dim=16, expert_depth=1, router_hidden_dim=16, route_on=route_on
     )
+    # The printed local branch; test_medmoe_local_branch.py tests the options that the preset takes.
+    printed = {"local_scales": (), "attention": "dot", "mask_padding": False, "temperatures": (0.2, 1.0, 20.0)}
+    model = replace(model, **printed)
     settings = {"epochs": 2, "batch_size": 16, "accelerator": "cpu"} | train
     return replace(base, out=out, data=data, model=model, train=replace(base.train, **settings))
 

@@ -10,7 +10,7 @@ from moekit import local_contrastive_loss, word_alignment_loss
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment, to_tensor
 from recipes.medmoe.__main__ import parse_pretrain
-from recipes.medmoe.config import paper, release
+from recipes.medmoe.config import paper, release, tiny
 from recipes.medmoe.explain.word_maps import word_maps
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.label_router import label_routing
@@ -40,6 +40,13 @@ def test_the_presets_of_the_papers_keep_the_printed_forms():
         assert not model.learned_temperature
         assert not model.mask_padding
         assert model.temperatures == (4.0, 5.0, 10.0)
+
+
+def test_the_demo_takes_what_makes_maps_point():
+    config = tiny()
+    assert (config.model.local_scales, config.model.attention, config.model.temperatures[0]) == ((0, 1), "cosine", 10.0)
+    assert config.model.mask_padding
+    assert (config.train.epochs, config.train.patience) == (30, 30)
 
 
 def test_options_of_the_command_line_reach_the_model(tmp_path):
