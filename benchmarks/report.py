@@ -100,10 +100,18 @@ def newest_of_a_gpu(results: Path) -> Path | None:
 
 
 def of_a_gpu(results: Path) -> list[Path]:
-    """Returns the files of records in which our kernels were timed, the newest first; of one day the last by name."""
+    """Returns the files of records in which our kernels were timed.
+
+    Runs that have other libraries come first, the newest of them first, then runs of some sections only; of one day the
+    last by name.
+    """
     files = [(path, read(path)) for path in results.glob("*.jsonl")]
-    dated = [(str(records[0].environment.get("date")), path) for path, records in files if summary.is_of_a_gpu(records)]
-    return [path for _, path in sorted(dated, reverse=True)]
+    keys = [
+        (summary.has_other_libraries(records), str(records[0].environment.get("date")), path)
+        for path, records in files
+        if summary.is_of_a_gpu(records)
+    ]
+    return [path for *_, path in sorted(keys, reverse=True)]
 
 
 def file_section(path: Path) -> str:

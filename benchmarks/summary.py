@@ -48,6 +48,11 @@ def source(records: Sequence[Record]) -> str:
     return f"one {environment.get('device')}, commit {environment.get('commit')}, {environment.get('date')}"
 
 
+def has_other_libraries(records: Sequence[Record]) -> bool:
+    """Returns whether other libraries were timed beside ours."""
+    return any(r.kind == "case" and r.name in OTHERS and r.median_ms is not None for r in records)
+
+
 def experts_table(records: Sequence[Record]) -> list[str]:
     """Returns the experts with many tokens: times, rates, and how many times as fast as each other layer."""
     lines = [

@@ -109,6 +109,13 @@ def test_a_page_shows_the_newest_records_of_a_gpu(tmp_path, records, case):
     assert page.read_text() == text
 
 
+def test_a_run_with_other_libraries_is_shown_before_newer_ones_of_some_sections(tmp_path, records, case):
+    older = [dataclasses.replace(r, environment=ABOUT | {"date": "2029-01-01"}) for r in [*records, case("liger")]]
+    write(tmp_path / "whole.jsonl", older)
+    write(tmp_path / "sections.jsonl", [r for r in records if r.name not in summary.OTHERS])
+    assert [path.stem for path in report.of_a_gpu(tmp_path)] == ["whole", "sections"]
+
+
 def test_the_committed_pages_show_what_the_committed_records_say():
     """So no figure of a table is written by hand."""
     runs = [read(path) for path in report.of_a_gpu(report.HERE / "results")]

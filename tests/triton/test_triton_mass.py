@@ -78,7 +78,7 @@ def test_vmap_is_one_call_after_another():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # of forward mode's own decompositions
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, in its forward mode
 def test_gradients_are_of_first_order_and_no_tangent_is_lost():
     gates = ranked(3, 3, 0).requires_grad_()
     (grad,) = torch.autograd.grad(

@@ -223,7 +223,9 @@ NOT_SERVED = {
     "wrapped experts": lambda layer: setattr(layer, "experts", Doubled(layer.experts)),
     "wrapped router": lambda layer: setattr(layer, "router", Doubled(layer.router)),
     "activation that is a function": lambda layer: setattr(
-        layer, "experts", FFNExperts(DIM, HIDDEN, EXPERTS, activation=torch.tanh)
+        layer,
+        "experts",
+        FFNExperts(DIM, HIDDEN, EXPERTS, activation=torch.tanh, device=layer.experts.up_proj.device),
     ),
 }
 
