@@ -123,7 +123,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
 
         return run
 
-    monkeypatch.setattr(table1, "run_table1", checked("table1", (None, [])))
+    monkeypatch.setattr(table1, "run_table1", checked("table1", (None, [], [])))
     monkeypatch.setattr(table1, "write_table1", lambda *_: [])
     monkeypatch.setattr(table1, "write_figure2", lambda *_: calls["figure2"].append(_) or [])
     monkeypatch.setattr(table2, "run_table2", checked("table2", {}))
