@@ -28,9 +28,8 @@ class PhantomConfig:
     """Studies drawn for validation."""
     test_studies: int = 600
     """Studies drawn for testing."""
-    num_contexts: int = 4
-    """Circumstances in the notes of phantom-hard: an even number from 2 to 8. The more, the more meanings of a
-    pattern."""
+    num_contexts: int = 2
+    """Circumstances in the notes of phantom-hard, from 1 to 4: a pattern means other diseases under each."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     HARD_VISIBLE = 16
     HARD_CONTEXTS = 17
     PAIR_SEVERAL = 18
+    HARD_NAMED = 19
 
 
 def stream(seed: int, split: str, purpose: Purpose, *index: int) -> np.random.Generator:

@@ -41,14 +41,11 @@ def consolidation_in(lung: Lung, rng: np.random.Generator, anatomy: Anatomy, can
     return strength * cloud * (mottle - 0.45 * airways) * lung.clear
 
 
-def nodule_places(
-    rng: np.random.Generator, anatomy: Anatomy, count: int, *, side: int | None = None
-) -> list[tuple[float, float]]:
-    """Draws places ``(u, v)`` in clear lung above its base, no two closer than 0.07; in both lungs or on one side."""
+def nodule_places(rng: np.random.Generator, anatomy: Anatomy, count: int) -> list[tuple[float, float]]:
+    """Draws places ``(u, v)`` in clear lung above its base, in either lung and no two closer than 0.07."""
     places: list[tuple[float, float]] = []
-    one_side = side
     while len(places) < count:
-        side = (1 if rng.random() < 0.5 else -1) if one_side is None else one_side
+        side = 1 if rng.random() < 0.5 else -1
         d, v = rng.uniform(0.09, 0.36), rng.uniform(0.22, 0.66)
         u = 0.5 + side * d
         place = np.float32(d), np.float32(v)

@@ -59,8 +59,8 @@ class RadiographSplit(ABC):
         """Returns which lesions of a study are drawn, one value for each drawer."""
 
     @abstractmethod
-    def _finding(self, index: int, lesion: int) -> str:
-        """Returns what a lesion of a study means: the name of its class."""
+    def _findings(self, index: int, lesion: int) -> Sequence[str]:
+        """Returns what a lesion of a study means: the names of the classes that it makes positive."""
 
     @abstractmethod
     def _note(self, index: int, person: Person, generator: np.random.Generator) -> str:
@@ -82,7 +82,10 @@ class RadiographSplit(ABC):
             drawers=self.drawers,
         )
         boxes = tuple(
-            Box(self._finding(index, lesion), *box) for lesion, places in enumerate(radiograph.boxes) for box in places
+            Box(finding, *box)
+            for lesion, places in enumerate(radiograph.boxes)
+            for box in places
+            for finding in self._findings(index, lesion)
         )
         return Study(
             id=self.ids[index],

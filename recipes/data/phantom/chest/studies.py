@@ -47,8 +47,8 @@ class PhantomSplit(RadiographSplit):
     def _visible(self, index: int) -> NDArray[np.bool_]:
         return self.visible[index]
 
-    def _finding(self, index: int, lesion: int) -> str:
-        return PATTERNS[lesion].diagnoses[int(self.causes[index, lesion])]
+    def _findings(self, index: int, lesion: int) -> tuple[str, ...]:
+        return (PATTERNS[lesion].diagnoses[int(self.causes[index, lesion])],)
 
     def _note(self, index: int, person: Person, generator: np.random.Generator) -> str:
         return write_note(self.causes[index], person, generator)

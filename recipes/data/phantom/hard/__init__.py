@@ -1,1 +1,1 @@
-"""The harder edition: six patterns in either lung, whose meaning depends on what the note tells of that side."""
+"""The harder edition: the note names the place that counts, and what a pattern there means depends on the note."""

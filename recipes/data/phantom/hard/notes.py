@@ -1,14 +1,20 @@
-"""The note of a study: it tells a circumstance of each side, and nothing of the image."""
-
-from collections.abc import Sequence
+"""The note of a study: it names a place and tells a circumstance, and nothing of the image."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from recipes.data.phantom.chest.reports import LEADS, Person, capital, framed
+from recipes.data.phantom.chest.reports import LEADS, Person, capital
+from recipes.data.phantom.hard.findings import PLACES
 
 SIDES: tuple[str, ...] = ("right", "left")
-"""The patient's sides, in the order of every ``contexts`` array."""
+"""The patient's sides."""
+
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("below the {side} collar bone", "high up on the {side} side"),
+    ("over the lowest {side} ribs", "low down on the {side} side"),
+)
+"""Paraphrases of each level."""
+
+COMPLAINTS = ("pain", "tender", "worse")
 
 CONTEXTS: tuple[tuple[str, ...], ...] = (
     (
@@ -35,61 +41,29 @@ CONTEXTS: tuple[tuple[str, ...], ...] = (
         "vomited while lying down",
         "swallowing difficulty after a stroke",
     ),
-    (
-        "drain left in place",
-        "chest tube removed {n} days ago",
-        "port implanted for chemotherapy",
-        "central catheter changed twice",
-    ),
-    (
-        "shingles with a painful rash",
-        "burning skin eruption for {n} days",
-        "blisters along one dermatome",
-        "crusted vesicles below the armpit",
-    ),
-    (
-        "treated with acupuncture needles",
-        "nerve block for shoulder pain",
-        "injections into trigger points",
-        "dry needling {n} days ago",
-    ),
-    (
-        "weak arm since birth",
-        "polio in childhood with wasting",
-        "paralysed half of the trunk",
-        "muscles thinned by neuropathy",
-    ),
 )
 """Paraphrases of each circumstance. None has a comma, a name of a class or a word for what an image shows."""
 
 
-def write_note(contexts: Sequence[int] | NDArray[np.int64], person: Person, rng: np.random.Generator) -> str:
-    """Writes a note that tells the circumstance of each side, in either order.
+def write_note(context: int, place: int, person: Person, rng: np.random.Generator) -> str:
+    """Writes a note that tells the circumstance and names the place of a complaint, in either order.
 
     Args:
-        contexts: Of the right and the left side.
+        context: The circumstance.
+        place: One of `findings.PLACES`, by its number.
         person: Whom the note is about.
-        rng: Stream of wording, order and asides.
+        rng: Stream of wording and order.
 
     Returns:
-        A text of 15 to 45 words.
+        A text of 10 to 20 words.
     """
-    phrases: list[str] = []
-    for side, context in zip(SIDES, contexts, strict=True):
-        wordings = CONTEXTS[int(context)]
-        wording = wordings[rng.integers(len(wordings))].format(n=rng.integers(2, 10))
-        phrases.append(f"on the {side} {wording}" if rng.random() < 0.5 else f"{wording} on the {side}")
+    side, level = PLACES[place]
+    wording = LEVELS[level][rng.integers(len(LEVELS[level]))].format(side=SIDES[side])
+    circumstance = CONTEXTS[context][rng.integers(len(CONTEXTS[context]))].format(n=rng.integers(2, 10))
+    phrases = [f"{COMPLAINTS[rng.integers(len(COMPLAINTS))]} {wording}", circumstance]
     if rng.random() < 0.5:
         phrases.reverse()
-    return framed(lambda: _compose(phrases, rng), person, rng)
-
-
-def _compose(phrases: list[str], rng: np.random.Generator) -> str:
-    """Sets both phrases in one of three styles."""
-    first, second = phrases
-    style = rng.integers(3)
-    if style == 0:
-        return f"{LEADS[rng.integers(len(LEADS))]}: {first}; {second}."
-    if style == 1:
-        return f"{capital(first)}. {capital(second)}."
-    return f"{capital(first)}, and {second}."
+    opening = f"{capital(person.sex)}, {person.age} years."
+    if rng.random() < 0.5:
+        return f"{opening} {LEADS[rng.integers(len(LEADS))]}: {phrases[0]}; {phrases[1]}."
+    return f"{opening} {capital(phrases[0])}. {capital(phrases[1])}."

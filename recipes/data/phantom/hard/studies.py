@@ -1,4 +1,4 @@
-"""The harder phantom: drawn radiographs whose patterns mean what the note's circumstance of that side makes of them."""
+"""The harder phantom: drawn radiographs with notes that name the place that counts."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,12 @@ from recipes.data.phantom.hard.findings import (
     CLASSES,
     MAX_CONTEXTS,
     PATTERNS,
-    class_of,
+    PLACES,
+    WIDESPREAD,
+    diseases_of,
     draw_contexts,
-    draw_visible,
+    draw_named,
+    draw_patterns,
     labels_of,
 )
 from recipes.data.phantom.hard.lesions import DRAWERS
@@ -27,8 +30,9 @@ class PhantomHardSplit(RadiographSplit):
     """One split of the harder phantom.
 
     Args:
-        visible: Shape ``(N, P, 2)``, latent: whether each pattern is drawn on each side.
-        contexts: Shape ``(N, 2)``, latent: the circumstance of each side, which the note tells.
+        patterns: Shape ``(N, Z)``, latent: the pattern at each place.
+        contexts: Shape ``(N,)``, latent: the circumstance that the note tells.
+        named: Shape ``(N,)``, latent: the place that the note names.
         seed: See :class:`RadiographSplit`.
         split: See there.
         size: See there.
@@ -40,29 +44,41 @@ class PhantomHardSplit(RadiographSplit):
     drawers = DRAWERS
 
     def __init__(
-        self, visible: NDArray[np.bool_], contexts: NDArray[np.int64], *, seed: int, split: str, size: int
+        self,
+        patterns: NDArray[np.int64],
+        contexts: NDArray[np.int64],
+        named: NDArray[np.int64],
+        *,
+        seed: int,
+        split: str,
+        size: int,
     ) -> None:
-        if visible.shape[1:] != (len(PATTERNS), 2) or contexts.shape != (len(visible), 2):
+        count = (len(patterns),)
+        if patterns.shape[1:] != (len(PLACES),) or contexts.shape != count or named.shape != count:
             raise ValueError(
-                f"visible and contexts: expected shapes (N, {len(PATTERNS)}, 2) and (N, 2), one row per study, got "
-                f"{visible.shape} and {contexts.shape}."
+                f"patterns, contexts and named: expected shapes (N, {len(PLACES)}), (N,) and (N,), one row per study, "
+                f"got {patterns.shape}, {contexts.shape} and {named.shape}."
             )
-        self.visible, self.contexts = visible, contexts
-        super().__init__(labels_of(visible, contexts), seed=seed, split=split, size=size)
+        self.patterns, self.contexts, self.named = patterns, contexts, named
+        super().__init__(labels_of(patterns, contexts, named), seed=seed, split=split, size=size)
 
     def _visible(self, index: int) -> NDArray[np.bool_]:
-        return self.visible[index].ravel()
+        return (self.patterns[index][:, None] == np.arange(len(PATTERNS))).ravel()
 
-    def _finding(self, index: int, lesion: int) -> str:
-        pattern, side = divmod(lesion, 2)
-        return CLASSES[class_of(pattern, int(self.contexts[index, side]))]
+    def _findings(self, index: int, lesion: int) -> tuple[str, ...]:
+        place, pattern = divmod(lesion, len(PATTERNS))
+        widespread = (self.patterns[index] == pattern).sum() >= WIDESPREAD
+        classes = [pattern] if widespread else []
+        if place == self.named[index]:
+            classes += diseases_of(pattern, int(self.contexts[index]))
+        return tuple(CLASSES[number] for number in classes)
 
     def _note(self, index: int, person: Person, generator: np.random.Generator) -> str:
-        return write_note(self.contexts[index], person, generator)
+        return write_note(int(self.contexts[index]), int(self.named[index]), person, generator)
 
 
 def phantom_hard_source(
-    *, seed: int = 0, train: int = 1600, val: int = 400, test: int = 600, size: int = 96, num_contexts: int = 4
+    *, seed: int = 0, train: int = 1600, val: int = 400, test: int = 600, size: int = 96, num_contexts: int = 2
 ) -> StudySource:
     """Builds the harder phantom: multi-label, 12 classes, one drawn image and one note per study.
 
@@ -72,8 +88,7 @@ def phantom_hard_source(
         val: Number of validation studies.
         test: Number of test studies.
         size: Side of the square images in pixels, at least 64.
-        num_contexts: Circumstances, ``C``: each pattern means as many classes, and each class has ``C / 2`` looks.
-            Even, 2 to 8.
+        num_contexts: Circumstances, ``C``, from 1 to 4: a pattern means other diseases under each.
 
     Raises:
         ValueError: If an argument is not a whole number, too small or too large.
@@ -85,24 +100,25 @@ def phantom_hard_source(
     """
     counts = {"train": train, "val": val, "test": test}
     check_sizes(smallest_side=MIN_SIZE, seed=seed, size=size, **counts)
-    if isinstance(num_contexts, bool) or num_contexts not in range(2, MAX_CONTEXTS + 1, 2):
+    if isinstance(num_contexts, bool) or num_contexts not in range(1, MAX_CONTEXTS + 1):
         raise ValueError(
-            f"{argument('num_contexts')}: expected an even number from 2 to {MAX_CONTEXTS}, got {num_contexts!r}."
+            f"{argument('num_contexts')}: expected a whole number from 1 to {MAX_CONTEXTS}, got {num_contexts!r}."
         )
     splits = {
         split: PhantomHardSplit(
-            draw_visible(seed, split, count),
-            draw_contexts(seed, split, count, num_contexts),
+            draw_patterns(seed, split, count),
+            draw_contexts(seed, split, count, int(num_contexts)),
+            draw_named(seed, split, count),
             seed=seed,
             split=split,
             size=size,
         )
         for split, count in counts.items()
     }
-    best = best_aurocs(num_contexts)
+    best = best_aurocs(int(num_contexts))
     note = (
-        "Phantom, harder edition: drawn, not real, radiographs. What a pattern means depends on what the note tells "
-        f"of its side: the best macro AUROC is {best.image:.3f} from the image alone, {best.note:.3f} from the note "
-        f"alone, {best.without_sides:.3f} from both without knowing which belongs to which side, and 1 from both."
+        "Phantom, harder edition: drawn, not real, radiographs. The note names the place that counts and tells what a "
+        f"pattern means there: the best macro AUROC is {best.image:.3f} from the image alone, {best.note:.3f} from the "
+        f"note alone, {best.without_places:.3f} from both without knowing what lies where, and 1 from both."
     )
     return StudySource(name="phantom-hard", task="multi-label", classes=CLASSES, notes=(note,), **splits)
