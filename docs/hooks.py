@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = (
     "benchmarks/**/*.md",
     "benchmarks/results/**/*.svg",
+    "benchmarks/results/**/*.png",
     "kernels/moekit_kernels/*/README.md",
     "recipes/**/*.md",
 )
