@@ -113,9 +113,11 @@ def _about_texts(layout: Layout, studies: ImageFiles) -> list[str]:
     texts = [text for text in studies.texts if text is not None]
     if len(set(texts)) < len(texts) / 2 and sum(len(text.split()) for text in texts) < FEW_WORDS * len(texts):
         remedy = f"columns that seem to hold texts: {listed}" if others else "name the column of reports"
-        return [f"the column {name!r} is read as the text, but seems to hold names or codes; {remedy} (--text-column)"]
+        seems = "seems to hold names or codes"
+        return [f"the column {name!r} is read as the text, but {seems}; {remedy} ({argument('text_column')})"]
     if others:
-        return [f"the column {name!r} is read as the text; {listed} seem to hold texts too (--text-column)"]
+        where = argument("text_column")
+        return [f"the column {name!r} is read as the text; {listed} seem to hold texts too ({where})"]
     return []
 
 

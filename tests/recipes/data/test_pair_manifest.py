@@ -200,11 +200,11 @@ def test_a_column_that_holds_no_texts_is_named_in_the_notes(tmp_path):
     wrong = pair_manifest_source(tmp_path / "pairs.csv", text_column="label", **read).notes
     assert any(
         "column 'label' is read as the text, but seems to hold names or codes; columns that seem to hold texts: "
-        "'report' (--text-column)" in note
+        "'report' (text_column)" in note
         for note in wrong
     )
     assert not any(
-        "--text-column" in note
+        "text_column" in note
         for note in pair_manifest_source(tmp_path / "pairs.csv", text_column="report", **read).notes
     )
     both = (
@@ -216,4 +216,4 @@ def test_a_column_that_holds_no_texts_is_named_in_the_notes(tmp_path):
     )
     (tmp_path / "both.csv").write_text(both)
     notes = pair_manifest_source(tmp_path / "both.csv", text_column="report", **read).notes
-    assert "the column 'report' is read as the text; 'caption' seem to hold texts too (--text-column)" in notes
+    assert "the column 'report' is read as the text; 'caption' seem to hold texts too (text_column)" in notes
