@@ -14,6 +14,7 @@ from moekit_kernels.grouped_gemm.kernel_tiles import (
     product,
     row_descriptor,
     row_tile,
+    strips,
     weight_descriptor,
 )
 from moekit_kernels.kernel_language import act, act_with_value
@@ -79,6 +80,10 @@ def grouped_gemm_fwd_kernel(
     # Gate and value as one product of twice the columns: two strips of contiguous columns would not be one in memory.
     BOTH: tl.constexpr = PAIR and not INTERLEAVED and W_TMA and K_MAJOR
     WIDTH: tl.constexpr = 2 * BLOCK_N if PAIR and INTERLEAVED else BLOCK_N
+    # Beside 128 x 256 sums, the epilogues of unpaired functions and of TF32 spill by halves under Triton 3.9.
+    SUMS: tl.constexpr = BLOCK_M * BLOCK_N * (2 if PAIR else 1)
+    SHORT: tl.constexpr = ACTIVATION != "none" and SUMS >= 128 * 256 and (not PAIR or PRECISION == "tf32")
+    STRIP: tl.constexpr = BLOCK_N // (4 if SHORT else 2)
     w, x = w_ptr, x_ptr
     if BOTH:
         w = pair_descriptor(w_ptr, num_experts, num_columns, K, stride_we, stride_wn, BLOCK_N, BLOCK_K)
@@ -107,38 +112,33 @@ def grouped_gemm_fwd_kernel(
                 x, w, first_row, row_offsets, expert, column, num_columns, K, k_tiles, stride_we, stride_wn, stride_wk,
                 X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
-            left, right = halves(gate, BLOCK_M, BLOCK_N)
-            left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
+            gates, values = strips(gate, BLOCK_M, BLOCK_N, STRIP), strips(value, BLOCK_M, BLOCK_N, STRIP)
         elif BOTH:
             result = both_products(
                 x, w, first_row, row_offsets, expert, column, K, k_tiles, X_TMA, EVEN_K, PRECISION, BLOCK_M, BLOCK_N,
                 BLOCK_K,
             )  # fmt: skip
             gate, value = halves(result, BLOCK_M, 2 * BLOCK_N)
-            left, right = halves(gate, BLOCK_M, BLOCK_N)
-            left_value, right_value = halves(value, BLOCK_M, BLOCK_N)
+            gates, values = strips(gate, BLOCK_M, BLOCK_N, STRIP), strips(value, BLOCK_M, BLOCK_N, STRIP)
         else:
             result = product(
                 x, w, first_row, row_offsets, expert, column * (WIDTH // BLOCK_N), K, k_tiles, stride_we, stride_wn,
                 stride_wk, weight_columns, X_TMA, W_TMA, K_MAJOR, EVEN_K, PRECISION, BLOCK_M, WIDTH, BLOCK_K,
             )  # fmt: skip
-            left, right = halves(result, BLOCK_M, WIDTH)
-            left_value, right_value = left, right
-            if PAIR:
-                left, left_value = tl.split(tl.reshape(left, (BLOCK_M, BLOCK_N // 2, 2)))
-                right, right_value = tl.split(tl.reshape(right, (BLOCK_M, BLOCK_N // 2, 2)))
+            gates = strips(result, BLOCK_M, WIDTH, STRIP * (WIDTH // BLOCK_N))
+            values = gates
         bias = None if bias_ptr is None else bias_ptr + tl.cast(expert, tl.int64) * stride_be
         pre = None if pre_ptr is None else pre_ptr + tl.cast(first_row, tl.int64) * stride_pm
         out = out_ptr + tl.cast(first_row, tl.int64) * stride_om
-        # Half by half: a whole tile, its neighbours in the epilogue and all addresses do not fit the registers.
-        _finish(
-            left, left_value, bias, pre, out, inside, column, num_columns, stride_om, stride_pm, ACTIVATION, PAIR,
-            INTERLEAVED, BLOCK_M, BLOCK_N // 2,
-        )  # fmt: skip
-        _finish(
-            right, right_value, bias, pre, out, inside, column + BLOCK_N // 2, num_columns, stride_om, stride_pm,
-            ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, BLOCK_N // 2,
-        )  # fmt: skip
+        # Strip by strip: a whole tile, its neighbours in the epilogue and all addresses do not fit the registers.
+        for i in tl.static_range(BLOCK_N // STRIP):
+            left, left_value = gates[i], values[i]
+            if PAIR and INTERLEAVED:
+                left, left_value = tl.split(tl.reshape(gates[i], (BLOCK_M, STRIP, 2)))
+            _finish(
+                left, left_value, bias, pre, out, inside, column + i * STRIP, num_columns, stride_om, stride_pm,
+                ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, STRIP,
+            )  # fmt: skip
     if ALL_ROWS:
         num_zeros = tl.load(tiles_ptr + 1) - num_m
         for index in range(tl.program_id(0), num_zeros * num_n, tl.num_programs(0)):

@@ -141,3 +141,13 @@ def pair_product(
 def halves(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The left and the right half of the columns."""
     return tl.split(tl.permute(tl.reshape(tile, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def strips(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STRIP: tl.constexpr):
+    """The tile as a tuple of ``STRIP`` columns each."""
+    if BLOCK_N > STRIP:
+        left, right = halves(tile, BLOCK_M, BLOCK_N)
+        return strips(left, BLOCK_M, BLOCK_N // 2, STRIP) + strips(right, BLOCK_M, BLOCK_N // 2, STRIP)
+    else:
+        return (tile,)

@@ -8,18 +8,8 @@ import triton
 import triton.language as tl
 
 from moekit_kernels.grouped_gemm.kernel_pairs import load_pair_tile, store_pair_tile
-from moekit_kernels.grouped_gemm.kernel_tiles import halves, product, row_descriptor, row_tile, weight_descriptor
+from moekit_kernels.grouped_gemm.kernel_tiles import product, row_descriptor, row_tile, strips, weight_descriptor
 from moekit_kernels.kernel_language import act_and_slope, prefetch
-
-
-@triton.jit
-def _strips(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STRIP: tl.constexpr):
-    """The tile as a tuple of ``STRIP`` columns each."""
-    if BLOCK_N > STRIP:
-        left, right = halves(tile, BLOCK_M, BLOCK_N)
-        return _strips(left, BLOCK_M, BLOCK_N // 2, STRIP) + _strips(right, BLOCK_M, BLOCK_N // 2, STRIP)
-    else:
-        return (tile,)
 
 
 @triton.jit
@@ -149,7 +139,7 @@ def moe_ffn_bwd_act_kernel(
         weighted = weighted_ptr + first * num_columns
         hidden = None if hidden_ptr is None else hidden_ptr + first * num_columns
         parts = tl.zeros((BLOCK_M, STRIP // 8 if STRIP > 8 else 1), tl.float32)
-        strips = _strips(grad, BLOCK_M, BLOCK_N, STRIP)
+        grads = strips(grad, BLOCK_M, BLOCK_N, STRIP)
         seen, value = _load_pre(pre, inside, stride_pm, column, num_columns, PAIR, INTERLEAVED, BLOCK_M, STRIP)
         for i in tl.static_range(BLOCK_N // STRIP):
             now, now_value = seen, value
@@ -158,7 +148,7 @@ def moe_ffn_bwd_act_kernel(
                     pre, inside, stride_pm, column + (i + 1) * STRIP, num_columns, PAIR, INTERLEAVED, BLOCK_M, STRIP
                 )
             parts = _through_activation(
-                parts, strips[i], gate, now, now_value, column + i * STRIP, inside, hidden, dpre, weighted,
+                parts, grads[i], gate, now, now_value, column + i * STRIP, inside, hidden, dpre, weighted,
                 num_columns, stride_pm, ACTIVATION, PAIR, INTERLEAVED, BLOCK_M, STRIP,
             )  # fmt: skip
         tl.store(partial_ptr + tl.cast(block_n, tl.int64) * num_rows + rows, tl.sum(parts, 1), mask=inside)

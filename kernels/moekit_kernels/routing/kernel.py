@@ -57,7 +57,7 @@ def route_fwd_kernel(
     logsumexp_sq = tl.zeros((ROWS, 1), tl.float32)
     tokens = tl.zeros((ROWS, 1), tl.int32)
     nonfinite = tl.zeros((ROWS, 1), tl.int32)
-    for block in range(tl.program_id(0), tl.cdiv(num_tokens, ROWS), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(num_tokens, ROWS), tl.num_programs(0), disable_licm=True):
         rows = block * ROWS + tl.arange(0, ROWS)
         x = load_rows(logits, rows, cols, num_tokens, stride_t, stride_e, E)
         more = decide(
