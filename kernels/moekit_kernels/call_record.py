@@ -88,7 +88,7 @@ class CallRecord(NamedTuple):
 
     Attributes:
         steps: Its launches.
-        last_buffers: What is allocated after them: results without elements.
+        last_buffers: What is allocated after them: results without elements, and copies that nothing reads.
         num_counters: How many arrival counters the launches use; None for none.
         outputs: The results.
         make: Makes of them what the operation returns.
@@ -120,17 +120,19 @@ class CallRecord(NamedTuple):
             buffers, (_, _, needs_scratch, grid, template), pointers, freed = step
             for size, stride, dtype, copied in buffers:
                 buffer = empty(size, stride, dtype)
-                memory.append(buffer)
-                addresses.append(buffer.data_ptr())
                 if copied is not None:
                     buffer.copy_(tensors[copied])
+                memory.append(buffer)
+                addresses.append(buffer.data_ptr())
             values = list(template)
             for place, source, offset in pointers:
                 values[place] = addresses[source] + offset
             prepared.start_compiled(kernel, needs_scratch, index, stream, grid, _NO_HOOKS, values)
             for number in freed:
                 memory[number] = None
-        memory += [empty(size, stride, dtype) for size, stride, dtype, _ in self.last_buffers]
+        for size, stride, dtype, copied in self.last_buffers:
+            buffer = empty(size, stride, dtype)
+            memory.append(buffer if copied is None else buffer.copy_(tensors[copied]))
         return self.make(
             [memory[number] if view is None else memory[number].as_strided(*view) for number, view in self.outputs]
         )

@@ -156,7 +156,7 @@ class _Watch(TorchDispatchMode):
         number = self._buffer_at(tensor.data_ptr())
         if number is None or self._buffers[number].dtype != tensor.dtype:
             return None
-        if self._buffers[number] == layout:
+        if self._buffers[number]._replace(copied=None) == layout:
             return Output(number, None)
         offset = (tensor.data_ptr() - self._spans[number].begin) // tensor.element_size()
         return Output(number, View(layout.size, layout.stride, offset))

@@ -53,7 +53,7 @@ class Calls:
 def _moved(x: Tensor, other: Tensor | None, factor: float, way: str) -> tuple[Tensor, Tensor, Tensor]:
     """Returns ``x`` moved twice, the second half of that, and nothing."""
     Calls.computed += 1
-    if way.startswith("copied"):
+    if way in ("copied", "copied in part"):
         x = (x[1:] if way == "copied in part" else x).clone(memory_format=torch.contiguous_format)
     if way == "read":
         factor = float(x.sum())
@@ -61,6 +61,8 @@ def _moved(x: Tensor, other: Tensor | None, factor: float, way: str) -> tuple[Te
     _move(x, first, factor)
     second = x.new_empty(x.shape[0])
     _move(first if other is None else other[8:], second, factor)
+    if way == "copied last":
+        return first, x.clone(memory_format=torch.contiguous_format), x.new_empty(0, 3)
     out = second[x.shape[0] // 2 :] if way == "view" else x if way in ("input", "copied") else second
     return first if way == "kept" else torch.empty_like(x), out, x.new_empty(0, 3)
 
@@ -192,6 +194,15 @@ def test_a_copy_of_a_tensor_is_made_in_each_call():
         assert copy.is_contiguous()
         assert torch.equal(copy, x)
         assert _pointers(call)[0] == copy.data_ptr()
+
+
+def test_a_copy_that_no_kernel_reads_has_its_values():
+    inputs = [torch.full((1,), float(number)).expand(64) for number in range(4)]
+    copies = [_call(x=x, way="copied last")[1] for x in inputs]
+    assert Calls.computed == 2
+    for x, copy in zip(inputs, copies, strict=True):
+        assert copy.is_contiguous()
+        assert torch.equal(copy, x)
 
 
 @pytest.mark.parametrize("way", ["copied in part", "read", "input"])
