@@ -24,7 +24,7 @@ from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.medvlmoe.prepare import check_training, kept_in_eval, prepare_model, sharded_units
 from recipes.medvlmoe.validate import choice_note, dead_experts, line, score, validate
-from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.checkpoints import MAY_CHANGE, checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
@@ -44,22 +44,8 @@ from recipes.shared.training import (
 )
 from recipes.shared.weight_decay import parameter_groups
 
-MAY_CHANGE = (
-    "epochs",
-    "patience",
-    "accelerator",
-    "workers",
-    "cache_images",
-    "cache_folder",
-    "cache_gigabytes",
-    "download",
-    "verify_images",
-    "loggers",
-    "strategy",
-    "activation_checkpointing",
-    "compile",
-)
-"""Settings that a resumed run may change: how long it trains, and where."""
+OWN_MAY_CHANGE = ("download", "strategy", "activation_checkpointing", "compile")
+"""Settings of this recipe that a resumed run may change besides: where images come from, and how it computes."""
 
 
 def main(config: Config) -> list[Path]:
@@ -92,7 +78,7 @@ def train_one(config: Config) -> None:
     """Trains one run, from its beginning or from its last checkpoint."""
     started = time.monotonic()
     settings, seed, out = config.train, config.seeds[0], config.out
-    checkpoint = checkpoint_to_resume(config, may_change=MAY_CHANGE)
+    checkpoint = checkpoint_to_resume(config, may_change=(*MAY_CHANGE, *OWN_MAY_CHANGE))
     fabric = launch(settings, settings.strategy, units=sharded_units)
     torch.manual_seed(seed)
 

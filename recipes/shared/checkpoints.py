@@ -17,6 +17,20 @@ STATE = ("model", "optimizer", "scaler", "epoch", "best", "best_epoch", "history
 """What ``last.ckpt`` holds at least."""
 
 
+MAY_CHANGE = (
+    "epochs",
+    "patience",
+    "accelerator",
+    "workers",
+    "cache_images",
+    "cache_folder",
+    "cache_gigabytes",
+    "verify_images",
+    "loggers",
+)
+"""Settings that a resumed run of any recipe may change: how long it trains, and where."""
+
+
 def checkpoint_to_resume(config: Any, *, may_change: Sequence[str]) -> Path | None:
     """Returns the checkpoint from which a run goes on, or ``None`` for a new run.
 

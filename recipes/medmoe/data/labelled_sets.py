@@ -13,7 +13,6 @@ from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.phantom import phantom_evaluation_sets, phantom_prompts
 from recipes.medmoe.hints import DRAWN
 from recipes.medmoe.inference.session import ModelSession
-from recipes.shared.runs import read_object
 
 OwnPrompts = dict[str, Any] | None
 """Prompts, in the form of a prompt file, of a set that brings its own."""
@@ -71,31 +70,6 @@ def open_sets(
         )
     ((one, own),) = sets
     return [(replace(one, name=name), own)]
-
-
-def origin_of(csv: Path | None, options: Sequence[str]) -> dict[str, Any] | None:
-    """Returns what tells tables apart that have one name: the file and the options; ``None`` for named sets."""
-    return None if csv is None else {"csv": str(csv.resolve()), "options": sorted(options)}
-
-
-def check_origin(path: Path, origin: dict[str, Any] | None) -> None:
-    """Refuses to replace the result of another table, or of a set, that has the same name.
-
-    Args:
-        path: The file of the result.
-        origin: Of :func:`origin_of`.
-
-    Raises:
-        ValueError: If the file holds the result of something else; the message says how to name this one.
-    """
-    if not path.is_file():
-        return
-    kept = read_object(path).get("origin")
-    if kept != origin:
-        other = "a set of this name" if kept is None else f"{kept['csv']} with options {kept['options'] or 'none'}"
-        raise ValueError(
-            f"{path} holds the result of {other}: give this one a name of its own (--name), or remove the file."
-        )
 
 
 def _opened(

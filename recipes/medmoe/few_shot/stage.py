@@ -7,8 +7,9 @@ from typing import Any
 from recipes.medmoe.choices import Checkpoint
 from recipes.medmoe.few_shot.methods import Method
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
+from recipes.medmoe.set_results import SetResults
 from recipes.medmoe.zero_shot.stage import prompts_of
-from recipes.shared.runs import read_metrics, update_metrics, write_json
+from recipes.shared.runs import read_metrics, update_metrics
 
 
 def main(
@@ -66,19 +67,18 @@ def main(
             "(--methods, --alpha, --beta)."
         )
     # Imported here, so that --help does not wait for torch.
-    from recipes.medmoe.data.labelled_sets import check_origin, open_sets, origin_of
+    from recipes.medmoe.data.labelled_sets import open_sets
     from recipes.medmoe.few_shot.evaluation import few_shot_set
     from recipes.medmoe.inference.opening import open_session
 
     session = open_session(run, checkpoint, baseline, writes=("metrics.json", "few_shot"))
-    origin = origin_of(csv, options)
+    results = SetResults(run / "few_shot", csv, options)
     section = read_metrics(run).get("few_shot", {})
     sets = [
         (one, prompts_of(one, own, prompts, templates=templates))
         for one, own in open_sets(session, names=set, root=root, csv=csv, options=options, name=name)
     ]
-    for one, _ in sets:
-        check_origin(run / "few_shot" / f"{one.name}.json", origin)
+    results.check(one.name for one, _ in sets)
     for one, texts in sets:
         started = time.monotonic()
         result = few_shot_set(
@@ -91,9 +91,8 @@ def main(
             alpha=alpha,
             beta=beta,
         )
-        result |= {"checkpoint": checkpoint, "origin": origin, "seconds": time.monotonic() - started}
-        (run / "few_shot").mkdir(exist_ok=True)
-        write_json(run / "few_shot" / f"{one.name}.json", result)
+        result |= {"checkpoint": checkpoint, "seconds": time.monotonic() - started}
+        results.write(one.name, result)
         keys = ("task", "chance", "majority_share", "studies", "zero_shot", "results", "seeds")
         section = section | {one.name: {key: result[key] for key in keys}}
         update_metrics(run, few_shot=section)

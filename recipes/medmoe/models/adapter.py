@@ -77,6 +77,37 @@ class Adapter(nn.Module, ABC):
         return self.texts.words(self.read(text))
 
 
+class ProjectedTowers(Adapter):
+    """A release of an image and a text tower, each with a linear projection into the common space.
+
+    Args:
+        image: Tower of images.
+        projection: Of the pooled image.
+        text: Tower of texts.
+        text_projection: Of a text.
+        texts: Its tokenizer.
+        scale: Of cosines.
+    """
+
+    def __init__(
+        self,
+        image: nn.Module,
+        projection: nn.Linear,
+        text: nn.Module,
+        text_projection: nn.Linear,
+        texts: TextReader,
+        scale: float,
+    ) -> None:
+        super().__init__()
+        self.image, self.projection, self.text, self.text_projection = image, projection, text, text_projection
+        self.texts, self.scale = texts, scale
+
+
+def bare_linear(weight: Tensor) -> nn.Linear:
+    """Returns a linear layer without bias, of the shape of ``weight`` ``(D_out, D_in)``, its values not set."""
+    return nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+
+
 def clamped_scale(logit_scale: Tensor) -> float:
     """Returns what cosines are multiplied by, of a logarithm that is held between 0 and 4.6052."""
     return math.exp(min(max(float(logit_scale), 0.0), LARGEST_LOGIT_SCALE))

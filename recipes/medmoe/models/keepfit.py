@@ -15,13 +15,11 @@ besides, which its inference does not use.
 from pathlib import Path
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
-from transformers import BertModel
+from torch import Tensor
 
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
-from recipes.medmoe.models.adapter import Adapter, clamped_scale, image_features, text_features
+from recipes.medmoe.models.adapter import ProjectedTowers, bare_linear, clamped_scale, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, layer_mean, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state
 from recipes.medmoe.models.preprocess import Preprocess
@@ -34,33 +32,11 @@ _VISION_HEAD = "vision_model.projection_head_vision.projection."
 _TEXT_HEAD = "text_model.projection_head_text.projection."
 
 
-class KeepFitAdapter(Adapter):
-    """KeepFIT; see the module.
-
-    Args:
-        image: The ResNet.
-        projection: Of the pooled image.
-        text: The BERT.
-        text_projection: Of a text.
-        texts: Its tokenizer.
-        scale: Of cosines.
-    """
+class KeepFitAdapter(ProjectedTowers):
+    """KeepFIT: torchvision's ResNet and BERT; see the module."""
 
     notes = ("KeepFIT's embedding of a text depends on its padding: that of a call's longest text.",)
-
-    def __init__(
-        self,
-        image: ResNet,
-        projection: nn.Linear,
-        text: BertModel,
-        text_projection: nn.Linear,
-        texts: BertTexts,
-        scale: float,
-    ) -> None:
-        super().__init__()
-        self.image, self.projection, self.text, self.text_projection = image, projection, text, text_projection
-        self.texts, self.scale = texts, scale
-        self.preprocess = Preprocess(SIZE, how="corner", interpolation="bilinear")
+    preprocess = Preprocess(SIZE, how="corner", interpolation="bilinear")
 
     @classmethod
     def load(cls, place: str, text_tower: Path | None = None, tokenizer: Path | None = None) -> "KeepFitAdapter":
@@ -77,7 +53,7 @@ class KeepFitAdapter(Adapter):
         if any(head is None for head in heads) or "logit_scale" not in state:
             raise ValueError(f"{what} is no file of KeepFIT or FLAIR: it lacks {_VISION_HEAD}weight (--model).")
         image = build_resnet(state, "vision_model.model.")
-        projection, text_projection = (nn.Linear(head.shape[1], head.shape[0], bias=False) for head in heads)
+        projection, text_projection = (bare_linear(head) for head in heads)
         text = build_bert(HUB_TOWER, text_tower, pooler="text_model.model.pooler.dense.weight" in state)
         parts = {
             "vision_model.model.": image,

@@ -17,11 +17,10 @@ from pathlib import Path
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
-from transformers import BertModel
 
 from recipes.medmoe.data.tokens import Tokens
 from recipes.medmoe.model import ImageFeatures, TextFeatures
-from recipes.medmoe.models.adapter import Adapter, clamped_scale, image_features, text_features
+from recipes.medmoe.models.adapter import ProjectedTowers, bare_linear, clamped_scale, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, layer_mean, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state
 from recipes.medmoe.models.preprocess import Preprocess
@@ -34,33 +33,11 @@ SIZE = 224
 _VISION, _TEXT = "vision_model.", "text_model."
 
 
-class MedClipAdapter(Adapter):
-    """MedCLIP; see the module.
-
-    Args:
-        image: A Swin, or a ResNet whose ``fc`` is ``projection``.
-        projection: Of the pooled image.
-        text: The BERT.
-        text_projection: Of a text.
-        texts: Its tokenizer.
-        scale: Of cosines.
-    """
+class MedClipAdapter(ProjectedTowers):
+    """MedCLIP: a Swin, or a ResNet whose ``fc`` is the projection, and BERT; see the module."""
 
     notes = ("MedCLIP's embedding of a text depends on its padding: that of a call's longest text.",)
-
-    def __init__(
-        self,
-        image: SwinTransformer | ResNet,
-        projection: nn.Linear,
-        text: BertModel,
-        text_projection: nn.Linear,
-        texts: BertTexts,
-        scale: float,
-    ) -> None:
-        super().__init__()
-        self.image, self.projection, self.text, self.text_projection = image, projection, text, text_projection
-        self.texts, self.scale = texts, scale
-        self.preprocess = Preprocess(SIZE, medclip.MEDCLIP_MEAN, medclip.MEDCLIP_STD, "pad-then-resize", grey=True)
+    preprocess = Preprocess(SIZE, medclip.MEDCLIP_MEAN, medclip.MEDCLIP_STD, "pad-then-resize", grey=True)
 
     @classmethod
     def load(cls, place: str, text_tower: Path | None = None, tokenizer: Path | None = None) -> "MedClipAdapter":
@@ -77,8 +54,8 @@ class MedClipAdapter(Adapter):
         name = f"{_VISION}projection_head.weight" if is_swin else f"{_VISION}model.fc.weight"
         if any(state.get(one) is None for one in (name, f"{_TEXT}projection_head.weight", "logit_scale")):
             raise ValueError(f"{what} is none of MedCLIP's files: it lacks {name}, or what texts need (--model).")
-        projection = _linear(state[name])
-        text_projection = _linear(state[f"{_TEXT}projection_head.weight"])
+        projection = bare_linear(state[name])
+        text_projection = bare_linear(state[f"{_TEXT}projection_head.weight"])
         text = build_bert(HUB_TOWER, text_tower, pooler=f"{_TEXT}model.pooler.dense.weight" in state)
         parts: dict[str, nn.Module] = {f"{_TEXT}model.": text, f"{_TEXT}projection_head.": text_projection}
         if is_swin:
@@ -108,10 +85,6 @@ class MedClipAdapter(Adapter):
         """See :class:`Adapter`."""
         states = layer_mean(self.text, tokens)
         return text_features(tokens, self.text_projection(states.mean(1)), self.text_projection(states))
-
-
-def _linear(weight: Tensor) -> nn.Linear:
-    return nn.Linear(weight.shape[1], weight.shape[0], bias=False)
 
 
 def _swin(state: Mapping[str, Tensor]) -> SwinTransformer:

@@ -27,7 +27,7 @@ from recipes.medmoe.data.sources import SPELLING, build_source, train_texts
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.pretrain.objective import check_local_form, pair_losses, step_loss
 from recipes.medmoe.pretrain.tally import batch_sums, means_of
-from recipes.shared.checkpoints import checkpoint_to_resume
+from recipes.shared.checkpoints import MAY_CHANGE, checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.launched import with_launched_processes
@@ -45,19 +45,6 @@ from recipes.shared.training import (
     starting_state,
 )
 from recipes.shared.weight_decay import parameter_groups
-
-MAY_CHANGE = (
-    "epochs",
-    "patience",
-    "accelerator",
-    "workers",
-    "cache_images",
-    "cache_folder",
-    "cache_gigabytes",
-    "verify_images",
-    "loggers",
-)
-"""Settings that a resumed run may change: how long it trains, and where."""
 
 
 def main(config: Config) -> list[Path]:

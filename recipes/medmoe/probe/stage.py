@@ -7,7 +7,8 @@ from typing import Any
 from recipes.medmoe.choices import Checkpoint, Features, Refit, Select
 from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
-from recipes.shared.runs import read_metrics, update_metrics, write_json
+from recipes.medmoe.set_results import SetResults
+from recipes.shared.runs import read_metrics, update_metrics
 
 
 def main(
@@ -59,15 +60,15 @@ def main(
     if subsets < 1:
         raise ValueError(f"subsets must be at least 1, got {subsets} (--subsets).")
     # Imported here, so that --help does not wait for torch.
-    from recipes.medmoe.data.labelled_sets import check_origin, open_sets, origin_of
+    from recipes.medmoe.data.labelled_sets import open_sets
     from recipes.medmoe.inference.opening import open_session
     from recipes.medmoe.probe.evaluation import probe_set
 
-    session, origin = open_session(run, checkpoint, baseline, writes=("metrics.json", "probe")), origin_of(csv, options)
+    session = open_session(run, checkpoint, baseline, writes=("metrics.json", "probe"))
     section = read_metrics(run).get("probe", {})
     sets = [one for one, _ in open_sets(session, names=set, root=root, csv=csv, options=options, name=name)]
-    for one in sets:
-        check_origin(run / "probe" / f"{one.name}.json", origin)
+    results = SetResults(run / "probe", csv, options)
+    results.check(one.name for one in sets)
     for one in sets:
         started = time.monotonic()
         result = probe_set(
@@ -82,10 +83,8 @@ def main(
             modality=modality,
             checkpoint=checkpoint,
         )
-        result["origin"] = origin
         result["seconds"] = time.monotonic() - started
-        (run / "probe").mkdir(exist_ok=True)
-        write_json(run / "probe" / f"{one.name}.json", result)
+        results.write(one.name, result)
         section = section | {one.name: _summary(result)}
         update_metrics(run, probe=section)
         print("\n".join(_lines(result)))

@@ -11,8 +11,9 @@ from recipes.data.evaluation.types import EvaluationSet
 from recipes.medmoe.choices import Checkpoint, Scoring, Split
 from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
+from recipes.medmoe.set_results import SetResults
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts, load_prompts, parse_prompts, template_prompts
-from recipes.shared.runs import read_metrics, update_metrics, write_json
+from recipes.shared.runs import read_metrics, update_metrics
 
 SUMMARY = (
     "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share",
@@ -76,20 +77,19 @@ def main(
     if bootstrap < 0:
         raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
     # Imported here, so that --help does not wait for torch.
-    from recipes.medmoe.data.labelled_sets import check_origin, open_sets, origin_of
+    from recipes.medmoe.data.labelled_sets import open_sets
     from recipes.medmoe.inference.opening import open_session
     from recipes.medmoe.zero_shot.evaluation import evaluate_set
 
     session = open_session(run, checkpoint, baseline, writes=("metrics.json", "zero_shot"))
-    origin = origin_of(csv, options)
+    files = SetResults(run / "zero_shot", csv, options)
     known, results, section = read_metrics(run).get("zero_shot", {}).get("sets", {}), {}, {}
     # All prompts first: a set without any stops the call before time is spent on the others.
     sets = [
         (one, choose_prompts(prompts_of(one, own, prompts, templates=templates), one.classes, count=count, seed=seed))
         for one, own in open_sets(session, names=set, root=root, csv=csv, options=options, name=name)
     ]
-    for one, _ in sets:
-        check_origin(run / "zero_shot" / f"{one.name}.json", origin)
+    files.check(one.name for one, _ in sets)
     for one, chosen in sets:
         started = time.monotonic()
         result = evaluate_set(
@@ -103,10 +103,9 @@ def main(
             seed=seed,
             checkpoint=checkpoint,
         )
-        result |= {"count": count, "checkpoint": checkpoint, "origin": origin, "seconds": time.monotonic() - started}
+        result |= {"count": count, "checkpoint": checkpoint, "seconds": time.monotonic() - started}
         results[one.name] = result
-        (run / "zero_shot").mkdir(exist_ok=True)
-        write_json(run / "zero_shot" / f"{one.name}.json", result)
+        files.write(one.name, result)
         section = headline(results, known)
         update_metrics(run, zero_shot=section)
         print("\n".join(_lines(result)))
