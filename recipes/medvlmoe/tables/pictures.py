@@ -41,7 +41,7 @@ def draw_intervals(
         ]
         order = [name for name in models if any(row.model == name for row in own)]
         line = (lines or {}).get(data_set)
-        panels.append(_forest(points, ticks, order, data_set, x_title="macro AUROC", line=line))
+        panels.append(_forest(points, ticks, order, data_set, x_title="macro AUROC", line=line, most=1.0))
     _save(path, alt.vconcat(*panels) if panels else _empty(), title, subtitle=subtitle)
 
 
@@ -148,9 +148,14 @@ def _forest(
     *,
     x_title: str,
     line: float | None,
+    most: float | None = None,
 ) -> alt.LayerChart:
+    """Draws one panel; ``most`` is the largest value that a score can have."""
     y = alt.Y("row:N", sort=list(order), title=None)
-    scale = alt.Scale(zero=False, nice=True, padding=12)
+    values = [one[key] for one in points for key in ("low", "value", "high")] + [tick["value"] for tick in ticks]
+    scale = alt.Scale(
+        domain=_domain([value for value in (*values, line) if value is not None], most), zero=False, nice=False
+    )
     base = alt.Chart(alt.Data(values=list(points)))
     layers = [
         base.mark_rule(color=COLOURS[0], strokeWidth=1.6).encode(
@@ -162,8 +167,16 @@ def _forest(
         base.mark_point(filled=True, size=70, color=COLOURS[0], opacity=1).encode(x=alt.X("value:Q", scale=scale), y=y),
     ]
     if line is not None:
-        layers.insert(0, alt.Chart(alt.Data(values=[{"x": line}])).mark_rule(color="#999999").encode(x="x:Q"))
+        across = alt.Chart(alt.Data(values=[{"x": line}])).mark_rule(color="#999999")
+        layers.insert(0, across.encode(x=alt.X("x:Q", scale=scale)))
     return alt.layer(*layers).properties(width=420, height=24 * max(len(order), 1), title=alt.Title(title))
+
+
+def _domain(values: Sequence[float], most: float | None) -> list[float]:
+    """Returns the ends of an axis a little beyond the values, but not beyond what they can be."""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.01
+    return [low - margin, high + margin if most is None else max(high, min(high + margin, most))]
 
 
 def _span(interval: Sequence[float] | None) -> dict[str, float | None]:
