@@ -75,7 +75,8 @@ def main(
     from recipes.medmoe.inference.opening import open_session
 
     session = open_session(run, checkpoint, baseline, writes=("metrics.json", "segment"))
-    cut = threshold if threshold is not None else _kept_threshold(run, checkpoint)
+    weights = session.weights_checksum(checkpoint)
+    cut = threshold if threshold is not None else _kept_threshold(run, weights)
     if cut is None:
         cut = _chosen_threshold(session)
     how = {"threshold": cut, "threshold_by": "given" if threshold is not None else f"Dice on {CHOSEN_ON}"}
@@ -88,7 +89,7 @@ def main(
         raise ValueError(
             f"split: the {split} split holds no boxes of findings that reports name; draw images: --image."
         )
-    scores = _scores(regions, cut, bootstrap) | how | {"split": split, "checkpoint": checkpoint}
+    scores = _scores(regions, cut, bootstrap) | how | {"split": split, "checkpoint": checkpoint, "weights": weights}
     update_metrics(run, segmentation=scores)
     print("\n".join(_lines(scores)))
     return scores
@@ -101,10 +102,10 @@ def _split(session: "ModelSession", name: str) -> Any:
     return pairs
 
 
-def _kept_threshold(run: Path, checkpoint: str) -> float | None:
-    """Returns the threshold that an earlier call chose for the same weights."""
+def _kept_threshold(run: Path, weights: str) -> float | None:
+    """Returns the threshold that an earlier call chose for weights of this checksum."""
     kept = read_metrics(run).get("segmentation") or {}
-    chosen = kept.get("threshold_by") == f"Dice on {CHOSEN_ON}" and kept.get("checkpoint") == checkpoint
+    chosen = kept.get("threshold_by") == f"Dice on {CHOSEN_ON}" and kept.get("weights") == weights
     return kept["threshold"] if chosen else None
 
 

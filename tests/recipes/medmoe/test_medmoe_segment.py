@@ -14,6 +14,7 @@ from recipes.medmoe.segment import stage as segment
 from recipes.medmoe.segment.masks import mask_region, masks_of, without_masks
 from recipes.medmoe.segment.regions import best_threshold, box_region, enlarged, overlap, summarise
 from recipes.shared.runs import read_json
+from tests.recipes.json_files import change_json
 
 
 def square(side, x0, y0, x1, y1):
@@ -111,6 +112,14 @@ def test_a_run_is_scored_on_its_boxes(run, capsys):
     assert scores["regions"] == sum(one["regions"] for one in scores["per_finding"].values())
     everything = segment.main(run, threshold=0.0, bootstrap=0)
     assert everything["dice"] == pytest.approx(everything["whole_dice"])
+
+
+def test_a_threshold_is_kept_for_the_weights_that_it_was_chosen_with(run, monkeypatch):
+    segment.main(run, bootstrap=0)
+    monkeypatch.setattr(segment, "_chosen_threshold", lambda session: 0.25)
+    kept = segment.main(run, bootstrap=0)["threshold"]
+    change_json(run / "metrics.json", lambda metrics: metrics["segmentation"].update(weights="of another epoch"))
+    assert segment.main(run, bootstrap=0)["threshold"] == 0.25 != kept
 
 
 def test_images_of_ones_own_get_masks_and_scores(run, tmp_path, capsys):
