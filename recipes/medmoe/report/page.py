@@ -7,7 +7,7 @@ from recipes.medmoe.report.pointing import pointing_section
 from recipes.medmoe.report.routing import routing_section
 from recipes.medmoe.report.run import Run, read_run
 from recipes.medmoe.report.training import CURVES
-from recipes.medmoe.report.transfer import probe_table, retrieval_section
+from recipes.medmoe.report.transfer import probe_section, retrieval_section
 from recipes.medmoe.report.zero_shot import Confusion, confusion, zero_shot_section
 from recipes.shared.outputs import check_outputs
 from recipes.shared.report.facts import PHANTOM_NOTE, RESEARCH_NOTE, Figure, facts, header, is_phantom
@@ -52,7 +52,7 @@ def write_report(run_dir: Path) -> Path:
             "zero_shot": zero_shot_section(run),
             "routing": routing_section(run),
             "retrieval": retrieval_section(run),
-            "probe": probe_table(run),
+            "probe": probe_section(run),
             "pointing": pointing_section(run),
             "facts": facts(
                 about,

@@ -1,6 +1,6 @@
 """The report's tables of linear probing and of retrieval."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,21 @@ class RetrievalSection:
     score: str
 
 
-def probe_table(run: Run) -> Table | None:
-    """Returns mean and spread of each set's score per share of the training set; ``None`` where none was probed.
+@dataclass(frozen=True)
+class ProbeSection:
+    """Result of linear probing.
+
+    Attributes:
+        table: Mean and spread of each set's scores per share of the training set.
+        protocols: Name of each set, and what its classifiers were fitted on.
+    """
+
+    table: Table
+    protocols: Sequence[tuple[str, str]]
+
+
+def probe_section(run: Run) -> ProbeSection | None:
+    """Returns the scores of each probed set; ``None`` where none was probed.
 
     Args:
         run: The run.
@@ -59,10 +72,10 @@ def probe_table(run: Run) -> Table | None:
         Column("Chance"),
         Column("Majority"),
         Column("Features", "text"),
-        Column("Protocol", "text"),
         Column("Test studies"),
     ]
-    return Table(columns, [row for name, probe in probes.items() for row in _probe_rows(name, probe, shares)])
+    table = Table(columns, [row for name, probe in probes.items() for row in _probe_rows(name, probe, shares)])
+    return ProbeSection(table, [(name, str(probe.get("protocol") or OLD_PROTOCOL)) for name, probe in probes.items()])
 
 
 def retrieval_section(run: Run) -> RetrievalSection | None:
@@ -98,7 +111,6 @@ def _probe_rows(name: str, probe: Mapping[str, Any], shares: list[float]) -> lis
     about = [
         decimals(probe.get("majority_share")),
         str(probe["features"]),
-        str(probe.get("protocol") or OLD_PROTOCOL),
         f"{probe['studies']['test']:,}",
     ]
     rows: list[list[Cell]] = []
