@@ -7,8 +7,9 @@ from typing import Any
 
 import tyro
 
-from recipes.medmoe.config import PRESETS, Config
+from recipes.medmoe.config import Config
 from recipes.medmoe.hints import next_command
+from recipes.medmoe.presets import PRESETS
 from recipes.shared.cli import parse_preset, run_stage
 
 _ABOUT = {

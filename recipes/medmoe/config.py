@@ -1,4 +1,4 @@
-"""The settings of a run, and the presets ``paper``, ``release`` and ``tiny``."""
+"""The settings of a run, and the presets ``paper``, ``release`` and ``tiny``; ``presets`` has all of them."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +10,12 @@ MODALITIES = ("xray", "ct", "mri", "ultrasound", "pathology", "fundus")
 """The six kinds of image of the public release; expert k is meant for the k-th."""
 
 RouteOn = Literal["image", "text", "label"]
+LocalBranch = Literal["experts", "one-expert", "map", "none"]
+Preset = Literal[
+    "paper", "release", "tiny",
+    "clip", "convirt", "medclip", "gloria", "one-expert",
+    "clip-tiny", "convirt-tiny", "medclip-tiny", "gloria-tiny", "one-expert-tiny",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,12 +113,19 @@ class ModelConfig:
     """Whether the text encoder stays as it is; what projects its states is always trained."""
     text_tokens: int = 25
     """Longest text, in tokens; the rest is cut off."""
-    text_pooling: Literal["mean", "first"] = "mean"
+    text_pooling: Literal["mean", "first", "max"] = "mean"
     """How the tokens of a report become one vector."""
     word_pieces: Literal["sum", "mean"] = "sum"
     """How the pieces of a word become one vector."""
     dim: int = 768
     """Width of the space in which images and texts meet."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """What maps whole images and texts into that space: one matrix, or two with a ReLU."""
+    learned_scale: bool = False
+    """Whether the factor of the cosines of whole images and texts, the third temperature, is trained (at most 100)."""
+    local_branch: LocalBranch = "experts"
+    """What gives the regions that words attend to: one of the experts, chosen for each image; one expert for all
+    images; GLoRIA's projection of the map of align-to; or none, so that only whole images and texts are compared."""
     expert_dim: int = 192
     """Width inside an expert."""
     expert_depth: int = 3
@@ -167,6 +180,14 @@ class TrainConfig(TrainSettings):
     """Coefficient of the global loss, both directions added."""
     global_directions: Literal["both", "image-to-text"] = "both"
     """The paper prints one direction."""
+    image_to_text_weight: float = 0.5
+    """Share of the direction from image to text where both are taken; the rest is of the other one."""
+    global_targets: Literal["pairs", "findings"] = "pairs"
+    """What whole images and texts are matched by: their being a pair, or how far the findings that their reports name
+    agree (MedCLIP's soft targets)."""
+    findings: tuple[str, ...] = ()
+    """Names of these findings, as reports write them; by default those that drawn data have, or of other data the words
+    that are in several reports but not in most."""
     local_weight: float = 1.0
     """Coefficient of the local loss, both directions added."""
     local_form: Literal["batch", "report"] = "batch"
@@ -187,7 +208,7 @@ class TrainConfig(TrainSettings):
 class Config(RunSettings):
     """A run."""
 
-    preset: Literal["paper", "release", "tiny"] = "paper"
+    preset: Preset = "paper"
     """Where the defaults come from."""
     out: Path = Path("runs/medmoe")
     """Folder of the run."""
@@ -245,6 +266,3 @@ def tiny() -> Config:
         cache_images=True,
     )
     return replace(Config(preset="tiny"), model=model, train=train)
-
-
-PRESETS = {"paper": paper, "release": release, "tiny": tiny}

@@ -4,90 +4,29 @@ Shape letters: B pairs, L scales, C_l channels of a scale, h and w the aligned m
 D the common width, K experts.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moekit import CrossScaleExperts, HardRouter, RouterStats, Routing, SparseMoE, first_token, masked_mean
+from moekit import CrossScaleExperts, HardRouter, Routing, SparseMoE, first_token, masked_max, masked_mean
 from moekit.contrastive import aggregate_word_pieces
+from moekit.routers import Router
 from recipes.medmoe.config import ModelConfig
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.label_router import LabelRouter
+from recipes.medmoe.features import ImageFeatures, LocalFeatures, TextFeatures
+from recipes.medmoe.label_router import LabelRouter, label_routing
 from recipes.medmoe.padding import visible_regions
 from recipes.shared.encoders.pyramid import PyramidEncoder
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder
 from recipes.shared.hub_model import HubModel
 
-_POOLINGS = {"mean": masked_mean, "first": first_token}
-
-
-class ImageFeatures(NamedTuple):
-    """What the image encoder makes of images.
-
-    Attributes:
-        maps: One ``(B, C_l, H_l, W_l)`` per scale, fine to coarse.
-        pooled: ``(B, C_L)``, the coarsest map in one vector.
-        embedding: ``(B, D)``, of norm 1: v_g.
-        visible: ``(B, h, w)``, False for regions of padding; None where padding counts.
-    """
-
-    maps: tuple[Tensor, ...]
-    pooled: Tensor
-    embedding: Tensor
-    visible: Tensor | None = None
-
-
-class TextFeatures(NamedTuple):
-    """What the text encoder makes of texts.
-
-    Attributes:
-        words: ``(B, N, D)``.
-        mask: ``(B, N)``, True for words of the text.
-        embedding: ``(B, D)``, of norm 1: t_g.
-        pooled: ``(B, D_t)``, the encoder's own vector of the text.
-    """
-
-    words: Tensor
-    mask: Tensor
-    embedding: Tensor
-    pooled: Tensor
-
-
-class LocalFeatures(NamedTuple):
-    """What the chosen experts make of images.
-
-    Attributes:
-        regions: ``(B, D, h, w)``.
-        routing: One row per image.
-        stats: What the sparse layer counted.
-        scale_weights: ``(B, L, h, w)``, β of each image's own expert over the scales that it reads; on request.
-        visible: Of :class:`ImageFeatures`.
-        temperature: ``()``, the first temperature where it is trained.
-    """
-
-    regions: Tensor
-    routing: Routing
-    stats: RouterStats
-    scale_weights: Tensor | None = None
-    visible: Tensor | None = None
-    temperature: Tensor | None = None
-
-    @property
-    def places(self) -> Tensor:
-        """Returns the regions as a sequence, ``(B, h·w, D)``."""
-        return self.regions.flatten(2).mT
-
-    @property
-    def region_mask(self) -> Tensor | None:
-        """Returns which of the places count, ``(B, h·w)``; None where all do."""
-        return None if self.visible is None else self.visible.flatten(1)
-
-    def first_temperature(self, config: ModelConfig) -> float | Tensor:
-        """Returns the temperature of the attention: the trained one, or that of the settings."""
-        return config.temperatures[0] if self.temperature is None else self.temperature
+_POOLINGS = {"mean": masked_mean, "first": first_token, "max": masked_max}
+MOST_SCALE = 100.0
+"""Largest trained factor of the cosines, as in CLIP."""
 
 
 class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-experts", "medical"]):
@@ -105,60 +44,72 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
     Raises:
         ValueError: If there are fewer experts than modalities, or ``align_to`` or one of ``local_scales`` is no scale
             of the encoder.
+
+    Without experts (``config.local_branch``) it is what the baselines train: see :mod:`recipes.medmoe.baselines`.
     """
 
     settings = ModelConfig
 
     def __init__(self, config: ModelConfig, image_encoder: PyramidEncoder, text_encoder: TextEncoder) -> None:
         super().__init__()
-        if config.num_experts < len(config.modalities):
-            raise ValueError(
-                f"num_experts must be at least the number of modalities, {len(config.modalities)}, "
-                f"got {config.num_experts} (--num-experts, --modalities)."
-            )
-        scales, count = config.local_scales, len(image_encoder.channels)
-        if scales and (list(scales) != sorted(set(scales)) or scales[-1] >= count or config.align_to not in scales):
-            raise ValueError(
-                f"local_scales must be ascending, from 0 to {count - 1}, and hold align_to={config.align_to}, got "
-                f"{scales} (--local-scales, --align-to)."
-            )
+        _check(config, image_encoder)
         self.config = config
         self.modalities = tuple(config.modalities)
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         if config.text_frozen:
             text_encoder.requires_grad_(False)
-        self.image_projection = nn.Linear(image_encoder.dim, config.dim)
-        self.text_projection = nn.Linear(text_encoder.dim, config.dim)
-        self.word_projection = nn.Linear(text_encoder.dim, config.dim)
-        experts = CrossScaleExperts(
-            image_encoder.channels,
+        self.image_projection = _projection(config.projection, image_encoder.dim, config.dim)
+        self.text_projection = _projection(config.projection, text_encoder.dim, config.dim)
+        self.moe: SparseMoE | None = None
+        if config.local_branch != "none":
+            self.word_projection = nn.Linear(text_encoder.dim, config.dim)
+            experts = None if config.local_branch == "map" else self._experts(config)
+            width = image_encoder.channels[config.align_to] if experts is None else config.expert_dim
+            self.region_projection = nn.Conv2d(width, config.dim, 1)
+            if experts is not None:
+                self.moe = SparseMoE(self._router(config, experts.num_experts), experts)
+        if config.learned_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(float(config.temperatures[0])).log())
+        if config.learned_scale:
+            self.log_scale = nn.Parameter(torch.tensor(math.log(config.temperatures[2])))
+        self.register_load_state_dict_pre_hook(_rename_old_weights)
+
+    def _experts(self, config: ModelConfig) -> CrossScaleExperts:
+        return CrossScaleExperts(
+            self.image_encoder.channels,
             config.expert_dim,
-            config.num_experts,
+            1 if config.local_branch == "one-expert" else config.num_experts,
             depth=config.expert_depth,
             norm=config.expert_norm,
             align_to=config.align_to,
             logits_at=config.scale_logits,
             scales=config.local_scales or None,
         )
-        self.region_projection = nn.Conv2d(config.expert_dim, config.dim, 1)
-        if config.route_on == "label":
-            self.moe = SparseMoE(LabelRouter(config.num_experts), experts)
-        else:
-            width = image_encoder.dim if config.route_on == "image" else text_encoder.dim
-            self.router_norm = nn.LayerNorm(width)
-            router = HardRouter(
-                width,
-                config.num_experts,
-                gradient=config.router_gradient,
-                gate_hidden_dim=config.router_hidden_dim,
-                gate_bias=True,
-                init_scale=1.0,
-            )
-            self.moe = SparseMoE(router, experts)
-        if config.learned_temperature:
-            self.log_temperature = nn.Parameter(torch.tensor(float(config.temperatures[0])).log())
-        self.register_load_state_dict_pre_hook(_rename_old_weights)
+
+    def _router(self, config: ModelConfig, num_experts: int) -> Router:
+        """Makes what chooses the expert; what there is of one expert chooses nothing."""
+        if config.local_branch == "one-expert" or config.route_on == "label":
+            return LabelRouter(num_experts)
+        width = self.image_encoder.dim if config.route_on == "image" else self.text_encoder.dim
+        self.router_norm = nn.LayerNorm(width)
+        return HardRouter(
+            width,
+            num_experts,
+            gradient=config.router_gradient,
+            gate_hidden_dim=config.router_hidden_dim,
+            gate_bias=True,
+            init_scale=1.0,
+        )
+
+    @property
+    def scale(self) -> float:
+        """What multiplies the cosines of whole images and texts."""
+        trained = self._trained_scale()
+        return self.config.temperatures[2] if trained is None else float(trained.detach())
+
+    def _trained_scale(self) -> Tensor | None:
+        return self.log_scale.exp().clamp(max=MOST_SCALE) if self.config.learned_scale else None
 
     def architecture(self) -> dict[str, Any]:
         """See :meth:`HubModel.architecture`."""
@@ -182,7 +133,8 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         pooled = maps[-1].amax((2, 3)) if self.config.image_pooling == "max" else maps[-1].mean((2, 3))
         size = maps[self.config.align_to].shape[-2:]
         visible = visible_regions(images, (size[0], size[1])) if self.config.mask_padding else None
-        return ImageFeatures(maps, pooled, F.normalize(self.image_projection(pooled), dim=-1), visible)
+        embedding = F.normalize(self.image_projection(pooled), dim=-1)
+        return ImageFeatures(maps, pooled, embedding, visible, self._trained_scale())
 
     def encode_texts(self, tokens: Tokens) -> TextFeatures:
         """Encodes texts; the pieces of a word become one vector."""
@@ -193,7 +145,8 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
             states, tokens.word_ids, how=self.config.word_pieces, num_words=tokens.num_words
         )
         embedding = F.normalize(self.text_projection(pooled), dim=-1)
-        return TextFeatures(self.word_projection(words), mask, embedding, pooled)
+        project = self.text_projection if self.config.local_branch == "none" else self.word_projection
+        return TextFeatures(project(words), mask, embedding, pooled)
 
     def route(
         self,
@@ -201,8 +154,8 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         image: ImageFeatures | None = None,
         text: TextFeatures | None = None,
         labels: Tensor | None = None,
-    ) -> Routing:
-        """Chooses an expert for each row of what ``config.route_on`` names.
+    ) -> Routing | None:
+        """Chooses an expert for each row of what ``config.route_on`` names; nothing without experts to choose from.
 
         Args:
             image: Needed where images decide.
@@ -212,6 +165,9 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
         Raises:
             ValueError: If what decides was not given, or a label is not known.
         """
+        if self.config.local_branch != "experts":
+            return None
+        assert self.moe is not None
         router_input = {"image": image, "text": text, "label": labels}[self.config.route_on]
         if router_input is None:
             raise ValueError(f"the model routes on the {self.config.route_on}, which was not given.")
@@ -219,26 +175,77 @@ class MedMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exper
             router_input = self.router_norm(router_input.pooled)
         return self.moe.router(router_input)
 
-    def local(self, image: ImageFeatures, routing: Routing, *, need_weights: bool = False) -> LocalFeatures:
-        """Runs each image through its expert.
+    def local(
+        self, image: ImageFeatures, routing: Routing | None = None, *, need_weights: bool = False
+    ) -> LocalFeatures:
+        """Runs each image through its expert, or through what stands in the experts' place.
 
         Args:
             image: The pyramid.
             routing: One row per image, of :meth:`route`; it is used as it is, so the router does not run again.
             need_weights: Whether to return the weights of the scales.
+
+        Raises:
+            ValueError: If the model has no local branch.
         """
-        plan = self.moe.plan(routing)
-        output, stats = self.moe(image.maps, routing=routing, plan=plan)
-        weights = self.moe.experts.scale_weights(image.maps, plan) if need_weights else None
         temperature = self.log_temperature.exp() if self.config.learned_temperature else None
-        return LocalFeatures(self.region_projection(output), routing, stats, weights, image.visible, temperature)
+        if self.config.local_branch == "none":
+            raise ValueError("the model compares whole images with whole texts and has no local branch.")
+        if self.moe is None:
+            regions = self.region_projection(image.maps[self.config.align_to])
+            return LocalFeatures(regions, None, None, None, image.visible, temperature)
+        own = routing
+        if self.config.local_branch == "one-expert":
+            own = label_routing(torch.zeros(len(image.pooled), dtype=torch.int64, device=image.pooled.device), 1)
+        assert own is not None
+        plan = self.moe.plan(own)
+        output, stats = self.moe(image.maps, routing=own, plan=plan)
+        weights = self.moe.experts.scale_weights(image.maps, plan) if need_weights else None
+        counted = None if routing is None else stats
+        return LocalFeatures(self.region_projection(output), routing, counted, weights, image.visible, temperature)
+
+    def plain_regions(self, image: ImageFeatures) -> Tensor:
+        """Returns a map of regions ``(B, D, h, w)`` without a trained local branch.
+
+        What projects the whole image projects each place of its coarsest map (MaskCLIP,
+        https://arxiv.org/abs/2112.01071).
+        """
+        return self.image_projection(image.maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def forward(
         self, images: Tensor, tokens: Tokens, labels: Tensor
-    ) -> tuple[ImageFeatures, TextFeatures, LocalFeatures]:
-        """Computes everything that the losses need of a batch of pairs."""
+    ) -> tuple[ImageFeatures, TextFeatures, LocalFeatures | None]:
+        """Computes everything that the losses need of a batch of pairs; no local features without a local branch."""
         image, text = self.encode_images(images), self.encode_texts(tokens)
+        if self.config.local_branch == "none":
+            return image, text, None
         return image, text, self.local(image, self.route(image=image, text=text, labels=labels))
+
+
+def _check(config: ModelConfig, image_encoder: PyramidEncoder) -> None:
+    """Refuses settings that fit neither one another nor the image encoder."""
+    if config.local_branch == "experts" and config.num_experts < len(config.modalities):
+        raise ValueError(
+            f"num_experts must be at least the number of modalities, {len(config.modalities)}, "
+            f"got {config.num_experts} (--num-experts, --modalities)."
+        )
+    scales, count = config.local_scales, len(image_encoder.channels)
+    if config.align_to >= count:
+        raise ValueError(
+            f"align_to (--align-to) must be a scale of the encoder, 0 to {count - 1}, got {config.align_to}."
+        )
+    if scales and (list(scales) != sorted(set(scales)) or scales[-1] >= count or config.align_to not in scales):
+        raise ValueError(
+            f"local_scales must be ascending, from 0 to {count - 1}, and hold align_to={config.align_to}, got "
+            f"{scales} (--local-scales, --align-to)."
+        )
+
+
+def _projection(kind: str, width: int, dim: int) -> nn.Module:
+    """Makes what maps features into the common space: one matrix, or two with a ReLU."""
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(width, dim), nn.ReLU(), nn.Linear(dim, dim))
+    return nn.Linear(width, dim)
 
 
 def _rename_old_weights(model: MedMoE, state: dict[str, Any], prefix: str, *_: Any) -> None:

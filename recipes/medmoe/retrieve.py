@@ -56,7 +56,7 @@ def main(
     result = {"split": split, "checkpoint": checkpoint} | retrieve(session, pairs, score=score)
     update_metrics(run, retrieval=result)
     print(_line(result))
-    if session.route_on != "none":  # a released model has no other stages of its own
+    if session.is_run:  # a released model has no other stages of its own
         print(next_command(run, "retrieve", data=session.data))
     return result
 

@@ -21,7 +21,7 @@ from examples import federated
 from moekit.inspect import __main__ as inspect_cli
 from recipes.data import __main__ as data_cli
 from recipes.medmoe import __main__ as medmoe_cli
-from recipes.medmoe import config as medmoe_config
+from recipes.medmoe import presets as medmoe_presets
 from recipes.medmoe import retrieve
 from recipes.medmoe.explain import stage as explain
 from recipes.medmoe.few_shot import stage as few_shot
@@ -293,7 +293,7 @@ def test_the_table_of_presets_of_medmoe_is_that_of_the_code() -> None:
     rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs/medmoe.md").read_text().splitlines()]
     cells = {row[0]: row[1:] for row in rows if len(row) == 4}
     for column, name in enumerate(("tiny", "paper", "release")):
-        preset = medmoe_config.PRESETS[name]()
+        preset = medmoe_presets.PRESETS[name]()
         model, settings = preset.model, preset.train
         assert f"`{model.image_encoder}`" in cells["image encoder"][column]
         assert f"{model.image_size} px" in cells["image encoder"][column]

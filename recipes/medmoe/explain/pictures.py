@@ -105,7 +105,7 @@ def outcome(hit: float) -> str:
 
 
 def scale_range(weights: NDArray[np.floating]) -> tuple[float, float]:
-    """Returns the range of a colour map of scale weights: their own, widened to 0.05 where it is narrower.
+    """Returns the range of a colour map of scale weights: their own, widened to 0.05 where it is narrower or empty.
 
     Args:
         weights: Of any shape.
@@ -113,7 +113,7 @@ def scale_range(weights: NDArray[np.floating]) -> tuple[float, float]:
     Returns:
         ``(low, high)``.
     """
-    low, high = float(weights.min()), float(weights.max())
+    low, high = (float(weights.min()), float(weights.max())) if weights.size else (0.0, 0.0)
     missing = max(0.0, 0.05 - (high - low)) / 2
     return low - missing, high + missing
 

@@ -13,9 +13,9 @@ from recipes.medmoe.data.batches import UNKNOWN
 from recipes.medmoe.explain.pictures import Explanation
 from recipes.medmoe.explain.pointing import point
 from recipes.medmoe.explain.word_maps import distinct_words, finding_words, word_maps
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.inference.local_scoring import as_run
 from recipes.medmoe.inference.session import ModelSession
-from recipes.medmoe.model import ImageFeatures, TextFeatures
 
 MeanMaps = dict[int, NDArray[np.float32]]
 """The mean map of each expert, ``(h, w)``; see :func:`recipes.medmoe.explain.from_training.mean_maps`."""

@@ -115,7 +115,7 @@ def main(
         print(f"hit rate of each finding: {draw_rates(game, run / 'explain' / 'findings.png')}")
     print(line(game))
     print(f"{len(pictures)} pictures: {run / 'explain'}")
-    if session.route_on != "none":  # a released model has no other stages of its own
+    if session.is_run:  # a released model has no other stages of its own
         print(next_command(run, "explain", data=session.data))
     return Explained(pictures, game)
 

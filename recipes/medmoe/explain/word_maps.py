@@ -8,9 +8,10 @@ from torch import Tensor
 
 from moekit import Routing
 from moekit.contrastive import attention_maps
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.inference.released import ReleasedSession
 from recipes.medmoe.inference.run import Session
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.models.adapter import cosine_maps
 
 SMALL_WORDS = frozenset(
     ("a", "an", "and", "at", "by", "for", "from", "in", "is", "no", "of", "on", "or", "the", "to", "with", "without")
@@ -42,7 +43,8 @@ def word_maps(
 
     It is the attention of the local loss that the run was trained with: in the batch form GLoRIA's first temperature
     multiplies, and words compete for each region first if the settings say so; in the printed form per report they do
-    not, and the one temperature of that form multiplies. Of a released model it is that of
+    not, and the one temperature of that form multiplies. Of a run without a local branch it is (1 + cosine) / 2 of
+    words and regions; of a released model that of
     :meth:`~recipes.medmoe.inference.released.ReleasedSession.word_maps`.
 
     Args:
@@ -61,8 +63,13 @@ def word_maps(
     if isinstance(session, ReleasedSession):
         maps = session.word_maps(images, text)
         return WordMaps(maps, text.mask, maps.new_zeros(len(maps), 0, *maps.shape[-2:]))
+    if session.config.model.local_branch == "none":
+        maps = cosine_maps(session.regions(images), text.words, text.mask)
+        return WordMaps(maps, text.mask, maps.new_zeros(len(maps), 0, *maps.shape[-2:]))
     local = session.model.local(images, routing, need_weights=True)
-    assert local.scale_weights is not None
+    weights = local.scale_weights
+    if weights is None:
+        weights = local.regions.new_zeros(len(local.regions), 0, *local.regions.shape[-2:])
     height, width = local.regions.shape[-2:]
     model, by_report = session.config.model, session.config.train.local_form == "report"
     maps = attention_maps(
@@ -74,7 +81,7 @@ def word_maps(
         similarity=model.attention,
         region_mask=local.region_mask,
     )
-    return WordMaps(maps.unflatten(-1, (height, width)), text.mask, local.scale_weights)
+    return WordMaps(maps.unflatten(-1, (height, width)), text.mask, weights)
 
 
 def normal_form(word: str) -> str:

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moekit import CrossScaleExpert
 from recipes.medmoe.config import ModelConfig
-from recipes.medmoe.model import ImageFeatures, MedMoE, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
+from recipes.medmoe.model import MedMoE
 from recipes.shared.encoders.pyramid import PyramidEncoder
 from recipes.shared.encoders.text import TINY, TINY_BERT
 from recipes.shared.extras import require

@@ -8,7 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.medmoe.config import PRESETS, ModelConfig
+from recipes.medmoe.config import ModelConfig
+from recipes.medmoe.presets import PRESETS
 from recipes.shared.extras import require
 from recipes.shared.runs import write_json
 

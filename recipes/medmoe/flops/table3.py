@@ -128,10 +128,10 @@ def _trunk_line(trunk: Any) -> Line:
 def _own_line(preset: str, run_all: bool) -> Line:
     import torch
 
-    from recipes.medmoe.config import PRESETS
     from recipes.medmoe.flops.conventions import count_macs
     from recipes.medmoe.flops.counting import ImageSide, NoText, active_parameters
     from recipes.medmoe.model import MedMoE
+    from recipes.medmoe.presets import PRESETS
     from recipes.shared.encoders.pyramid import load_pyramid_encoder
 
     config = PRESETS[preset]().model

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from moekit import Routing
 from recipes.data.studies import StudySplit
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.inference.released import ReleasedSession
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.label_router import label_routing
-from recipes.medmoe.model import ImageFeatures, TextFeatures
 
 
 def modality_labels(session: ModelSession, split: StudySplit, modality: str | None) -> Tensor:
@@ -68,10 +68,13 @@ def routed_local_scores(
         return session.word_region_scores(image, text)
     session = as_run(session)
     model = session.model
-    if model.config.route_on != "text":
+    if session.route_on == "none":
+        return session.word_region_scores(session.local(image), text)
+    if session.route_on != "text":
         local = model.local(image, model.route(image=image, labels=labels))
         return session.word_region_scores(local, text)
     routing = model.route(text=text)
+    assert routing is not None
     count = len(image.embedding)
     scores = text.embedding.new_empty(count, len(text.embedding))
     for rows in _same_decisions(routing):
@@ -83,14 +86,15 @@ def routed_local_scores(
 
 
 def experts_used(session: ModelSession, image: ImageFeatures, labels: Tensor | None = None) -> list[int]:
-    """Returns the expert of each image where images or labels decide.
+    """Returns the expert of each image where images or labels decide; 0 for all without experts to choose from.
 
     Args:
         session: The run.
         image: ``B`` images.
         labels: As for :func:`routed_local_scores`.
     """
-    return as_run(session).model.route(image=image, labels=labels).expert_ids[:, 0].tolist()
+    routing = as_run(session).model.route(image=image, labels=labels)
+    return [0] * len(image.embedding) if routing is None else routing.expert_ids[:, 0].tolist()
 
 
 def prompt_experts(session: ModelSession, text: TextFeatures) -> list[int]:
@@ -100,7 +104,9 @@ def prompt_experts(session: ModelSession, text: TextFeatures) -> list[int]:
         session: The run.
         text: ``T`` texts.
     """
-    return as_run(session).model.route(text=text).expert_ids[:, 0].tolist()
+    routing = as_run(session).model.route(text=text)
+    assert routing is not None
+    return routing.expert_ids[:, 0].tolist()
 
 
 def mean_regions(session: ModelSession, image: ImageFeatures, labels: Tensor | None) -> Tensor:
@@ -114,8 +120,9 @@ def mean_regions(session: ModelSession, image: ImageFeatures, labels: Tensor | N
     Returns:
         ``(B, D)``.
     """
-    if isinstance(session, ReleasedSession):
-        return session.regions(image).mean((2, 3))
+    if session.route_on == "none":
+        own = session if isinstance(session, ReleasedSession) else as_run(session)
+        return own.regions(image).mean((2, 3))
     model = as_run(session).model
     known = None if labels is None else label_routing(labels, model.config.num_experts)
     routing = model.route(image=image) if known is None else known
@@ -143,13 +150,13 @@ def describe_routing(session: ModelSession, experts: list[int], of: str, modalit
 
 
 def as_run(session: ModelSession) -> Session:
-    """Returns the session of a run, whose model has experts.
+    """Returns the session of a pretrained run.
 
     Raises:
         ValueError: Of another model.
     """
     if not isinstance(session, Session):
-        raise ValueError(f"{session.name} has no experts: this needs a pretrained run of MedMoE.")
+        raise ValueError(f"{session.name} is a released model: this needs a pretrained run of this recipe.")
     return session
 
 

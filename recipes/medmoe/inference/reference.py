@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from recipes.data.pairs import BadSample, PairStream
 from recipes.data.studies import Study
+from recipes.medmoe.features import LocalFeatures, TextFeatures
 from recipes.medmoe.inference.local_scoring import experts_used, modality_labels
 from recipes.medmoe.inference.run import Session
-from recipes.medmoe.model import LocalFeatures, TextFeatures
 from recipes.medmoe.zero_shot.scale import FEWEST
 
 MOST = 256
@@ -55,6 +55,11 @@ def load_reference(session: Session, checkpoint: str) -> Reference:
     if session.route_on == "text":
         raise ValueError(
             "scoring='combined' needs the expert of each image, but the run chooses experts by the report: use another "
+            "--scoring."
+        )
+    if session.model.config.local_branch == "none":
+        raise ValueError(
+            "scoring='combined' needs local scores, but the run compares whole images and texts alone: use another "
             "--scoring."
         )
     path, key = session.run / "reference" / f"{checkpoint}.npz", session.weights_checksum(checkpoint)

@@ -17,8 +17,8 @@ from recipes.data.studies import Box, Study
 from recipes.medmoe.config import Config
 from recipes.medmoe.data.sources import build_source
 from recipes.medmoe.data.tokens import Tokens
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.inference.session import ModelSession, RoutedOn
-from recipes.medmoe.model import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, cosine_maps
 from recipes.medmoe.models.choice import ModelChoice
 from recipes.medmoe.models.load import load_adapter

@@ -20,8 +20,9 @@ from recipes.medmoe.build import load_model
 from recipes.medmoe.config import Config
 from recipes.medmoe.data.sources import build_source
 from recipes.medmoe.data.tokens import Tokens, tokenize, words_of
+from recipes.medmoe.features import ImageFeatures, LocalFeatures, TextFeatures
 from recipes.medmoe.inference.session import ModelSession, RoutedOn
-from recipes.medmoe.model import ImageFeatures, LocalFeatures, MedMoE, TextFeatures
+from recipes.medmoe.model import MedMoE
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.runs import run_device
 
@@ -55,18 +56,23 @@ class Session(ModelSession):
 
     @property
     def name(self) -> str:
-        """See :class:`ModelSession`."""
-        return "medmoe"
+        """See :class:`ModelSession`; a run without experts is called by its preset."""
+        return "medmoe" if self.model.config.local_branch == "experts" else self.config.preset
 
     @property
     def route_on(self) -> RoutedOn:
         """See :class:`ModelSession`."""
-        return self.model.config.route_on
+        return self.model.config.route_on if self.model.config.local_branch == "experts" else "none"
+
+    @property
+    def is_run(self) -> bool:
+        """See :class:`ModelSession`."""
+        return True
 
     @property
     def scale(self) -> float:
-        """Returns GLoRIA's third temperature."""
-        return float(self.model.config.temperatures[2])
+        """Returns GLoRIA's third temperature, or the scale that was trained."""
+        return self.model.scale
 
     @property
     def batch_size(self) -> int:
@@ -132,6 +138,25 @@ class Session(ModelSession):
     def boxes(self, study: Study) -> tuple[Box, ...]:
         """Returns a study's boxes in pixels of its fitted square."""
         return fit_boxes(study.boxes, study.image.shape, self.model.image_encoder.spec.size)
+
+    def regions(self, image: ImageFeatures) -> Tensor:
+        """Returns the map of regions ``(B, D, h, w)`` of a run without experts to choose from."""
+        if self.model.config.local_branch == "none":
+            return self.model.plain_regions(image)
+        return self.model.local(image).regions
+
+    def local(self, image: ImageFeatures) -> LocalFeatures:
+        """Returns the local features of a run without experts to choose from.
+
+        Raises:
+            ValueError: If it has no local branch.
+        """
+        if self.model.config.local_branch == "none":
+            raise ValueError(
+                f"the run {self.run} was not trained to compare words with regions, so it has no local scores: use "
+                "global ones (--scoring mean, max or pairs; --score global)."
+            )
+        return self.model.local(image)
 
     @torch.no_grad()
     def word_region_scores(self, local: LocalFeatures, text: TextFeatures) -> Tensor:

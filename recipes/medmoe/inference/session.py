@@ -8,8 +8,8 @@
 :class:`~recipes.medmoe.models.choice.ModelChoice`, an argument of the command's ``main`` (``baseline: OtherModel =
 RUN_ITSELF``, which adds ``--model``, ``--text-tower``, ``--tokenizer`` and ``--data-of``), and uses what is below and
 nothing else: ``session.texts(texts).embedding``, ``session.images([session.fit(image)])``,
-``session.image_batches(split)``, ``session.scale``. What only a run has (experts, a router) is behind
-``isinstance(session, Session)`` or ``session.route_on``, which is ``"none"`` for a model without experts.
+``session.image_batches(split)``, ``session.scale``. What only a run has is behind ``session.is_run``; experts and a
+router are behind ``session.route_on``, which is ``"none"`` for a model without experts, pretrained here or released.
 """
 
 from abc import ABC, abstractmethod
@@ -27,7 +27,7 @@ from recipes.data.decoded_cache import DecodedImages
 from recipes.data.pairs import PairSource
 from recipes.data.studies import Box, Study, StudySplit
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 
 RoutedOn = Literal["image", "text", "label", "none"]
 
@@ -47,6 +47,11 @@ class ModelSession(ABC):
     @abstractmethod
     def name(self) -> str:
         """Returns what results call the model."""
+
+    @property
+    def is_run(self) -> bool:
+        """Returns whether it is a pretrained run, which has stages of its own; not so by default."""
+        return False
 
     @property
     def notes(self) -> tuple[str, ...]:

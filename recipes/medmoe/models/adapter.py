@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moekit.contrastive import aggregate_word_pieces
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.models.preprocess import Preprocess
 
 LARGEST_LOGIT_SCALE = 4.6052

@@ -21,7 +21,7 @@ from torchvision.models.resnet import ResNet
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts
 from recipes.medmoe.models.checkpoints import load_parts, read_state

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import ResNet
 
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import ProjectedTowers, bare_linear, clamped_scale, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, layer_mean, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state

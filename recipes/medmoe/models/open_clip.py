@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.medmoe.data.tokens import NO_WORD, TokenIds, Tokens, pad_tokens, token_ids, words_of
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, image_features, text_features
 from recipes.medmoe.models.bert import padded_to
 from recipes.medmoe.models.preprocess import How, Preprocess

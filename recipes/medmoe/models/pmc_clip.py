@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, text_features
 from recipes.medmoe.models.bert import BertTexts, build_bert, load_tokenizer
 from recipes.medmoe.models.checkpoints import load_parts, read_state, read_tensors

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from recipes.medmoe.data.tokens import Tokens
-from recipes.medmoe.model import ImageFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, TextFeatures
 from recipes.medmoe.models.adapter import Adapter, image_features, text_features
 from recipes.medmoe.models.bert import BertTexts
 from recipes.medmoe.models.preprocess import Preprocess

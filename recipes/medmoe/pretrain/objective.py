@@ -12,9 +12,11 @@ from moekit import (
     router_label_loss,
     word_alignment_loss,
 )
+from recipes.medmoe.baselines.report_findings import ReportFindings
 from recipes.medmoe.config import Config, ModelConfig, TrainConfig
 from recipes.medmoe.data.batches import Batch
-from recipes.medmoe.model import ImageFeatures, LocalFeatures, TextFeatures
+from recipes.medmoe.features import ImageFeatures, LocalFeatures, TextFeatures
+from recipes.shared.semantic_matching import semantic_matching_loss
 
 Loss = TypeVar("Loss", Tensor, float)
 
@@ -25,8 +27,8 @@ class Losses(NamedTuple):
     Attributes:
         total: Their weighted sum.
         global_loss: Images against reports, one vector each; both directions added.
-        local_loss: Regions against words; both directions added.
-        router_loss: Cross entropy of the router's logits with the known modalities; 0 where none decides.
+        local_loss: Regions against words; both directions added. 0 without a local branch.
+        router_loss: Cross entropy of the router's logits with the known modalities; 0 where no router decides.
         balance_loss: Load-balancing loss of the router; 0 without its coefficient.
     """
 
@@ -41,12 +43,13 @@ def pair_losses(
     batch: Batch,
     image: ImageFeatures,
     text: TextFeatures,
-    local: LocalFeatures,
+    local: LocalFeatures | None,
     model: ModelConfig,
     settings: TrainConfig,
     *,
     gather: bool = False,
     stats: RouterStats | None = None,
+    findings: ReportFindings | None = None,
 ) -> Losses:
     """Computes the losses of a batch.
 
@@ -54,27 +57,23 @@ def pair_losses(
         batch: The pairs.
         image: Of :meth:`~recipes.medmoe.model.MedMoE.forward`; so are the next two.
         text: The texts' features.
-        local: The experts' features.
+        local: The experts' features, or what stands in their place.
         model: The architecture's settings: temperatures.
         settings: The training's settings: coefficients and forms.
         gather: Whether the global contrast runs over the batches of all ranks.
         stats: What the load is balanced by, such as the statistics of all ranks; those of the batch by default.
+        findings: Reads the findings of the reports, by which images and reports are matched then.
     """
-    both = 2 if settings.global_directions == "both" else 1  # the library's losses are means over directions
-    contrast = both * global_contrastive_loss(
-        image.embedding,
-        text.embedding,
-        logit_scale=model.temperatures[2],
-        text_ids=batch.text_ids,
-        directions=settings.global_directions,
-        gather=gather,
-    )
-    word_loss = _word_loss(local, text, batch, model, settings)
+    scale = model.temperatures[2] if image.scale is None else image.scale
+    contrast = _global_loss(batch, image, text, settings, scale, findings, gather=gather)
     router_loss = balance = contrast.new_zeros(())
-    if local.routing.logits is not None:
+    word_loss = router_loss if local is None else _word_loss(local, text, batch, model, settings)
+    if local is not None and local.routing is not None and local.routing.logits is not None:
         router_loss = router_label_loss(local.routing.logits, batch.labels)
         if settings.balance_weight:
-            balance = load_balancing_loss(local.stats if stats is None else stats)
+            counted = local.stats if stats is None else stats
+            assert counted is not None
+            balance = load_balancing_loss(counted)
     total = weighted_sum(settings, contrast, word_loss, router_loss, balance)
     return Losses(total, contrast, word_loss, router_loss, balance)
 
@@ -118,6 +117,39 @@ def check_local_form(config: Config) -> None:
             "learned_temperature trains the first temperature, which the report form of the local loss does not have: "
             "leave out --learned-temperature, or give --local-form batch."
         )
+
+
+def _global_loss(
+    batch: Batch,
+    image: ImageFeatures,
+    text: TextFeatures,
+    settings: TrainConfig,
+    scale: Tensor | float,
+    findings: ReportFindings | None,
+    *,
+    gather: bool,
+) -> Tensor:
+    """Computes the contrast of whole images and texts, both directions added."""
+    if findings is not None:
+        named, has_text = findings(batch.tokens), batch.tokens.attention_mask.any(1)
+        return 2 * semantic_matching_loss(image.embedding, text.embedding, named, has_text, scale)
+
+    def contrast(directions: str) -> Tensor:
+        return global_contrastive_loss(
+            image.embedding,
+            text.embedding,
+            logit_scale=scale,
+            text_ids=batch.text_ids,
+            directions=directions,
+            gather=gather,
+        )
+
+    if settings.global_directions != "both":
+        return contrast(settings.global_directions)
+    weight = settings.image_to_text_weight
+    if weight == 0.5:
+        return 2 * contrast("both")  # the library's losses are means over directions
+    return 2 * (weight * contrast("image-to-text") + (1 - weight) * contrast("text-to-image"))
 
 
 def _word_loss(

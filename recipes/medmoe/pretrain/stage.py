@@ -12,7 +12,10 @@ from torch.utils.data import DataLoader
 
 from moekit import all_reduce_stats
 from recipes.data.arguments import spelled
+from recipes.data.pairs import PairSource
 from recipes.data.verify import verify_images
+from recipes.medmoe.baselines.checks import check_read
+from recipes.medmoe.baselines.report_findings import ReportFindings, findings_of
 from recipes.medmoe.build import load_model, new_model, save_architecture
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.batches import (
@@ -59,6 +62,7 @@ def main(config: Config) -> list[Path]:
     """
     check_limits(config)
     check_local_form(config)
+    check_read(config)
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
     return one_run_per_seed(with_launched_processes(config), pretrain_one)
@@ -91,8 +95,9 @@ def pretrain_one(config: Config) -> None:
         save_architecture(model, out)
         write_json(out / "config.json", config.to_json())
         write_fingerprint(out, source.splits())
+    findings = _report_findings(fabric, config, source, model)
     wrapped, optimizer = fabric.setup(model, optimizer)
-    objective = PairObjective(config, world_size)
+    objective = PairObjective(config, world_size, findings)
 
     def one_epoch(epoch: int) -> dict[str, Any]:
         set_epoch(loader, epoch)
@@ -108,7 +113,7 @@ def pretrain_one(config: Config) -> None:
         out=out,
         started=started,
         train_epoch=one_epoch,
-        validate=lambda: _validate(fabric, model, val_batches, config),
+        validate=lambda: _validate(fabric, model, val_batches, PairObjective(config, findings=findings)),
         score=lambda record: -record["val_loss"],
         line=_line,
         remedy="lower --lr, or use another --precision",
@@ -142,10 +147,11 @@ class PairObjective(Objective[Batch]):
     Args:
         config: The settings.
         world_size: Number of ranks.
+        findings: Reads the findings of the reports, where images and reports are matched by them.
     """
 
-    def __init__(self, config: Config, world_size: int = 1) -> None:
-        self.config, self.together = config, world_size > 1
+    def __init__(self, config: Config, world_size: int = 1, findings: ReportFindings | None = None) -> None:
+        self.config, self.together, self.findings = config, world_size > 1, findings
 
     def counts(self, batch: Batch) -> Tensor:
         """Counts pairs, and those of them whose modality is known."""
@@ -162,9 +168,20 @@ class PairObjective(Objective[Batch]):
         """
         config = self.config
         image, text, local = forward(batch.images, batch.tokens, batch.labels)
-        stats = all_reduce_stats(local.stats) if self.together else local.stats
-        gather = self.together and config.train.gather
-        losses = pair_losses(batch, image, text, local, config.model, config.train, gather=gather, stats=stats)
+        stats = None if local is None else local.stats
+        if stats is not None and self.together:
+            stats = all_reduce_stats(stats)
+        losses = pair_losses(
+            batch,
+            image,
+            text,
+            local,
+            config.model,
+            config.train,
+            gather=self.together and config.train.gather,
+            stats=stats,
+            findings=self.findings,
+        )
         total = losses.total if shares is None else step_loss(losses, config.train, *shares)
         return StepLoss(total, batch_sums(losses, local, batch))
 
@@ -175,10 +192,10 @@ class PairObjective(Objective[Batch]):
 
 
 @torch.no_grad()
-def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], config: Config) -> dict[str, Any]:
+def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], objective: "PairObjective") -> dict[str, Any]:
     """Computes losses and routing on the validation split; every rank computes all of it, in the same batches."""
     model.eval()
-    sums, objective = DeviceSums(), PairObjective(config)
+    sums = DeviceSums()
     with fabric.autocast():
         for batch in loader:
             sums.add(objective.loss(model, batch.to(fabric.device), None).sums)
@@ -190,10 +207,23 @@ def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], config: Co
 
 
 def _line(record: dict[str, Any]) -> str:
+    local = record["val_local_loss"]
+    parts = f"global {record['val_global_loss']:.3f}" + ("" if local is None else f", local {local:.3f}")
+    line = f"loss {record['train_loss']:.4f}  val loss {record['val_loss']:.4f}  ({parts})"
+    if "val_load" not in record:  # no experts
+        return line
     accuracy = record["val_routing_accuracy"]
-    live = f"  experts {record['val_live_experts']}/{len(record['val_load'])} live" if "val_load" in record else ""
-    return (
-        f"loss {record['train_loss']:.4f}  val loss {record['val_loss']:.4f}  "
-        f"(global {record['val_global_loss']:.3f}, local {record['val_local_loss']:.3f})  "
-        f"val routing {'unknown' if accuracy is None else f'{accuracy:.3f}'}{live}"
+    live = f"{record['val_live_experts']}/{len(record['val_load'])} live"
+    return f"{line}  val routing {'unknown' if accuracy is None else f'{accuracy:.3f}'}  experts {live}"
+
+
+def _report_findings(fabric: Fabric, config: Config, source: PairSource, model: MedMoE) -> ReportFindings | None:
+    """Makes what reads the findings of reports, where they are what images and reports are matched by."""
+    if config.train.global_targets != "findings":
+        return None
+    tokenizer = model.text_encoder.tokenizer
+    names = findings_of(source, config.train.findings, tokenizer)
+    fabric.print(
+        f"  matched by {len(names)} findings in the reports: {', '.join(names[:12])}" + ", ..." * (len(names) > 12)
     )
+    return ReportFindings(names, tokenizer).to(fabric.device)

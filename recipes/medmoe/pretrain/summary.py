@@ -23,8 +23,8 @@ def summarise(run: Path) -> str:
         session.source(),
         read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes", "skipped")),
     )
-    routing = routing_report(session, source.test)
-    if session.route_on != "text":
+    routing = routing_report(session, source.test) if session.route_on != "none" else None
+    if session.route_on != "text" and session.config.model.local_branch != "none":
         load_reference(session, "best")  # made now, while the data are at hand
     about = {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
     about |= {name: training.get(name) for name in ("samples_per_second", "data_wait")}
@@ -32,9 +32,11 @@ def summarise(run: Path) -> str:
         run,
         run=_about(session, source, training),
         training=about,
-        routing_purity=routing["purity"],
+        routing_purity=None if routing is None else routing["purity"],
         routing=routing,
     )
+    if routing is None:
+        return f"no experts to choose from (--local-branch {session.config.model.local_branch})"
     live = f"{routing['live_experts']} of {routing['experts']} experts live"
     if routing["purity"] is None:
         line = f"test routing: no modality is known, {live}"
@@ -53,7 +55,8 @@ def _about(session: Session, source: PairSource, training: dict[str, Any]) -> di
         "preset": config.preset,
         "data": source.name,
         "seed": config.seeds[0],
-        "route_on": config.model.route_on,
+        "route_on": session.route_on,
+        "local_branch": config.model.local_branch,
         "modalities": list(session.modalities),
         "image_encoder": config.model.image_encoder,
         "text_encoder": config.model.text_encoder,

@@ -88,7 +88,7 @@ def main(
         section = section | {one.name: _summary(result)}
         update_metrics(run, probe=section)
         print("\n".join(_lines(result)))
-    if session.route_on != "none":  # a released model has no other stages of its own
+    if session.is_run:  # a released model has no other stages of its own
         print(next_command(run, "probe", data=session.data))
     return section
 

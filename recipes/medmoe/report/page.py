@@ -17,6 +17,7 @@ from recipes.shared.report.pages import render
 from recipes.shared.report.training import training_charts
 
 TEMPLATES = Path(__file__).with_name("templates")
+_NO_EXPERTS = "The model has no experts to choose from."
 FEW_ROUNDS = 10
 """A finding that was played less often in the pointing game has an uncertain hit rate."""
 
@@ -51,6 +52,7 @@ def write_report(run_dir: Path) -> Path:
             "augmented": bool((run.config.get("train") or {}).get("augment")),
             "zero_shot": zero_shot_section(run),
             "routing": routing_section(run),
+            "routing_missing": _NO_EXPERTS if _has_no_experts(run) else "No test image has a known modality.",
             "retrieval": retrieval_section(run),
             "probe": probe_section(run),
             "pointing": pointing_section(run),
@@ -69,6 +71,10 @@ def write_report(run_dir: Path) -> Path:
     target = run_dir / "report.html"
     target.write_text(render(TEMPLATES, **content), encoding="utf-8")
     return target
+
+
+def _has_no_experts(run: Run) -> bool:
+    return run.metrics["run"]["route_on"] == "none"
 
 
 def _confusions(run: Run, folder: Path) -> list[Confusion]:
@@ -101,7 +107,7 @@ def _accuracy(run: Run) -> Figure:
 def _purity(run: Run) -> Figure:
     purity, routing = run.metrics.get("routing_purity"), run.section("routing")
     if purity is None:
-        return Figure("Routing purity", DASH, "no known modality")
+        return Figure("Routing purity", DASH, "no experts" if _has_no_experts(run) else "no known modality")
     return Figure("Routing purity", decimals(purity), f"{sum(routing.get('counts', ())):,} test images")
 
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from recipes.shared.report.files import check_section, content_of, read_examples, read_history, read_object
 
-ROUTED_BY = {"image": "the image", "text": "the report", "label": "the known modality"}
-"""What chooses the expert, by the run's ``route_on``, in words."""
+ROUTED_BY = {"image": "the image", "text": "the report", "label": "the known modality", "none": ""}
+"""What chooses the expert, by the run's ``route_on``, in words; empty without experts to choose from."""
 HISTORY_KEYS = ("epoch", "train_loss", "val_loss")
 RUN_KEYS = ("route_on", "modalities")
 ROUTING_KEYS = ("modalities", "experts", "matrix", "counts", "accuracy", "by")

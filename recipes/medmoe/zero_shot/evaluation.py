@@ -25,8 +25,13 @@ LOCAL = ("combined", "gloria")
 """Scorings that read local scores, which depend on the expert."""
 
 
+def evaluate_set(session: ModelSession, one: EvaluationSet, prompts: Prompts, **options: Any) -> dict[str, Any]:
+    """Classifies one split of one set; see :func:`evaluate_scores`, of which this is the first part."""
+    return evaluate_scores(session, one, prompts, **options)[0]
+
+
 @torch.no_grad()
-def evaluate_set(
+def evaluate_scores(
     session: ModelSession,
     one: EvaluationSet,
     prompts: Prompts,
@@ -37,7 +42,7 @@ def evaluate_set(
     bootstrap: int = 1000,
     seed: int = 0,
     checkpoint: str = "best",
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], ClassScores]:
     """Classifies one split of one set.
 
     Args:
@@ -52,7 +57,7 @@ def evaluate_set(
         checkpoint: Which weights the session has.
 
     Returns:
-        What ``zero_shot/SET.json`` holds.
+        What ``zero_shot/SET.json`` holds, and the scores of every image.
 
     Raises:
         ValueError: If the set has no such split, the prompts do not serve the scoring, or the kind of the images
@@ -111,7 +116,7 @@ def evaluate_set(
         result |= {key: value for key, value in (whole or {}).items() if key not in ("per_class", "confusion")}
         for name, values in (whole or {}).get("per_class", {}).items():
             result["per_class"][name] |= values
-    return result
+    return result, scores
 
 
 def _check_fit(one: EvaluationSet, prompts: Prompts, scoring: str, split: str) -> None:
@@ -148,14 +153,16 @@ def _combined(
 ) -> ClassScores:
     """Scores by cosine and local score, on the scale of the run's reference images."""
     run = as_run(session)
+    routed = run.route_on != "none"
     reference = load_reference(run, checkpoint)
     local = reference_scores(run, reference, run.texts(texts))
     assert embedded.local is not None
-    assert embedded.experts is not None
+    experts = embedded.experts if routed else [0] * len(embedded.images)
+    assert experts is not None
     prompts = np.split(embedded.prompts, sizes)
-    images = Parts.of(embedded.images, prompts, np.split(embedded.local, sizes, axis=1), embedded.experts)
+    images = Parts.of(embedded.images, prompts, np.split(embedded.local, sizes, axis=1), experts)
     known = Parts.of(as_array(reference.embeddings), prompts, np.split(local, sizes, axis=1), reference.experts)
-    return combined_scores(images, known, num_experts=run.model.config.num_experts, task=task)
+    return combined_scores(images, known, num_experts=run.model.config.num_experts if routed else 1, task=task)
 
 
 @torch.no_grad()

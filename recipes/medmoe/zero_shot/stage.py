@@ -109,7 +109,7 @@ def main(
         section = headline(results, known)
         update_metrics(run, zero_shot=section)
         print("\n".join(_lines(result)))
-    if session.route_on != "none":  # a released model has no other stages of its own
+    if session.is_run:  # a released model has no other stages of its own
         print(next_command(run, "zero-shot", data=session.data))
     return section
 

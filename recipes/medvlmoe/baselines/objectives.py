@@ -6,11 +6,11 @@ Shape letters: B images, T texts (as many as images, row for row), D the common 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moekit import global_contrastive_loss, local_contrastive_loss
 from recipes.medvlmoe.baselines.config import ContrastConfig
+from recipes.shared.semantic_matching import semantic_matching_loss
 
 
 class PairFeatures(NamedTuple):
@@ -68,7 +68,7 @@ def pair_losses(
     | gloria | global + ``local_weight`` · local, both with their directions added, as published |
     | biovil | global + ``local_weight`` · local, means over directions, + ``masked_weight`` · masked words |
     | clip | global, mean over directions, usually with a trained temperature |
-    | medclip | :func:`semantic_matching_loss` |
+    | medclip | :func:`~recipes.shared.semantic_matching.semantic_matching_loss` |
 
     Equal texts are all positives of each other's images, with equal weight; the publications take every other text of
     the batch as a negative.
@@ -123,43 +123,6 @@ def pair_losses(
     return PairLosses(total, contrast, local, masked)
 
 
-def semantic_matching_loss(
-    image: Tensor, text: Tensor, labels: Tensor, has_text: Tensor, logit_scale: Tensor | float
-) -> Tensor:
-    """Computes MedCLIP's loss: an image and a text belong together as far as their findings agree.
-
-    ``-½ (mean_i Σ_j y_ij log softmax_j(s cos_ij) + mean_j Σ_i y'_ij log softmax_i(s cos_ij))`` with the targets
-    ``y = softmax_j(l_i·l_j)`` and ``y' = softmax_i(l_i·l_j)`` of unit vectors of findings ``l``. A study without any
-    finding has the finding "none"; unknown labels count as not mentioned.
-
-    Args:
-        image: ``(B, D)``.
-        text: ``(B, D)``, row for row of the same studies.
-        labels: ``(B, C)``: 1, 0 or NaN.
-        has_text: ``(B,)``; a row without a text is no column, and no row of the second direction.
-        logit_scale: What multiplies the cosines, ``s``.
-
-    Returns:
-        A scalar in nats; 0 without any text.
-
-    Reference:
-        MedCLIP, equations 2 to 6, https://aclanthology.org/2022.emnlp-main.256. There the findings of a text are those
-        that a parser finds in it; here they are its study's labels.
-    """
-    image, text = F.normalize(image.float(), dim=1), F.normalize(text.float(), dim=1)
-    logits = logit_scale * (image @ text.T)
-    findings = F.normalize(_with_none(labels), dim=1)
-    agreement = findings @ findings.T
-    lowest = torch.finfo(logits.dtype).min
-    columns = has_text.unsqueeze(0)
-    targets = agreement.masked_fill(~columns, lowest).softmax(dim=1)
-    to_text = -(targets * logits.masked_fill(~columns, lowest).log_softmax(dim=1)).masked_fill(~columns, 0.0).sum(dim=1)
-    to_image = -(agreement.softmax(dim=0) * logits.log_softmax(dim=0)).sum(dim=0)
-    texts = has_text.sum()
-    mean_of_texts = (to_image * has_text).sum() / texts.clamp(min=1)
-    return 0.5 * (to_text.mean() * (texts > 0) + mean_of_texts)
-
-
 def hashed_texts(input_ids: Tensor, text_mask: Tensor) -> Tensor:
     """Computes a number of each text, equal for equal tokens, on every rank and without reading anything back.
 
@@ -178,9 +141,3 @@ def hashed_texts(input_ids: Tensor, text_mask: Tensor) -> Tensor:
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         mixed = (mixed ^ (mixed >> shift)) * factor
     return ((mixed ^ (mixed >> 31)) * text_mask).sum(dim=1)
-
-
-def _with_none(labels: Tensor) -> Tensor:
-    """Adds the finding "none" to ``(B, C)`` labels, and takes unknown ones as absent."""
-    known = labels.nan_to_num().float()
-    return torch.cat([known, (known.sum(dim=1, keepdim=True) == 0).float()], dim=1)

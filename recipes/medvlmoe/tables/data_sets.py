@@ -1,8 +1,6 @@
 """The data sets of a table, as the command line names them."""
 
 import re
-import shlex
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,7 @@ from recipes.data.chest.sets import CHEST_SETS, split_name
 from recipes.data.medmnist.files import find_file
 from recipes.medvlmoe.config import DataConfig
 from recipes.shared.extras import require
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+from recipes.shared.sweeps.named_options import NAME, named_options
 
 
 @dataclass(frozen=True)
@@ -77,34 +74,11 @@ def why_absent(config: DataConfig) -> str | None:
 
 
 def _parse(entry: str) -> list[DataSet]:
-    name, equals, options = entry.partition("=")
-    if equals and _NAME.fullmatch(name):
-        return [_named(name, options, entry)]
-    if entry.endswith(".toml"):
-        return [_named(name, options, entry) for name, options in _read(Path(entry)).items()]
+    named = named_options(entry, "data_sets (--data-sets)", ("--data",))
+    if named is not None:
+        return [DataSet(name, options) for name, options in named.items()]
     chest = split_name(entry) if entry.partition(":")[0] in CHEST_SETS else None
     name = chest[0] if chest else re.sub(r"[^A-Za-z0-9._+-]", "-", Path(entry).stem)
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"data_sets (--data-sets): {entry!r} gives no name for a folder. Write NAME=OPTIONS.")
     return [DataSet(name, ("--data", entry))]
-
-
-def _named(name: str, options: object, entry: str) -> DataSet:
-    if not isinstance(options, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f'data_sets (--data-sets): {entry} must have lines NAME = "OPTIONS", got {name!r} = {options!r}.'
-        )
-    try:
-        parts = tuple(shlex.split(options))
-    except ValueError as error:
-        raise ValueError(f"data_sets (--data-sets): options of {name} cannot be split ({error}): {options}") from error
-    if not any(part == "--data" or part.startswith("--data=") for part in parts):
-        raise ValueError(f"data_sets (--data-sets): the options of {name} must hold --data, got {options!r}.")
-    return DataSet(name, parts)
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"data_sets (--data-sets): {path} cannot be read ({error}).") from error

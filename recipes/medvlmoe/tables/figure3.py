@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.tables.options import Grid, Model, ParseTrain, SweepOptions, run_grid
-from recipes.medvlmoe.tables.pictures import draw_heat
+from recipes.medvlmoe.tables.options import Model, ParseTrain, SweepOptions, run_grid
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_3
-from recipes.medvlmoe.tables.rows import provenance_lines
 from recipes.shared.report.formats import DASH, decimals, p_text, percent
 from recipes.shared.runs import write_json
 from recipes.shared.scores.specialisation import CLAIMED_SHARE, RoutedSplit, expert_specialisation
 from recipes.shared.settings import read_settings
+from recipes.shared.sweeps.grid import Grid, provenance_lines
+from recipes.shared.sweeps.pictures import draw_heat
 from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 METHOD = (
@@ -204,14 +204,13 @@ def _panel(one: Mapping[str, Any]) -> dict[str, Any]:
     last = one["num_experts"]
     rows = sorted(one["diseases"], key=lambda row: last if row["expert"] is None else row["expert"])
     cells = [
-        {"disease": row["name"], "expert": f"E{e}", "share": share, "own": e == row["expert"]}
+        {"row": row["name"], "column": f"E{e}", "share": share, "own": e == row["expert"]}
         for row in rows
         if row["shares"]
         for e, share in enumerate(row["shares"])
     ]
     cells += [
-        {"disease": "all studies", "expert": f"E{e}", "share": share, "own": False}
-        for e, share in enumerate(one["load"])
+        {"row": "all studies", "column": f"E{e}", "share": share, "own": False} for e, share in enumerate(one["load"])
     ]
     d = one["diagonal"]
     words = f", diagonal {percent(d['mean_share'])}, p {p_text(d['p_mean_share'])}" if d["assigned"] else ""

@@ -10,7 +10,8 @@ from recipes.medvlmoe.tables.cell import FILES, model_cell, pixel_cell, run_cell
 from recipes.medvlmoe.tables.data_sets import DataSet, official_name, parse_data_sets, why_absent
 from recipes.shared.limits import check_limits
 from recipes.shared.outputs import check_folder
-from recipes.shared.sweeps import Cell, Record, SweepFolder, run_sweep
+from recipes.shared.sweeps import Cell, SweepFolder, run_sweep
+from recipes.shared.sweeps.grid import Grid
 
 PIXELS = "pixels"
 """Name of the row that is a logistic regression on the pixels."""
@@ -66,35 +67,6 @@ class Model:
     cell: str
     preset: str | None
     settings: Mapping[str, object]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The cells of a table, once they have run.
-
-    Attributes:
-        place: The folder.
-        sets: Official name of each data set, by its name.
-        absent: Why a data set is not here, by its name.
-        cells: By data set, model and seed.
-        records: By the name of the cell.
-    """
-
-    place: SweepFolder
-    sets: Mapping[str, str]
-    absent: Mapping[str, str]
-    cells: Mapping[tuple[str, str, int], Cell]
-    records: Mapping[str, Record]
-
-    def runs(self, data_set: str, model: str) -> dict[int, Path]:
-        """Returns the run's folder of each seed."""
-        own = {seed: cell for (d, m, seed), cell in self.cells.items() if (d, m) == (data_set, model)}
-        return {seed: self.place.run(cell.name) for seed, cell in own.items()}
-
-    def records_of(self, data_set: str, model: str) -> dict[int, Record]:
-        """Returns the record of each seed that has one."""
-        own = {seed: cell for (d, m, seed), cell in self.cells.items() if (d, m) == (data_set, model)}
-        return {seed: self.records[cell.name] for seed, cell in own.items() if cell.name in self.records}
 
 
 ParseTrain = Callable[[list[str]], Config]

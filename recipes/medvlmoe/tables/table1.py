@@ -6,15 +6,13 @@ from typing import Any
 from recipes.medvlmoe.baselines import BASELINES
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.tables.floors import ABOUT, FloorRow, floor_csv_rows, floor_rows, floor_table, mark_below_floor
-from recipes.medvlmoe.tables.options import PIXELS, Grid, Model, ParseTrain, SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import PIXELS, Model, ParseTrain, SweepOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_bars, draw_intervals
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_1, SETS, table_1
 from recipes.medvlmoe.tables.rows import (
     CELL_TITLES,
     Row,
-    cell_csv_rows,
     csv_rows,
-    provenance_lines,
     read_rows,
     row_cells,
     seed_csv_rows,
@@ -23,6 +21,7 @@ from recipes.medvlmoe.tables.rows import (
 )
 from recipes.shared.report.formats import DASH, decimals, interval_text
 from recipes.shared.runs import write_json
+from recipes.shared.sweeps.grid import Grid, cell_csv_rows, provenance_lines
 from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 OURS = "medvlmoe"

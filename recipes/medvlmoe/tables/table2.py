@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.tables.options import Grid, Model, ParseTrain, SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import Model, ParseTrain, SweepOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_differences
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_2, TABLE_2
 from recipes.medvlmoe.tables.rows import (
     CELL_TITLES,
     Row,
-    cell_csv_rows,
     csv_rows,
-    provenance_lines,
     read_rows,
     row_cells,
     seed_csv_rows,
@@ -21,6 +19,7 @@ from recipes.medvlmoe.tables.rows import (
 )
 from recipes.shared.report.formats import DASH, signed, signed_interval
 from recipes.shared.runs import write_json
+from recipes.shared.sweeps.grid import Grid, cell_csv_rows, provenance_lines
 from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 FULL = "full"

@@ -17,9 +17,9 @@ from recipes.medmoe.explain.game import play
 from recipes.medmoe.explain.pictures import PANEL, Explanation, draw, outcome, scale_range, shorten
 from recipes.medmoe.explain.seen import explanation, look
 from recipes.medmoe.explain.word_maps import distinct_words, finding_words, normal_form, word_maps
+from recipes.medmoe.features import LocalFeatures
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.label_router import LabelRouter
-from recipes.medmoe.model import LocalFeatures
 from recipes.medmoe.report import write_report
 
 

@@ -11,10 +11,10 @@ from recipes.data.studies import Study
 from recipes.medmoe.build import new_model
 from recipes.medmoe.config import Config
 from recipes.medmoe.data.labelled_sets import open_sets, parse_options
+from recipes.medmoe.features import TextFeatures
 from recipes.medmoe.inference.local_scoring import mean_regions, modality_labels, routed_local_scores
 from recipes.medmoe.inference.reference import load_reference
 from recipes.medmoe.inference.run import Session
-from recipes.medmoe.model import TextFeatures
 from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medmoe.zero_shot.evaluation import evaluate_set, score_prompts
 from recipes.medmoe.zero_shot.prompt_files import choose_prompts, parse_prompts

@@ -1,0 +1,148 @@
+"""The cells of the tables: a pretraining, and evaluations of what it trained or of a released model."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipes.medmoe.config import Config
+from recipes.medmoe.inference.session import ModelSession
+from recipes.shared.settings import settings_from_json
+from recipes.shared.sweeps import Cell
+
+TRAINED = ("config.json", "training.json", "checkpoints/best.ckpt")
+"""Files of a pretraining that later cells read."""
+ABOUT = ("preset", "local_branch", "route_on", "data", "pairs", "parameters", "notes")
+"""What a table says of a pretraining, of the section ``run`` of its ``metrics.json``."""
+PREDICTIONS = "predictions.csv"
+RESULT = "result.json"
+
+
+def pretrain_cell(model: str, config: Config) -> Cell:
+    """Describes a cell that pretrains a model.
+
+    Args:
+        model: Its name in the table.
+        config: Settings of its run, of one seed.
+    """
+    values = json.loads(json.dumps(config.to_json(), default=str))
+    settings = {key: value for key, value in values.items() if key not in ("out", "resume")}
+    return Cell(f"pretrain/{model}/seed-{config.seeds[0]}", {"kind": "pretrain", "config": settings})
+
+
+def evaluation_cell(kind: str, what: str, model: str, seed: int | None, settings: Mapping[str, Any]) -> Cell:
+    """Describes a cell that evaluates a pretrained or a released model.
+
+    Args:
+        kind: ``"zero-shot"``, ``"probe"`` or ``"maps"``.
+        what: The set; of maps the data.
+        model: Its name in the table.
+        seed: Of its pretraining; ``None`` of a released model.
+        settings: What decides the result, besides the weights: of a pretrained model ``pretrained`` (the name of its
+            cell), else ``released`` (a :class:`~recipes.medmoe.models.choice.ModelChoice` as json).
+    """
+    name = f"{kind}/{what}/{model}/" + ("released" if seed is None else f"seed-{seed}")
+    return Cell(name, {"kind": kind, "cell": name, **settings})
+
+
+def run_cell(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    """Runs a cell. On a CPU it has one thread, so that its rounding does not depend on how many run beside it.
+
+    Args:
+        settings: Of :func:`pretrain_cell` or :func:`evaluation_cell`.
+        run: The cell's folder.
+
+    Returns:
+        What tables show of it.
+    """
+    torch.set_num_threads(1)
+    return _KINDS[settings["kind"]](settings, run)
+
+
+def folder_of_cells(settings: Mapping[str, Any], run: Path) -> Path:
+    """Returns the folder in which the runs of all cells lie.
+
+    Args:
+        settings: Of a cell.
+        run: Its folder.
+    """
+    return run.parents[len(Path(settings["cell"]).parts) - 1]
+
+
+def open_cell(settings: Mapping[str, Any], run: Path) -> ModelSession:
+    """Opens the model that a cell evaluates.
+
+    Args:
+        settings: Of the cell.
+        run: Its folder.
+    """
+    from recipes.medmoe.inference.released import ReleasedSession
+    from recipes.medmoe.inference.run import Session
+    from recipes.medmoe.models.choice import ModelChoice
+
+    folder = folder_of_cells(settings, run)
+    if settings.get("pretrained"):
+        return Session.open(folder / settings["pretrained"])
+    choice = ModelChoice.from_json(settings["released"])
+    if settings.get("data_of"):
+        choice = replace(choice, data_of=folder / settings["data_of"])
+    return ReleasedSession.open(run, choice)
+
+
+def _pretrain(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    from recipes.medmoe.pretrain import stage
+    from recipes.medmoe.pretrain.summary import summarise
+    from recipes.shared.runs import read_metrics
+
+    config = replace(settings_from_json(Config, settings["config"]), out=run, resume=True)
+    begun = (run / "checkpoints" / "last.ckpt").exists()
+    try:
+        stage.main(config)
+    except ValueError as error:
+        if not begun:
+            raise
+        print(f"the run cannot be gone on with, and begins again: {error}")
+        shutil.rmtree(run)
+        stage.main(config)
+    print(summarise(run))
+    metrics = read_metrics(run)
+    about, training, routing = metrics["run"], metrics["training"], metrics["routing"]
+    return {
+        "purity": metrics["routing_purity"],
+        "routing": routing,
+        "epochs": training["epochs"],
+        "best_epoch": training["best_epoch"],
+        **{
+            name: about[name] for name in ("preset", "local_branch", "route_on", "data", "pairs", "parameters", "notes")
+        },
+    }
+
+
+def _zero_shot(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    from recipes.medmoe.tables.evaluate import zero_shot
+
+    return zero_shot(settings, run)
+
+
+def _probe(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    from recipes.medmoe.tables.evaluate import probe
+
+    return probe(settings, run)
+
+
+def _maps(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    from recipes.medmoe.tables.evaluate import maps
+
+    return maps(settings, run)
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any], Path], Mapping[str, Any]]] = {
+    "pretrain": _pretrain,
+    "zero-shot": _zero_shot,
+    "probe": _probe,
+    "maps": _maps,
+}
