@@ -1,33 +1,14 @@
 """Looks for studies of one split that another one holds too: the same patient, the same pixels, or nearly the same."""
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from itertools import combinations, product
+from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
-
-from recipes.data.arguments import remedy
-from recipes.data.images.volumes import shown_image
-from recipes.data.sampling import as_it_is
+from recipes.data.prints import SIMILARITY, Prints, check_similarity, equal_pairs, read_prints, twins
 from recipes.data.studies import StudySource, StudySplit
 
 LEAKAGE = "leakage.json"
 """What ``python -m recipes.data check --run RUN`` notes in a run, for its model card."""
-
-_SIDE = 32
-"""Side of the thumbnails that are compared, in pixels."""
-
-_ROWS, _COLUMNS = 512, 8192
-"""Thumbnails that are compared at a time."""
-
-_MOST = 5
-"""Twins in another split that are listed for one image."""
 
 
 class Leak(NamedTuple):
@@ -52,15 +33,8 @@ class Leak(NamedTuple):
     group: str | None = None
 
 
-class _Prints(NamedTuple):
-    """What the images of a split are compared by: a digest of the pixels, and ``(N, 32, 32)`` grey thumbnails."""
-
-    digests: list[bytes]
-    thumbnails: NDArray[np.uint8]
-
-
 def find_leaks(
-    source: StudySource, *, similarity: float = 0.99, workers: int = 0, progress: bool = False
+    source: StudySource, *, similarity: float = SIMILARITY, workers: int = 0, progress: bool = False
 ) -> list[Leak]:
     """Lists pairs of studies that are in different splits and of one patient, of equal pixels or twins.
 
@@ -78,19 +52,70 @@ def find_leaks(
     Raises:
         ValueError: If ``similarity`` is out of its range, or an image cannot be read; the message names it.
     """
-    if not 0 < similarity <= 1:
-        raise ValueError(f"similarity must be above 0 and at most 1, got {similarity} (--similarity)")
+    check_similarity(similarity)
     splits = dict(source.splits())
-    prints = {name: _prints_of(split, workers, name if progress else None) for name, split in splits.items()}
+    prints = _prints_of(splits, workers, progress)
     leaks = list(_patients(splits))
     for first, second in combinations(splits, 2):
-        ids = (splits[first].ids, splits[second].ids)
-        leaks += (Leak("pixels", first, ids[0][a], second, ids[1][b], 1.0) for a, b in _equal(prints, first, second))
-        leaks += (
-            Leak("twins", first, ids[0][a], second, ids[1][b], value)
-            for a, b, value in _twins(prints[first], prints[second], similarity)
-        )
+        leaks += _leaks(splits, prints, first, second, similarity)
     return leaks
+
+
+def find_shared(
+    source: StudySource,
+    other: StudySource,
+    *,
+    similarity: float = SIMILARITY,
+    workers: int = 0,
+    progress: bool = False,
+) -> list[Leak]:
+    """Lists pairs of images of two data sets that have equal pixels or are twins, as :func:`find_leaks` does.
+
+    Patients are not compared: their names mean nothing outside their own set.
+
+    Args:
+        source: A data set.
+        other: Another one.
+        similarity: Correlation from which on images are twins, in ``(0, 1]``.
+        workers: Processes that read images; 0 reads in this one.
+        progress: Whether progress bars are shown.
+
+    Returns:
+        Leaks whose splits are called ``SET SPLIT``; of sets of one name, ``first SET SPLIT`` and ``second SET SPLIT``.
+
+    Raises:
+        ValueError: As :func:`find_leaks`.
+    """
+    check_similarity(similarity)
+    titles = (source.name, other.name)
+    if source.name == other.name:
+        titles = (f"first {source.name}", f"second {other.name}")
+    own, others = (
+        {f"{title} {name}": split for name, split in one.splits()}
+        for title, one in zip(titles, (source, other), strict=True)
+    )
+    splits = own | others
+    prints = _prints_of(splits, workers, progress)
+    return [
+        leak for first, second in product(own, others) for leak in _leaks(splits, prints, first, second, similarity)
+    ]
+
+
+def _prints_of(splits: dict[str, StudySplit], workers: int, progress: bool) -> dict[str, Prints]:
+    return {
+        name: read_prints(split, workers=workers, title=name if progress else None) for name, split in splits.items()
+    }
+
+
+def _leaks(
+    splits: dict[str, StudySplit], prints: dict[str, Prints], first: str, second: str, similarity: float
+) -> Iterator[Leak]:
+    """Yields the equal images of two splits, then the twins."""
+    one, other = splits[first].ids, splits[second].ids
+    for a, b in equal_pairs(prints[first], prints[second]):
+        yield Leak("pixels", first, one[a], second, other[b], 1.0)
+    for twin in twins(prints[first], prints[second], similarity):
+        yield Leak("twins", first, one[twin.first], second, other[twin.second], twin.similarity)
 
 
 def _patients(splits: dict[str, StudySplit]) -> Iterator[Leak]:
@@ -106,87 +131,16 @@ def _patients(splits: dict[str, StudySplit]) -> Iterator[Leak]:
                 yield Leak("patient", one, ids[0], other, ids[1], group=group)
 
 
-def _equal(prints: dict[str, _Prints], first: str, second: str) -> Iterator[tuple[int, int]]:
-    row_of: dict[bytes, int] = {}
-    for row, digest in enumerate(prints[first].digests):
-        row_of.setdefault(digest, row)
-    for row, digest in enumerate(prints[second].digests):
-        if digest and digest in row_of:
-            yield row_of[digest], row
-
-
-def _twins(first: _Prints, second: _Prints, similarity: float) -> Iterator[tuple[int, int, float]]:
-    """Yields pairs whose thumbnails correlate and whose pixels differ, in the order of the second split."""
-    for start in range(0, len(second.digests), _ROWS):
-        rows = _unit(second.thumbnails[start : start + _ROWS])
-        best: dict[int, list[tuple[float, int]]] = defaultdict(list)
-        for left in range(0, len(first.digests), _COLUMNS):
-            values = rows @ _unit(first.thumbnails[left : left + _COLUMNS]).T
-            for row, column in zip(*np.nonzero(values >= similarity), strict=True):
-                if second.digests[start + row] != first.digests[left + column]:
-                    best[int(row)].append((float(values[row, column]), left + int(column)))
-        for row in sorted(best):
-            for value, column in sorted(best[row], key=lambda pair: (-pair[0], pair[1]))[:_MOST]:
-                yield column, start + row, min(value, 1.0)
-
-
-def _unit(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Returns thumbnails as vectors of mean 0 and length 1, of which a product is a correlation; 0 for a flat one."""
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    flat -= flat.mean(1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-
-
-class _Reading(Dataset[Any]):
-    """The prints of each image of a split, or what is wrong with it."""
-
-    def __init__(self, split: StudySplit) -> None:
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, row: int) -> tuple[bytes, NDArray[np.uint8] | None, str]:
-        try:
-            image = self.split[row].image
-        except ValueError as error:
-            return b"", None, str(error)
-        if (
-            image is None
-        ):  # compared with nothing: a blank digest equals no other, a flat thumbnail correlates with none
-            return b"", np.zeros((_SIDE, _SIDE), np.uint8), ""
-        thumbnail = shown_image(image)  # of a volume the middle slice
-        digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
-        grey = Image.fromarray(thumbnail).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-        return digest, np.asarray(grey), ""
-
-
-def _prints_of(split: StudySplit, workers: int, title: str | None) -> _Prints:
-    loader = DataLoader(_Reading(split), batch_size=None, num_workers=workers, collate_fn=as_it_is)
-    digests: list[bytes] = []
-    thumbnails: NDArray[np.uint8] = np.empty((len(split), _SIDE, _SIDE), np.uint8)
-    for digest, thumbnail, problem in tqdm(loader, desc=title, disable=title is None, leave=False, unit="image"):
-        if thumbnail is None:
-            raise ValueError(
-                problem + remedy(" ({on_bad_image=skip} leaves such images out, where the set has the option)")
-            )
-        thumbnails[len(digests)] = thumbnail
-        digests.append(digest)
-    return _Prints(digests, thumbnails)
-
-
-def leak_lines(leaks: Sequence[Leak], most: int) -> list[str]:
+def leak_lines(leaks: Sequence[Leak], most: int, *, patients: bool = True) -> list[str]:
     """Describes leaks in words, up to ``most`` of each kind, and counts them.
 
     Args:
-        leaks: Of :func:`find_leaks`.
+        leaks: Of :func:`find_leaks` or :func:`find_shared`.
         most: Lines for each kind.
+        patients: Whether patients were compared.
     """
-    titles = {
-        "patient": "patients in two splits",
-        "pixels": "pairs of equal pixels",
-        "twins": "pairs of nearly equal images",
-    }
+    titles = {"patient": "patients in two splits"} if patients else {}
+    titles |= {"pixels": "pairs of equal pixels", "twins": "pairs of nearly equal images"}
     lines = []
     for kind, title in titles.items():
         own = [leak for leak in leaks if leak.kind == kind]

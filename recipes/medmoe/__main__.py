@@ -57,6 +57,7 @@ def parse_pretrain(arguments: list[str]) -> Config:
 
 def _pretrain(arguments: list[str]) -> None:
     config = parse_pretrain(arguments)
+    from recipes.medmoe.inference.near_duplicates import keep_prints
     from recipes.medmoe.pretrain import stage as pretrain
     from recipes.medmoe.pretrain.summary import summarise
     from recipes.shared.training import is_main_process
@@ -64,6 +65,7 @@ def _pretrain(arguments: list[str]) -> None:
     runs = pretrain.main(config)
     for run in runs if is_main_process() else ():
         print(summarise(run))
+        keep_prints(run)
         print(f"pretrained: {run}")
         print(next_command(run, "pretrain", data=config.data.data))
 

@@ -19,3 +19,6 @@ Split = Literal["train", "val", "test"]
 
 Checkpoint = Literal["best", "last"]
 """Which weights of a run: of the epoch with the lowest validation loss, or of the last one."""
+
+NearDuplicates = Literal["count", "leave-out", "ignore"]
+"""What happens with evaluation images that are equal or nearly equal to pretraining images."""

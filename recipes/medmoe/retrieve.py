@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recipes.data.pairs import PairStream
 from recipes.data.studies import StudySplit
-from recipes.medmoe.choices import Checkpoint, Split
+from recipes.medmoe.choices import Checkpoint, NearDuplicates, Split
 from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.shared.runs import update_metrics
@@ -25,6 +25,7 @@ def main(
     *,
     split: Split = "test",
     score: Score = "global",
+    near_duplicates: NearDuplicates = "count",
     checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
@@ -35,17 +36,22 @@ def main(
         split: Which pairs.
         score: Cosine of the global embeddings, or with the local score of words and regions beside it, both
             brought to the same spread over all pairs.
+        near_duplicates: Count images that are equal or nearly equal to pretraining images, leave them out, or do not
+            look for them.
         checkpoint: Which weights.
         baseline: Another model instead of the run's own.
 
     Returns:
         The section: what :func:`~recipes.shared.scores.retrieval.retrieval_scores` gives for the split, with
-        ``split``, ``score``, ``model``, ``route_on``, ``images``, ``texts`` (distinct ones) and ``checkpoint``.
+        ``split``, ``score``, ``model``, ``route_on``, ``images``, ``texts`` (distinct ones), ``near_duplicates`` and
+        ``checkpoint``.
 
     Raises:
         ValueError: If the split is a stream.
     """
-    from recipes.medmoe.inference.opening import open_session  # here, so that --help does not wait for torch
+    # Imported here, so that --help does not wait for torch.
+    from recipes.medmoe.inference.near_duplicates import without_near_duplicates
+    from recipes.medmoe.inference.opening import open_session
 
     session = open_session(run, checkpoint, baseline)
     pairs = getattr(session.source(), split)
@@ -53,9 +59,15 @@ def main(
         raise ValueError(
             f"split: the {split} split of this run is a stream, which cannot be ranked: use --split val or test."
         )
+    # Pretraining images are their own duplicates: there is nothing to count.
+    mode: NearDuplicates = "ignore" if split == "train" and near_duplicates == "count" else near_duplicates
+    pairs, found = without_near_duplicates(session, pairs, split, mode)
     result = {"split": split, "checkpoint": checkpoint} | retrieve(session, pairs, score=score)
+    result["near_duplicates"] = found
     update_metrics(run, retrieval=result)
     print(_line(result))
+    if found is not None:
+        print(f"near-duplicates: {found['in_words']}")
     if session.is_run:  # a released model has no other stages of its own
         print(next_command(run, "retrieve", data=session.data))
     return result

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recipes.medmoe.choices import Checkpoint
+from recipes.medmoe.choices import Checkpoint, NearDuplicates
 from recipes.medmoe.few_shot.methods import Method
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.medmoe.set_results import SetResults
@@ -28,6 +28,7 @@ def main(
     templates: bool = False,
     alpha: float = 1.0,
     beta: float = 5.5,
+    near_duplicates: NearDuplicates = "count",
     checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
@@ -48,6 +49,8 @@ def main(
         templates: Put class names into plain sentences where a set has no prompt file.
         alpha: Weight of the labelled images in Tip-Adapter.
         beta: How quickly it falls with distance.
+        near_duplicates: Count test images that are equal or nearly equal to pretraining images, leave them out, or
+            do not look for them.
         checkpoint: Which weights.
         baseline: Another model instead of the run's own.
 
@@ -69,6 +72,7 @@ def main(
     # Imported here, so that --help does not wait for torch.
     from recipes.medmoe.data.labelled_sets import open_sets
     from recipes.medmoe.few_shot.evaluation import few_shot_set
+    from recipes.medmoe.inference.near_duplicates import set_without_near_duplicates
     from recipes.medmoe.inference.opening import open_session
 
     session = open_session(run, checkpoint, baseline, writes=("metrics.json", "few_shot"))
@@ -81,9 +85,10 @@ def main(
     results.check(one.name for one, _ in sets)
     for one, texts in sets:
         started = time.monotonic()
+        left, found = set_without_near_duplicates(session, one, "test", near_duplicates)
         result = few_shot_set(
             session,
-            one,
+            left,
             texts,
             shots=shots,
             methods=methods,
@@ -91,9 +96,9 @@ def main(
             alpha=alpha,
             beta=beta,
         )
-        result |= {"checkpoint": checkpoint, "seconds": time.monotonic() - started}
+        result |= {"near_duplicates": found, "checkpoint": checkpoint, "seconds": time.monotonic() - started}
         results.write(one.name, result)
-        keys = ("task", "chance", "majority_share", "studies", "zero_shot", "results", "seeds")
+        keys = ("task", "chance", "majority_share", "studies", "zero_shot", "results", "seeds", "near_duplicates")
         section = section | {one.name: {key: result[key] for key in keys}}
         update_metrics(run, few_shot=section)
         print("\n".join(_lines(result)))
@@ -119,7 +124,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         )
         studies = max(row["studies"])
         lines.append(f"  {row['shots']:3d} of each class ({studies} in all), {row['method']}: {scores}")
-    return lines
+    found = result["near_duplicates"]
+    return lines if found is None else [*lines, f"  near-duplicates: {found['in_words']}"]
 
 
 def _shown(summary: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from recipes.medmoe.choices import Checkpoint, Features, Refit, Select
+from recipes.medmoe.choices import Checkpoint, Features, NearDuplicates, Refit, Select
 from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.medmoe.set_results import SetResults
@@ -26,6 +26,7 @@ def main(
     select: Select = "val",
     modality: str | None = None,
     name: str | None = None,
+    near_duplicates: NearDuplicates = "count",
     checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
@@ -47,6 +48,8 @@ def main(
         select: What chooses the weight decay: the validation set, or cross-validation inside the subset.
         modality: Kind of the images, where the set does not say it.
         name: What to call the set in files and tables, by default its own name or the csv's.
+        near_duplicates: Count test images that are equal or nearly equal to pretraining images, leave them out, or
+            do not look for them.
         checkpoint: Which weights.
         baseline: Another model instead of the run's own.
 
@@ -61,6 +64,7 @@ def main(
         raise ValueError(f"subsets must be at least 1, got {subsets} (--subsets).")
     # Imported here, so that --help does not wait for torch.
     from recipes.medmoe.data.labelled_sets import open_sets
+    from recipes.medmoe.inference.near_duplicates import set_without_near_duplicates
     from recipes.medmoe.inference.opening import open_session
     from recipes.medmoe.probe.evaluation import probe_set
 
@@ -71,9 +75,10 @@ def main(
     results.check(one.name for one in sets)
     for one in sets:
         started = time.monotonic()
+        left, found = set_without_near_duplicates(session, one, "test", near_duplicates)
         result = probe_set(
             session,
-            one,
+            left,
             kind=features,
             fractions=fractions,
             subsets=subsets,
@@ -83,7 +88,7 @@ def main(
             modality=modality,
             checkpoint=checkpoint,
         )
-        result["seconds"] = time.monotonic() - started
+        result |= {"near_duplicates": found, "seconds": time.monotonic() - started}
         results.write(one.name, result)
         section = section | {one.name: _summary(result)}
         update_metrics(run, probe=section)
@@ -94,7 +99,7 @@ def main(
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    keys = ("task", "features", "refit", "select", "protocol", "chance", "majority_share", "studies")
+    keys = ("task", "features", "refit", "select", "protocol", "chance", "majority_share", "studies", "near_duplicates")
     return {key: result[key] for key in keys} | {
         "fractions": [
             {key: value for key, value in row.items() if key != "subsets"} | {"subsets": len(row["subsets"])}
@@ -114,7 +119,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         scores = [] if result["task"] == "multi-label" else [f"accuracy {_shown(row['accuracy'])}"]
         scores.append(f"macro AUROC {_shown(row['macro_auroc'])}")
         lines.append(f"  {100 * row['fraction']:g}% of training ({studies} studies): {', '.join(scores)}")
-    return lines
+    found = result["near_duplicates"]
+    return lines if found is None else [*lines, f"  near-duplicates: {found['in_words']}"]
 
 
 def _shown(spread: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.medmoe.report.near_duplicates import near_duplicate_lines
 from recipes.medmoe.report.run import Run
 from recipes.shared.report.formats import DASH, decimals
 from recipes.shared.report.tables import Cell, Column, Table
@@ -33,6 +34,7 @@ class RetrievalSection:
         texts: Number of distinct reports.
         split: The split of both.
         score: The similarity that was used.
+        near_duplicates: What the images share with the pretraining images, in words.
     """
 
     table: Table
@@ -40,6 +42,7 @@ class RetrievalSection:
     texts: int
     split: str
     score: str
+    near_duplicates: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,12 @@ class ProbeSection:
     Attributes:
         table: Mean and spread of each set's scores per share of the training set.
         protocols: Name of each set, and what its classifiers were fitted on.
+        near_duplicates: What each set shares with the pretraining images, in words.
     """
 
     table: Table
     protocols: Sequence[tuple[str, str]]
+    near_duplicates: Sequence[str]
 
 
 def probe_section(run: Run) -> ProbeSection | None:
@@ -75,7 +80,8 @@ def probe_section(run: Run) -> ProbeSection | None:
         Column("Test studies"),
     ]
     table = Table(columns, [row for name, probe in probes.items() for row in _probe_rows(name, probe, shares)])
-    return ProbeSection(table, [(name, str(probe.get("protocol") or OLD_PROTOCOL)) for name, probe in probes.items()])
+    protocols = [(name, str(probe.get("protocol") or OLD_PROTOCOL)) for name, probe in probes.items()]
+    return ProbeSection(table, protocols, near_duplicate_lines(probes))
 
 
 def retrieval_section(run: Run) -> RetrievalSection | None:
@@ -97,7 +103,8 @@ def retrieval_section(run: Run) -> RetrievalSection | None:
         rows.append(["by chance", *_ranks(scores["chance"], recalls), "", ""])
     table = Table([Column("Retrieved", "text"), *map(Column, titles)], rows)
     score = retrieval["score"].replace("+", " and ")
-    return RetrievalSection(table, retrieval["images"], retrieval["texts"], retrieval["split"], score)
+    found = near_duplicate_lines({f"{retrieval['split']} split": retrieval})
+    return RetrievalSection(table, retrieval["images"], retrieval["texts"], retrieval["split"], score, found)
 
 
 def _probe_rows(name: str, probe: Mapping[str, Any], shares: list[float]) -> list[list[Cell]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.medmoe.report.near_duplicates import near_duplicate_lines
 from recipes.medmoe.report.run import ROUTED_BY, Run
 from recipes.shared.report.formats import decimals, interval_text
 from recipes.shared.report.heat import HeatMap, count_map
@@ -32,11 +33,13 @@ class ZeroShotSection:
         table: One row per set, after their mean where there are several.
         routed_by: What chooses the expert.
         left_out: Sets that the mean leaves out.
+        near_duplicates: What each set shares with the pretraining images, in words.
     """
 
     table: Table
     routed_by: str
     left_out: list[str]
+    near_duplicates: list[str]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def zero_shot_section(run: Run) -> ZeroShotSection | None:
         }
         rows.insert(0, _row(f"Mean of {len(averaged)} sets", mean))
     left_out = [name for name in results["sets"] if name not in averaged] if has_mean else []
-    return ZeroShotSection(Table(COLUMNS, rows, total=has_mean), ROUTED_BY[results["route_on"]], left_out)
+    table = Table(COLUMNS, rows, total=has_mean)
+    return ZeroShotSection(table, ROUTED_BY[results["route_on"]], left_out, near_duplicate_lines(results["sets"]))
 
 
 def confusion(name: str, result: Mapping[str, Any]) -> Confusion | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.medmoe.choices import Checkpoint, Scoring, Split
+from recipes.medmoe.choices import Checkpoint, NearDuplicates, Scoring, Split
 from recipes.medmoe.hints import next_command
 from recipes.medmoe.models.choice import RUN_ITSELF, OtherModel
 from recipes.medmoe.set_results import SetResults
@@ -17,7 +17,7 @@ from recipes.shared.runs import read_metrics, update_metrics
 
 SUMMARY = (
     "accuracy", "accuracy_ci95", "balanced_accuracy", "macro_auroc", "macro_auroc_ci95", "chance", "majority_share",
-    "studies", "unknown_words", "prompt_spread",
+    "studies", "unknown_words", "prompt_spread", "near_duplicates",
 )  # fmt: skip
 """What ``metrics.json`` keeps of a set's result, besides how it was scored."""
 
@@ -42,6 +42,7 @@ def main(
     split: Split = "test",
     modality: str | None = None,
     name: str | None = None,
+    near_duplicates: NearDuplicates = "count",
     checkpoint: Checkpoint = "best",
     baseline: OtherModel = RUN_ITSELF,
 ) -> dict[str, Any]:
@@ -64,6 +65,8 @@ def main(
         split: Which studies.
         modality: Kind of the images, where the set does not say it.
         name: What to call the set in files and tables, by default its own name or the csv's.
+        near_duplicates: Count images that are equal or nearly equal to pretraining images, leave them out, or do not
+            look for them.
         checkpoint: Which weights.
         baseline: Another model instead of the run's own.
 
@@ -78,6 +81,7 @@ def main(
         raise ValueError(f"bootstrap (--bootstrap) must be 0 (no intervals) or a number of resamples, got {bootstrap}.")
     # Imported here, so that --help does not wait for torch.
     from recipes.medmoe.data.labelled_sets import open_sets
+    from recipes.medmoe.inference.near_duplicates import set_without_near_duplicates
     from recipes.medmoe.inference.opening import open_session
     from recipes.medmoe.zero_shot.evaluation import evaluate_set
 
@@ -92,9 +96,10 @@ def main(
     files.check(one.name for one, _ in sets)
     for one, chosen in sets:
         started = time.monotonic()
+        left, found = set_without_near_duplicates(session, one, split, near_duplicates)
         result = evaluate_set(
             session,
-            one,
+            left,
             chosen,
             scoring=scoring,
             split=split,
@@ -103,7 +108,8 @@ def main(
             seed=seed,
             checkpoint=checkpoint,
         )
-        result |= {"count": count, "checkpoint": checkpoint, "seconds": time.monotonic() - started}
+        result |= {"near_duplicates": found, "count": count, "checkpoint": checkpoint}
+        result["seconds"] = time.monotonic() - started
         results[one.name] = result
         files.write(one.name, result)
         section = headline(results, known)
@@ -187,4 +193,9 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     if spread is not None:
         parts.append(f"over halves of the prompts accuracy {spread['min']:.3f} to {spread['max']:.3f}")
     unknown = result["unknown_words"]
-    return [", ".join(parts), *([unknown["in_words"]] if unknown else [])]
+    found = result["near_duplicates"]
+    return [
+        ", ".join(parts),
+        *([unknown["in_words"]] if unknown else []),
+        *([f"near-duplicates: {found['in_words']}"] if found else []),
+    ]

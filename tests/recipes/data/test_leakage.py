@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from recipes.data import __main__ as cli
-from recipes.data.leakage import find_leaks, leak_lines
+from recipes.data.leakage import find_leaks, find_shared, leak_lines
 from recipes.data.tables.studies import manifest_source
 from tests.recipes import chest_folders as folders
 
@@ -60,6 +61,48 @@ def test_every_planted_pair_is_named_and_no_other(table):
     assert 0.99 < leaks[2].similarity < 1
     assert find_leaks(source_of(table), similarity=1.0) == leaks[:2]
     assert find_leaks(source_of(table), workers=2) == leaks
+
+
+@pytest.fixture
+def other_table(table, tmp_path):
+    """Three images of another set: one that the first set has as 6, and two others; its patients have the same names."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    recompressed(smooth(6)).save(folder / "a.png")
+    smooth(77).save(folder / "b.png")
+    smooth(78).save(folder / "c.png")
+    (folder / "set.csv").write_text("image,split,patient,ill\na.png,train,p0,1\nb.png,test,p1,0\nc.png,val,p2,0\n")
+    return folder / "set.csv"
+
+
+def test_two_sets_share_images_and_patients_are_not_compared(table, other_table):
+    one, other = (
+        manifest_source(file, text_column=None, label_columns=[label], group_column="patient", allow_crossing=True)
+        for file, label in ((table, "sick"), (other_table, "ill"))
+    )
+    (leak,) = find_shared(one, other)
+    assert leak[:5] == ("twins", "first set test", "6.png", "second set train", "a.png")
+    (swapped,) = find_shared(other, replace(one, name="mine"))
+    assert swapped[1:5] == ("set train", "a.png", "mine test", "6.png")
+    with pytest.raises(ValueError, match=r"similarity must be above 0"):
+        find_shared(one, other, similarity=2)
+
+
+def test_the_command_compares_two_sets(table, other_table, capsys):
+    options = ["check", "--data", str(table), "--label-columns", "sick", "--group-column", "patient", "--workers", "0"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*options, "--against", f"mine=--data {other_table} --label-columns ill"])
+    assert end.value.code == 1
+    output = capsys.readouterr().out
+    assert "patients" not in output
+    assert "set test 6.png and mine train a.png" in output
+    assert "mine: train 1, val 1, test 1 images" in output
+    with pytest.raises(SystemExit, match=r"\(--against\) takes options that open a data set, and no others"):
+        cli.main([*options, "--against", f"mine=--data {other_table} --label-columns ill --workers 0"])
+    with pytest.raises(SystemExit, match=r"\(--against\): options of mine cannot be split \(No closing quotation\)"):
+        cli.main([*options, "--against", "mine=--data 'x"])
+    with pytest.raises(SystemExit, match="leave out --against"):
+        cli.main([*options, "--against", "phantom", "--run", str(table.parent)])
 
 
 def test_lines_are_limited_and_counted(table):
