@@ -16,6 +16,7 @@ from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Balance
 from recipes.medvlmoe.data import build_source, make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
+from recipes.shared.epochs import training_from_one
 from recipes.shared.runs import read_json
 from recipes.shared.scores.expert_load import load_measures
 from recipes.shared.scores.metrics import evaluate_predictions
@@ -51,12 +52,12 @@ def measure(data: RealSet, method: Balance, seed: int, root: Path, out: Path) ->
     test = predictions["test"]
     groups = _groups(source.test, test)
     scores = evaluate_predictions(test.probs, test.labels, groups, classes, task=task, bootstrap=0)
-    training = read_json(out / "training.json")
+    training = training_from_one(read_json(out / "training.json"))
     top_k = config.model.top_k
     record: dict[str, Any] = {
         "method": method,
         "seed": seed,
-        "best_epoch": training["best_epoch"] + 1,
+        "best_epoch": training["best_epoch"],
         "seconds": training["seconds"],
         "macro_auroc": scores["macro_auroc"],
         "router_entropy": float(test.entropy.mean()) if test.entropy is not None else None,

@@ -19,6 +19,7 @@ from recipes.medvlmoe.examples import write_errors, write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.modality_scores import modalities_over_seeds, modality_scores
 from recipes.medvlmoe.model import MedVLMoE, has_experts
+from recipes.shared.epochs import FIRST_EPOCH, training_from_one
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.outputs import check_outputs
 from recipes.shared.runs import environment, peak_memory_bytes, read_object, run_device, write_json
@@ -101,7 +102,8 @@ def evaluate_one(
     started = time.monotonic()
     check_outputs(run, OUTPUTS)
     model, config, classes, task = load_model(run, checkpoint)
-    training = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes"))
+    kept = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes"))
+    training = training_from_one(kept)
     check_scope(temperature, task)
     device = run_device(config.train.accelerator)
     model.to(device)
@@ -168,7 +170,7 @@ def evaluate_one(
         model, config, source.test, classes, test, task=task, device=device, bootstrap=bootstrap
     )
     metrics["experts"] = _experts(predictions["val"], predictions["test"], classes, config)
-    metrics["training"] = {
+    metrics["training"] = FIRST_EPOCH | {
         "epochs": training["epochs"],
         "best_epoch": training["best_epoch"],
         "stopped_early": training["epochs"] < config.train.epochs,

@@ -16,6 +16,7 @@ from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import reads_text, takes_text
+from recipes.shared.epochs import training_from_one
 from recipes.shared.runs import read_object, run_device
 from recipes.shared.scores.temperature import scaled_probs
 
@@ -136,8 +137,9 @@ def stored_temperatures(run: Path, classes: Sequence[str], checkpoint: str) -> t
             f"probabilities are not calibrated, since {run} was evaluated with its {evaluated} weights, not its "
             f"{checkpoint} ones; to calibrate them, {again}"
         )
-    training = read_object(run / "training.json", ("epochs", "best_epoch"))
-    if any(training[key] != metrics["training"].get(key) for key in ("epochs", "best_epoch")):
+    training = training_from_one(read_object(run / "training.json", ("epochs", "best_epoch")))
+    evaluated_at = training_from_one(metrics["training"])
+    if any(training[key] != evaluated_at.get(key) for key in ("epochs", "best_epoch")):
         return None, f"probabilities are not calibrated, since {run} was trained on after its evaluation; {again}"
     by_class = metrics["calibration"]["temperature"]
     if any(name not in by_class for name in classes):

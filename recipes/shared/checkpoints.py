@@ -8,6 +8,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
+from recipes.shared.epochs import history_from_one
 from recipes.shared.runs import write_history
 from recipes.shared.settings import check_same_settings, read_settings
 from recipes.shared.shards import shard_model_state, shard_optimizer_state, whole_state
@@ -161,6 +162,7 @@ def restore_checkpoint(
 ) -> dict[str, Any]:
     """Loads what :func:`save_checkpoints` wrote, under whatever strategy, and returns the state.
 
+    Of a checkpoint of an earlier version, which numbered epochs from 0, ``history`` and ``best_epoch`` are renumbered.
     A ``best.ckpt`` that is older than the best epoch is written anew if that epoch is the last one: a version that
     wrote it second may have been killed in between.
 
@@ -170,6 +172,8 @@ def restore_checkpoint(
             versions are: its state would go to other parameters.
     """
     content = read_checkpoint(path, STATE)
+    if content["history"] and content["history"][0]["epoch"] == 0:
+        content |= {"history": history_from_one(content["history"]), "best_epoch": content["best_epoch"] + 1}
     _load_state(model, content["model"], path)
     _check_best(path.with_name("best.ckpt"), content)
     del content["model"]
@@ -187,7 +191,7 @@ def restore_checkpoint(
 
 def _check_best(best: Path, state: dict[str, Any]) -> None:
     """Makes sure that the best weights are those of the epoch that the state calls the best."""
-    epoch = state["best_epoch"] + 1
+    epoch = state["best_epoch"]
     kept = read_checkpoint(best, ("model", "epoch"))["epoch"] if best.is_file() else 0
     # A later one is of an epoch after which last.ckpt was not written any more, and which is trained again.
     if kept == epoch or kept > state["epoch"]:

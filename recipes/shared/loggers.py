@@ -61,14 +61,14 @@ def log_record(log: Log, record: Mapping[str, Any]) -> None:
 
     Args:
         log: Of :func:`open_loggers`.
-        record: A line of ``history.jsonl``, whose ``epoch`` counts from 0.
+        record: A line of ``history.jsonl``, whose ``epoch`` counts from 1.
     """
     numbers = {
         name: float(value)
         for name, value in record.items()
         if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool)
     }
-    log(numbers, record["epoch"] + 1)
+    log(numbers, record["epoch"])
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def train_epoch(
         kept_in_eval: Parts of the model that stay in eval mode.
 
     Returns:
-        The epoch's record: ``epoch``, the objective's fields, those of
+        The epoch's record: ``epoch`` (from 1), the objective's fields, those of
         :meth:`~recipes.shared.throughput.Throughput.figures` and ``seconds``.
     """
     started = time.monotonic()
@@ -128,4 +128,4 @@ def train_epoch(
         throughput.count(sum(len(batch.labels) for batch in micro_batches))
     totals = sums.over_ranks(fabric)  # waits until the last step is done
     figures = {} if throughput is None else throughput.figures()
-    return {"epoch": epoch, **objective.record(totals), **figures, "seconds": time.monotonic() - started}
+    return {"epoch": epoch + 1, **objective.record(totals), **figures, "seconds": time.monotonic() - started}

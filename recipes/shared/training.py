@@ -13,13 +13,15 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from recipes.shared.checkpoints import restore_checkpoint, save_checkpoints
+from recipes.shared.epochs import FIRST_EPOCH
 from recipes.shared.loggers import log_record, open_loggers
 from recipes.shared.runs import peak_memory_bytes, write_json
 from recipes.shared.settings import TrainSettings
 from recipes.shared.throughput import run_throughput
 
-NEW_RUN: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 0, "seconds": 0.0}
-"""Progress of a run that has not begun; ``history`` is added to it."""
+NEW_RUN: dict[str, Any] = {"epoch": 0, "best": -math.inf, "best_epoch": 1, "seconds": 0.0}
+"""Progress of a run that has not begun: ``epoch`` is the number of finished ones, and ``best_epoch`` counts from 1;
+``history`` is added to it."""
 
 
 def one_run_per_seed(config: Any, train_one: Callable[[Any], None]) -> list[Path]:
@@ -116,7 +118,7 @@ def run_epochs(
         settings: Of the training.
         out: Folder of the run.
         started: ``time.monotonic()`` when the run, or its resumption, began.
-        train_epoch: Trains an epoch and returns its record, with ``train_loss``.
+        train_epoch: Trains an epoch, of which it gets the place from 0, and returns its record, with ``train_loss``.
         validate: Returns what is added to the record.
         score: What is compared of a record; higher is better.
         line: What to print of a record.
@@ -129,7 +131,7 @@ def run_epochs(
     names = settings.loggers if fabric.is_global_zero else ()
     with open_loggers(names, out, finished_epochs=state["epoch"]) as log:
         for epoch in range(state["epoch"], settings.epochs):
-            if epoch - state["best_epoch"] > settings.patience:
+            if epoch + 1 - state["best_epoch"] > settings.patience:
                 break
             record = train_epoch(epoch)
             if not math.isfinite(record["train_loss"]):
@@ -140,7 +142,7 @@ def run_epochs(
             record |= validate()
             better = score(record) > state["best"]
             if better:
-                state |= {"best": score(record), "best_epoch": epoch}
+                state |= {"best": score(record), "best_epoch": epoch + 1}
             state["history"].append(record)
             state |= {"epoch": epoch + 1, "seconds": state["seconds"] + time.monotonic() - started}
             started = time.monotonic()
@@ -151,6 +153,6 @@ def run_epochs(
                     name: state[{"epochs": "epoch"}.get(name, name)] for name in ("epochs", "best_epoch", "seconds")
                 }
                 measured = {"peak_memory_bytes": peak_memory_bytes(), **run_throughput(state["history"])}
-                write_json(out / "training.json", progress | measured | facts(state))
+                write_json(out / "training.json", FIRST_EPOCH | progress | measured | facts(state))
             fabric.barrier()
             fabric.print(f"epoch {epoch + 1:3d}/{settings.epochs}  {line(record)}{'  best' if better else ''}")

@@ -7,6 +7,7 @@ from recipes.data.pairs import PairSource, PairStream
 from recipes.medmoe.inference.reference import load_reference
 from recipes.medmoe.inference.routing import routing_report
 from recipes.medmoe.inference.run import Session
+from recipes.shared.epochs import FIRST_EPOCH, training_from_one
 from recipes.shared.runs import environment, read_object, update_metrics
 
 
@@ -19,14 +20,12 @@ def summarise(run: Path) -> str:
         A line on the routing, and one more where experts that should live do not.
     """
     session = Session.open(run)
-    source, training = (
-        session.source(),
-        read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes", "skipped")),
-    )
+    kept = read_object(run / "training.json", ("epochs", "best_epoch", "seconds", "peak_memory_bytes", "skipped"))
+    source, training = session.source(), training_from_one(kept)
     routing = routing_report(session, source.test) if session.route_on != "none" else None
     if session.route_on != "text" and session.config.model.local_branch != "none":
         load_reference(session, "best")  # made now, while the data are at hand
-    about = {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
+    about = FIRST_EPOCH | {name: training[name] for name in ("epochs", "best_epoch", "seconds", "peak_memory_bytes")}
     about |= {name: training.get(name) for name in ("samples_per_second", "data_wait")}
     update_metrics(
         run,

@@ -42,7 +42,7 @@ def write_report(run_dir: Path) -> Path:
     check_outputs(run_dir, ("report.html",))
     run = read_run(run_dir)
     with content_of(run_dir / "metrics.json"):
-        about, training = run.metrics["run"], run.section("training")
+        about, training = run.metrics["run"], run.training
         name = str(about.get("name") or run_dir.resolve().name)
         best_epoch, num_experts = training.get("best_epoch"), run.section("routing").get("experts")
         content = {
@@ -130,10 +130,10 @@ def _recall(run: Run) -> Figure:
 
 
 def _epochs(run: Run) -> Figure:
-    training = run.section("training")
+    training = run.training
     best = training.get("best_epoch")
     return Figure(
-        "Epochs", str(training.get("epochs", len(run.history))), "" if best is None else f"best: epoch {best + 1}"
+        "Epochs", str(training.get("epochs", len(run.history))), "" if best is None else f"best: epoch {best}"
     )
 
 
@@ -152,7 +152,7 @@ def _notes(run: Run) -> list[str]:
             f"Pointing game played less than {FEW_ROUNDS} times: {', '.join(few)}. Their hit rates are uncertain."
         )
     notes.append("Intervals do not cover the spread between training seeds: this is one run.")
-    best, epochs = run.section("training").get("best_epoch"), len(run.history)
+    best, epochs = run.training.get("best_epoch"), len(run.history)
     if epochs > 1 and best == run.history[-1]["epoch"]:
         notes.append("The best epoch is the last one: longer training might score higher.")
     notes.append(RESEARCH_NOTE)

@@ -6,6 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from recipes.shared.epochs import training_from_one
 from recipes.shared.report.files import check_section, content_of, read_examples, read_history, read_object
 
 ROUTED_BY = {"image": "the image", "text": "the report", "label": "the known modality", "none": ""}
@@ -42,6 +43,11 @@ class Run:
     def section(self, name: str) -> dict[str, Any]:
         """Returns a section of ``metrics.json``, empty where the stage was not run."""
         return self.metrics.get(name) or {}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The section ``training``, whose epochs are numbered from 1."""
+        return training_from_one(self.section("training"))
 
     def expert_name(self, expert: int) -> str:
         """Returns the modality that an expert is meant for; empty for a spare one."""

@@ -43,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
     check_outputs(run_dir, ("report.html",))
     run = read_run(run_dir)
     with content_of(run_dir / "metrics.json"):
-        about, training = run.metrics["run"], run.metrics.get("training") or {}
+        about, training = run.metrics["run"], run.training
         name = str(about.get("name") or run_dir.resolve().name)
         best_epoch = training.get("best_epoch")
         content = {
@@ -82,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
 
 def _headline(run: Run) -> list[Figure]:
     """Returns the figures at the top."""
-    test, training = run.metrics["test"], run.metrics.get("training") or {}
+    test, training = run.metrics["test"], run.training
     macro, interval = test["macro_auroc"], test.get("macro_auroc_ci95")
     detail = f"95% CI {interval_text(interval)}" if interval else "no interval"
     entries = [
@@ -133,7 +133,7 @@ def _notes(run: Run) -> list[str]:
             f"Intervals come from {draws['samples']:,} resamples of the test split's groups (patients, where the "
             f"data name them). They do not cover the spread between training seeds: this is one run.{missing}"
         )
-    training = run.metrics.get("training") or {}
+    training = run.training
     last = run.history[-1]["epoch"]
     if len(run.history) > 1 and training.get("best_epoch") == last and not training.get("stopped_early"):
         notes.append("The best epoch is the last one: longer training might score higher.")

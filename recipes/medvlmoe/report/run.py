@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from recipes.shared.epochs import training_from_one
 from recipes.shared.report.files import MISSING, check_section, read_examples, read_history, read_object
 
 HISTORY_KEYS = ("epoch", "train_loss")
@@ -37,6 +38,11 @@ class Run:
     probs: NDArray[np.float64]
     examples: dict[str, NDArray[Any]] | None
     errors: dict[str, NDArray[Any]] | None = None
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The section ``training`` of ``metrics.json``, empty where it has none; epochs are numbered from 1."""
+        return training_from_one(self.metrics.get("training") or {})
 
     @property
     def classes(self) -> list[str]:

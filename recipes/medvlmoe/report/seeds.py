@@ -115,7 +115,7 @@ def _run_table(runs: Mapping[str, Run], test: Mapping[str, Any]) -> Table:
     ]
     rows = []
     for name, run in runs.items():
-        training, val = run.metrics.get("training") or {}, run.metrics.get("val") or {}
+        training, val = run.training, run.metrics.get("val") or {}
         scores, best = run.metrics["test"], training.get("best_epoch")
         rows.append(
             [
@@ -123,7 +123,7 @@ def _run_table(runs: Mapping[str, Run], test: Mapping[str, Any]) -> Table:
                 decimals(scores["macro_auroc"]),
                 interval_text(scores.get("macro_auroc_ci95")),
                 decimals(val.get("macro_auroc")),
-                "" if best is None else str(best + 1),
+                "" if best is None else str(best),
                 str(training.get("epochs", len(run.history))),
             ]
         )
@@ -169,7 +169,7 @@ def _charts(runs: Mapping[str, Run]) -> Sequence[Chart]:
         lines = [
             Line(
                 name,
-                [record["epoch"] + 1 for record in run.history],
+                [record["epoch"] for record in run.history],
                 [record.get(field) for record in run.history],
                 place % 4,
                 DASHES[place // 4],

@@ -10,6 +10,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.shared.epochs import history_from_one
+
 MISSING = "the file is missing. A report needs the whole folder of a finished run."
 
 
@@ -73,7 +75,7 @@ def check_section(path: Path, content: Mapping[str, Any], name: str, keys: Seque
 
 
 def read_history(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """Reads one JSON object per line: the epochs of a training.
+    """Reads one JSON object per line: the epochs of a training, numbered from 1 whatever version wrote them.
 
     Args:
         path: The file.
@@ -89,7 +91,8 @@ def read_history(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         for key in keys:
             if key not in record:
                 raise ValueError(f'{path}: a line lacks the field "{key}".')
-    return records
+    with content_of(path):
+        return history_from_one(records)
 
 
 def read_examples(path: Path, keys: Sequence[str], *, common: Sequence[str] = ()) -> dict[str, NDArray[Any]] | None:

@@ -38,11 +38,11 @@ def training_charts(
 
     Args:
         curves: What to draw.
-        history: One record per epoch; its ``epoch`` counts from 0.
-        best_epoch: The epoch whose weights were kept, counted from 0, or ``None`` where it is unknown.
+        history: One record per epoch; its ``epoch`` counts from 1.
+        best_epoch: The epoch whose weights were kept, counted from 1, or ``None`` where it is unknown.
         num_experts: Number of experts, which bounds their entropy; ``None`` draws no bound.
     """
-    epochs = [record["epoch"] + 1 for record in history]
+    epochs = [record["epoch"] for record in history]
     charts = []
     for curve in curves:
         lines = [
@@ -64,5 +64,5 @@ def _best(field: str | None, history: Sequence[Mapping[str, Any]], epoch: int | 
     for record in history:
         value = record.get(field) if field else None
         if record["epoch"] == epoch and value is not None:
-            return record["epoch"] + 1, value, f"best: {value:.3f} in epoch {record['epoch'] + 1}"
+            return record["epoch"], value, f"best: {value:.3f} in epoch {record['epoch']}"
     return None

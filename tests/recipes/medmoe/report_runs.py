@@ -85,7 +85,7 @@ def write_run(folder, epochs=3):
             "modalities": ["xray", "ct"], "parameters": 1_234_567, "pairs": {"train": 40, "val": 8, "test": 30},
             "notes": ["a note of the source"],
         },
-        "training": {"epochs": epochs, "best_epoch": epochs - 1, "seconds": 75.0, "peak_memory_bytes": 2**30},
+        "training": {"first_epoch": 1, "epochs": epochs, "best_epoch": epochs, "seconds": 75.0, "peak_memory_bytes": 2**30},
         "routing_purity": 0.95,
         "routing": {
             "modalities": ["ct", "xray"], "experts": 3, "matrix": [[0.0, 1.0, 0.0], [0.9, 0.1, 0.0]],
@@ -115,7 +115,7 @@ def write_run(folder, epochs=3):
     write_json(folder / "config.json", {"data": {"data": "phantom"}, "seeds": [0]})
     lines = [
         {
-            "epoch": e, "train_loss": 3 / (e + 1), "global_loss": 2 / (e + 1), "local_loss": 1 / (e + 1),
+            "epoch": e + 1, "train_loss": 3 / (e + 1), "global_loss": 2 / (e + 1), "local_loss": 1 / (e + 1),
             "router_loss": 0.5, "balance_loss": 0.0, "val_loss": 3.5 / (e + 1), "val_global_loss": 2.0,
             "val_local_loss": 1.0, "val_router_loss": 0.4, "routing_accuracy": 0.5, "val_routing_accuracy": None,
             "router_entropy": 0.7, "lr": 1e-3, "skipped": 0, "seconds": 1.0,

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from tests.recipes.json_files import change_json
+from tests.recipes.json_files import change_json, number_epochs_from_zero
 from tests.recipes.medmoe.report_runs import read, table_row, write_run
 
 
@@ -177,3 +177,9 @@ def test_sets_without_single_labels_show_the_auroc(run):
 
     change_json(run / "metrics.json", multi)
     assert "<dt>Zero-shot macro AUROC</dt>" in read(run)
+
+
+def test_a_run_that_numbered_epochs_from_zero_has_the_same_report(run):
+    text = read(run)
+    number_epochs_from_zero(run)
+    assert read(run) == text

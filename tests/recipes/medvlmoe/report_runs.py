@@ -91,7 +91,7 @@ def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):
             bootstrap=20,
         ),
         "experts": expert_usage(usage, weights, labels, classes, top_k=2, entropies=np.full(n, 1.1)),
-        "training": {"epochs": epochs, "best_epoch": epochs - 1, "stopped_early": False},
+        "training": {"first_epoch": 1, "epochs": epochs, "best_epoch": epochs, "stopped_early": False},
         "seconds": 75.0,
         "peak_memory_bytes": 2**30,
     }
@@ -99,7 +99,7 @@ def write_run(folder, *, task="multi-label", classes=CLASSES, epochs=3, seed=0):
     write_json(folder / "config.json", {"data": {"name": "phantom"}, "seed": 0})
     history = [
         {
-            "epoch": e, "train_loss": 1 / (e + 1), "task_loss": 0.9 / (e + 1), "balance_loss": 1.0, "z_loss": 0.1,
+            "epoch": e + 1, "train_loss": 1 / (e + 1), "task_loss": 0.9 / (e + 1), "balance_loss": 1.0, "z_loss": 0.1,
             "val_loss": 1.1 / (e + 1), "val_macro_auroc": 0.5 + e / 10, "router_entropy": 1.3,
             "lr_encoder": 1e-5, "lr_head": 1e-4, "seconds": 1.0,
         }

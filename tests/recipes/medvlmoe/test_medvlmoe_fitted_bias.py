@@ -113,12 +113,12 @@ def test_all_experts_live_after_one_epoch_and_the_record_says_so(tmp_path, capsy
 def test_dead_experts_of_the_kept_epoch_are_said_in_words() -> None:
     collapsed = [0.02, 0.49, 0.24, 0.07, 0.15, 0.0, 0.03, 0.0]
     state = {
-        "best_epoch": 1,
-        "history": [{"epoch": 0, "val_load": [1 / 8] * 8}, {"epoch": 1, "val_load": collapsed}],
+        "best_epoch": 2,
+        "history": [{"epoch": 1, "val_load": [1 / 8] * 8}, {"epoch": 2, "val_load": collapsed}],
     }
     assert "4 of 8 experts are dead (0, 5, 6, 7)" in dead_experts(state, 78, 2)
-    assert dead_experts(state | {"best_epoch": 0}, 78, 2) is None
-    assert dead_experts({"best_epoch": 0, "history": [{"epoch": 0}]}, 78, 2) is None
+    assert dead_experts(state | {"best_epoch": 1}, 78, 2) is None
+    assert dead_experts({"best_epoch": 1, "history": [{"epoch": 1}]}, 78, 2) is None
 
 
 def test_a_coefficient_without_a_loss_is_refused(tmp_path) -> None:

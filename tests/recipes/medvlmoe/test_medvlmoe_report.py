@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from recipes.shared.scores.metrics import evaluate_predictions
-from tests.recipes.json_files import change_json
+from tests.recipes.json_files import change_json, number_epochs_from_zero
 from tests.recipes.medvlmoe.report_runs import Elements, change_examples, read, write_run
 
 
@@ -301,3 +301,9 @@ def test_epochs_are_counted_from_one(run):
     text = read(run)
     assert "counted from 1" in text
     assert "The tested weights are those of epoch 3." in text
+
+
+def test_a_run_that_numbered_epochs_from_zero_has_the_same_report(run):
+    text = read(run)
+    number_epochs_from_zero(run)
+    assert read(run) == text

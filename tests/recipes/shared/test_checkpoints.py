@@ -25,13 +25,13 @@ def setup(seed=0):
 
 def save(fabric, folder, *, epoch, best_epoch, seed=0):
     model, optimizer = setup(seed)
-    state = NEW_RUN | {"epoch": epoch, "best_epoch": best_epoch, "history": [{"epoch": i} for i in range(epoch)]}
-    save_checkpoints(folder, model, optimizer, fabric, state, better=best_epoch == epoch - 1)
+    state = NEW_RUN | {"epoch": epoch, "best_epoch": best_epoch, "history": [{"epoch": i + 1} for i in range(epoch)]}
+    save_checkpoints(folder, model, optimizer, fabric, state, better=best_epoch == epoch)
     return model
 
 
 def test_a_run_killed_between_its_two_checkpoints_keeps_the_best_weights(fabric, tmp_path, monkeypatch):
-    save(fabric, tmp_path, epoch=1, best_epoch=0)
+    save(fabric, tmp_path, epoch=1, best_epoch=1)
     written = []
 
     def killed(path, content):
@@ -43,7 +43,7 @@ def test_a_run_killed_between_its_two_checkpoints_keeps_the_best_weights(fabric,
     write = checkpoints.write_checkpoint
     monkeypatch.setattr(checkpoints, "write_checkpoint", killed)
     with pytest.raises(KeyboardInterrupt):
-        save(fabric, tmp_path, epoch=2, best_epoch=1, seed=1)
+        save(fabric, tmp_path, epoch=2, best_epoch=2, seed=1)
     assert written == ["best.ckpt", "last.ckpt"]
     state = restore_checkpoint(tmp_path / "checkpoints" / "last.ckpt", *setup(), fabric)
     assert state["epoch"] == 1  # the second epoch is trained again
@@ -51,9 +51,9 @@ def test_a_run_killed_between_its_two_checkpoints_keeps_the_best_weights(fabric,
 
 def test_a_best_checkpoint_that_is_older_than_the_best_epoch_is_written_anew(fabric, tmp_path):
     """So a version left it that wrote it after last.ckpt, if it was killed in between."""
-    save(fabric, tmp_path, epoch=1, best_epoch=0)
+    save(fabric, tmp_path, epoch=1, best_epoch=1)
     stale = (tmp_path / "checkpoints" / "best.ckpt").read_bytes()
-    best = save(fabric, tmp_path, epoch=2, best_epoch=1, seed=1)
+    best = save(fabric, tmp_path, epoch=2, best_epoch=2, seed=1)
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(stale)
     restore_checkpoint(tmp_path / "checkpoints" / "last.ckpt", *setup(), fabric)
     model, _ = setup(2)
@@ -62,11 +62,22 @@ def test_a_best_checkpoint_that_is_older_than_the_best_epoch_is_written_anew(fab
 
 
 def test_a_best_checkpoint_that_is_lost_stops_the_resumption(fabric, tmp_path):
-    save(fabric, tmp_path, epoch=1, best_epoch=0)
-    save(fabric, tmp_path, epoch=2, best_epoch=0)
+    save(fabric, tmp_path, epoch=1, best_epoch=1)
+    save(fabric, tmp_path, epoch=2, best_epoch=1)
     (tmp_path / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(ValueError, match=r"best\.ckpt holds the weights of epoch 0, but the best epoch .* is 1"):
         restore_checkpoint(tmp_path / "checkpoints" / "last.ckpt", *setup(), fabric)
+
+
+def test_a_checkpoint_that_numbered_epochs_from_0_is_renumbered(fabric, tmp_path):
+    model, optimizer = setup()
+    history = [{"epoch": 0, "val_loss": 2.0}, {"epoch": 1, "val_loss": 3.0}, {"epoch": 2, "val_loss": 4.0}]
+    first = NEW_RUN | {"epoch": 1, "best_epoch": 0, "history": history[:1]}
+    save_checkpoints(tmp_path, model, optimizer, fabric, first, better=True)
+    save_checkpoints(tmp_path, model, optimizer, fabric, first | {"epoch": 3, "history": history}, better=False)
+    state = restore_checkpoint(tmp_path / "checkpoints" / "last.ckpt", *setup(), fabric)
+    assert (state["epoch"], state["best_epoch"]) == (3, 1)
+    assert [(record["epoch"], record["val_loss"]) for record in state["history"]] == [(1, 2.0), (2, 3.0), (3, 4.0)]
 
 
 def damaged(path, kind):
@@ -104,13 +115,13 @@ def damaged(path, kind):
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_named(fabric, tmp_path, kind, message):
-    save(fabric, tmp_path, epoch=1, best_epoch=0)
+    save(fabric, tmp_path, epoch=1, best_epoch=1)
     damaged(tmp_path / "checkpoints" / "best.ckpt", kind)
     with pytest.raises(ValueError, match=f"{message}.*--checkpoint last or best"):
         load_weights(setup()[0], tmp_path, "best")
 
 
 def test_the_weights_alone_are_no_checkpoint_to_go_on_from(fabric, tmp_path):
-    save(fabric, tmp_path, epoch=1, best_epoch=0)
+    save(fabric, tmp_path, epoch=1, best_epoch=1)
     with pytest.raises(ValueError, match=r"best\.ckpt holds no optimizer and no scaler .* is no checkpoint of a run"):
         restore_checkpoint(tmp_path / "checkpoints" / "best.ckpt", *setup(), fabric)

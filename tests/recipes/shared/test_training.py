@@ -122,7 +122,7 @@ def checkpoint(fabric, tmp_path):
     model, optimizer = setup(fabric)
     model(torch.randn(2, 3)).sum().backward()
     optimizer.step()
-    save_checkpoints(tmp_path, model, optimizer, fabric, NEW_RUN | {"epoch": 1, "history": [{"epoch": 0}]}, better=True)
+    save_checkpoints(tmp_path, model, optimizer, fabric, NEW_RUN | {"epoch": 1, "history": [{"epoch": 1}]}, better=True)
     return model, tmp_path / "checkpoints" / "last.ckpt"
 
 
@@ -131,7 +131,7 @@ def test_a_checkpoint_comes_back_with_its_state(fabric, tmp_path):
     other, optimizer = setup(fabric, seed=1)
     state = restore_checkpoint(path, other, optimizer, fabric)
     assert torch.equal(other.weight, model.weight)
-    assert state == NEW_RUN | {"epoch": 1, "history": [{"epoch": 0}]}
+    assert state == NEW_RUN | {"epoch": 1, "history": [{"epoch": 1}]}
     last, _ = setup(fabric, seed=2)
     load_weights(last, tmp_path, "best")
     assert torch.equal(last.weight, model.weight)

@@ -9,8 +9,10 @@ from recipes.shared.report.files import check_section, content_of, read_examples
 def test_what_was_written_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"x": 1}')
     assert read_object(tmp_path / "a.json", ["x"]) == {"x": 1}
-    (tmp_path / "h.jsonl").write_text('{"epoch": 0}\n\n{"epoch": 1}\n')
-    assert read_history(tmp_path / "h.jsonl", ["epoch"]) == [{"epoch": 0}, {"epoch": 1}]
+    (tmp_path / "h.jsonl").write_text('{"epoch": 1}\n\n{"epoch": 2}\n')
+    assert read_history(tmp_path / "h.jsonl", ["epoch"]) == [{"epoch": 1}, {"epoch": 2}]
+    (tmp_path / "h.jsonl").write_text('{"epoch": 0}\n{"epoch": 1}\n')  # of an earlier version
+    assert read_history(tmp_path / "h.jsonl", ["epoch"]) == [{"epoch": 1}, {"epoch": 2}]
 
 
 @pytest.mark.parametrize(
