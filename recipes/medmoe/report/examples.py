@@ -41,11 +41,13 @@ class ExampleSection:
         studies: The studies.
         low: The weight of a scale that is drawn dark.
         high: The weight of a scale that is drawn bright.
+        has_experts: Whether the model has experts and scales.
     """
 
     studies: Sequence[Example]
     low: float
     high: float
+    has_experts: bool
 
 
 def example_section(run: Run) -> ExampleSection | None:
@@ -58,9 +60,12 @@ def example_section(run: Run) -> ExampleSection | None:
         return None
     names = [str(name) for name in run.examples["expert_names"]]
     rows = {key: array for key, array in run.examples.items() if key != "expert_names"}
-    span = scale_range(run.examples["scale_weights"])
+    has_experts = bool(names)
+    span = scale_range(run.examples["scale_weights"]) if has_experts else (0.0, 1.0)
     count = len(run.examples["images"])
-    return ExampleSection([_example({key: rows[key][i] for key in rows}, names, span) for i in range(count)], *span)
+    return ExampleSection(
+        [_example({key: rows[key][i] for key in rows}, names, span) for i in range(count)], *span, has_experts
+    )
 
 
 def _example(study: Mapping[str, Any], experts: list[str], span: tuple[float, float]) -> Example:

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 from recipes.medmoe.report.examples import example_section
+from recipes.medmoe.report.few_shot import few_shot_section
 from recipes.medmoe.report.pointing import pointing_section
+from recipes.medmoe.report.prompt_spread import prompt_spread_section
 from recipes.medmoe.report.routing import routing_section
 from recipes.medmoe.report.run import Run, read_run
+from recipes.medmoe.report.segmentation import segmentation_section
 from recipes.medmoe.report.training import CURVES
 from recipes.medmoe.report.transfer import probe_section, retrieval_section
 from recipes.medmoe.report.zero_shot import Confusion, confusion, zero_shot_section
@@ -30,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
 
     Args:
         run_dir: Folder with ``config.json``, ``metrics.json`` and ``history.jsonl`` and, as far as the stages were
-            run, ``zero_shot/*.json`` and ``explain/examples.npz``.
+            run, ``zero_shot/*.json`` and ``explain/examples.npz``; or of the results of a released model.
 
     Returns:
         The report's path.
@@ -46,16 +49,20 @@ def write_report(run_dir: Path) -> Path:
         name = str(about.get("name") or run_dir.resolve().name)
         best_epoch, num_experts = training.get("best_epoch"), run.section("routing").get("experts")
         content = {
-            "title": f"{name}: MedMoE report",
-            "header": header(name, "MedMoE", about, _headline(run), _notes(run)),
+            "title": f"{name}: {'report' if run.released else 'MedMoE report'}",
+            "header": header(name, about.get("released model", "MedMoE"), about, _headline(run), _notes(run)),
             "best_epoch": best_epoch,
             "augmented": bool((run.config.get("train") or {}).get("augment")),
+            "released": run.released,
             "zero_shot": zero_shot_section(run),
+            "prompt_spread": prompt_spread_section(run),
             "routing": routing_section(run),
             "routing_missing": _NO_EXPERTS if _has_no_experts(run) else "No test image has a known modality.",
             "retrieval": retrieval_section(run),
             "probe": probe_section(run),
+            "few_shot": few_shot_section(run),
             "pointing": pointing_section(run),
+            "segmentation": segmentation_section(run),
             "facts": facts(
                 about,
                 run.config,
@@ -86,7 +93,9 @@ def _confusions(run: Run, folder: Path) -> list[Confusion]:
 
 
 def _headline(run: Run) -> list[Figure]:
-    """Returns the figures at the top."""
+    """Returns the figures at the top; a released model has no experts and no epochs."""
+    if run.released:
+        return [_accuracy(run), _pointing(run), _recall(run)]
     return [_accuracy(run), _purity(run), _pointing(run), _recall(run), _epochs(run)]
 
 
@@ -151,6 +160,9 @@ def _notes(run: Run) -> list[str]:
         notes.append(
             f"Pointing game played less than {FEW_ROUNDS} times: {', '.join(few)}. Their hit rates are uncertain."
         )
+    if run.released:
+        notes.append("What this model was trained on is not known here: test images may have been part of it.")
+        return [*notes, RESEARCH_NOTE]
     notes.append("Intervals do not cover the spread between training seeds: this is one run.")
     best, epochs = run.training.get("best_epoch"), len(run.history)
     if epochs > 1 and best == run.history[-1]["epoch"]:

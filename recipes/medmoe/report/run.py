@@ -1,16 +1,19 @@
 """Reads what the stages left in a run's folder, where every stage but the pretraining may be missing."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from numpy.typing import NDArray
 
 from recipes.shared.epochs import training_from_one
 from recipes.shared.report.files import check_section, content_of, read_examples, read_history, read_object
+from recipes.shared.report.formats import join_once
 
 ROUTED_BY = {"image": "the image", "text": "the report", "label": "the known modality", "none": ""}
 """What chooses the expert, by the run's ``route_on``, in words; empty without experts to choose from."""
+MODEL = "model.json"
+"""What the folder of a released model's results holds instead of settings."""
 HISTORY_KEYS = ("epoch", "train_loss", "val_loss")
 RUN_KEYS = ("route_on", "modalities")
 ROUTING_KEYS = ("modalities", "experts", "matrix", "counts", "accuracy", "by")
@@ -27,11 +30,12 @@ class Run:
     """A run folder's content.
 
     Attributes:
-        config: The frozen configuration.
+        config: The frozen configuration; of a released model what its results were made with.
         metrics: ``metrics.json``, to which every stage adds its section.
         history: One record per epoch, in order.
         zero_shot: ``zero_shot/SET.json`` by set.
         examples: Arrays of ``explain/examples.npz``, or ``None`` where there is no such file.
+        released: Whether the folder holds the results of a released model: no training and no experts.
     """
 
     config: dict[str, Any]
@@ -39,6 +43,7 @@ class Run:
     history: list[dict[str, Any]]
     zero_shot: dict[str, dict[str, Any]]
     examples: dict[str, NDArray[Any]] | None
+    released: bool = False
 
     def section(self, name: str) -> dict[str, Any]:
         """Returns a section of ``metrics.json``, empty where the stage was not run."""
@@ -59,25 +64,44 @@ def read_run(run_dir: Path) -> Run:
     """Reads ``config.json``, ``metrics.json``, ``history.jsonl``, ``zero_shot/*.json`` and ``explain/examples.npz``.
 
     Args:
-        run_dir: The run's folder.
+        run_dir: The run's folder, or that of the results of a released model, which has ``model.json`` instead of
+            ``config.json`` and ``history.jsonl``.
 
     Raises:
         ValueError: Naming the file that is missing, cannot be read, lacks a field or contradicts another. The
             sections of ``metrics.json`` that later stages write, ``zero_shot`` and ``explain`` may be missing.
     """
-    config = read_object(run_dir / "config.json")
-    metrics = _metrics(run_dir / "metrics.json")
-    history = read_history(run_dir / "history.jsonl", HISTORY_KEYS)
+    released = (run_dir / MODEL).is_file() and not (run_dir / "config.json").is_file()
+    config = read_object(run_dir / MODEL, ("model",)) if released else read_object(run_dir / "config.json")
+    metrics = _metrics(run_dir / "metrics.json", config if released else None)
+    history = [] if released else read_history(run_dir / "history.jsonl", HISTORY_KEYS)
     results = [read_object(path, SET_KEYS) for path in sorted((run_dir / "zero_shot").glob("*.json"))]
     zero_shot = {str(result["set"]): result for result in results}
     with content_of(run_dir / "metrics.json"):
         summaries = dict((metrics.get("zero_shot") or {}).get("sets", {}))
     _check_sets(run_dir, summaries, zero_shot)
-    return Run(config, metrics, history, zero_shot, _examples(run_dir / "explain" / "examples.npz"))
+    return Run(config, metrics, history, zero_shot, _examples(run_dir / "explain" / "examples.npz"), released)
 
 
-def _metrics(path: Path) -> dict[str, Any]:
-    metrics = read_object(path, ("run",))
+def _about_released(note: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section ``run`` that the results of a released model lack."""
+    kind, colon, place = str(note["model"]).partition(":")
+    place = PurePath(place).name if PurePath(place).is_absolute() else place
+    sets = [
+        *(metrics.get("zero_shot") or {}).get("sets", {}),
+        *(metrics.get("probe") or {}),
+        *(metrics.get("few_shot") or {}),
+    ]
+    data = join_once(sets) or "none classified"
+    return {"released model": f"{kind}{colon}{place}", "data": data, "route_on": "none", "modalities": []}
+
+
+def _metrics(path: Path, note: dict[str, Any] | None) -> dict[str, Any]:
+    """Reads ``metrics.json``; ``note`` is the ``model.json`` of a released model."""
+    metrics = read_object(path, () if note else ("run",))
+    if note:
+        with content_of(path):
+            metrics["run"] = _about_released(note, metrics)
     check_section(path, metrics, "run", RUN_KEYS)
     for name, keys in (("routing", ROUTING_KEYS), ("zero_shot", ZERO_SHOT_KEYS)):
         if metrics.get(name) is not None:

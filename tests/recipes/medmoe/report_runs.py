@@ -7,9 +7,12 @@ import numpy as np
 
 from recipes.medmoe.explain.pointing import Pointing, summarise
 from recipes.medmoe.report import write_report
+from recipes.medmoe.segment.regions import Overlap
+from recipes.medmoe.segment.regions import summarise as summarise_regions
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.retrieval import retrieval_scores
+from recipes.shared.scores.seeds import summary_over_seeds
 from tests.recipes.json_files import write_json
 
 HOSTILE = "<script>alert(1)</script> & <img src=http://example.org/x.png>"
@@ -27,12 +30,15 @@ def zero_shot_result(rng, name, task):
     result |= {"accuracy": result.get("accuracy"), "confusion": confusion, "chance": 1 / 3 if single else None}
     result |= {"balanced_accuracy": 0.345, "majority_share": 0.4} if single else {}
     result |= {"unknown_words": {"share": 0.25}} if single else {}
+    spread = {"mean": 0.41, "sd": 0.03, "min": 0.36, "max": 0.47}
+    result |= {"prompt_spread": {"subsets": 20, "accuracy": spread, "macro_auroc": None} if single else None}
+    result |= {"near_duplicates": {"in_words": f"of 30 images 2 are equal <{HOSTILE}>"} if single else None}
     return result
 
 
 def zero_shot_section(results):
     keys = ("task", "split", "modality", "scoring", "route_on", "accuracy", "accuracy_ci95", "macro_auroc", "chance")
-    more = ("studies", "balanced_accuracy", "majority_share", "unknown_words")
+    more = ("studies", "balanced_accuracy", "majority_share", "unknown_words", "prompt_spread", "near_duplicates")
     sets = {one["set"]: {k: one[k] for k in (*keys, *more) if k in one} for one in results}
     single = [one for one in results if one["accuracy"] is not None]
     return {
@@ -44,6 +50,29 @@ def zero_shot_section(results):
         "route_on": "image",
         "sets": sets,
     }
+
+
+def few_shot_result():
+    def scores(first):
+        values = (first, first + 0.02)
+        whole = {name: summary_over_seeds(values) for name in ("accuracy", "balanced_accuracy")}
+        return whole | {"macro_auroc": summary_over_seeds((None, None))}
+
+    return {
+        "task": "multi-class", "chance": 1 / 3, "majority_share": 0.4, "studies": {"train": 60, "test": 30},
+        "seeds": [0, 1], "zero_shot": {"accuracy": 0.51, "balanced_accuracy": 0.52, "macro_auroc": 0.53},
+        "results": [
+            {"method": method, "shots": shots, "studies": [3 * shots] * 2, **scores(first)}
+            for method, shots, first in (("prototypes", 1, 0.5), ("prototypes", 4, 0.6), ("tip-adapter", 4, 0.7))
+        ],
+        "near_duplicates": {"in_words": "none of 30 images is equal or nearly equal"},
+    }  # fmt: skip
+
+
+def segmentation_result():
+    overlaps = [Overlap(0.25, 0.4, 0.1, 0.2), Overlap(0.5, 0.6, 0.1, 0.2), Overlap(0.1, 0.2, 0.3, 0.4)]
+    scores = summarise_regions(["effusion", "effusion", "nodule"], ["a", "b", "c"], overlaps, bootstrap=20)
+    return scores | {"threshold": 0.55, "threshold_by": "Dice on val", "split": "test", "checkpoint": "best"}
 
 
 def examples():
@@ -85,7 +114,9 @@ def write_run(folder, epochs=3):
             "modalities": ["xray", "ct"], "parameters": 1_234_567, "pairs": {"train": 40, "val": 8, "test": 30},
             "notes": ["a note of the source"],
         },
-        "training": {"first_epoch": 1, "epochs": epochs, "best_epoch": epochs, "seconds": 75.0, "peak_memory_bytes": 2**30},
+        "training": {
+            "first_epoch": 1, "epochs": epochs, "best_epoch": epochs, "seconds": 75.0, "peak_memory_bytes": 2**30,
+        },
         "routing_purity": 0.95,
         "routing": {
             "modalities": ["ct", "xray"], "experts": 3, "matrix": [[0.0, 1.0, 0.0], [0.9, 0.1, 0.0]],
@@ -107,6 +138,8 @@ def write_run(folder, epochs=3):
         },
         "retrieval": {"split": "test", "score": "global+local", "images": 30, "texts": 20}
         | retrieval_scores(rng.random((30, 20)), np.arange(30) % 20),
+        "few_shot": {"first set": few_shot_result()},
+        "segmentation": segmentation_result(),
         "pointing_game": summarise(rounds, bootstrap=30)
         | {"studies": 17, "left_out": 2, "rounds_left_out": 3, "split": "test", "tolerance": 0.0,
             "words": "How it is."},

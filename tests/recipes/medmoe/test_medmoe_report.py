@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tests.recipes.json_files import change_json, number_epochs_from_zero
-from tests.recipes.medmoe.report_runs import read, table_row, write_run
+from tests.recipes.medmoe.report_runs import few_shot_result, read, table_row, write_run
 
 
 @pytest.fixture
@@ -183,3 +183,47 @@ def test_a_run_that_numbered_epochs_from_zero_has_the_same_report(run):
     text = read(run)
     number_epochs_from_zero(run)
     assert read(run) == text
+
+
+def test_few_shots_stand_by_classifier_and_number(written):
+    _, text = written
+    part = text[text.index("Few-shot classification") :]
+    assert "first set: 2 draws" in part
+    cells = table_row(part, "first set")
+    low, high = few_shot_result()["results"][0]["accuracy"]["ci95"]
+    assert cells[:4] == ["accuracy", "nearest class mean", "0.510", f"0.510 ({low:.3f} to {high:.3f})"]
+    assert cells[5:] == ["0.333", "0.400", "30"]
+    assert "Tip-Adapter</td>" in part
+    assert part.count("undefined") == 3  # macro AUROC
+
+
+def test_regions_stand_beside_random_ones(written):
+    _, text = written
+    part = text[text.index("Zero-shot segmentation") :]
+    cells = table_row(part, "All findings")
+    assert (cells[0], cells[3], cells[5:]) == ("0.400", "0.283", ["0.167", "0.267", "3", "3"])
+    assert table_row(part, "nodule")[0] == "0.200"
+    assert "(0.55, chosen by Dice on val)" in " ".join(part.split())
+
+
+def test_the_spread_over_prompts_stands_beside_the_scores(written):
+    run, text = written
+    accuracy = json.loads((run / "metrics.json").read_text())["zero_shot"]["sets"]["first set"]["accuracy"]
+    part = text[text.index("What the prompts decide") :]
+    assert "scores of 20 random halves" in " ".join(part.split())
+    assert table_row(part, "first set") == ["accuracy", f"{accuracy:.3f}", "0.410", "0.030", "0.360", "0.470"]
+
+
+def test_near_duplicates_are_named_below_the_scores(written):
+    _, text = written
+    assert "first set: of 30 images 2 are equal &lt;" in text
+    assert text.count("equal or nearly equal to pretraining images:") == 2  # zero-shot and few-shot
+
+
+def test_what_was_not_run_is_said(run):
+    change_json(run / "metrics.json", lambda metrics: [metrics.pop(name) for name in ("few_shot", "segmentation")])
+    change_json(run / "metrics.json", lambda metrics: metrics["zero_shot"]["sets"]["first set"].pop("prompt_spread"))
+    text = read(run)
+    assert "The stage few-shot was not run." in text
+    assert "The stage segment was not run on the run&#39;s own data." in text
+    assert "What the prompts decide" not in text

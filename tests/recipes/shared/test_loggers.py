@@ -9,7 +9,7 @@ import pytest
 from recipes.shared.loggers import check_loggers, log_record, open_loggers
 
 RECORDS = [
-    {"epoch": i + 1, "train_loss": 1.0 / (i + 1), "val_macro_auroc": None if i == 0 else 0.5, "load": [1]} for i in range(3)
+    {"epoch": i, "train_loss": 1.0 / i, "val_macro_auroc": None if i == 1 else 0.5, "load": [1]} for i in (1, 2, 3)
 ]
 
 

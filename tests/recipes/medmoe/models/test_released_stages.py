@@ -122,3 +122,27 @@ def test_few_shots_own_images_and_mean_maps(results, tmp_path):
     found = tmp_path / "found.csv"
     main(["search", str(out), "--index", str(index), "--image", images[0], "--top", "2", "--out", str(found)])
     assert "dark.png" in found.read_text().splitlines()[1]
+
+
+def test_the_report_of_a_released_model_leaves_out_training_and_experts(results, tmp_path, capsys):
+    out = tmp_path / "clip"
+    shutil.copytree(results, out)
+    main(["report", str(out)])
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert "open_clip:clip · data: phantom-xray, phantom-ct" in text
+    assert "What this model was trained on is not known here" in text
+    assert "near-duplicates" not in text
+    assert "not counted, since the pretraining images of a released model are not known" in text
+    for title in ("Zero-shot classification", "Retrieval", "Linear probe", "Pointing game", "Attention examples"):
+        assert f"<h2>{title}</h2>" in text
+    for absent in ("<h2>Training</h2>", "Routing", "Epochs", "● chosen", "β of scale"):
+        assert absent not in text
+
+
+def test_a_damaged_folder_of_a_released_model_is_named(clip, tmp_path):
+    open_session(tmp_path / "out", "best", ModelChoice(f"open_clip:{clip}"))
+    with pytest.raises(SystemExit, match=r"metrics\.json: the file is missing"):
+        main(["report", str(tmp_path / "out")])
+    (tmp_path / "out" / "model.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r'model\.json: the field "model" is missing'):
+        main(["report", str(tmp_path / "out")])
