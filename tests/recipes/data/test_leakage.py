@@ -65,7 +65,7 @@ def test_every_planted_pair_is_named_and_no_other(table):
 
 @pytest.fixture
 def other_table(table, tmp_path):
-    """Three images of another set: one that the first set has as 6, and two others; its patients have the same names."""
+    """Three images of another set, of which the first set has one as 6; its patients have the same names."""
     folder = tmp_path / "other"
     folder.mkdir()
     recompressed(smooth(6)).save(folder / "a.png")
