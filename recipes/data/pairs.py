@@ -4,6 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recipes.data.studies import Study, StudySplit
 
 
@@ -29,13 +32,37 @@ class BadSample(NamedTuple):
 
 @runtime_checkable
 class PairStream(Protocol):
-    """Training pairs that are read one after the other: too many to list."""
+    """Training pairs that are too many to list: only where they lie and their modalities are known."""
 
-    def iterate(self, *, seed: int, epoch: int, part: int, num_parts: int) -> Iterator[Study | BadSample]:
-        """Yields the pairs of one reader out of ``num_parts`` (ranks times workers), in an order of its own.
+    def build_index(self, *, workers: int = 0, title: str | None = None) -> Sequence[str]:
+        """Finds out where the pairs lie, and says what was left out; the methods below do it where it is not done.
 
-        Every pair goes to exactly one reader; ``(seed, epoch)`` decides the order.
+        Args:
+            workers: Processes that read.
+            title: Of a progress bar; ``None`` for none.
         """
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Study:
+        """Reads one pair; raises ``ValueError`` if it cannot be read."""
+        ...
+
+    def modality_of_each(self) -> Sequence[str | None]:
+        """Returns the modality of each pair, ``None`` where it is not known."""
+        ...
+
+    def shuffle(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draws the order of a pass: the place of every pair."""
+        ...
+
+    def iterate(self, *, seed: int = 0) -> Iterator[Study | BadSample]:
+        """Yields pairs one after the other, for what needs some of them."""
+        ...
+
+    def checksum(self) -> str:
+        """Returns what changes with the pairs."""
         ...
 
     def first_texts(self, count: int) -> list[str]:

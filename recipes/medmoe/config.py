@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from recipes.shared.settings import RunSettings, TrainSettings
+from recipes.shared.settings import RunSettings, Sampling, TrainSettings
 
 MODALITIES = ("xray", "ct", "mri", "ultrasound", "pathology", "fundus")
 """The six kinds of image of the public release; expert k is meant for the k-th."""
@@ -64,12 +64,12 @@ class ShardConfig:
     """Tars of the validation split: a path, a glob, or a brace pattern."""
     test_shards: str = ""
     """Tars of the test split."""
-    steps_per_epoch: int = 1000
-    """Optimiser steps that make an epoch: a stream has no length."""
+    steps_per_epoch: int | None = None
+    """Optimiser steps between two checkpoints; None: once through all pairs. Passes go on where an epoch ends."""
     text_key: str = "text"
     """Name of the text in each sample's .json."""
     shuffle_buffer: int = 1000
-    """Pairs among which the next one is drawn."""
+    """How far a pair may move from its place in the tars, in pairs."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ class TrainConfig(TrainSettings):
     batch_size: int = 32
     """Pairs per step, device and micro-batch."""
     accumulate: int = 10
-    """Micro-batches per optimiser step; each is a contrast of its own."""
+    """Micro-batches per optimiser step; each is a contrast of its own, or all are one (--grad-cache)."""
+    grad_cache: bool = False
+    """Contrast all pairs of an optimiser step, batch-size x accumulate on each device, in the memory of a micro-batch:
+    GradCache, which computes the model twice."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam adds its weight decay to the gradient, AdamW to the weights."""
     lr: float = 5e-5
@@ -200,6 +203,11 @@ class TrainConfig(TrainSettings):
     """Coefficient of the load-balancing loss, for data without modalities."""
     gather: bool = True
     """Whether the global loss contrasts over all devices."""
+    gather_local: bool = False
+    """Whether the batch form of the local loss does too: its work on each device grows with their number."""
+    sampling: Sampling = "shuffled"
+    """Order of the training pairs: any (shuffled); each batch of each device holds the modalities as the data do
+    (stratified), or all alike, so that every expert has work (balanced: pairs of rare ones come several times)."""
     patience: int = 10
     """Stop after so many epochs without a better validation loss."""
 

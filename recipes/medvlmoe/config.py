@@ -7,7 +7,6 @@ from typing import Literal
 from recipes.data.studies import Task
 from recipes.medvlmoe.baselines import BASELINES, TINY_BASELINES
 from recipes.medvlmoe.baselines.config import ContrastConfig
-from recipes.shared.batch_norm import BatchNorm
 from recipes.shared.encoders.tuning import Tuning
 from recipes.shared.settings import RunSettings, TrainSettings
 from recipes.shared.strategy import Strategy
@@ -217,13 +216,6 @@ class TrainConfig(TrainSettings):
     """Weights of the task's loss in training: none, or the inverse of how often each label occurs."""
     strategy: Strategy = "ddp"
     """How several devices train: copies of the model (ddp), or shards of its weights, gradients and moments (fsdp2)."""
-    activation_checkpointing: bool = False
-    """Compute the encoders' activations again in backward instead of keeping them: less memory, more time."""
-    compile: bool = False
-    """Compile the encoders' blocks and the cross-attention with torch.compile."""
-    batch_norm: BatchNorm = "local"
-    """Batch norms of the image encoder: each device's own batch (local), the batch of all devices (sync, GPUs only), or
-    the running statistics as they are (frozen)."""
 
 
 @dataclass(frozen=True)

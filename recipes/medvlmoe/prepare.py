@@ -6,8 +6,9 @@ from torch import nn
 from recipes.medvlmoe.baselines.config import has_contrastive_stage, trains_on_pairs
 from recipes.medvlmoe.build import Model
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.shared.batch_norm import batch_norms, check_batch_norm, synchronised
+from recipes.shared.batch_norm import batch_norms
 from recipes.shared.blocks import blocks_of
+from recipes.shared.prepare import prepare_encoders
 
 
 def check_training(config: Config) -> None:
@@ -62,17 +63,7 @@ def prepare_model(model: Model, settings: TrainConfig, device: torch.device) -> 
     Raises:
         ValueError: If the settings do not go with the device or an encoder.
     """
-    checkpointing = settings.activation_checkpointing
-    check_batch_norm(model, settings.batch_norm, device=device, checkpointing=checkpointing)
-    if settings.batch_norm == "sync":
-        model.image_encoder = synchronised(model.image_encoder)
-    if checkpointing:
-        for encoder in encoders_of(model):
-            encoder.checkpoint_activations()
-    if settings.compile:
-        for block in compiled_parts(model):
-            # The forward alone: what a strategy does before and after a block stays outside of the graph.
-            block.forward = torch.compile(block.forward)
+    prepare_encoders(model, settings, device, encoders=encoders_of(model), compiled=compiled_parts(model))
 
 
 def compiled_parts(model: Model) -> list[nn.Module]:

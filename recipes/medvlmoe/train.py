@@ -44,7 +44,7 @@ from recipes.shared.training import (
 )
 from recipes.shared.weight_decay import parameter_groups
 
-OWN_MAY_CHANGE = ("download", "strategy", "activation_checkpointing", "compile")
+OWN_MAY_CHANGE = ("download", "strategy")
 """Settings of this recipe that a resumed run may change besides: where images come from, and how it computes."""
 
 

@@ -1,13 +1,11 @@
 """Batch norm in a training on several devices: each device's own, synchronised, or frozen."""
 
-from typing import Literal
-
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-BatchNorm = Literal["local", "sync", "frozen"]
+from recipes.shared.settings import BatchNorm
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

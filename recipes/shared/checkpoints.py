@@ -28,8 +28,10 @@ MAY_CHANGE = (
     "cache_gigabytes",
     "verify_images",
     "loggers",
+    "activation_checkpointing",
+    "compile",
 )
-"""Settings that a resumed run of any recipe may change: how long it trains, and where."""
+"""Settings that a resumed run of any recipe may change: how long it trains, where, and how it computes."""
 
 
 def checkpoint_to_resume(config: Any, *, may_change: Sequence[str]) -> Path | None:

@@ -41,25 +41,29 @@ def study_summary(source: StudySource, texts: Mapping[str, Sequence[str | None]]
 
 
 def pair_summary(source: PairSource) -> str:
-    """Returns pairs, patients and kinds of image of each split; a stream is not counted.
+    """Returns pairs, patients and kinds of image of each split; patients and texts of a stream are not counted.
 
     Args:
         source: The pairs.
     """
     splits: dict[str, Any] = dict(source.splits())
-    listed = {name: split for name, split in splits.items() if not isinstance(split, PairStream)}
 
     def row(title: str, count: Callable[[Any], int]) -> Row:
-        return title, [f"{count(split):,}" if name in listed else "stream" for name, split in splits.items()]
+        streams = [name for name, split in splits.items() if isinstance(split, PairStream)]
+        return title, ["stream" if name in streams else f"{count(split):,}" for name, split in splits.items()]
 
     rows = [
-        row("pairs", len),
+        _counts("pairs", splits, len),
         row("groups (patients)", lambda split: len(set(split.groups))),
         row("different texts", lambda split: len(set(split.texts))),
     ]
-    kinds: Counter[str | None] = Counter(kind for split in listed.values() for kind in split.modalities)
+    of_splits = {
+        name: Counter(split.modality_of_each() if isinstance(split, PairStream) else split.modalities)
+        for name, split in splits.items()
+    }
+    kinds = set[str | None]().union(*of_splits.values())
     rows += [
-        row(f"modality: {kind or 'not known'}", lambda split, kind=kind: list(split.modalities).count(kind))
+        (f"modality: {kind or 'not known'}", [f"{counts[kind]:,}" for counts in of_splits.values()])
         for kind in sorted(kinds, key=lambda kind: (kind is None, kind))
     ]
     return "\n".join([f"data: {source.name}", *_table(rows), *_notes(source.notes)])

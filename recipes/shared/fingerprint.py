@@ -12,7 +12,7 @@ from recipes.data.pixel_checksum import pixel_checksum
 from recipes.shared.runs import read_object, write_json
 
 FILE = "data.json"
-_WORDS = {"ids": "images", "groups": "groups", "labels": "labels", "texts": "texts", "pixels": "pixels"}
+_WORDS = {"ids": "images", "groups": "groups", "labels": "labels", "texts": "texts", "pixels": "pixels", "tars": "tars"}
 
 
 def write_fingerprint(run: Path, splits: Iterable[tuple[str, Any]]) -> None:
@@ -20,7 +20,7 @@ def write_fingerprint(run: Path, splits: Iterable[tuple[str, Any]]) -> None:
 
     Args:
         run: Folder of the run.
-        splits: Name and split; streams are left out.
+        splits: Name and split; of a stream it keeps the checksum of its tars.
     """
     write_json(run / FILE, _fingerprint(splits))
 
@@ -38,7 +38,7 @@ def changes(run: Path, splits: Iterable[tuple[str, Any]]) -> list[str]:
     differences: list[str] = []
     for name, now in _fingerprint(splits).items():
         old = before.get(name, now)
-        if old["studies"] != now["studies"]:
+        if old.get("studies") != now.get("studies"):
             differences.append(f"{name} has {now['studies']} studies, {old['studies']} when it was trained")
         else:
             # Runs of earlier versions have no checksum of pixels.
@@ -68,7 +68,9 @@ def check_unchanged(run: Path, splits: Iterable[tuple[str, Any]], *, data: str) 
 
 def _fingerprint(splits: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
-        name: {
+        name: {"tars": split.checksum()}
+        if isinstance(split, PairStream)
+        else {
             "studies": len(split),
             "ids": _checksum(split.ids),
             "groups": _checksum(split.groups),
@@ -77,7 +79,6 @@ def _fingerprint(splits: Iterable[tuple[str, Any]]) -> dict[str, dict[str, Any]]
             "pixels": pixel_checksum(split),
         }
         for name, split in splits
-        if not isinstance(split, PairStream)
     }
 
 

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recipes.data.decoded_cache import DecodedImages, fill_cache
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment
 from recipes.data.images.volumes import fit_volume, slice_of
-from recipes.data.sampling import EpochSampler
+from recipes.data.sampling import EpochSampler, stratified
 from recipes.data.studies import StudySplit
-from recipes.shared.settings import TrainSettings
+from recipes.shared.settings import Sampling, TrainSettings
 
 
 class FittedImages:
@@ -116,6 +116,8 @@ def epoch_loader(
     seed: int | None,
     rank: int = 0,
     world_size: int = 1,
+    sampling: Sampling = "shuffled",
+    strata: Sequence[int] = (),
 ) -> DataLoader[Any]:
     """Makes a loader of a data set that is addressed by ``(epoch, index)``.
 
@@ -129,10 +131,39 @@ def epoch_loader(
         seed: Seed of the order; ``None`` keeps the studies in theirs.
         rank: This rank.
         world_size: Number of ranks.
+        sampling: How the order of training is drawn.
+        strata: Of each study, such as its modality; needed unless ``sampling`` is ``"shuffled"``.
+    """
+    in_strata = sampling != "shuffled"
+    sampler = EpochSampler(
+        size,
+        settings.batch_size,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=stratified(strata, balanced=sampling == "balanced") if in_strata else None,
+        in_blocks=in_strata,
+    )
+    return batch_loader(dataset, sampler, settings, collate)
+
+
+def batch_loader(
+    dataset: Dataset[Any],
+    sampler: Sampler[list[Any]],
+    settings: TrainSettings,
+    collate: Callable[[Sequence[Any]], Any],
+) -> DataLoader[Any]:
+    """Makes a loader of the batches that a sampler names.
+
+    Args:
+        dataset: The data set, addressed as the sampler does.
+        sampler: Yields the addresses of each batch.
+        settings: Workers.
+        collate: Makes a batch of items.
     """
     return DataLoader(
         dataset,
-        batch_sampler=EpochSampler(size, settings.batch_size, seed=seed, rank=rank, world_size=world_size),
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=settings.workers,
         persistent_workers=settings.workers > 0,

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from recipes.shared.grad_cache import cached_backward
 from recipes.shared.settings import TrainSettings
 from recipes.shared.steps import begin_epoch, optimiser_steps, set_learning_rates, take_step
 from recipes.shared.sums import DeviceSums, Sums
@@ -72,6 +73,38 @@ class Objective(ABC, Generic[Batch]):
         """Ends an optimiser step; the weights are updated."""
 
 
+class JointObjective(Objective[Batch]):
+    """An objective whose loss may be one of all micro-batches of a step together, by GradCache.
+
+    A contrast has then as many pairs to tell apart as the step has, in the memory of a micro-batch.
+    """
+
+    joint = True
+    """Whether steps are trained so; else by :meth:`loss`, each micro-batch for itself."""
+
+    @abstractmethod
+    def features(self, forward: Callable[..., Any], batch: Batch) -> Any:
+        """Computes what the joint loss needs of a micro-batch, and no more: it is kept for the whole step.
+
+        Args:
+            forward: The model.
+            batch: On the model's device.
+
+        Returns:
+            Tensors in tuples, lists or dicts; the same structure in every call.
+        """
+
+    @abstractmethod
+    def joint_loss(self, features: Sequence[Any], batches: Sequence[Batch], shares: Tensor) -> StepLoss:
+        """Computes the loss of all micro-batches of a step.
+
+        Args:
+            features: Of :meth:`features`, one of each micro-batch.
+            batches: The micro-batches, on the model's device but for what only :meth:`features` reads.
+            shares: ``(N,)``, what the means of all these micro-batches count in the step.
+        """
+
+
 def train_epoch(
     fabric: Fabric,
     wrapped: nn.Module,
@@ -113,6 +146,20 @@ def train_epoch(
         sums.add(values)
         return loss
 
+    def joint_backward(micro_batches: Sequence[Any], shares: Tensor) -> None:
+        assert isinstance(objective, JointObjective)
+
+        def joint_loss(features: Sequence[Any]) -> Tensor:
+            loss, values = objective.joint_loss(features, micro_batches, shares.sum(0))
+            sums.add(values)
+            return loss
+
+        def features(batch: Any) -> Any:
+            return objective.features(wrapped, batch.to(fabric.device))
+
+        cached_backward(fabric, wrapped, micro_batches, features, joint_loss)
+
+    joint = isinstance(objective, JointObjective) and objective.joint
     for factor, micro_batches, throughput in optimiser_steps(fabric, loader, batches, settings, epoch):
         set_learning_rates(optimizer, factor)
         take_step(
@@ -121,7 +168,8 @@ def train_epoch(
             optimizer,
             micro_batches,
             counts_of=objective.counts,
-            loss_of=loss_of,
+            loss_of=None if joint else loss_of,
+            backward=joint_backward if joint else None,
             clip_norm=settings.clip_norm,
         )
         objective.end_step()

@@ -9,6 +9,9 @@ from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get
 from recipes.shared.runs import read_object
 
 Settings = TypeVar("Settings")
+BatchNorm = Literal["local", "sync", "frozen"]
+Sampling = Literal["shuffled", "stratified", "balanced"]
+"""Any order; one in which each batch holds the strata as the split does; or one in which it holds all alike."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class TrainSettings:
     """Most that the folder of decoded images may hold for one image size; the rest is read from the files."""
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where to send the record of every epoch, besides history.jsonl."""
+    activation_checkpointing: bool = False
+    """Compute the encoders' activations again in backward instead of keeping them: less memory, more time."""
+    compile: bool = False
+    """Compile the encoders' blocks, and what a recipe adds to them, with torch.compile."""
+    batch_norm: BatchNorm = "local"
+    """Batch norms of the image encoder: each device's own batch (local), the batch of all devices (sync, GPUs only), or
+    the running statistics as they are (frozen)."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,8 @@ def take_step(
     micro_batches: Sequence[Batch],
     *,
     counts_of: Callable[[Batch], Tensor],
-    loss_of: Callable[[Batch, Tensor], Tensor],
+    loss_of: Callable[[Batch, Tensor], Tensor] | None = None,
+    backward: Callable[[Sequence[Batch], Tensor], None] | None = None,
     clip_norm: float,
 ) -> None:
     """Updates the weights by the gradient of losses that are means over the whole step: all micro-batches, all ranks.
@@ -95,6 +96,8 @@ def take_step(
         micro_batches: Of this rank.
         counts_of: Over how many labels (studies, ...) each of a micro-batch's means goes: ``(N,)`` integers.
         loss_of: Loss of a micro-batch; it receives the micro-batch and the shares of its means.
+        backward: In place of ``loss_of``, where the micro-batches have one loss together: computes the gradient of
+            all weights, from the micro-batches and the shares of each.
         clip_norm: Largest norm of the gradient; 0 for no limit.
     """
     counts = torch.stack([counts_of(batch) for batch in micro_batches])
@@ -103,9 +106,12 @@ def take_step(
     if fabric.world_size > 1:
         dist.all_reduce(totals)  # that of fabric waits at a barrier first
     shares = fabric.world_size * counts / totals.clamp(min=1)
-    for number, batch in enumerate(micro_batches):
-        with fabric.no_backward_sync(wrapped, enabled=number + 1 < len(micro_batches)):
-            fabric.backward(loss_of(batch, shares[number]))
+    if backward is not None:
+        backward(micro_batches, shares)
+    elif loss_of is not None:
+        for number, batch in enumerate(micro_batches):
+            with fabric.no_backward_sync(wrapped, enabled=number + 1 < len(micro_batches)):
+                fabric.backward(loss_of(batch, shares[number]))
     if clip_norm:
         fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     optimizer.step()

@@ -1,37 +1,39 @@
-"""Image-text pairs in WebDataset tars: a stream for training, random access for validation and test."""
+"""Image-text pairs in WebDataset tars: an index of places for training, listed pairs for validation and test."""
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from itertools import count as counter
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
 from recipes.data.arguments import argument
 from recipes.data.pairs import BadSample, PairSource
+from recipes.data.sampling import Order
 from recipes.data.studies import Study, check_splits_apart
 from recipes.data.tables.columns import modality_name
 from recipes.data.tars.captions import Loaded, load_samples
 from recipes.data.tars.files import Pattern, Shard, find_shards, shard_arguments
+from recipes.data.tars.index import ShardIndex, held_out_reason, index_shards, read_pair
 from recipes.data.tars.samples import walk_samples
 from recipes.data.tars.split import TarSplit
 
+_CHECKED = 1 << 16
+"""Bytes at the beginning of a tar that its checksum holds."""
+
 
 class TarShards:
-    """Training pairs of WebDataset tars, read one after the other (a `PairStream`).
+    """Training pairs of WebDataset tars (a `PairStream`): too many to list, read where they lie.
 
-    Every sample goes to exactly one of the readers (ranks times workers). As many shards as divide evenly by the
-    number of readers are dealt whole; the samples of the remaining shards are dealt one by one, so readers get
-    nearly the same number, and there may be more readers than shards. A reader walks the headers of a shared shard,
-    but reads its own samples only.
+    Headers and texts are read once, before the first pair (:meth:`build_index`); images when their turn comes.
+    :meth:`shuffle` draws the order of a pass: tars in any order, and each pair within ``shuffle_buffer`` places of its
+    own, so that tars are read nearly from front to back. It mixes only samples that lie near each other, so shards
+    should be mixed when they are written.
 
-    ``(seed, epoch)`` decides the order of the shards and of the shuffle. The shuffle takes each sample from a buffer
-    of ``shuffle_buffer`` undecoded ones; it mixes only samples that lie near each other, so shards should be mixed when
-    they are written. `recipes.data.tars.samples` has the layout of a shard and what makes a sample bad: it is yielded
-    as a `BadSample`, never raised.
+    `recipes.data.tars.samples` has the layout of a shard and what makes a sample bad: it is left out and counted.
 
     Attributes:
         shards: The tars.
-        shuffle_buffer: Samples to draw from.
+        shuffle_buffer: How far a pair may move, in pairs.
         text_key: Name of the text in a sample's json.
         held_out: Groups that training must not see.
     """
@@ -53,9 +55,9 @@ class TarShards:
                 (`recipes.data.tars.files.find_shards`).
             modality: Of samples that name none.
             text_key: Name of the text in a sample's json.
-            shuffle_buffer: Samples to draw from, at least 1; 1 keeps the order within a shard.
+            shuffle_buffer: How far a pair may move, at least 1; 1 keeps the order within a shard.
             force_dicom: Whether DICOM files without preamble and file meta group are read.
-            held_out: Groups of validation and test: their samples become `BadSample`.
+            held_out: Groups of validation and test: their samples are left out.
 
         Raises:
             ValueError: If the pattern names no tar or one that is missing, or ``shuffle_buffer`` is below 1.
@@ -67,30 +69,60 @@ class TarShards:
         self.shuffle_buffer = shuffle_buffer
         self.force_dicom = force_dicom
         self.held_out = frozenset(held_out)
+        self._index: ShardIndex | None = None
 
-    def iterate(self, *, seed: int, epoch: int, part: int, num_parts: int) -> Iterator[Study | BadSample]:
-        """Yields the pairs of one reader.
+    def build_index(self, *, workers: int = 0, title: str | None = None) -> tuple[str, ...]:
+        """Reads headers and texts of all tars, unless that is done already; what follows does it where it is not.
 
         Args:
-            seed: Of the order; not negative.
-            epoch: Changes the order; not negative.
-            part: This reader, from 0.
-            num_parts: All readers.
+            workers: Processes that read; 0 reads in this one.
+            title: Of a progress bar; ``None`` for none.
 
         Returns:
-            An iterator over pairs and, in between, samples that cannot be read.
+            A line on what was left out, if anything was.
 
         Raises:
-            ValueError: If ``seed`` or ``epoch`` is negative, or ``part`` is not in ``0 .. num_parts - 1``.
+            ValueError: If no sample can be read.
         """
-        if seed < 0 or epoch < 0:
-            raise ValueError(f"seed and epoch must not be negative, got seed={seed} and epoch={epoch}")
-        if not 0 <= part < num_parts:
-            raise ValueError(f"part must be in 0 .. num_parts - 1, got part={part} and num_parts={num_parts}")
-        order = np.random.default_rng((seed, epoch)).permutation(len(self.shards))
-        shuffle = np.random.default_rng((seed, epoch, part, num_parts))
-        dealt = self._dealt([self.shards[i] for i in order], part, num_parts)
-        return self._decoded(_shuffled(dealt, self.shuffle_buffer, shuffle))
+        if self._index is None:
+            self._index = index_shards(self.shards, self.text_key, held_out=self.held_out, workers=workers, title=title)
+        return self._index.notes()
+
+    def __len__(self) -> int:
+        return len(self._built())
+
+    def __getitem__(self, place: int) -> Study:
+        """Reads one pair.
+
+        Raises:
+            ValueError: If its image cannot be read, or its tar has changed.
+        """
+        return read_pair(self._built(), place, self.shards, self.text_key, force_dicom=self.force_dicom)
+
+    def modality_of_each(self) -> list[str | None]:
+        """Returns the modality of each pair, ``None`` where it is not known."""
+        return self._built().modality_of_each()
+
+    def shuffle(self, rng: np.random.Generator) -> Order:
+        """Draws the order of a pass: the place of every pair."""
+        of_shard = self._built().shard
+        turns = rng.permutation(len(self.shards))
+        order = np.argsort(turns[of_shard], kind="stable")
+        return order[np.argsort(np.arange(len(order)) + self.shuffle_buffer * rng.random(len(order)), kind="stable")]
+
+    def iterate(self, *, seed: int = 0) -> Iterator[Study | BadSample]:
+        """Reads pairs one after the other, without an index: for some of them.
+
+        Args:
+            seed: Of the order of the tars, and of a shuffle within ``shuffle_buffer`` pairs; not negative.
+
+        Yields:
+            Pairs and, in between, samples that cannot be read or are held out.
+        """
+        rng = np.random.default_rng(seed)
+        shards = [self.shards[place] for place in rng.permutation(len(self.shards))]
+        each = (load_samples(shard, walk_samples(shard.path), self.text_key) for shard in shards)
+        yield from map(self._decoded, _shuffled(chain.from_iterable(each), self.shuffle_buffer, rng))
 
     def first_texts(self, count: int) -> list[str]:
         """Returns the first texts of every shard: the same share of each, more where earlier ones have fewer.
@@ -105,30 +137,29 @@ class TarShards:
             texts.extend(islice((each.caption.text for each in loaded if isinstance(each, Loaded)), share))
         return texts
 
-    def _dealt(self, shards: Sequence[Shard], part: int, num_parts: int) -> Iterator[Loaded | BadSample]:
-        """Reads the samples that are this reader's."""
-        shared_from = len(shards) - len(shards) % num_parts
-        for shard in shards[part:shared_from:num_parts]:
-            yield from load_samples(shard, walk_samples(shard.path), self.text_key)
-        turn = counter()
-        for shard in shards[shared_from:]:
-            mine = (sample for sample in walk_samples(shard.path) if next(turn) % num_parts == part)
-            yield from load_samples(shard, mine, self.text_key)
+    def checksum(self) -> str:
+        """Returns a checksum of names, sizes and beginnings of the tars; the whole of them would take too long."""
+        total = hashlib.sha256()
+        for shard in self.shards:
+            total.update(f"{shard.path.name} {shard.path.stat().st_size}\n".encode())
+            with shard.path.open("rb") as file:
+                total.update(file.read(_CHECKED))
+        return total.hexdigest()
 
-    def _decoded(self, samples: Iterator[Loaded | BadSample]) -> Iterator[Study | BadSample]:
-        for sample in samples:
-            if isinstance(sample, BadSample):
-                yield sample
-            elif sample.caption.group in self.held_out:
-                reason = f"its group {sample.caption.group!r} is held out for validation or test"
-                yield BadSample(sample.id, reason)
-            else:
-                try:
-                    study = sample.decode(force_dicom=self.force_dicom)
-                except ValueError as error:
-                    yield BadSample(sample.id, str(error))
-                    continue
-                yield study
+    def _built(self) -> ShardIndex:
+        self.build_index()
+        assert self._index is not None
+        return self._index
+
+    def _decoded(self, sample: Loaded | BadSample) -> Study | BadSample:
+        if isinstance(sample, BadSample):
+            return sample
+        if sample.caption.group in self.held_out:
+            return BadSample(sample.id, held_out_reason(sample.caption.group))
+        try:
+            return sample.decode(force_dicom=self.force_dicom)
+        except ValueError as error:
+            return BadSample(sample.id, str(error))
 
 
 def _shuffled(
@@ -165,10 +196,10 @@ def shard_source(
     force_dicom: bool = False,
     name: str = "shards",
 ) -> PairSource:
-    """Reads training pairs as a stream of tars, validation and test by random access.
+    """Reads training pairs where they lie in their tars, validation and test as listed pairs.
 
-    Validation and test are read through once, now. The groups of the training stream are not known before it is
-    read: a training sample whose group is in validation or test becomes a `BadSample`, so no group crosses.
+    Validation and test are read through once, now; the training tars when their index is built. A training sample whose
+    group is in validation or test is left out, so no group crosses.
 
     Args:
         train: Tars of the training split: path, glob, brace pattern, several, or a mapping of modalities to such
@@ -179,7 +210,7 @@ def shard_source(
         modalities: All that may occur. ``None``: those of validation and test, and those that the patterns name;
             a modality that only training samples' json names is then not among them.
         text_key: Name of the text in a sample's json.
-        shuffle_buffer: Training samples to draw from.
+        shuffle_buffer: How far a training pair may move, in pairs.
         force_dicom: Whether DICOM files without preamble and file meta group are read.
         name: Of the source.
 
@@ -212,7 +243,7 @@ def shard_source(
                 f"{argument('modalities')}: {sorted(occurring - known)} occur in {name}, but got {sorted(known)} only"
             )
     notes = [f"{split}: {note}" for split, part in splits.items() for note in part.notes]
-    notes.append(f"training pairs are read as a stream of {len(stream.shards)} tars")
+    notes.append(f"training pairs are read as a stream from {len(stream.shards)} tars")
     return PairSource(name, tuple(sorted(known)), stream, splits["val"], splits["test"], tuple(notes))
 
 

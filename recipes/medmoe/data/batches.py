@@ -1,23 +1,23 @@
 """Pairs as batches of tensors."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment, to_tensor
-from recipes.data.pairs import BadSample, PairSource, PairSplit, PairStream
+from recipes.data.pairs import PairSource, PairSplit, PairStream
+from recipes.data.sampling import EndlessSampler, EpochSampler, stratified
 from recipes.medmoe.config import Config, TrainConfig
 from recipes.medmoe.data.tokens import TokenIds, Tokens, pad_tokens, token_ids
 from recipes.shared.encoders.image import ImageEncoderSpec
-from recipes.shared.loading import FittedImages, decoded_images, epoch_loader
+from recipes.shared.loading import FittedImages, batch_loader, decoded_images, epoch_loader
 
 UNKNOWN = -100
 """Label of a pair whose modality is not known."""
@@ -31,8 +31,8 @@ class Batch(NamedTuple):
         tokens: The texts.
         labels: ``(B,)``, place of the modality in ``ModelConfig.modalities``, -100 where it is not known.
         text_ids: ``(B,)``; equal numbers are equal texts.
-        index: ``(B,)``, place in the split; -1 in a stream.
-        skipped: ``()``, samples of a stream that could not be read on the way to this batch.
+        index: ``(B,)``, place in the split or stream.
+        skipped: ``()``, pairs of a stream that could not be read, in whose place stand others.
     """
 
     images: Tensor
@@ -57,6 +57,7 @@ class Item(NamedTuple):
     label: int
     text_id: int
     index: int
+    skipped: int = 0
 
 
 def text_id(text: str) -> int:
@@ -99,7 +100,7 @@ class PairReader:
         tokens = token_ids(text, self.tokenizer, self.text_tokens)
         return Item(to_tensor(image, self.spec), tokens, self.label(modality), text_id(text), index)
 
-    def collate(self, items: Sequence[Item], skipped: int = 0) -> Batch:
+    def collate(self, items: Sequence[Item]) -> Batch:
         """Stacks items; texts are padded on the right to the longest."""
         return Batch(
             torch.stack([item.image for item in items]),
@@ -107,7 +108,7 @@ class PairReader:
             torch.tensor([item.label for item in items]),
             torch.tensor([item.text_id for item in items]),
             torch.tensor([item.index for item in items]),
-            torch.tensor(skipped),
+            torch.tensor(sum(item.skipped for item in items)),
         )
 
 
@@ -152,71 +153,66 @@ class PairDataset(Dataset[Item]):
         return self.reader.item(image, str(self.split.texts[index]), self.split.modalities[index], index)
 
 
-class StreamDataset(IterableDataset[Batch]):
-    """A stream as whole batches; what cannot be read is left out and counted.
+MOST_UNREADABLE = 1000
+"""Pairs of a stream in a row that may be unreadable."""
 
-    Set ``epoch`` before each pass. The stream starts again where it ends, in another order, so that it never
-    lacks a batch.
+
+class StreamDataset(Dataset[Item]):
+    """A stream as items of one pair each, addressed by ``(pass, index)``.
+
+    In place of a pair that cannot be read comes the next one that can, so that batches are full on every rank; it is
+    counted. Images are augmented by seed, pass and index alone.
 
     Args:
         stream: The pairs.
         reader: Makes the items.
-        batch_size: Pairs per batch.
-        seed: Seed of the order.
-        augmented: Whether images are augmented.
-        rank: This rank.
-        world_size: Number of ranks.
+        augment_seed: Seed of the augmentation; ``None`` for none.
+
+    Raises:
+        ValueError: If a modality is none of those that the router is taught.
     """
 
-    def __init__(
-        self,
-        stream: PairStream,
-        reader: PairReader,
-        batch_size: int,
-        *,
-        seed: int,
-        augmented: bool,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.stream, self.reader, self.batch_size = stream, reader, batch_size
-        self.seed, self.augmented = seed, augmented
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+    def __init__(self, stream: PairStream, reader: PairReader, *, augment_seed: int | None = None) -> None:
+        self.stream, self.reader, self.augment_seed = stream, reader, augment_seed
+        names = stream.modality_of_each()
+        known = {name: reader.label(name) for name in sorted({name for name in names if name is not None})}
+        self.labels = np.array([UNKNOWN if name is None else known[name] for name in names], np.int16)
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        part, parts = self.rank * workers + number, self.world_size * workers
-        rng = np.random.default_rng((self.seed, self.epoch, part))
-        items: list[Item] = []
-        skipped = 0
-        for again in count():
-            read = 0
-            for sample in self.stream.iterate(
-                seed=self.seed + 7919 * again, epoch=self.epoch, part=part, num_parts=parts
-            ):
-                if isinstance(sample, BadSample):
-                    skipped += 1
-                    continue
-                read += 1
-                image = fit_square(sample.image, self.reader.spec.size)
-                if self.augmented:
-                    image = augment(image, rng)
-                items.append(self.reader.item(image, str(sample.text), sample.modality, -1))
-                if len(items) == self.batch_size:
-                    yield self.reader.collate(items, skipped)
-                    items, skipped = [], 0
-            if not read:
-                raise ValueError(f"the shards of reader {part + 1} of {parts} hold no readable pair.")
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, address: tuple[int, int]) -> Item:
+        number, first = address
+        reason = ""
+        for skipped in range(min(len(self), MOST_UNREADABLE)):
+            index = (first + skipped) % len(self)
+            try:
+                study = self.stream[index]
+            except ValueError as error:
+                reason = str(error)
+                continue
+            image = fit_square(study.image, self.reader.spec.size)
+            if self.augment_seed is not None:
+                image = augment(image, np.random.default_rng((self.augment_seed, number, index)))
+            return self.reader.item(image, str(study.text), study.modality, index)._replace(skipped=skipped)
+        tried = min(len(self), MOST_UNREADABLE)
+        raise ValueError(f"{tried} pairs of the tars in a row cannot be read, the last since {reason}")
 
 
 def make_loader(
     dataset: PairDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
-    """Makes a loader of :class:`Batch` over a split; see :func:`set_epoch`."""
+    """Makes a loader of :class:`Batch` over a split; see :func:`set_epoch`. Without a seed it keeps the order."""
     return epoch_loader(
-        dataset, len(dataset), config, dataset.reader.collate, seed=seed, rank=rank, world_size=world_size
+        dataset,
+        len(dataset),
+        config,
+        dataset.reader.collate,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        sampling="shuffled" if seed is None else config.sampling,
+        strata=[dataset.reader.label(modality) for modality in dataset.split.modalities],
     )
 
 
@@ -226,23 +222,30 @@ def train_loader(
     """Makes the loader of the training pairs, and counts how many batches of it make an epoch."""
     settings, seed = config.train, config.seeds[0]
     stored = decoded_images(source.train, "train", reader.spec.size, settings, shown=rank == 0)
-    if isinstance(source.train, PairStream):
-        stream = StreamDataset(
-            source.train,
-            reader,
-            settings.batch_size,
-            seed=seed,
-            augmented=settings.augment,
-            rank=rank,
-            world_size=world_size,
-        )
-        loader = DataLoader(stream, batch_size=None, num_workers=settings.workers, pin_memory=torch.cuda.is_available())
-        return loader, config.data.shards.steps_per_epoch * settings.accumulate
     augment_seed = seed if settings.augment else None
+    if isinstance(source.train, PairStream):
+        stream = StreamDataset(source.train, reader, augment_seed=augment_seed)
+        loader = _stream_loader(stream, config, rank=rank, world_size=world_size)
+        return loader, len(loader)
     cache = settings.cache_images
     dataset = PairDataset(source.train, reader, augment_seed=augment_seed, cache=cache, stored=stored)
     loader = make_loader(dataset, settings, seed=seed, rank=rank, world_size=world_size)
     return loader, len(loader)
+
+
+def _stream_loader(dataset: StreamDataset, config: Config, *, rank: int, world_size: int) -> DataLoader[Any]:
+    """Makes a loader of a stream: an epoch is a pass, or so many steps of passes without end."""
+    settings, seed, steps = config.train, config.seeds[0], config.data.shards.steps_per_epoch
+    shuffle = dataset.stream.shuffle
+    if settings.sampling != "shuffled":
+        shuffle = stratified(dataset.labels.tolist(), shuffle, balanced=settings.sampling == "balanced")
+    size, place = len(dataset), {"rank": rank, "world_size": world_size}
+    if steps is None:
+        sampler: Any = EpochSampler(size, settings.batch_size, seed=seed, shuffle=shuffle, in_blocks=True, **place)
+    else:
+        batches = steps * settings.accumulate
+        sampler = EndlessSampler(size, settings.batch_size, batches, seed=seed, shuffle=shuffle, **place)
+    return batch_loader(dataset, sampler, settings, dataset.reader.collate)
 
 
 def val_loader(config: Config, source: PairSource, reader: PairReader, *, shown: bool) -> DataLoader[Any]:
@@ -254,5 +257,5 @@ def val_loader(config: Config, source: PairSource, reader: PairReader, *, shown:
 
 def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
     """Sets which epoch's order and augmentation come next."""
-    place: Any = loader.dataset if isinstance(loader.dataset, StreamDataset) else loader.batch_sampler
-    place.epoch = epoch
+    sampler: Any = loader.batch_sampler
+    sampler.epoch = epoch

@@ -1,5 +1,7 @@
 """Where pairs come from: drawn images, a csv, or WebDataset tars."""
 
+from dataclasses import replace
+
 from recipes.data.arguments import DRAWN_FLAGS, Spelling, flags_of, spelled
 from recipes.data.pairs import PairSource, PairStream
 from recipes.data.phantom import phantom_modalities_source
@@ -65,6 +67,23 @@ def build_source(config: Config) -> PairSource:
             force_dicom=data.force_dicom,
         )
     raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r} (--data).")
+
+
+def indexed(source: PairSource, workers: int, *, shown: bool) -> PairSource:
+    """Finds out where the training pairs lie, if they are a stream, and notes what is left out.
+
+    Args:
+        source: The pairs.
+        workers: Processes that read.
+        shown: Whether there is a progress bar.
+
+    Raises:
+        ValueError: If no training pair can be read.
+    """
+    if not isinstance(source.train, PairStream):
+        return source
+    notes = source.train.build_index(workers=workers, title="index train" if shown else None)
+    return replace(source, notes=(*source.notes, *notes))
 
 
 def train_texts(source: PairSource, most: int = 20_000) -> list[str]:

@@ -125,7 +125,7 @@ def _chosen(session: Session) -> list[Study]:
     train = session.source().train
     most = max(FEWEST, min(MOST, MOST_BYTES // (2 * _of_a_blank(session).regions.numel())))
     if isinstance(train, PairStream):
-        samples = train.iterate(seed=0, epoch=0, part=0, num_parts=1)
+        samples = train.iterate()
         return list(islice((sample for sample in samples if not isinstance(sample, BadSample)), most))
     places: dict[str | None, list[int]] = {}
     for row, kind in enumerate(train.modalities):

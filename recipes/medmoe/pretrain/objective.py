@@ -60,14 +60,16 @@ def pair_losses(
         local: The experts' features, or what stands in their place.
         model: The architecture's settings: temperatures.
         settings: The training's settings: coefficients and forms.
-        gather: Whether the global contrast runs over the batches of all ranks.
+        gather: Whether contrasts run over the batches of all ranks, where the settings say so.
         stats: What the load is balanced by, such as the statistics of all ranks; those of the batch by default.
         findings: Reads the findings of the reports, by which images and reports are matched then.
     """
     scale = model.temperatures[2] if image.scale is None else image.scale
-    contrast = _global_loss(batch, image, text, settings, scale, findings, gather=gather)
+    contrast = _global_loss(batch, image, text, settings, scale, findings, gather=gather and settings.gather)
     router_loss = balance = contrast.new_zeros(())
-    word_loss = router_loss if local is None else _word_loss(local, text, batch, model, settings)
+    word_loss = router_loss
+    if local is not None:
+        word_loss = _word_loss(local, text, batch, model, settings, gather=gather and settings.gather_local)
     if local is not None and local.routing is not None and local.routing.logits is not None:
         router_loss = router_label_loss(local.routing.logits, batch.labels)
         if settings.balance_weight:
@@ -89,7 +91,7 @@ def step_loss(losses: Losses, settings: TrainConfig, of_pairs: Tensor, of_known:
 
     The router's supervision is a mean over the known modalities of the whole step, everything else over its pairs. A
     contrast has only the pairs of its own micro-batch to tell apart (on all ranks, where it gathers): accumulating
-    does not make its batch larger.
+    does not make its batch larger, unless all micro-batches of a step are one, as with ``grad_cache``.
 
     Args:
         losses: Of the micro-batch.
@@ -106,12 +108,23 @@ def step_loss(losses: Losses, settings: TrainConfig, of_pairs: Tensor, of_known:
     )
 
 
-def check_local_form(config: Config) -> None:
-    """Refuses a trained first temperature where the local loss has none.
+def check_settings(config: Config) -> None:
+    """Refuses settings of the losses that would not be used.
 
     Raises:
         ValueError: Naming the options.
     """
+    settings = config.train
+    if settings.grad_cache and settings.accumulate == 1:
+        raise ValueError(
+            "grad_cache (--grad-cache) contrasts the micro-batches of a step together, of which there is one: give "
+            "--accumulate, or leave it out."
+        )
+    if settings.gather_local and (settings.local_form == "report" or config.model.local_branch == "none"):
+        raise ValueError(
+            "gather_local (--gather-local) is for a local loss that compares pairs with each other: leave it out, or "
+            "give --local-form batch and a --local-branch."
+        )
     if config.model.learned_temperature and config.train.local_form == "report":
         raise ValueError(
             "learned_temperature trains the first temperature, which the report form of the local loss does not have: "
@@ -153,7 +166,13 @@ def _global_loss(
 
 
 def _word_loss(
-    local: LocalFeatures, text: TextFeatures, batch: Batch, model: ModelConfig, settings: TrainConfig
+    local: LocalFeatures,
+    text: TextFeatures,
+    batch: Batch,
+    model: ModelConfig,
+    settings: TrainConfig,
+    *,
+    gather: bool,
 ) -> Tensor:
     """Computes the local loss: the sum of both directions in the batch form, the one direction in the report form."""
     if settings.local_form == "report":
@@ -176,5 +195,6 @@ def _word_loss(
         similarity=model.attention,
         region_mask=local.region_mask,
         text_ids=batch.text_ids,
+        gather=gather,
     )
     return 2 * contrast.loss

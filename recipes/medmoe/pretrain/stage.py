@@ -1,7 +1,8 @@
 """Stage 1: pretraining. Read ``main``, then ``pretrain_one``, from top to bottom."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from recipes.medmoe.data.batches import (
     train_loader,
     val_loader,
 )
-from recipes.medmoe.data.sources import SPELLING, build_source, train_texts
+from recipes.medmoe.data.sources import SPELLING, build_source, indexed, train_texts
 from recipes.medmoe.model import MedMoE
-from recipes.medmoe.pretrain.objective import check_local_form, pair_losses, step_loss
+from recipes.medmoe.pretrain.joint import PairFeatures, joined, kept
+from recipes.medmoe.pretrain.objective import check_settings, pair_losses, step_loss
+from recipes.medmoe.pretrain.prepare import kept_in_eval, prepare_model
 from recipes.medmoe.pretrain.tally import batch_sums, means_of
 from recipes.shared.checkpoints import MAY_CHANGE, checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
@@ -36,7 +39,7 @@ from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.launched import with_launched_processes
 from recipes.shared.limits import check_limits
 from recipes.shared.loggers import check_loggers
-from recipes.shared.objective import Objective, StepLoss, train_epoch
+from recipes.shared.objective import JointObjective, StepLoss, train_epoch
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import write_json
 from recipes.shared.strategy import launch
@@ -61,7 +64,7 @@ def main(config: Config) -> list[Path]:
             ``resume`` is off.
     """
     check_limits(config)
-    check_local_form(config)
+    check_settings(config)
     check_read(config)
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
@@ -77,7 +80,7 @@ def pretrain_one(config: Config) -> None:
     fabric = launch(settings, find_unused=True)
     torch.manual_seed(seed)
 
-    source = build_source(config)
+    source = indexed(build_source(config), settings.workers, shown=fabric.is_global_zero)
     fabric.print(pair_summary(source))
     if checkpoint is not None:
         check_unchanged(out, source.splits(), data=config.data.data)
@@ -89,6 +92,7 @@ def pretrain_one(config: Config) -> None:
     rank, world_size = fabric.global_rank, fabric.world_size
     loader, batches = train_loader(config, source, reader, rank=rank, world_size=world_size)
     val_batches = val_loader(config, source, reader, shown=fabric.is_global_zero)
+    prepare_model(model, settings, fabric.device)
     optimizer = _optimizer(model, settings)
     state = starting_state(checkpoint, model, optimizer, fabric)
     if fabric.is_global_zero:
@@ -98,10 +102,22 @@ def pretrain_one(config: Config) -> None:
     findings = _report_findings(fabric, config, source, model)
     wrapped, optimizer = fabric.setup(model, optimizer)
     objective = PairObjective(config, world_size, findings)
+    in_eval = kept_in_eval(model, settings)
 
     def one_epoch(epoch: int) -> dict[str, Any]:
         set_epoch(loader, epoch)
-        record = train_epoch(fabric, wrapped, optimizer, loader, batches, objective, settings, seed=seed, epoch=epoch)
+        record = train_epoch(
+            fabric,
+            wrapped,
+            optimizer,
+            loader,
+            batches,
+            objective,
+            settings,
+            seed=seed,
+            epoch=epoch,
+            kept_in_eval=in_eval,
+        )
         return record | {"lr": float(optimizer.param_groups[0]["lr"])}
 
     run_epochs(
@@ -120,6 +136,7 @@ def pretrain_one(config: Config) -> None:
         facts=lambda state: {
             "skipped": sum(record["skipped"] for record in state["history"]),
             "notes": list(source.notes),
+            "train_pairs": len(source.train),
         },
     )
 
@@ -141,7 +158,7 @@ def _optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimizer:
     )
 
 
-class PairObjective(Objective[Batch]):
+class PairObjective(JointObjective[Batch]):
     """The losses of pairs; in training all ranks contrast and balance together.
 
     Args:
@@ -152,6 +169,7 @@ class PairObjective(Objective[Batch]):
 
     def __init__(self, config: Config, world_size: int = 1, findings: ReportFindings | None = None) -> None:
         self.config, self.together, self.findings = config, world_size > 1, findings
+        self.joint = config.train.grad_cache
 
     def counts(self, batch: Batch) -> Tensor:
         """Counts pairs, and those of them whose modality is known."""
@@ -166,19 +184,27 @@ class PairObjective(Objective[Batch]):
             batch: The pairs.
             shares: The batch's shares of the step's pairs and of its known modalities; ``None`` for the plain mean.
         """
-        config = self.config
-        image, text, local = forward(batch.images, batch.tokens, batch.labels)
+        return self._loss(batch, PairFeatures(*forward(batch.images, batch.tokens, batch.labels)), shares)
+
+    def features(self, forward: Callable[..., Any], batch: Batch) -> PairFeatures:
+        """Computes what the losses read of a micro-batch."""
+        return kept(PairFeatures(*forward(batch.images, batch.tokens, batch.labels)))
+
+    def joint_loss(self, features: Sequence[PairFeatures], batches: Sequence[Batch], shares: Tensor | None) -> StepLoss:
+        """Computes the loss of all pairs of a step on this rank; without shares, their plain mean."""
+        return self._loss(*joined(features, batches), shares)
+
+    def _loss(self, batch: Batch, features: PairFeatures, shares: Tensor | None) -> StepLoss:
+        config, local = self.config, features.local
         stats = None if local is None else local.stats
         if stats is not None and self.together:
             stats = all_reduce_stats(stats)
         losses = pair_losses(
             batch,
-            image,
-            text,
-            local,
+            *features,
             config.model,
             config.train,
-            gather=self.together and config.train.gather,
+            gather=self.together,
             stats=stats,
             findings=self.findings,
         )
@@ -193,12 +219,19 @@ class PairObjective(Objective[Batch]):
 
 @torch.no_grad()
 def _validate(fabric: Fabric, model: MedMoE, loader: DataLoader[Any], objective: "PairObjective") -> dict[str, Any]:
-    """Computes losses and routing on the validation split; every rank computes all of it, in the same batches."""
+    """Computes losses and routing on the validation split; every rank computes all of it, in the same batches.
+
+    As many pairs are contrasted as in training, so that the loss does not depend on how a step is dealt to devices.
+    """
     model.eval()
-    sums = DeviceSums()
+    sums, settings = DeviceSums(), objective.config.train
+    together = fabric.world_size if settings.gather else 1
+    together *= settings.accumulate if settings.grad_cache else 1
+    micro_batches = (batch.to(fabric.device) for batch in loader)
     with fabric.autocast():
-        for batch in loader:
-            sums.add(objective.loss(model, batch.to(fabric.device), None).sums)
+        while batches := list(islice(micro_batches, together)):
+            features = [objective.features(model, batch) for batch in batches]
+            sums.add(objective.joint_loss(features, batches, None).sums)
     model.train()
     record = objective.record({name: value.cpu() for name, value in sums.values.items()})
     names = ("global_loss", "local_loss", "router_loss", "routing_accuracy")

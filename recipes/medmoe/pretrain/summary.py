@@ -46,7 +46,7 @@ def summarise(run: Path) -> str:
 
 def _about(session: Session, source: PairSource, training: dict[str, Any]) -> dict[str, Any]:
     config = session.config
-    notes = list(source.notes)
+    notes = list(training.get("notes", source.notes))  # of a stream, with what its index left out
     if training["skipped"]:
         notes.append(f"{training['skipped']} samples of the training stream could not be read and were skipped")
     return {
@@ -60,7 +60,7 @@ def _about(session: Session, source: PairSource, training: dict[str, Any]) -> di
         "image_encoder": config.model.image_encoder,
         "text_encoder": config.model.text_encoder,
         "pairs": {
-            name: None if isinstance(split, PairStream) else len(split)
+            name: training.get("train_pairs") if isinstance(split, PairStream) else len(split)
             for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
         },
         "parameters": sum(p.numel() for p in session.model.parameters()),

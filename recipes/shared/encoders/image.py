@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from recipes.shared.encoders import open_clip
 from recipes.shared.encoders.spec import OPEN_CLIP, ImageEncoderSpec
-from recipes.shared.encoders.timm_models import HUB, blank_pass, build
+from recipes.shared.encoders.timm_models import HUB, blank_pass, build, checkpoint_model
 
 
 class ImageTokens(NamedTuple):
@@ -63,13 +63,7 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: If the architecture cannot.
         """
-        try:
-            self.model.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError) as error:
-            raise ValueError(
-                f"activation_checkpointing (--activation-checkpointing) is not known to image encoder "
-                f"{self.spec.architecture!r}: leave it out, or give another --image-encoder."
-            ) from error
+        checkpoint_model(self.model, self.spec.architecture)
 
     def forward(self, images: Tensor) -> ImageTokens:
         """Encodes normalised images ``(B, 3, size, size)``."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.shared.encoders.spec import ImageEncoderSpec
-from recipes.shared.encoders.timm_models import HUB, blank_pass, build
+from recipes.shared.encoders.timm_models import HUB, blank_pass, build, checkpoint_model
 
 
 class PyramidEncoder(nn.Module):
@@ -43,6 +43,20 @@ class PyramidEncoder(nn.Module):
     def from_spec(cls, spec: ImageEncoderSpec) -> "PyramidEncoder":
         """Builds the architecture with random weights."""
         return cls(timm.create_model(spec.architecture, pretrained=False, features_only=True, **spec.options), spec)
+
+    def checkpoint_activations(self) -> None:
+        """Computes activations again in backward instead of keeping them: block by block, or stage by stage.
+
+        Raises:
+            ValueError: If the architecture cannot.
+        """
+        # The stages' own switch is the finer one: Swin and ConvNeXt have it.
+        stages = [module for module in self.model.modules() if getattr(module, "grad_checkpointing", None) is False]
+        stages = [module for module in stages if module is not self.model]
+        for stage in stages:
+            stage.grad_checkpointing = True
+        if not stages:
+            checkpoint_model(self.model, self.spec.architecture)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Encodes normalised images ``(B, 3, size, size)`` into maps ``(B, C_l, H_l, W_l)``."""

@@ -84,6 +84,21 @@ def blank_pass(encoder: nn.Module, spec: ImageEncoderSpec) -> Any:
         encoder.train(training)
 
 
+def checkpoint_model(model: Any, architecture: str) -> None:
+    """Computes activations of the blocks of a model again in backward instead of keeping them.
+
+    Raises:
+        ValueError: If the architecture cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"activation_checkpointing (--activation-checkpointing) is not known to image encoder {architecture!r}: "
+            "leave it out, or give another --image-encoder."
+        ) from error
+
+
 def _saved_options(source: str) -> dict[str, Any]:
     """Reads the arguments that a folder or a repository was saved with; timm applies them silently."""
     kind, _, place = source.partition(":")

@@ -1,4 +1,4 @@
-"""The global loss over ranks: two processes on CPU against one with the whole batch."""
+"""The global and the local loss over ranks: two processes on CPU against one with the whole batch."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from moekit import all_gather_with_gradient, global_contrastive_loss
+from moekit import all_gather_with_gradient, global_contrastive_loss, local_contrastive_loss
 
 RANKS, BATCH, WIDTH = 2, 3, 4
 TEXTS = (0, 1, 2, 1, 0, 1)  # equal texts on different ranks
@@ -39,10 +39,33 @@ def step(rows: slice, texts: tuple[int, ...] | None, gather: bool, group: dist.P
     return {"loss": loss.detach(), "gradients": torch.autograd.grad(loss, parameters)}
 
 
+def local_step(rows: slice, form: str, gather: bool) -> dict:
+    """Local loss of some rows; the second half has longer texts, one of them without words, and masked regions."""
+    region_tower, word_tower, scale = make_towers()
+    generator = torch.Generator().manual_seed(2)
+    regions, words = (
+        torch.randn(RANKS * BATCH, places, WIDTH, generator=generator, dtype=torch.float64) for places in (5, 4)
+    )
+    word_mask = torch.arange(4) < torch.tensor([2, 3, 1, 4, 0, 2])[:, None]
+    region_mask = torch.arange(5) < torch.tensor([5, 3, 5, 2, 5, 4])[:, None]
+    longest = int(word_mask[rows].sum(1).max())
+    options: dict = {"temperatures": (scale, 5.0, 10.0), "word_softmax": form == "equal"}
+    if form == "equal":
+        options |= {"text_ids": torch.tensor(TEXTS)[rows], "region_mask": region_mask[rows]}
+    mask = word_mask[rows, :longest]
+    contrast = local_contrastive_loss(
+        region_tower(regions[rows]), word_tower(words[rows, :longest]), mask, gather=gather, **options
+    )
+    parameters = [*region_tower.parameters(), *word_tower.parameters(), scale]
+    gradients = torch.autograd.grad(contrast.loss, parameters)
+    return {"loss": contrast.loss.detach(), "gradients": gradients, "scores": contrast.scores.detach()}
+
+
 def run_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     rows = slice(rank * BATCH, (rank + 1) * BATCH)
     result: dict = {name: step(rows, texts, gather=True) for name, texts in CASES.items()}
+    result |= {f"local {name}": local_step(rows, name, gather=True) for name in CASES}
     result["alone"] = step(rows, TEXTS, gather=False)
     alone = [dist.new_group([member]) for member in range(RANKS)][rank]  # a rank of the whole is not one of the group
     result["group"] = step(rows, TEXTS, gather=True, group=alone)
@@ -76,6 +99,15 @@ def test_losses_and_gradients_averaged_over_ranks_are_those_of_the_whole_batch(r
     torch.testing.assert_close(torch.stack([result[case]["loss"] for result in ranks]).mean(), expected["loss"])
     averaged = [torch.stack(parts).mean(0) for parts in zip(*(r[case]["gradients"] for r in ranks), strict=True)]
     torch.testing.assert_close(averaged, list(expected["gradients"]))
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_local_loss_too_is_that_of_the_whole_batch(ranks: list[dict], case: str) -> None:
+    expected, results = local_step(slice(None), case, gather=True), [result[f"local {case}"] for result in ranks]
+    torch.testing.assert_close(torch.stack([result["loss"] for result in results]).mean(), expected["loss"])
+    averaged = [torch.stack(parts).mean(0) for parts in zip(*(r["gradients"] for r in results), strict=True)]
+    torch.testing.assert_close(averaged, list(expected["gradients"]))
+    torch.testing.assert_close(torch.cat([result["scores"] for result in results]), expected["scores"])
 
 
 def test_without_gathering_and_in_a_group_of_one_a_rank_compares_its_own_pairs(ranks: list[dict]) -> None:

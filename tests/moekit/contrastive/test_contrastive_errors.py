@@ -63,6 +63,7 @@ def test_attention(change: dict, message: str) -> None:
         ({"temperatures": (4.0, 5.0)}, r"temperatures must hold 3 numbers \(attention, words, scores\), got 2"),
         ({"text_ids": torch.ones(3).long()}, r"text_ids must hold one id per pair, shape \(2,\), got shape \(3,\)"),
         ({"text_ids": torch.ones(2, device="meta").long()}, "text_ids must be on the device of regions"),
+        ({"group": "any"}, "group must be left out without gather=True"),
     ],
 )
 def test_local_loss(change: dict, message: str) -> None:

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from recipes.data.pairs import BadSample, PairSource, PairSplit, PairStream
 from recipes.data.tables.pairs import pair_manifest_source
@@ -17,8 +15,12 @@ from recipes.data.tars.shards import TarShards, shard_source
 REAL = os.environ.get("MOEKIT_REAL_DATA")
 
 
-def texts(stream, *, seed=0, epoch=0, part=0, num_parts=1):
-    return [study.text for study in stream.iterate(seed=seed, epoch=epoch, part=part, num_parts=num_parts)]
+def texts(stream, order=None):
+    return [stream[place].text for place in (range(len(stream)) if order is None else order)]
+
+
+def drawn(stream, *, seed=0, number=0):
+    return texts(stream, stream.shuffle(np.random.default_rng((seed, number))))
 
 
 @pytest.fixture(scope="module")
@@ -37,71 +39,71 @@ def folders(tmp_path_factory, tars):
 @settings(max_examples=40)
 @given(
     counts=st.sampled_from([(1,), (5,), (3, 4), (2, 0, 3), (4, 1, 3, 2), (2, 2, 2, 2, 2)]),
-    num_parts=st.integers(1, 7),
     buffer=st.integers(1, 6),
     seed=st.integers(0, 2**40),
 )
-def test_every_sample_goes_to_exactly_one_reader(folders, counts, num_parts, buffer, seed):
+def test_every_pass_holds_every_pair_once(folders, counts, buffer, seed):
     stream = TarShards(folders(counts), shuffle_buffer=buffer)
-    parts = [texts(stream, seed=seed, epoch=3, part=part, num_parts=num_parts) for part in range(num_parts)]
     everything = [f"{tar}-{key}" for tar, count in enumerate(counts) for key in range(count)]
-    assert sorted(text for part in parts for text in part) == everything
-    if num_parts > len(counts):
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert texts(stream) == everything
+    assert sorted(drawn(stream, seed=seed)) == everything
+    assert sorted(study.text for study in stream.iterate(seed=seed)) == everything
 
 
-def test_seed_and_epoch_decide_the_order(folders):
+def test_a_seed_decides_the_order(folders):
     stream = TarShards(folders((20, 20, 20)), shuffle_buffer=8)
     assert isinstance(stream, PairStream)
-    order = texts(stream, seed=1, epoch=2)
-    assert texts(stream, seed=1, epoch=2) == order
-    assert sorted(order) == sorted(texts(stream, seed=1, epoch=3)) == sorted(texts(stream, seed=2, epoch=2))
-    assert order not in (texts(stream, seed=1, epoch=3), texts(stream, seed=2, epoch=2), sorted(order))
-    starts = {texts(stream, epoch=epoch)[0][0] for epoch in range(30)}
+    order = drawn(stream, seed=1, number=2)
+    assert drawn(stream, seed=1, number=2) == order
+    assert order not in (drawn(stream, seed=1, number=3), drawn(stream, seed=2, number=2), sorted(order))
+    starts = {drawn(stream, number=number)[0][0] for number in range(30)}
     assert starts == {"0", "1", "2"}
+    listed = [study.text for study in stream.iterate(seed=1)]
+    assert listed == [study.text for study in stream.iterate(seed=1)] != sorted(listed)
 
 
-def test_the_buffer_bounds_how_far_a_sample_comes_forward(folders):
-    plain = texts(TarShards(folders((40,)), shuffle_buffer=1))
+def test_the_buffer_bounds_how_far_a_pair_moves(folders):
+    plain = drawn(TarShards(folders((40,)), shuffle_buffer=1))
     assert plain == [f"0-{key}" for key in range(40)]
-    mixed = texts(TarShards(folders((40,)), shuffle_buffer=5))
-    keys = [int(text[2:]) for text in mixed]
+    keys = [int(text[2:]) for text in drawn(TarShards(folders((40,)), shuffle_buffer=5))]
     assert keys != sorted(keys)
-    assert all(key <= place + 4 for place, key in enumerate(keys))
+    assert all(abs(key - place) < 5 for place, key in enumerate(keys))
+    listed = [int(study.text[2:]) for study in TarShards(folders((40,)), shuffle_buffer=5).iterate()]
+    assert listed != sorted(listed)
+    assert all(key <= place + 4 for place, key in enumerate(listed))
 
 
-def test_streams_are_lazy(folders, tars, tmp_path):
-    stream = TarShards(tars.write_many(tmp_path, [3, 3]), shuffle_buffer=2)
-    reading = stream.iterate(seed=0, epoch=0, part=0, num_parts=1)
-    first = next(reading)
-    other = next(shard.path for shard in stream.shards if not first.id.startswith(str(shard.path)))
-    other.unlink()
-    rest = list(reading)
-    assert [item.key for item in rest if isinstance(item, BadSample)] == [str(other)]
+def test_an_index_reads_no_image_and_a_tar_that_has_changed_is_named(tars, tmp_path):
+    stream = TarShards(tars.write_many(tmp_path, [2, 2]))
+    assert stream.build_index() == ()
+    first = stream.shards[0].path
+    tars.write(first, tars.pair("0", ["one"], modality="ct"))
+    with pytest.raises(ValueError, match="cannot|has no text|invalid|changed"):  # whatever lies there now
+        stream[1]
+    first.unlink()
+    with pytest.raises(ValueError, match=r"cannot read the tar '.*\.tar'"):
+        stream[0]
+    assert stream[2].text == "1-0"
+    rest = list(stream.iterate())
+    assert [item.key for item in rest if isinstance(item, BadSample)] == [str(first)]
     assert len(rest) == 3
 
 
-class Reader(IterableDataset):
-    """Deals a stream to the workers of a DataLoader, as training does."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def __iter__(self):
-        worker = get_worker_info()
-        return (item.id for item in self.stream.iterate(seed=0, epoch=1, part=worker.id, num_parts=worker.num_workers))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_build_the_same_index(folders, workers):
+    stream, alone = TarShards(folders((4, 3, 5))), TarShards(folders((4, 3, 5)))
+    assert stream.build_index(workers=workers) == ()
+    assert texts(stream) == texts(alone)
+    assert stream.modality_of_each() == [None] * 12
+    assert [stream[place].id for place in range(12)] == [item.id for item in ordered(alone)]
 
 
-def test_two_workers_give_each_sample_once(folders):
-    stream = TarShards(folders((4, 3, 5)))
-    loader = DataLoader(Reader(stream), batch_size=4, num_workers=2, generator=torch.Generator())
-    result = [study for batch in loader for study in batch]
-    assert sorted(result) == sorted(study.id for study in stream.iterate(seed=0, epoch=0, part=0, num_parts=1))
-    assert len(set(result)) == 12
+def ordered(stream):
+    """The pairs as `iterate` yields them, in the order of the tars."""
+    return sorted(stream.iterate(), key=lambda item: item.id)
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 5])
-def test_each_kind_of_damage_is_reported_once_and_nothing_else_is_lost(tmp_path, tars, num_parts):
+def test_each_kind_of_damage_is_reported_once_and_nothing_else_is_lost(tmp_path, tars):
     damaged = [("1.png", b"?"), ("1.txt", b"t"), ("2.png", tars.png(1)), ("3.png", tars.png(1)), ("3.json", b"{"),
                ("4.png", tars.png(1)), ("4.txt", b" "), ("README", b"")]  # fmt: skip
     tars.write(tmp_path / "a.tar", [*tars.pair("0", "kept"), *damaged, *tars.pair("5", "kept")])
@@ -109,9 +111,7 @@ def test_each_kind_of_damage_is_reported_once_and_nothing_else_is_lost(tmp_path,
     cut.write_bytes(cut.read_bytes()[: 2 * 1024 + 540])
     (tmp_path / "c.tar").write_bytes(b"")
     stream = TarShards(str(tmp_path / "*.tar"))
-    items = [
-        item for part in range(num_parts) for item in stream.iterate(seed=0, epoch=0, part=part, num_parts=num_parts)
-    ]
+    items = list(stream.iterate())
     bad = {item.key.removeprefix(f"{tmp_path}/"): item.reason for item in items if isinstance(item, BadSample)}
     assert sorted(bad) == ["a.tar/1", "a.tar/2", "a.tar/3", "a.tar/4", "a.tar/README", "b.tar/1", "c.tar"]
     assert [item.text for item in items if not isinstance(item, BadSample)] == ["kept"] * 3
@@ -126,6 +126,36 @@ def test_each_kind_of_damage_is_reported_once_and_nothing_else_is_lost(tmp_path,
         "c.tar": "cannot be read as a tar: empty file",
     }.items():
         assert reason in bad[key]
+    # The index leaves out all but the image that cannot be decoded, which it does not read.
+    (note,) = stream.build_index()
+    assert note.startswith("train: left out 6 samples that cannot be read, kept 4 (")
+    assert note.endswith("; ...)")
+    assert [stream[place].text for place in (0, 2, 3)] == ["kept"] * 3
+    with pytest.raises(ValueError, match="cannot identify its kind"):
+        stream[1]
+
+
+def test_captions_and_modalities_keep_their_places(tmp_path, tars):
+    tars.write(tmp_path / "a.tar", tars.pair("0", ["one", "two"], modality="ct"))
+    tars.write(tmp_path / "b.tar", [*tars.pair("x/0", "three", modality="XRay"), *tars.pair("1", "four")])
+    stream = TarShards(str(tmp_path / "*.tar"))
+    assert texts(stream) == ["one", "two", "three", "four"]
+    assert stream.modality_of_each() == ["ct", "ct", "xray", None]
+    assert [stream[place].id.removeprefix(f"{tmp_path}/") for place in range(4)] == [
+        "a.tar/0", "a.tar/0#2", "b.tar/x/0", "b.tar/1"
+    ]  # fmt: skip
+    checksum = stream.checksum()
+    tars.write(tmp_path / "b.tar", [*tars.pair("1", "four")])
+    assert TarShards(str(tmp_path / "*.tar")).checksum() != checksum
+
+
+def test_tars_without_any_sample_are_refused(tmp_path, tars):
+    tars.write(tmp_path / "a.tar", [])
+    with pytest.raises(ValueError, match=r"no sample of 1 tars can be read \(they are empty\)"):
+        TarShards(tmp_path / "a.tar").build_index()
+    tars.write(tmp_path / "b.tar", [("0.png", tars.png(1))])
+    with pytest.raises(ValueError, match=r"can be read \(.*b\.tar/0: has no .txt and no .json"):
+        TarShards(tmp_path / "b.tar").build_index()
 
 
 def test_first_texts_come_from_every_tar(folders):
@@ -140,22 +170,6 @@ def test_first_texts_come_from_every_tar(folders):
 def test_first_texts_pass_over_bad_samples(tmp_path, tars):
     tars.write(tmp_path / "a.tar", [("0.png", b"?"), *tars.pair("1", "kept")])
     assert TarShards(tmp_path / "a.tar").first_texts(5) == ["kept"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"part": 2}, "part must be in 0 .. num_parts - 1, got part=2 and num_parts=2"),
-        ({"part": -1}, "part must be in 0 .. num_parts - 1, got part=-1"),
-        ({"num_parts": 0, "part": 0}, "got part=0 and num_parts=0"),
-        ({"seed": -1}, "seed and epoch must not be negative, got seed=-1 and epoch=0"),
-        ({"epoch": -1}, "seed and epoch must not be negative, got seed=0 and epoch=-1"),
-    ],
-)
-def test_refuses_readers_that_cannot_be(folders, arguments, message):
-    stream = TarShards(folders((1,)))
-    with pytest.raises(ValueError, match=message):
-        stream.iterate(**({"seed": 0, "epoch": 0, "part": 0, "num_parts": 2} | arguments))
 
 
 def test_refuses_a_buffer_of_nothing_and_patterns_of_nothing(folders, tmp_path):
@@ -180,7 +194,7 @@ def test_a_source_of_three_patterns(tmp_path, tars):
     assert isinstance(source.train, PairStream)
     assert isinstance(source.val, PairSplit)
     assert (source.name, source.modalities) == ("shards", ("ct", "xray"))
-    assert source.notes == ("training pairs are read as a stream of 1 tars",)
+    assert source.notes == ("training pairs are read as a stream from 1 tars",)
     assert texts(source.train) == ["train 0", "train 1"]
     assert source.test.texts == ("test 0", "test 1")
 
@@ -197,10 +211,12 @@ def test_modalities_of_a_source(tmp_path, tars):
 
 def test_training_never_sees_a_group_of_validation_or_test(tmp_path, tars):
     source = shard_source(**three(tmp_path, tars, train="p1", val="p1"))
-    items = list(source.train.iterate(seed=0, epoch=0, part=0, num_parts=1))
+    items = list(source.train.iterate())
     kept, bad = items if isinstance(items[1], BadSample) else items[::-1]
     assert kept.text == "train 1"
     assert bad == (f"{tmp_path / 'train.tar'}/0", "its group 'p1' is held out for validation or test")
+    assert texts(source.train) == ["train 1"]
+    assert "its group 'p1' is held out" in source.train.build_index()[0]
 
 
 def test_validation_and_test_share_neither_group_nor_tar(tmp_path, tars):
@@ -228,7 +244,8 @@ def test_real_images_come_back_identical(tmp_path, tars):
         text = {"caption": split.texts[index], "modality": split.modalities[index], "group": split.groups[index]}
         files += [(f"{index:06d}{Path(path).suffix}", Path(path).read_bytes()), (f"{index:06d}.json", text)]
     write_real(tars, tmp_path / "real.tar", files)
-    studies = list(TarShards(tmp_path / "real.tar").iterate(seed=0, epoch=0, part=0, num_parts=1))
+    stream = TarShards(tmp_path / "real.tar")
+    studies = [stream[place] for place in range(len(stream))]
     assert len(studies) == 23
     for study in studies:
         index = int(study.id[-6:])

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from recipes.data.pairs import BadSample, PairSource
+from recipes.data.pairs import PairSource, PairStream
 from recipes.data.phantom import phantom_modalities_source
+from recipes.data.sampling import EpochSampler, stratified
 from recipes.data.studies import Study
-from recipes.medmoe.config import Config, DataConfig, tiny
+from recipes.medmoe.config import DataConfig, tiny
 from recipes.medmoe.data.batches import (
     UNKNOWN,
     PairDataset,
@@ -41,26 +41,49 @@ def reader(source) -> PairReader:
     return PairReader(MODALITIES, tokenizer, SPEC, 24)
 
 
-class Stream:
-    """Twelve pairs, the fifth of which cannot be read."""
+class Stream(PairStream):
+    """Twelve pairs, the sixth of which cannot be read."""
 
-    def iterate(self, *, seed, epoch, part, num_parts):
-        for number in np.random.default_rng((seed, epoch)).permutation(12):
-            if number % num_parts != part:
-                continue
-            if number == 5:
-                yield BadSample("a.tar:5", "no image")
-                continue
-            image = np.full((40, 64), number, np.uint8)
-            yield Study(str(number), str(number), image, f"pair {number}", np.zeros(0, np.float32), (), "ct")
+    def __len__(self):
+        return 12
 
-    def first_texts(self, count):
-        return [f"pair {number}" for number in range(12)][:count]
+    def __getitem__(self, place):
+        if place == 5:
+            raise ValueError("a.tar/5: no image")
+        image = np.full((40, 64), place, np.uint8)
+        return Study(str(place), str(place), image, f"pair {place}", np.zeros(0, np.float32), (), KINDS[place])
+
+    def modality_of_each(self):
+        return KINDS
+
+    def shuffle(self, rng):
+        return rng.permutation(12)
+
+
+KINDS = ["ct"] * 8 + ["mri", "mri", "xray", None]
 
 
 class EmptyStream(Stream):
-    def iterate(self, *, seed, epoch, part, num_parts):
-        yield BadSample("a.tar:0", "no image")
+    def __getitem__(self, place):
+        raise ValueError("no image")
+
+
+def loaded(stream, reader, config, *, rank=0, world_size=1, epochs=(0,)):
+    """Batches of each epoch, by the loader that training makes."""
+    source = PairSource("stream", MODALITIES, stream, stream, stream)
+    loader, batches = train_loader(config, source, reader, rank=rank, world_size=world_size)
+    lists = []
+    for epoch in epochs:
+        set_epoch(loader, epoch)
+        lists.append(list(loader))
+        assert len(lists[-1]) == batches
+    return lists
+
+
+def stream_config(out, *, steps=None, **train):
+    config = small_config(out, **({"batch_size": 4} | train))
+    shards = replace(config.data.shards, steps_per_epoch=steps)
+    return replace(config, data=replace(config.data, shards=shards))
 
 
 def test_a_batch_says_modality_and_equal_texts(source, reader):
@@ -99,45 +122,78 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(source, reader):
     assert not torch.equal(first, other)
 
 
-def test_a_stream_gives_full_batches_and_counts_what_it_skips(reader):
-    dataset = StreamDataset(Stream(), reader, 4, seed=0, augmented=False)
-    batches = [batch for batch, _ in zip(dataset, range(11), strict=False)]
-    assert all(len(batch.labels) == 4 for batch in batches)
-    # 44 pairs are four times through the stream; the last bad sample may come behind the last batch.
-    assert sum(int(batch.skipped) for batch in batches) in (3, 4)
-    ids = torch.cat([batch.text_ids for batch in batches]).tolist()
-    assert {ids.count(one) for one in set(ids)} == {4}
+def places(batches):
+    return [batch.index.tolist() for batch in batches]
 
 
-def test_ranks_and_workers_share_a_stream(reader):
-    seen = []
-    for rank in (0, 1):
-        dataset = StreamDataset(Stream(), reader, 1, seed=0, augmented=False, rank=rank, world_size=2)
-        readable = 5 if rank else 6
-        seen += [int(batch.text_ids) for batch, _ in zip(dataset, range(readable), strict=False)]
-    assert len(set(seen)) == len(seen) == 11
-    loader = DataLoader(StreamDataset(Stream(), reader, 1, seed=0, augmented=False), batch_size=None, num_workers=2)
-    helped = [int(batch.text_ids) for batch, _ in zip(loader, range(10), strict=False)]
-    assert len(set(helped)) == 10
+@pytest.mark.parametrize("steps", [None, 5])
+def test_a_stream_holds_every_readable_pair_once_a_pass_whatever_workers_and_ranks(reader, tmp_path, steps):
+    config = stream_config(tmp_path, steps=steps)
+    alone = loaded(Stream(), reader, config, epochs=range(3))
+    flat = [place for epoch in alone for batch in places(epoch) for place in batch]
+    for number in range(len(flat) // 12):
+        one = flat[12 * number : 12 * (number + 1)]
+        assert sorted(one) == [*range(5), 6, *range(6, 12)]  # 6 stands in for 5 too
+    assert sum(int(batch.skipped) for epoch in alone for batch in epoch) == len(flat) // 12
+    helped = loaded(Stream(), reader, stream_config(tmp_path, steps=steps, workers=2), epochs=(1,))
+    assert places(helped[0]) == places(alone[1])
+    half = stream_config(tmp_path, steps=steps, batch_size=2)
+    ranks = [loaded(Stream(), reader, half, rank=rank, world_size=2, epochs=(1,))[0] for rank in (0, 1)]
+    together = [first + second for first, second in zip(*map(places, ranks), strict=True)]
+    assert together == places(alone[1])
 
 
-def test_a_stream_without_any_pair_is_an_error(reader):
-    with pytest.raises(ValueError, match="shards of reader 1 of 1 hold no readable pair"):
-        next(iter(StreamDataset(EmptyStream(), reader, 2, seed=0, augmented=False)))
+def test_augmentation_of_a_stream_depends_on_the_pass_and_the_pair_alone(reader, tmp_path):
+    config = stream_config(tmp_path, augment=True)
+    first, again, later = loaded(Stream(), reader, config, epochs=(0, 0, 1))
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(*map(images_by_place, (first, later)), strict=True))
 
 
-def test_a_stream_has_the_steps_that_the_settings_say(source, reader, tmp_path):
-    config: Config = small_config(tmp_path, batch_size=2, accumulate=2)
-    shards = replace(config.data.shards, steps_per_epoch=3)
-    config = replace(config, data=replace(config.data, shards=shards))
-    streamed = replace(source, train=Stream())
-    loader, batches = train_loader(config, streamed, reader, rank=0, world_size=1)
-    assert batches == 6
-    orders = []
-    for epoch in (0, 1, 0):
-        set_epoch(loader, epoch)
-        orders.append([batch.text_ids.tolist() for batch, _ in zip(loader, range(5), strict=False)])
-    assert orders[0] == orders[2] != orders[1]
+def images_by_place(batches):
+    found = {place: batch.images[row] for batch in batches for row, place in enumerate(batch.index.tolist())}
+    return [found[place] for place in sorted(found)]
+
+
+@pytest.mark.parametrize(("sampling", "present"), [("stratified", ("ct", "mri")), ("balanced", ("ct", "mri", "xray"))])
+def test_batches_of_a_stream_hold_the_modalities(reader, tmp_path, sampling, present):
+    (batches,) = loaded(Stream(), reader, stream_config(tmp_path, sampling=sampling, batch_size=6))
+    assert len(batches) == 2
+    for batch in batches:
+        assert {MODALITIES.index(name) for name in present} <= set(batch.labels.tolist())
+
+
+@pytest.mark.parametrize("sampling", ["stratified", "balanced"])
+def test_a_split_is_sampled_by_modality_too(source, reader, tmp_path, sampling):
+    config = small_config(tmp_path, batch_size=4, sampling=sampling)
+    loader, _ = train_loader(config, source, reader, rank=1, world_size=2)
+    strata = [MODALITIES.index(name) for name in source.train.modalities]
+    shuffle = stratified(strata, balanced=sampling == "balanced")
+    expected = EpochSampler(12, 4, seed=0, rank=1, world_size=2, shuffle=shuffle, in_blocks=True)
+    set_epoch(loader, 2)
+    expected.epoch = 2
+    assert places(loader) == [[index for _, index in batch] for batch in expected]
+
+
+def test_a_stream_without_any_readable_pair_is_an_error(reader):
+    with pytest.raises(ValueError, match="12 pairs of the tars in a row cannot be read, the last since no image"):
+        StreamDataset(EmptyStream(), reader)[0, 3]
+
+
+def test_a_foreign_modality_of_a_stream_is_refused_before_training(reader):
+    class Foreign(Stream):
+        def modality_of_each(self):
+            return ["pet"] * 12
+
+    with pytest.raises(ValueError, match="modality 'pet', which is none of xray, ct, mri, ultrasound"):
+        StreamDataset(Foreign(), reader)
+
+
+def test_a_stream_has_the_steps_that_the_settings_say(reader, tmp_path):
+    config = stream_config(tmp_path, steps=3, batch_size=2, accumulate=2)
+    first, second, again = loaded(Stream(), reader, config, epochs=(0, 1, 0))
+    assert len(first) == 6
+    assert places(first) == places(again) != places(second)
 
 
 def test_unknown_data_is_refused():

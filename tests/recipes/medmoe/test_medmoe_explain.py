@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from moekit.contrastive import local_contrastive_loss, word_alignment_loss
+from recipes.data.pairs import PairStream
 from recipes.data.studies import Box, Study
 from recipes.medmoe.explain import stage as explain
 from recipes.medmoe.explain.examples import choose
@@ -283,8 +284,10 @@ def test_the_stage_refuses(pretrained_run, options, message):
 
 
 def test_a_stream_cannot_be_explained(pretrained_run, monkeypatch):
-    stream = SimpleNamespace(iterate=lambda **_: (), first_texts=lambda count: [])
-    monkeypatch.setattr(Session, "source", lambda self: SimpleNamespace(train=stream))
+    class Stream(PairStream):
+        pass
+
+    monkeypatch.setattr(Session, "source", lambda self: SimpleNamespace(train=Stream()))
     with pytest.raises(ValueError, match="split must be one that can be listed, got 'train', which is a stream"):
         explain.main(pretrained_run, split="train")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.data.pairs import PairStream
 from recipes.medmoe import retrieve
 from recipes.medmoe.inference.local_scoring import routed_local_scores
 from recipes.medmoe.inference.run import Session
@@ -53,12 +54,8 @@ def test_equal_reports_are_one_candidate_and_any_of_their_images_a_hit(pretraine
 
 
 def test_what_cannot_be_ranked_is_refused(run, monkeypatch):
-    class Stream:
-        def iterate(self, *, seed, epoch, part, num_parts):
-            yield from ()
-
-        def first_texts(self, count):
-            return []
+    class Stream(PairStream):
+        pass
 
     session = Session.open(run)
     source = session.source()

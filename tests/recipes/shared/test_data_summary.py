@@ -3,7 +3,7 @@
 import numpy as np
 
 from recipes.data.image_files import ImageFiles
-from recipes.data.pairs import PairSource
+from recipes.data.pairs import PairSource, PairStream
 from recipes.data.studies import StudySource
 from recipes.shared.data_summary import MOST_CLASSES, pair_summary, study_summary
 
@@ -58,24 +58,25 @@ def test_many_classes_are_cut_short():
     assert "and 2 more classes" in shown
 
 
-class Stream:
-    def iterate(self, *, seed, epoch, part, num_parts):
-        return iter(())
+class Stream(PairStream):
+    def __len__(self):
+        return 4
 
-    def first_texts(self, count):
-        return []
+    def modality_of_each(self):
+        return ["mri", None, "ct", "ct"]
 
 
-def test_pairs_are_counted_by_modality_and_streams_are_not():
+def test_pairs_are_counted_by_modality_patients_and_texts_of_streams_are_not():
     part = split(np.zeros((3, 0)), ["a", "b", "b"], ["one", "two", "two"], ["ct", None, "ct"])
     shown = lines(pair_summary(PairSource("pairs", ("ct",), Stream(), part, part, notes=("a note",))))
     assert shown == [
         "data: pairs",
         "train val test",
-        "pairs stream 3 3",
+        "pairs 4 3 3",
         "groups (patients) stream 2 2",
         "different texts stream 2 2",
-        "modality: ct stream 2 2",
-        "modality: not known stream 1 1",
+        "modality: ct 2 2 2",
+        "modality: mri 1 0 0",
+        "modality: not known 1 1 1",
         "note: a note",
     ]
