@@ -42,7 +42,7 @@ def changes(run: Path, splits: Iterable[tuple[str, Any]]) -> list[str]:
             differences.append(f"{name} has {now['studies']} studies, {old['studies']} when it was trained")
         else:
             # Runs of earlier versions have no checksum of pixels.
-            differing = [word for key, word in _WORDS.items() if old.get(key, now[key]) != now[key]]
+            differing = [word for key, word in _WORDS.items() if old.get(key, now.get(key)) != now.get(key)]
             differences += [f"the {', '.join(differing)} of {name} differ"] if differing else []
     return differences
 

@@ -10,7 +10,7 @@ _OF_ROUTER = ("num_experts", "route_on", "router_hidden_dim", "router_gradient")
 _OF_EXPERTS = ("expert_dim", "expert_depth", "expert_norm", "scale_logits", "local_scales")
 _OF_REGIONS = ("align_to", "attention", "learned_temperature", "mask_padding", "word_softmax")
 _OF_ROUTER_LOSS = ("router_weight", "balance_weight")
-_OF_LOCAL_LOSS = ("local_weight", "local_form", "word_aggregation")
+_OF_LOCAL_LOSS = ("local_weight", "local_form", "word_aggregation", "gather_local")
 
 
 class Unread(NamedTuple):

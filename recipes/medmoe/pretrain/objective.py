@@ -120,10 +120,10 @@ def check_settings(config: Config) -> None:
             "grad_cache (--grad-cache) contrasts the micro-batches of a step together, of which there is one: give "
             "--accumulate, or leave it out."
         )
-    if settings.gather_local and (settings.local_form == "report" or config.model.local_branch == "none"):
+    if settings.gather_local and settings.local_form == "report":
         raise ValueError(
-            "gather_local (--gather-local) is for a local loss that compares pairs with each other: leave it out, or "
-            "give --local-form batch and a --local-branch."
+            "gather_local (--gather-local) compares pairs of several devices, but the report form of the local loss "
+            "compares none: leave it out, or give --local-form batch."
         )
     if config.model.learned_temperature and config.train.local_form == "report":
         raise ValueError(
