@@ -185,6 +185,11 @@ def test_commands_exist(page: Path, stages: dict[str, list[Any]], medmoe_stages:
                 assert len(stages[stage]) > 0, f"{shlex.join(words)} did not reach its stage"
             case ["torchrun", "--standalone", "--nproc-per-node", _, "examples/federated.py", *options]:
                 federated.parse(options)
+            case ["torchrun", *launch] if "recipes.medmoe" in launch:
+                stage, *options = launch[launch.index("recipes.medmoe") + 1 :]
+                before = medmoe_stages[stage]
+                medmoe_cli.main([stage, *options])
+                assert medmoe_stages[stage] == before + 1, f"{shlex.join(words)} did not reach its stage"
             case ["torchrun", *launch]:
                 start = launch.index("recipes.medvlmoe") + 1
                 reached = len(stages[launch[start]])

@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass, replace
 
 import pytest
 
-from recipes.medmoe import config as medmoe
+from recipes.medmoe import presets as medmoe
 from recipes.medvlmoe import config as medvlmoe
 from recipes.medvlmoe import presets as medvlmoe_presets
 from recipes.shared.limits import check_limits

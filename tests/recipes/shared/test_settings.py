@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.medmoe import config as medmoe
+from recipes.medmoe import presets as medmoe
 from recipes.medvlmoe import config as medvlmoe
 from recipes.medvlmoe import presets as medvlmoe_presets
 from recipes.shared.settings import settings_from_json
