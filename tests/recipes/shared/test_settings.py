@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.medmoe import presets as medmoe
+from recipes.medmoe import config as medmoe
+from recipes.medmoe import presets as medmoe_presets
 from recipes.medvlmoe import config as medvlmoe
 from recipes.medvlmoe import presets as medvlmoe_presets
 from recipes.shared.settings import settings_from_json
@@ -69,7 +70,7 @@ def test_the_settings_of_an_old_run_are_read(recipe):
     assert isinstance(config.out, Path)
 
 
-@pytest.mark.parametrize("presets", [medmoe.PRESETS, medvlmoe_presets.PRESETS], ids=["medmoe", "medvlmoe"])
+@pytest.mark.parametrize("presets", [medmoe_presets.PRESETS, medvlmoe_presets.PRESETS], ids=["medmoe", "medvlmoe"])
 def test_the_settings_of_every_preset_survive_writing_and_reading(presets):
     for name, preset in presets.items():
         config = preset()
