@@ -14,8 +14,9 @@ from recipes.data.studies import StudySplit
 from recipes.medvlmoe import train
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import Balance
-from recipes.medvlmoe.data import build_source, make_loader
+from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
+from recipes.medvlmoe.sources import build_source
 from recipes.shared.epochs import training_from_one
 from recipes.shared.runs import read_json
 from recipes.shared.scores.expert_load import load_measures

@@ -13,7 +13,7 @@ from recipes.data.leakage import LEAKAGE, Leak, find_leaks, find_shared, leak_li
 from recipes.data.prints import SIMILARITY
 from recipes.data.studies import StudySource
 from recipes.medvlmoe.config import DataConfig
-from recipes.medvlmoe.data import SPELLING, build_source
+from recipes.medvlmoe.sources import SPELLING, build_source
 from recipes.shared.cli import run_stage
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.outputs import check_outputs

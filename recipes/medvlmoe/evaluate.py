@@ -13,12 +13,13 @@ from recipes.data.studies import StudySource, StudySplit
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.card import CARD, write_card
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.data import build_source, make_loader
+from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.errors import thresholds_of
 from recipes.medvlmoe.examples import write_errors, write_examples
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.modality_scores import modalities_over_seeds, modality_scores
 from recipes.medvlmoe.model import MedVLMoE, has_experts
+from recipes.medvlmoe.sources import build_source
 from recipes.shared.epochs import FIRST_EPOCH, training_from_one
 from recipes.shared.fingerprint import check_unchanged
 from recipes.shared.outputs import check_outputs

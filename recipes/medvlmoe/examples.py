@@ -16,10 +16,11 @@ from recipes.data.images.square import fit_boxes, stack_images
 from recipes.data.images.volumes import shown_image
 from recipes.data.studies import Study, StudySource
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.data import make_loader, texts_of
+from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.errors import choose_errors
 from recipes.medvlmoe.inference import Predictions, dataset_of, predict_batches
 from recipes.medvlmoe.model import MedVLMoE
+from recipes.medvlmoe.sources import texts_of
 
 NUM_EXAMPLES = 8
 

@@ -13,12 +13,13 @@ from recipes.data.studies import Study, StudySplit, images_present
 from recipes.data.verify import verify_images
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import DataConfig
-from recipes.medvlmoe.data import SPELLING, build_source, make_loader, texts_of
+from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.evaluate import seed_runs
 from recipes.medvlmoe.inference import dataset_of, predict_batches
 from recipes.medvlmoe.modalities import check_something_is_read
 from recipes.medvlmoe.model import takes_text
 from recipes.medvlmoe.report.external import write_external_report, write_external_seeds_report
+from recipes.medvlmoe.sources import SPELLING, build_source, texts_of
 from recipes.shared.label_maps import map_labels, parse_label_map
 from recipes.shared.outputs import check_folder
 from recipes.shared.runs import read_object, run_device, write_json

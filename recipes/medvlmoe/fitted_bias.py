@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from moekit import Routing, SparseMoE, TopKRouter
 from recipes.data.studies import StudySplit
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.data import Batch, StudyDataset, loader_of, texts_of
+from recipes.medvlmoe.data import Batch, StudyDataset, loader_of
 from recipes.medvlmoe.model import MedVLMoE
+from recipes.medvlmoe.sources import texts_of
 
 ROWS = 256
 """Decisions that a micro-batch of one rank adds to the window; with more, every n-th one."""

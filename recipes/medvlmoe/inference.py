@@ -13,9 +13,10 @@ from moekit.routing import entropy
 from recipes.data.decoded_cache import existing_cache
 from recipes.data.studies import StudySplit
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.data import Batch, StudyDataset, texts_of
+from recipes.medvlmoe.data import Batch, StudyDataset
 from recipes.medvlmoe.modalities import ModalityDropout
 from recipes.medvlmoe.model import Diagnosis, MedVLMoE, takes_text
+from recipes.medvlmoe.sources import texts_of
 
 
 class Predictions(NamedTuple):

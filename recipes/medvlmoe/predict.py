@@ -12,10 +12,10 @@ from recipes.data.image_files import ImageFiles
 from recipes.data.image_folders import image_files
 from recipes.data.tables.text_columns import text_columns
 from recipes.data.tables.unlabelled import unlabelled_images, unlabelled_table
-from recipes.medvlmoe.data import texts_of
 from recipes.medvlmoe.modalities import check_something_is_read, warn_of_missing_images
 from recipes.medvlmoe.model import reads_text
 from recipes.medvlmoe.predicted_files import overlay_names, write_overlays, write_records
+from recipes.medvlmoe.sources import texts_of
 from recipes.medvlmoe.trained import TrainedRun, load_run
 from recipes.shared.outputs import check_file, check_folder
 

@@ -17,12 +17,13 @@ from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pai
 from recipes.medvlmoe.baselines.training import ContrastObjective, PairLoss, validate_pairs
 from recipes.medvlmoe.build import Model, load_model, new_model, save_architecture
 from recipes.medvlmoe.config import Config, TrainConfig
-from recipes.medvlmoe.data import SPELLING, Batch, StudyDataset, build_source, make_loader, texts_of
+from recipes.medvlmoe.data import Batch, StudyDataset, make_loader
 from recipes.medvlmoe.fitted_bias import fit_to_studies_, studies_to_fit
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
 from recipes.medvlmoe.model import reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.medvlmoe.prepare import check_training, kept_in_eval, prepare_model, sharded_units
+from recipes.medvlmoe.sources import SPELLING, build_source, texts_of
 from recipes.medvlmoe.validate import choice_note, dead_experts, line, score, validate
 from recipes.shared.checkpoints import MAY_CHANGE, checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights

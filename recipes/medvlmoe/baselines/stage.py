@@ -10,7 +10,8 @@ from recipes.data.studies import StudySource, StudySplit, images_present
 from recipes.medvlmoe.baselines.config import Objective, has_contrastive_stage
 from recipes.medvlmoe.baselines.prompts import texts_of_labels
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.data import StudyDataset, texts_of
+from recipes.medvlmoe.data import StudyDataset
+from recipes.medvlmoe.sources import texts_of
 
 STAGE = "contrastive"
 """Folder, in that of a run, of the run that its encoders come from."""

@@ -11,9 +11,11 @@ import torch
 
 from recipes.medvlmoe import evaluate, train
 from recipes.medvlmoe.config import Config
+from recipes.medvlmoe.sources import unread_settings
 from recipes.medvlmoe.tables.pixels import pixel_floor
 from recipes.shared.settings import settings_from_json
 from recipes.shared.sweeps import Cell
+from recipes.shared.sweeps.provenance import checksum
 
 FILES = ("predictions.csv", "metrics.json")
 """What tables read of a run."""
@@ -27,15 +29,14 @@ def model_cell(name: str, config: Config, *, bootstrap: int) -> Cell:
         config: Settings of its run, of one seed.
         bootstrap: Resamples of patients for the intervals of its evaluation.
     """
-    return Cell(name, {"kind": "model", "config": _plain(config), "bootstrap": bootstrap})
+    return _cell(name, {"kind": "model", "config": _plain(config), "bootstrap": bootstrap}, config)
 
 
 def pixel_cell(name: str, config: Config, *, bootstrap: int) -> Cell:
     """Describes a cell that fits a logistic regression to the pixels of a data set; see :func:`model_cell`."""
     about = _plain(config)
-    return Cell(
-        name, {"kind": "pixels", "config": {key: about[key] for key in ("data", "seeds")}, "bootstrap": bootstrap}
-    )
+    settings = {"kind": "pixels", "config": {key: about[key] for key in ("data", "seeds")}, "bootstrap": bootstrap}
+    return _cell(name, settings, config)
 
 
 def run_cell(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
@@ -79,6 +80,23 @@ def run_cell(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
         "parameters": about["parameters"],
         "epochs": metrics["training"]["epochs"],
         "notes": about["notes"],
+    }
+
+
+def _cell(name: str, settings: Mapping[str, Any], config: Config) -> Cell:
+    """Makes a cell of settings without those that its data set does not read, which earlier versions counted too."""
+    unread = unread_settings(config.data)
+    own = settings["config"]
+    read = {**settings, "config": {**own, "data": _without(own["data"], unread)}}
+    return Cell(name, read, earlier=(checksum(settings),))
+
+
+def _without(values: Mapping[str, Any], names: frozenset[str], path: str = "") -> dict[str, Any]:
+    """Leaves out settings by their names, such as ``phantom.num_contexts``."""
+    return {
+        key: _without(value, names, f"{path}{key}.") if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if f"{path}{key}" not in names
     }
 
 

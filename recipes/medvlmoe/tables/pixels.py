@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from recipes.data.studies import StudySplit
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.data import build_source
+from recipes.medvlmoe.sources import build_source
 from recipes.shared.fingerprint import write_fingerprint
 from recipes.shared.loading import FittedImages
 from recipes.shared.runs import write_json

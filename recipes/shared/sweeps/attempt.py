@@ -115,7 +115,7 @@ def _prepare(place: SweepFolder, cell: Cell) -> None:
     """Makes the run's folder, empty unless an attempt with these settings began in it."""
     run, note = place.run(cell.name), place.state(cell.name) / SETTINGS
     begun = note.read_text(encoding="utf-8") if note.is_file() else ""
-    if run.exists() and cell.checksum not in begun:
+    if run.exists() and not any(known in begun for known in (cell.checksum, *cell.earlier)):
         note.unlink(missing_ok=True)
         shutil.rmtree(run)
     write_json(note, {"checksum": cell.checksum, "settings": dict(cell.settings)})

@@ -20,6 +20,7 @@ class Cell:
     Attributes:
         name: Also of its folder: parts of letters, digits and ``._+-``, joined by slashes.
         settings: Everything that decides the result, as plain json: another value makes another cell.
+        earlier: Checksums under which earlier versions kept the same cell; their records count too.
 
     Raises:
         ValueError: If the name cannot be that of a folder.
@@ -27,6 +28,7 @@ class Cell:
 
     name: str
     settings: Mapping[str, Any]
+    earlier: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the name."""
@@ -39,6 +41,10 @@ class Cell:
     def checksum(self) -> str:
         """Of the settings."""
         return checksum(self.settings)
+
+    def is_of(self, settings: str) -> bool:
+        """Tells whether a checksum is that of this cell's settings, now or in an earlier version."""
+        return settings == self.checksum or settings in self.earlier
 
 
 @dataclass(frozen=True)
@@ -110,5 +116,5 @@ class SweepFolder:
     def records(self, cells: Sequence[Cell]) -> dict[str, Record]:
         """Returns the records that there are of cells with these very settings, by name."""
         records = {cell.name: self.record(cell.name) for cell in cells}
-        checksums = {cell.name: cell.checksum for cell in cells}
-        return {name: one for name, one in records.items() if one is not None and one.settings == checksums[name]}
+        by_name = {cell.name: cell for cell in cells}
+        return {name: one for name, one in records.items() if one is not None and by_name[name].is_of(one.settings)}

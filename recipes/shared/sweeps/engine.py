@@ -171,7 +171,7 @@ def _check_settings(cells: Sequence[Cell], before: Mapping[str, Record | None], 
         for cell in cells
         if (record := before[cell.name]) is not None
         and record.state == "finished"
-        and record.settings != cell.checksum
+        and not cell.is_of(record.settings)
         and not _matches(cell.name, redo)
     ]
     if other:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from recipes.data.phantom import phantom_source
 from recipes.data.sampling import EpochSampler
 from recipes.medvlmoe.config import DataConfig, ManifestConfig, PhantomConfig, TrainConfig, tiny
-from recipes.medvlmoe.data import StudyDataset, build_source, collate, make_loader, texts_of
+from recipes.medvlmoe.data import StudyDataset, collate, make_loader
+from recipes.medvlmoe.sources import build_source, texts_of
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.encoders.text import load_text_encoder
 

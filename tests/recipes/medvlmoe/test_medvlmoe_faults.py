@@ -16,7 +16,7 @@ from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.__main__ import parse_train
 from recipes.medvlmoe.build import load_model
-from recipes.medvlmoe.data import SPELLING, build_source, texts_of
+from recipes.medvlmoe.sources import SPELLING, build_source, texts_of
 from recipes.shared import strategy
 from recipes.shared.runs import read_json, write_json
 from tests.recipes import chest_folders as folders

@@ -10,7 +10,7 @@ from medmnist import INFO
 from recipes.data.chest.chexpert import COMPETITION
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe.config import DataConfig, ManifestConfig
-from recipes.medvlmoe.data import build_source
+from recipes.medvlmoe.sources import build_source
 from tests.recipes import chest_folders as folders
 from tests.recipes.medvlmoe.conftest import small_config
 
@@ -101,7 +101,7 @@ def test_settings_of_chest_radiographs_are_refused_for_other_data(tmp_path, opti
 
 
 def test_a_section_that_no_report_of_a_set_has(tmp_path):
-    from recipes.medvlmoe.data import texts_of
+    from recipes.medvlmoe.sources import texts_of
 
     manifest = ManifestConfig(text_section="history,technique")
     config = DataConfig(data=f"openi:{folders.openi_folder(tmp_path)}", manifest=manifest)

@@ -14,9 +14,9 @@ from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, external, predict, train
 from recipes.medvlmoe.build import load_model
 from recipes.medvlmoe.config import DataConfig, ManifestConfig
-from recipes.medvlmoe.data import build_source
 from recipes.medvlmoe.modality_scores import modalities_over_seeds, modality_lines
 from recipes.medvlmoe.report import write_report
+from recipes.medvlmoe.sources import build_source
 from tests.recipes.medvlmoe.conftest import SMALL
 
 pytestmark = pytest.mark.slow

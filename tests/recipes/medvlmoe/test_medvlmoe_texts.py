@@ -8,7 +8,7 @@ import pytest
 
 from recipes.medvlmoe import predict, train
 from recipes.medvlmoe.__main__ import parse_train
-from recipes.medvlmoe.data import build_source
+from recipes.medvlmoe.sources import build_source
 from tests.recipes.medvlmoe.conftest import SMALL
 
 

@@ -13,8 +13,8 @@ from recipes.data.leakage import find_leaks
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe import evaluate, predict, train
 from recipes.medvlmoe.config import DataConfig, ManifestConfig
-from recipes.medvlmoe.data import build_source
 from recipes.medvlmoe.report import write_report
+from recipes.medvlmoe.sources import build_source
 from recipes.shared.loading import FittedImages
 from tests.recipes.data.dicom_files import write_dicom
 from tests.recipes.medvlmoe.conftest import SMALL

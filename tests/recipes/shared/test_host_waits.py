@@ -11,9 +11,10 @@ from moekit_kernels.plan.checks import check_range
 from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medvlmoe import train
 from recipes.medvlmoe.build import load_model
-from recipes.medvlmoe.data import build_source, make_loader
+from recipes.medvlmoe.data import make_loader
 from recipes.medvlmoe.inference import dataset_of
 from recipes.medvlmoe.objective import DiagnosisObjective
+from recipes.medvlmoe.sources import build_source
 from recipes.shared.steps import take_step
 from tests.recipes.host_waits import HostWaits
 from tests.recipes.medmoe.conftest import small_config as pairs_config

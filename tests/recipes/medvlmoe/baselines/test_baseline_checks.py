@@ -6,8 +6,8 @@ from recipes.medvlmoe.__main__ import parse_train
 from recipes.medvlmoe.baselines import BASELINES, TINY_BASELINES
 from recipes.medvlmoe.baselines.checks import check_baseline, without_unread
 from recipes.medvlmoe.baselines.stage import check_pairs, contrastive_stage, pair_texts
-from recipes.medvlmoe.data import build_source
 from recipes.medvlmoe.presets import PRESETS
+from recipes.medvlmoe.sources import build_source
 from tests.recipes.medvlmoe.baselines.small import small_baseline
 
 

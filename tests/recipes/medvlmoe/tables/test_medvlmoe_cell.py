@@ -9,6 +9,9 @@ import pytest
 
 from recipes.medvlmoe.config import Config, DataConfig, tiny
 from recipes.medvlmoe.tables.cell import FILES, model_cell, pixel_cell, run_cell
+from recipes.shared.settings import settings_from_json
+from recipes.shared.sweeps import Record, SweepFolder, run_sweep
+from recipes.shared.sweeps.provenance import checksum
 from tests.recipes.medvlmoe.conftest import small_config
 
 
@@ -75,3 +78,70 @@ def test_the_floor_leaves_unknown_labels_out_and_gives_a_class_of_one_outcome_it
     assert (probs[:10, 0] < 0.5).all()
     assert (probs[:, 1] == 1).all()
     assert (probs[:, 2] == 0.5).all()
+
+
+def settings_of(data, **changed):
+    """The checksum of a cell of a data set, and of one whose other settings of the data differ."""
+    config = tiny()
+    other = replace(config.data, data=data)
+    for part, values in changed.items():
+        other = replace(
+            other, **{part: replace(getattr(other, part), **values) if isinstance(values, dict) else values}
+        )
+    return [
+        make("a", replace(config, data=each), bootstrap=100)
+        for make in (model_cell, pixel_cell)
+        for each in (replace(config.data, data=data), other)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "changed"),
+    [
+        ("breastmnist", {"phantom": {"num_contexts": 4, "train_studies": 9}, "manifest": {"group_column": "id"}}),
+        ("phantom", {"phantom": {"num_contexts": 4}, "chest": {"official_splits": False}, "data_size": 64}),
+        ("a/table.csv", {"phantom": {"test_studies": 9}, "download": True}),
+        ("chexpert:folder", {"phantom": {"test_studies": 9}, "manifest": {"image_column": "path"}}),
+    ],
+)
+def test_settings_that_a_data_set_does_not_read_make_no_other_cell(data, changed):
+    one, other, pixels, other_pixels = settings_of(data, **changed)
+    assert one.checksum == other.checksum != pixels.checksum
+    assert pixels.checksum == other_pixels.checksum
+    assert settings_from_json(Config, {**one.settings["config"]}).data.data == data
+
+
+@pytest.mark.parametrize(
+    ("data", "changed"),
+    [
+        ("breastmnist", {"data_size": 64}),
+        ("breastmnist", {"manifest": {"text_section": "findings"}}),
+        ("phantom", {"phantom": {"train_studies": 9}}),
+        ("phantom-hard", {"phantom": {"num_contexts": 4}}),
+        ("a/table.csv", {"manifest": {"group_column": "id"}}),
+        ("chexpert:folder", {"chest": {"official_splits": False}}),
+        ("chexpert:folder", {"manifest": {"uncertain": "ones"}}),
+    ],
+)
+def test_settings_that_it_reads_make_another_cell(data, changed):
+    one, other, pixels, other_pixels = settings_of(data, **changed)
+    assert one.checksum != other.checksum
+    assert pixels.checksum != other_pixels.checksum
+    assert not one.is_of(other.checksum)
+    assert not set(one.earlier) & set(other.earlier)
+
+
+def test_a_record_of_a_version_that_counted_all_settings_counts(tmp_path):
+    config = replace(tiny(), data=DataConfig("breastmnist"))
+    cell = model_cell("a", config, bootstrap=100)
+    whole = json.loads(json.dumps(config.to_json(), default=str))
+    settings = {"kind": "model", "bootstrap": 100, "config": {k: whole[k] for k in whole if k not in ("out", "resume")}}
+    place = SweepFolder(tmp_path)
+    place.state("a").mkdir(parents=True)
+    place.write(Record("a", "finished", "1", checksum(settings), 1.0, "abc"))
+    assert place.records([cell])["a"].attempt == "1"
+    assert run_sweep([cell], tmp_path, run_cell, progress=False)["a"].attempt == "1"
+    other = model_cell("a", replace(config, seeds=(1,)), bootstrap=100)
+    assert place.records([other]) == {}
+    with pytest.raises(ValueError, match="1 finished cells were run with other settings: a"):
+        run_sweep([other], tmp_path, run_cell, progress=False)
