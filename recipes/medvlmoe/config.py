@@ -130,6 +130,9 @@ class ModelConfig:
     """What each slice gives to the fusion: one token, or one per patch."""
     image_stride: int | None = None
     """Requested pixels per patch; ignored by encoders that allow no choice."""
+    image_positions: Literal["random", "sine"] = "random"
+    """How the learned positions of patches begin: at random and small (standard deviation 0.02), or at a sine code of
+    row and column that is as large as the features, so that words find places sooner."""
     text_encoder: str = "microsoft/biogpt"
     """A transformers hub id, a local folder, or tiny."""
     text_weights: Literal["hub", "random"] = "hub"
@@ -163,6 +166,9 @@ class ModelConfig:
     """One W_Q, W_K, W_V for both directions, as printed."""
     residual: bool = True
     """Pre-norm residual connections around fusion and experts; the paper prints none."""
+    residual_init: Literal["random", "zero"] = "random"
+    """How the branches beside these connections begin: with random weights, or with zeros in the last layer, so that
+    fusion and experts change nothing at first and the encoders learn sooner."""
     gate: bool = True
     """The sigmoid gate G(F)."""
     num_experts: int = 8

@@ -28,6 +28,7 @@ from moekit import (
 from recipes.data.studies import Task
 from recipes.medvlmoe.config import Balance, ModelConfig
 from recipes.medvlmoe.modalities import fill_missing, with_null
+from recipes.medvlmoe.positions import sine_positions
 from recipes.medvlmoe.tuning import tune_encoders
 from recipes.medvlmoe.volumes import SliceStream, encode_slices, mean_of_slices
 from recipes.shared.encoders.image import ImageEncoder
@@ -117,6 +118,9 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         for position in (self.image_position, self.null_text, getattr(self, "text_position", None)):
             if position is not None:
                 nn.init.trunc_normal_(position, std=0.02)
+        if config.image_positions == "sine":
+            with torch.no_grad():
+                self.image_position.copy_(sine_positions(image_encoder.grid, dim))
         if config.variant != "no-fusion":
             self.image_norm, self.text_norm = _norm(config, dim), _norm(config, dim)
             self.fusion = BidirectionalCrossAttention(
@@ -127,6 +131,8 @@ class MedVLMoE(nn.Module, HubModel, library_name="moekit", tags=["mixture-of-exp
         self.expert_norm = _norm(config, width)
         self.experts = _experts(config, width, balance)
         self.head_norm = nn.LayerNorm(2 * dim)
+        if config.residual_init == "zero":
+            _start_as_identity(self)
         self.dropout = nn.Dropout(config.dropout)
         self.head = TaskHead(2 * dim, num_classes, task)
         self.null_image = nn.init.trunc_normal_(nn.Parameter(torch.zeros(1, 1, dim)), std=0.02)
@@ -308,6 +314,25 @@ def check_router(config: ModelConfig, balance: Balance) -> None:
 
 def _norm(config: ModelConfig, dim: int) -> nn.Module:
     return nn.LayerNorm(dim) if config.residual else nn.Identity()
+
+
+def _start_as_identity(model: MedVLMoE) -> None:
+    """Sets what ends the residual branches of fusion and experts to zero, so that both start as the identity.
+
+    Raises:
+        ValueError: If there are no residual connections: all that follows would be zero.
+    """
+    if not model.config.residual:
+        raise ValueError(
+            "residual_init (--residual-init) 'zero' needs residual connections: leave --no-residual out, or use random."
+        )
+    last = [] if model.config.variant == "no-fusion" else [model.fusion.left_output, model.fusion.right_output]
+    experts = model.experts.experts if isinstance(model.experts, SparseMoE) else model.experts
+    assert isinstance(experts, FFNExperts | FFN)
+    ends = [parameter for layer in last if layer is not None for parameter in layer.parameters()]
+    ends += [experts.down_proj] if isinstance(experts, FFNExperts) else list(experts.down_proj.parameters())
+    for parameter in ends:
+        nn.init.zeros_(parameter)
 
 
 def _experts(config: ModelConfig, width: int, balance: Balance) -> nn.Module:

@@ -12,6 +12,7 @@ from recipes.medvlmoe.config import ModelConfig, TrainConfig, Variant, tiny
 from recipes.medvlmoe.data import Batch
 from recipes.medvlmoe.inference import predict_batches
 from recipes.medvlmoe.model import MedVLMoE, has_experts
+from recipes.medvlmoe.positions import sine_positions
 from recipes.shared.encoders.image import load_image_encoder
 from recipes.shared.encoders.text import load_text_encoder
 
@@ -63,6 +64,9 @@ def inputs(model):
         {"cross_attention": "summary"},
         {"tie_projections": True},
         {"residual": False},
+        {"residual_init": "zero"},
+        {"residual_init": "zero", "variant": "no-moe"},
+        {"image_positions": "sine"},
         {"gate": False},
         {"text_pooling": "last"},
         {"text_pooling": "first"},
@@ -100,7 +104,46 @@ def _silent_by_design(model, options):
     silent |= {n for n in names if n.startswith("experts.experts")}  # experts that no study chose
     if options.get("text_pooling") in ("last", "first"):
         silent |= {n for n in names if n == "text_position"}
+    if options.get("residual_init") == "zero":  # in the first step only the zeros themselves learn
+        last = ("left_output", "right_output", "down_proj", "down_bias")
+        branches = {
+            n for n in names if n.startswith(("fusion.", "experts.", "expert_norm.", "image_norm.", "text_norm."))
+        }
+        silent |= {n for n in branches if not any(word in n for word in last)}
     return silent
+
+
+@pytest.mark.parametrize("variant", ["full", "no-moe", "single-ffn", "no-fusion"])
+def test_zero_residual_branches_start_as_the_streams_side_by_side(variant):
+    model = build(variant=variant, residual_init="zero")
+    images, ids, mask = inputs(model)
+    image, image_mask = model._image(images, None)
+    text, text_mask = model._text(ids, mask, image)
+    pooled = torch.cat([image[:, 1:].mean(1), (text * text_mask[..., None]).sum(1) / text_mask.sum(1, keepdim=True)], 1)
+    assert image_mask[:, 1:].all()
+    assert torch.allclose(model(images, ids, mask).logits, model.head(model.head_norm(0.5 * pooled)), atol=1e-5)
+    assert not torch.allclose(
+        build(variant=variant)(images, ids, mask).logits, model(images, ids, mask).logits, atol=1e-3
+    )
+
+
+def test_zero_residual_branches_need_residual_connections():
+    with pytest.raises(ValueError, match=r"residual_init \(--residual-init\) 'zero' needs residual connections: leave"):
+        build(residual=False, residual_init="zero")
+
+
+def test_a_word_can_look_at_a_place_from_the_start_with_sine_positions():
+    grid, dim = (4, 6), 64
+    code = sine_positions(grid, dim)
+    assert code.shape == (1, 24, dim)
+    assert code.square().mean().sqrt() == pytest.approx(0.7, abs=0.02)
+    products = code[0] @ code[0].T
+    off = products - torch.diag(products.diagonal())
+    assert (off.amax(1) < 0.8 * products.diagonal()).all()  # each place is nearest to itself, by a margin
+    model = build(image_positions="sine")
+    assert torch.equal(model.image_position, sine_positions(model.image_encoder.grid, 32))
+    assert build().image_position.std() < 0.03
+    assert sine_positions((2, 2), 7)[..., 4:].count_nonzero() == 0
 
 
 def test_padding_of_the_text_does_not_matter():
