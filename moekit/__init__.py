@@ -24,7 +24,7 @@ from moekit.contrastive import (
     local_scores,
     word_alignment_loss,
 )
-from moekit.distributed import all_gather_with_gradient, all_reduce_stats
+from moekit.collectives import all_gather_with_gradient, all_reduce_stats
 from moekit.dynamic_loss import DynamicRoutingLosses, dynamic_routing_losses
 from moekit.experts import (
     FFN,

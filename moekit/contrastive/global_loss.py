@@ -14,7 +14,7 @@ from torch import Tensor
 from moekit.checks import check_choice, check_floating, check_rank, check_same_device
 from moekit.contrastive._checks import check_scale, check_text_ids
 from moekit.contrastive._positives import cross_entropy_to_all, equal_ids
-from moekit.distributed import all_gather_with_gradient
+from moekit.collectives import all_gather_with_gradient
 from moekit_kernels.autocast import no_autocast
 
 Directions = Literal["both", "image-to-text", "text-to-image"]

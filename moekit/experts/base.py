@@ -32,6 +32,11 @@ class Experts(SettingsModule, ABC):
     token_ndim: int = 1
     takes_pyramid: bool = False
 
+    @property
+    def local_experts(self) -> range:
+        """The experts that this process holds: all, unless the bank is expert-parallel."""
+        return range(self.num_experts)
+
     @abstractmethod
     def forward(self, x: Any, /, plan: DispatchPlan, gates: Float[Tensor, "A B"]) -> Float[Tensor, "T ..."]:
         """Computes ``out[t] = sum over the slots s of token t of gates[s] * expert_of_s(x[t])``.

@@ -154,7 +154,7 @@ class CrossScaleExperts(Experts):
             ValueError: If ``maps``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
         maps = self._read(maps)
-        check_plan(maps[0], plan, gates, self.num_experts)
+        check_plan(maps[0], plan, gates, len(self.local_experts))
         if self._fixed(plan):
             rows = fixed_outputs(self._readable(maps), maps, plan)
         else:
@@ -183,7 +183,7 @@ class CrossScaleExperts(Experts):
                 "plan must have one slot per sample for scale_weights, "
                 f"got {plan.slot_of_row.shape[0]} slots for {plan.num_tokens} samples."
             )
-        check_plan(maps[0], plan, plan.row_of_slot, self.num_experts)
+        check_plan(maps[0], plan, plan.row_of_slot, len(self.local_experts))
         if self._fixed(plan):
             rows = fixed_weights(self._readable(maps), maps, plan)
         else:

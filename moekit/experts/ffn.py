@@ -130,11 +130,10 @@ class FFNExperts(Experts):
         Raises:
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other or the weights.
         """
-        weights = ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
         self._check_input(x, plan)
         # "auto" follows the plan, so that a layer's choice reaches its experts.
         impl = None if self.impl == "auto" else self.impl
-        return moe_ffn(x, gates, plan, weights, self.activation, recompute=self.recompute, impl=impl)
+        return moe_ffn(x, gates, plan, self._weights(), self.activation, recompute=self.recompute, impl=impl)
 
     def extra_repr(self) -> str:
         """Shows the settings."""
@@ -145,13 +144,17 @@ class FFNExperts(Experts):
             f"{recompute}"
         )
 
+    def _weights(self) -> ExpertWeights:
+        """Returns the weights of the experts that this process holds."""
+        return ExpertWeights(self.up_proj, self.down_proj, self.up_bias, self.down_bias)
+
     def _check_input(self, x: Tensor, plan: DispatchPlan) -> None:
         """Checks what the operation does not; and where this fails, the messages say it in terms of the layer."""
         check_rank("x", x, 2, "T, D")
         check_width("x", x, self.dim)
         check_same_device("x", x, "the experts' weights", self.up_proj)
         check_same_dtype("x", x, "the experts' weights", self.up_proj)
-        check_plan_experts(plan, self.num_experts)
+        check_plan_experts(plan, len(self.local_experts))
 
     def _check_settings(self) -> None:
         check_impl(self.impl)

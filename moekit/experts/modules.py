@@ -88,14 +88,14 @@ class ModuleExperts(Experts):
             ValueError: If ``x``, ``plan`` and ``gates`` do not fit each other, two experts give outputs of different
                 shapes, one gives another than ``out_shape``, or experts were added or removed after construction.
         """
-        if len(self.experts) != self.num_experts:
+        if len(self.experts) != len(self.local_experts):
             raise ValueError(
-                f"experts must be the {self.num_experts} that ModuleExperts was built with (or wrappers of them), "
+                f"experts must be the {len(self.local_experts)} that ModuleExperts was built with (or wrappers of them), "
                 f"got {len(self.experts)}: build another ModuleExperts, and a router for it."
             )
         if x.ndim != 1 + self.token_ndim:
             raise ValueError(f"x must have {1 + self.token_ndim} dimensions, got shape {tuple(x.shape)}.")
-        check_plan(x, plan, gates, self.num_experts)
+        check_plan(x, plan, gates, len(self.local_experts))
         rows = dispatch(x, plan)
         if is_traced():
             return combine(self._all_rows(rows, plan), plan, gates)

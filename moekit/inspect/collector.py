@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.distributed as dist
 
-from moekit.distributed import all_reduce_stats
+from moekit.collectives import all_reduce_stats
 from moekit.inspect.summary import LayerSummary, figures_of
 from moekit.inspect.table import scalars_of
 from moekit.routing import RouterStats, check_stats

@@ -1,0 +1,116 @@
+"""Banks of experts of which each rank holds a share.
+
+A bank stays the module that it is, with the names of its parameters; its class changes to one that exchanges rows with
+the other ranks around what the bank computed before.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from moekit.changed_class import ChangedClass, changed_class
+from moekit.distributed.exchange import Exchange, LocalExperts, Share
+from moekit.experts.base import Experts, check_plan_experts
+from moekit.experts.ffn import FFNExperts
+from moekit.plan import DispatchPlan, check_gates, check_tokens
+from moekit_kernels.moe_ffn import ExpertWeights
+
+
+class ExpertParallel(ChangedClass):
+    """What a bank of which each rank holds a share is, before the class that it had.
+
+    Attributes:
+        share: The experts of each rank.
+        exchange: How rows get to them.
+        group: All ranks that hold a share.
+        gradient_factor: By which the gradients of their parameters are multiplied.
+    """
+
+    share: Share
+    exchange: Exchange
+    group: dist.ProcessGroup
+    gradient_factor: float
+
+    @property
+    def local_experts(self) -> range:
+        """The experts that this rank holds."""
+        return self.share.local
+
+    @torch.compiler.disable
+    def forward(self, x: Any, /, plan: DispatchPlan, gates: Tensor) -> Tensor:
+        """Computes what the bank did, each expert on the rank that holds it.
+
+        All ranks of the experts must call it together, and run backward through its result together. Inputs and
+        parameters must have gradients on all of them, or on none.
+        """
+        bank = cast(Experts, self)
+        tokens = [x] if isinstance(x, Tensor) else list(x)
+        check_plan_experts(plan, bank.num_experts)
+        for each in tokens:
+            check_tokens(each, plan)
+        check_gates(gates, plan)
+        experts = LocalExperts(
+            compute=super().forward,
+            trains=any(parameter.requires_grad for parameter in self.parameters()) or not _has_parameters(self),
+            uses_every_row=isinstance(self, FFNExperts),
+            factor=self.gradient_factor,
+        )
+        return self.exchange.run(experts, tokens, plan, gates)
+
+    def extra_repr(self) -> str:
+        """Shows the settings, and this rank's experts."""
+        local = self.share.local
+        held = f"experts {local.start} to {local.stop - 1} of {self.share.num_experts} on this rank"
+        return ", ".join(part for part in (cast(Any, super()).extra_repr(), held) if part)
+
+    def _weights(self) -> ExpertWeights:
+        weights: Iterable[Tensor | None] = cast(Any, super())._weights()
+        return ExpertWeights(*(_local(each) for each in weights))
+
+    def scale_weights(self, maps: Sequence[Tensor], plan: DispatchPlan) -> Tensor:
+        """Raises ``ValueError``: a rank has the weights of its own experts only."""
+        raise ValueError("scale_weights needs all experts on one rank: load the checkpoint into a model that has them.")
+
+    def run_all(self, maps: Sequence[Tensor]) -> Tensor:
+        """Raises ``ValueError``, as :meth:`scale_weights` does."""
+        raise ValueError("run_all needs all experts on one rank: load the checkpoint into a model that has them.")
+
+
+class HeldModules(nn.ModuleList):
+    """Some modules of a list, under the names that they have in the whole list.
+
+    Args:
+        modules: The whole list.
+        held: Indices of those to keep.
+    """
+
+    def __init__(self, modules: nn.ModuleList, held: range) -> None:
+        super().__init__()
+        self.held = held
+        for index in held:
+            self.add_module(str(index), modules[index])
+
+    def _get_abs_string_index(self, idx: Any) -> str:
+        """Returns the name of the module at a place among those that are held."""
+        return list(self._modules)[idx]
+
+
+def share_bank(
+    bank: Experts, share: Share, exchange: Exchange, group: dist.ProcessGroup, gradient_factor: float
+) -> None:
+    """Changes a bank whose parameters or modules are already this rank's own."""
+    bank.__class__ = changed_class(ExpertParallel, type(bank))
+    shared = cast(ExpertParallel, bank)
+    shared.share, shared.exchange, shared.group, shared.gradient_factor = share, exchange, group, gradient_factor
+
+
+def _local(weight: Tensor | None) -> Any:
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
