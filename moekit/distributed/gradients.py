@@ -107,11 +107,12 @@ def _norm(sharded: list[_Sharded], norm_type: float) -> Tensor:
     """Returns the norm of parameters that are divided over the same groups."""
     device = sharded[0].parameter.device
     grads = [_local(grad) for each in sharded if (grad := each.parameter.grad) is not None]
-    parts = [torch.linalg.vector_norm(grad, norm_type, dtype=torch.float32) for grad in grads if grad.numel()]
-    if any(grad.dtype == torch.float64 for grad in grads):
-        parts = [torch.linalg.vector_norm(grad, norm_type).double() for grad in grads if grad.numel()]
-    norm = torch.linalg.vector_norm(torch.stack(parts), norm_type) if parts else torch.zeros((), device=device)
-    norm = norm.double()
+    parts = [
+        torch.linalg.vector_norm(grad, norm_type, dtype=torch.promote_types(grad.dtype, torch.float32)).double()
+        for grad in grads
+        if grad.numel()
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(parts), norm_type) if parts else torch.zeros((), device=device, dtype=torch.float64)
     largest = math.isinf(norm_type)
     for group in sharded[0].groups:
         power = norm if largest else norm**norm_type
