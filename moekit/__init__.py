@@ -4,15 +4,17 @@ A sparse layer is four parts: a router chooses experts for each token (:class:`R
 slots by expert (:class:`DispatchPlan`), experts compute, combine adds each token's results.
 
 What is public: a name is public if it is in ``moekit.__all__``, in ``moekit.activations.__all__``, in
-``moekit.inspect.__all__``, in ``moekit.lora.__all__``, in ``moekit.quantization.__all__``, in
-``moekit.interop.__all__``, in ``moekit.interop.hub.__all__`` or a public name of ``moekit.interop.onnx`` (interop needs
-other libraries, so it is imported by itself, as are the tools of inspect, LoRA and quantisation).
+``moekit.distributed.__all__``, in ``moekit.inspect.__all__``, in ``moekit.lora.__all__``, in
+``moekit.quantization.__all__``, in ``moekit.interop.__all__``, in ``moekit.interop.hub.__all__`` or a public name of
+``moekit.interop.onnx`` (interop needs other libraries, so it is imported by itself, as are the tools of inspect, LoRA,
+quantisation and experts over ranks).
 ``moekit.__all__`` holds everything that a caller builds, calls or receives: modules, functions and the types of their
 results. Its packages
 list their own part of it. All other names and the modules that hold them are private and may change without notice.
 """
 
 from moekit.__about__ import __version__
+from moekit.collectives import all_gather_with_gradient, all_reduce_stats
 from moekit.contrastive import (
     LocalContrast,
     WordAlignment,
@@ -24,7 +26,6 @@ from moekit.contrastive import (
     local_scores,
     word_alignment_loss,
 )
-from moekit.collectives import all_gather_with_gradient, all_reduce_stats
 from moekit.dynamic_loss import DynamicRoutingLosses, dynamic_routing_losses
 from moekit.experts import (
     FFN,

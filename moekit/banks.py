@@ -4,7 +4,7 @@ Functions that change banks in place find them here, and read their weights what
 lie.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from moekit.changed_class import ChangedClass
 from moekit.experts.ffn import FFNExperts
 from moekit.interop.upcycling.names import matching
+from moekit.parts import named_modules
 from moekit_kernels.moe_ffn import ExpertWeights
 
 
@@ -76,12 +77,6 @@ def check_recompute(name: str, recompute: str) -> None:
         )
 
 
-def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Returns ``model.named_modules()``."""
-    # torch's own types leave it partially unknown.
-    return cast(Iterable[tuple[str, nn.Module]], model.named_modules())
-
-
 def _holds_experts(name: str, module: nn.Module) -> bool:
     if isinstance(module, FFNExperts) or _is_stacked(module):
         return True
@@ -95,6 +90,8 @@ def _is_stacked(module: nn.Module) -> bool:
 
 def _check_understood(name: str, bank: nn.Module) -> None:
     if isinstance(bank, FFNExperts):
+        if bank.is_divided:
+            raise ValueError(f"experts {name!r} must be whole on every rank, got experts that are divided among ranks.")
         if own_class(bank) is not FFNExperts:
             kind = type(bank).__name__
             raise ValueError(f"experts {name!r} must be FFNExperts, got a {kind}, which may compute otherwise.")

@@ -5,7 +5,8 @@ is called like what it wraps, but may hide its attributes or have others of the 
 through it.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -83,6 +84,12 @@ def check_part_impl(slot: str, value: object, impl: str) -> None:
             f"impl of the layer and of its {slot} must be the same, got impl={impl!r} and {type(value).__name__}("
             f'impl={own!r}): leave one of them "auto".'
         )
+
+
+def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+    """Returns ``model.named_modules()``."""
+    # torch's own types leave it partially unknown.
+    return cast(Iterable[tuple[str, nn.Module]], model.named_modules())
 
 
 def _wraps(module: nn.Module, inner: nn.Module | None) -> bool:

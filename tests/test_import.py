@@ -15,6 +15,7 @@ import torch
 
 import moekit
 from moekit import activations as public_activations
+from moekit import distributed as public_distributed
 from moekit import inspect as public_inspect
 from moekit import interop as public_interop
 from moekit import lora as public_lora
@@ -132,7 +133,8 @@ def test_public_names_are_those_of_the_packages_and_of_the_api_pages():
     lora = {f"moekit.lora.{name}" for name in public_lora.__all__}
     quantization = {f"moekit.quantization.{name}" for name in public_quantization.__all__}
     files = {f"moekit.interop.hub.{name}" for name in public_hub.__all__}
-    elsewhere = interop | activations | inspecting | lora | quantization | files
+    distributed = {f"moekit.distributed.{name}" for name in public_distributed.__all__}
+    elsewhere = interop | activations | inspecting | lora | quantization | files | distributed
     assert sorted(_api_entries()) == sorted({f"moekit.{name}" for name in public} | elsewhere)
     assert moekit.__version__.count(".") == 2
 

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from moekit.checks import check_choice, check_floating, check_rank, check_same_device
+from moekit.collectives import all_gather_with_gradient
 from moekit.contrastive._checks import check_scale, check_text_ids
 from moekit.contrastive._positives import cross_entropy_to_all, equal_ids
-from moekit.collectives import all_gather_with_gradient
 from moekit_kernels.autocast import no_autocast
 
 Directions = Literal["both", "image-to-text", "text-to-image"]

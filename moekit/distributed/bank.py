@@ -4,7 +4,7 @@ A bank stays the module that it is, with the names of its parameters; its class 
 the other ranks around what the bank computed before.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +30,7 @@ class ExpertParallel(ChangedClass):
         gradient_factor: By which the gradients of their parameters are multiplied.
     """
 
+    is_divided = True
     share: Share
     exchange: Exchange
     group: dist.ProcessGroup
@@ -40,7 +41,6 @@ class ExpertParallel(ChangedClass):
         """The experts that this rank holds."""
         return self.share.local
 
-    @torch.compiler.disable
     def forward(self, x: Any, /, plan: DispatchPlan, gates: Tensor) -> Tensor:
         """Computes what the bank did, each expert on the rank that holds it.
 
@@ -54,12 +54,14 @@ class ExpertParallel(ChangedClass):
             check_tokens(each, plan)
         check_gates(gates, plan)
         experts = LocalExperts(
-            compute=super().forward,
+            compute=cast(Any, super()).forward,
             trains=any(parameter.requires_grad for parameter in self.parameters()) or not _has_parameters(self),
             uses_every_row=isinstance(self, FFNExperts),
             factor=self.gradient_factor,
         )
-        return self.exchange.run(experts, tokens, plan, gates)
+        # Dynamo breaks its graph here: what an exchange brings is not known before.
+        run: Callable[..., Tensor] = cast(Any, _run)
+        return run(self.exchange, experts, tokens, plan, gates)
 
     def extra_repr(self) -> str:
         """Shows the settings, and this rank's experts."""
@@ -96,14 +98,20 @@ class HeldModules(nn.ModuleList):
 
     def _get_abs_string_index(self, idx: Any) -> str:
         """Returns the name of the module at a place among those that are held."""
-        return list(self._modules)[idx]
+        names = [str(name) for name in self._modules]
+        return str(names[idx])
+
+
+@torch.compiler.disable
+def _run(exchange: Exchange, experts: LocalExperts, tokens: list[Tensor], plan: DispatchPlan, gates: Tensor) -> Tensor:
+    return exchange.run(experts, tokens, plan, gates)
 
 
 def share_bank(
     bank: Experts, share: Share, exchange: Exchange, group: dist.ProcessGroup, gradient_factor: float
 ) -> None:
     """Changes a bank whose parameters or modules are already this rank's own."""
-    bank.__class__ = changed_class(ExpertParallel, type(bank))
+    cast(Any, bank).__class__ = changed_class(ExpertParallel, type(bank))
     shared = cast(ExpertParallel, bank)
     shared.share, shared.exchange, shared.group, shared.gradient_factor = share, exchange, group, gradient_factor
 

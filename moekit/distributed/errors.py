@@ -1,6 +1,6 @@
 """What an exchange raises when another rank does not take part."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch.distributed as dist
@@ -15,7 +15,7 @@ class ExchangeError(RuntimeError):
 
 
 @contextmanager
-def exchange_errors(group: dist.ProcessGroup) -> Iterator[None]:
+def exchange_errors(group: dist.ProcessGroup) -> Generator[None]:
     """Raises :class:`ExchangeError` in place of the errors of a collective of ``group``."""
     try:
         yield

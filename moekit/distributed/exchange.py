@@ -202,7 +202,7 @@ class BoundedExchange:
         kept = counts.cumsum(1).clamp(max=bound).diff(dim=1, prepend=counts.new_zeros(len(counts), 1))
         table = torch.cat([kept, kept.new_full((len(kept), 1), slots)], dim=1)
         arriving = self.transport.fixed(1).there(table)
-        torch._assert_async(  # pyright: ignore[reportPrivateUsage]
+        torch._assert_async(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             (arriving[:, -1] == slots).all(),
             "max_slots_factor needs the same number of tokens on every rank: pad the batches, or leave it out.",
         )

@@ -19,6 +19,7 @@ from moekit.experts.ffn import FFNExperts
 from moekit.experts.modules import ModuleExperts
 from moekit.experts.zero_computation import ZeroComputationExperts
 from moekit.layer import SparseMoE
+from moekit.parts import named_modules
 
 Model = TypeVar("Model", bound=nn.Module)
 Gradients = Literal["average", "sum"]
@@ -84,7 +85,7 @@ def expert_parallel_(
     if mesh.ndim != 1:
         raise ValueError(f'mesh must have one dimension, as mesh["ep"] has, got {mesh.ndim}.')
     transport = _transport(mesh, two_stage)
-    layers = {name: each for name, each in model.named_modules() if isinstance(each, SparseMoE)}
+    layers = {name: each for name, each in named_modules(model) if isinstance(each, SparseMoE)}
     if not layers:
         raise ValueError(f"model must hold a SparseMoE, got a {type(model).__name__} without any.")
     banks = {name: _bank(name, layer) for name, layer in layers.items()}
@@ -119,7 +120,7 @@ def dropped_slots(model: nn.Module, *, reset: bool = False) -> dict[str, int]:
     """
     bounded = {
         name: each.exchange
-        for name, each in model.named_modules()
+        for name, each in named_modules(model)
         if isinstance(each, ExpertParallel) and isinstance(each.exchange, BoundedExchange)
     }
     if not bounded:

@@ -75,13 +75,13 @@ def clip_grad_norm_(
     for name in sorted(by_groups):
         same = by_groups[name]
         norms.append(_norm(same, norm_type))
-    total = torch.linalg.vector_norm(torch.stack(norms), norm_type) if norms else torch.zeros(())
+    total = _vector_norm(torch.stack(norms), norm_type) if norms else torch.zeros(())
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError(f"the norm of order {norm_type} of the gradients is not finite, got {total.item()}.")
     scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
     local = [_local(grad) for each in trained if (grad := each.parameter.grad) is not None]
     for grads in _by_dtype(local):
-        torch._foreach_mul_(grads, scale.to(grads[0].device))  # pyright: ignore[reportPrivateUsage]
+        torch._foreach_mul_(grads, scale.to(grads[0].device))  # pyright: ignore
     return total
 
 
@@ -99,7 +99,8 @@ def _average(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) ->
         packed = torch.cat([grad.reshape(-1) for grad in grads])
         dist.all_reduce(packed, group=group)
         packed /= size
-        for grad, mean in zip(grads, packed.split([grad.numel() for grad in grads]), strict=True):
+        means = cast(tuple[Tensor, ...], packed.split([grad.numel() for grad in grads]))
+        for grad, mean in zip(grads, means, strict=True):
             grad.copy_(mean.view(grad.shape))
 
 
@@ -107,18 +108,20 @@ def _norm(sharded: list[_Sharded], norm_type: float) -> Tensor:
     """Returns the norm of parameters that are divided over the same groups."""
     device = sharded[0].parameter.device
     grads = [_local(grad) for each in sharded if (grad := each.parameter.grad) is not None]
-    parts = [
-        torch.linalg.vector_norm(grad, norm_type, dtype=torch.promote_types(grad.dtype, torch.float32)).double()
-        for grad in grads
-        if grad.numel()
-    ]
-    norm = torch.linalg.vector_norm(torch.stack(parts), norm_type) if parts else torch.zeros((), device=device, dtype=torch.float64)
+    parts = [_vector_norm(grad, norm_type).double() for grad in grads if grad.numel()]
+    none = torch.zeros((), device=device, dtype=torch.float64)
+    norm = _vector_norm(torch.stack(parts), norm_type) if parts else none
     largest = math.isinf(norm_type)
     for group in sharded[0].groups:
         power = norm if largest else norm**norm_type
         dist.all_reduce(power, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
         norm = power if largest else power ** (1 / norm_type)
     return norm
+
+
+def _vector_norm(x: Tensor, norm_type: float) -> Tensor:
+    # torch's own types leave the result unknown.
+    return cast(Tensor, torch.linalg.vector_norm(x, norm_type, dtype=torch.promote_types(x.dtype, torch.float32)))
 
 
 def _sharded_parameters(model: nn.Module) -> Iterable[_Sharded]:

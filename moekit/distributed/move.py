@@ -37,14 +37,18 @@ def move(*parcels: Parcel, back: bool = False) -> tuple[Tensor, ...]:
 
 class _Move(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ways: list[tuple[Route, torch.dtype | None]], back: bool, *rows: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, ways: list[tuple[Route, torch.dtype | None]], back: bool, *rows: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.ways, ctx.back = ways, back
         return tuple(_moved(*way, each, back) for way, each in zip(ways, rows, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = zip(ctx.ways, grads, ctx.needs_input_grad[2:], strict=True)
-        return None, None, *(_moved(*way, grad, not ctx.back) if is_needed else None for way, grad, is_needed in needed)
+        ways: list[tuple[Route, torch.dtype | None]] = ctx.ways
+        needed = zip(ways, grads, ctx.needs_input_grad[2:], strict=True)
+        moved = [_moved(*way, grad, not ctx.back) if is_needed else None for way, grad, is_needed in needed]
+        return None, None, *moved
 
 
 def _moved(route: Route, wire: torch.dtype | None, rows: Tensor, back: bool) -> Tensor:

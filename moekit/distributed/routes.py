@@ -88,7 +88,7 @@ class Direct:
         """See :class:`Transport`."""
         widths = [table.shape[1] for table in counts]
         ones = [1] * self.size
-        tables = _exchange(torch.cat(list(counts), dim=1), ones, ones, self.group).split(widths, dim=1)
+        tables = _split(_exchange(torch.cat(list(counts), dim=1), ones, ones, self.group), widths, dim=1)
         totals = [table.sum(1) for table in (*counts, *tables)]
         numbers = cast(list[list[int]], torch.stack(totals).tolist())
         pairs = zip(numbers[: len(counts)], numbers[len(counts) :], strict=True)
@@ -151,7 +151,7 @@ class TwoStage:
         passing = _exchange(sent, [1] * self.nodes, [1] * self.nodes, self.between)
         ones = [1] * self.places
         received = _exchange(passing.transpose(0, 1), ones, ones, self.within).transpose(0, 1)
-        split = [each.split(widths, dim=2) for each in (sent, passing, received)]
+        split = [_split(each, widths, dim=2) for each in (sent, passing, received)]
         totals = torch.stack([table.sum(2) for tables in split for table in tables]).cpu()
         s, p, r = totals.view(3, len(widths), self.nodes, self.places).unbind()
         made = [TwoStageRoute(self.between, self.within, s[i], p[i], r[i]) for i in range(len(widths))]
@@ -171,13 +171,18 @@ def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.Pr
     return arrived
 
 
+def _split(x: Tensor, sizes: list[int], dim: int) -> tuple[Tensor, ...]:
+    # torch's own types leave the result unknown.
+    return cast(tuple[Tensor, ...], x.split(sizes, dim=dim))
+
+
 def _sums(table: Tensor, dim: int) -> list[int]:
     return cast(list[int], table.sum(dim).tolist())
 
 
 def _blocks_by_column(sizes: Tensor) -> Tensor:
     """Returns the index of rows that lie in blocks ``(A, B)``, one column of blocks after the other."""
-    rows = torch.arange(int(sizes.sum())).split(cast(list[int], sizes.flatten().tolist()))
+    rows = _split(torch.arange(int(sizes.sum())), cast(list[int], sizes.flatten().tolist()), dim=0)
     columns = sizes.shape[1]
     return torch.cat([block for column in range(columns) for block in rows[column::columns]])
 

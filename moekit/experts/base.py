@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,11 +26,13 @@ class Experts(SettingsModule, ABC):
             samples that are ``(C, H, W)`` maps.
         takes_pyramid: Whether the input is a sequence of tensors, the maps of a feature pyramid, each with the
             same tokens in its leading dimension.
+        is_divided: Whether other ranks hold the other experts (:func:`~moekit.distributed.expert_parallel_`).
     """
 
     num_experts: int
     token_ndim: int = 1
     takes_pyramid: bool = False
+    is_divided: ClassVar[bool] = False
 
     @property
     def local_experts(self) -> range:

@@ -90,8 +90,8 @@ class ModuleExperts(Experts):
         """
         if len(self.experts) != len(self.local_experts):
             raise ValueError(
-                f"experts must be the {len(self.local_experts)} that ModuleExperts was built with (or wrappers of them), "
-                f"got {len(self.experts)}: build another ModuleExperts, and a router for it."
+                f"experts must be the {len(self.local_experts)} that ModuleExperts was built with (or wrappers of "
+                f"them), got {len(self.experts)}: build another ModuleExperts, and a router for it."
             )
         if x.ndim != 1 + self.token_ndim:
             raise ValueError(f"x must have {1 + self.token_ndim} dimensions, got shape {tuple(x.shape)}.")

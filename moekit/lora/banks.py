@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from moekit.banks import banks_in, check_recompute, named_modules, stacked
+from moekit.banks import banks_in, check_recompute, stacked
 from moekit.changed_class import ChangedClass, changed_class
 from moekit.experts.ffn import FFNExperts
 from moekit.experts.products import DenseProduct, Products, ffn_by_products
 from moekit.lora.adapter import ExpertsLoRA, Shapes
+from moekit.parts import named_modules
 from moekit.quantization.int8 import Int8, int8_products
 
 NAME = "lora"

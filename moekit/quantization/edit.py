@@ -6,9 +6,9 @@ from typing import cast
 import torch
 from torch import nn
 
-from moekit.banks import banks_in, is_transposed, named_modules, stacked, weight_names
+from moekit.banks import banks_in, is_transposed, stacked, weight_names
 from moekit.changed_class import changed_class
-from moekit.parts import check_module
+from moekit.parts import check_module, named_modules
 from moekit.quantization.int8 import Int8, quantized, scale_name
 from moekit_kernels.grouped_gemm_int8 import dequantize
 

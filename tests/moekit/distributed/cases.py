@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from moekit import (
+    FFN,
     DynamicTopKRouter,
     ExpertChoiceRouter,
-    FFN,
     FFNExperts,
     HardRouter,
-    MoEOutput,
     ModuleExperts,
+    MoEOutput,
     RouterStats,
     SparseMixerRouter,
     SparseMoE,
@@ -123,7 +123,9 @@ def one_process(case: Case) -> Result:
         loss = loss + statistics_loss(stats)
     loss.backward()
     gradients = {name: each.grad for name, each in layer.named_parameters()}
-    return Result([each.output.detach() for each in results], [x.grad for x, _ in batches], gradients, tuple(stats.detach()))
+    return Result(
+        [each.output.detach() for each in results], [x.grad for x, _ in batches], gradients, tuple(stats.detach())
+    )
 
 
 def on_rank(case: Case, data: int, experts: int, options: dict[str, Any]) -> Result | None:

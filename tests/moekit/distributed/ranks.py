@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -41,16 +42,16 @@ class Ranks:
             RuntimeError: With the traceback of the first rank that raised.
         """
         for rank, connection in enumerate(self.connections):
-            connection.send((function, (*arguments, *(each[rank] if each else ()))))
-        results = [connection.recv() for connection in self.connections]
-        for rank, (value, error) in enumerate(results):
+            connection.send_bytes(pickle.dumps((function, (*arguments, *(each[rank] if each else ())))))
+        results = [pickle.loads(connection.recv_bytes()) for connection in self.connections]
+        for rank, (_, error) in enumerate(results):
             if error is not None:
                 raise RuntimeError(f"rank {rank}: {error}")
         return [value for value, _ in results]
 
     def close(self) -> None:
         for connection in self.connections:
-            connection.send(None)
+            connection.send_bytes(b"")
         for process in self.processes:
             process.join(timeout=20)
             process.kill()
@@ -94,11 +95,11 @@ def _work(rank: int, size: int, folder: str, connection: Connection) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    while (work := connection.recv()) is not None:
-        function, arguments = work
+    while work := connection.recv_bytes():
         try:
+            function, arguments = pickle.loads(work)
             result = function(*arguments), None
-        except Exception:
+        except BaseException:
             result = None, traceback.format_exc()
-        connection.send(result)
+        connection.send_bytes(pickle.dumps(result))
     dist.destroy_process_group()

@@ -38,7 +38,9 @@ def assert_same(expected: Result, results: list[Result | None], tolerance: float
             if gradient is None or reference is None:
                 assert (gradient if reference is None else reference) is None or not gradient.any(), name
             else:
-                torch.testing.assert_close(gradient, reference, msg=lambda text, name=name: f"{name}: {text}", **options)
+                torch.testing.assert_close(
+                    gradient, reference, msg=lambda text, name=name: f"{name}: {text}", **options
+                )
     held = {name for result in results if result is not None for name in result.gradients}
     assert held == set(expected.gradients)
 
