@@ -21,7 +21,7 @@ def layer(num_experts: int = 8) -> SparseMoE:
 
 
 def message_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
-    with pytest.raises(ValueError, match="") as raised:
+    with pytest.raises(ValueError, match=r"\S") as raised:
         call(*arguments, **options)
     return str(raised.value)
 
