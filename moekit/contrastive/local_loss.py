@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moekit.checks import check_choice
+from moekit.collectives import all_gather_with_gradient
 from moekit.contrastive._checks import check_pairs, check_regions_and_words, check_scales, check_text_ids
 from moekit.contrastive._positives import cross_entropy_to_all, equal_ids
 from moekit.contrastive.attention import Similarity, attention_maps
 from moekit.contrastive.scores import local_scores
-from moekit.collectives import all_gather_with_gradient
 
 GLORIA_TEMPERATURES = (4.0, 5.0, 10.0)
 
