@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from recipes.data.image_files import ImageFiles, Reader
 from recipes.data.images.square import fit_square
+from recipes.data.images.unreadable import UnreadableImageError
 from recipes.data.sampling import as_it_is
 from recipes.data.studies import StudySplit
 
@@ -207,7 +208,7 @@ def _fill(
     ):
         if image is None:
             database.commit()
-            raise ValueError(problem)
+            raise UnreadableImageError(problem)
         held += image.nbytes
         if held > limit_bytes:
             _say_full(split, len(rows) - count + 1, limit_bytes)

@@ -1,10 +1,12 @@
 """Reads every image of a data set once, so that one that cannot be read is known before training."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from recipes.data.arguments import remedy
+from recipes.data.arguments import argument, remedy
 from recipes.data.image_files import problems, some_of
+from recipes.data.images.unreadable import UnreadableImageError
 from recipes.data.pairs import PairStream
 from recipes.data.studies import images_present
 
@@ -36,6 +38,22 @@ def verify_images(splits: Iterable[tuple[str, Any]], data: str) -> int:
             "Replace them" + remedy(", or leave such rows out ({on_bad_image=skip})") + "."
         )
     return count
+
+
+@contextmanager
+def bad_images_named() -> Iterator[None]:
+    """Says of an image that a training cannot read what its command offers.
+
+    Raises:
+        ValueError: For an image that the block could not read, with the options that leave it out or list all of them.
+    """
+    try:
+        yield
+    except UnreadableImageError as error:
+        skip, verify = argument("on_bad_image", "skip"), argument("verify_images", "True")
+        raise ValueError(
+            f"{error}. Replace it, or leave such rows out ({skip}); {verify} lists all of them before the training."
+        ) from error
 
 
 def _problem(split: Any, row: int) -> str | None:

@@ -57,12 +57,16 @@ def parse_pretrain(arguments: list[str]) -> Config:
 
 def _pretrain(arguments: list[str]) -> None:
     config = parse_pretrain(arguments)
+    from recipes.data.arguments import spelled
+    from recipes.data.verify import bad_images_named
+    from recipes.medmoe.data.sources import SPELLING
     from recipes.medmoe.inference.near_duplicates import keep_prints
     from recipes.medmoe.pretrain import stage as pretrain
     from recipes.medmoe.pretrain.summary import summarise
     from recipes.shared.training import is_main_process
 
-    runs = pretrain.main(config)
+    with spelled(SPELLING), bad_images_named():
+        runs = pretrain.main(config)
     for run in runs if is_main_process() else ():
         print(summarise(run))
         keep_prints(run)

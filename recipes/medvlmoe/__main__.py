@@ -49,12 +49,17 @@ def parse_train(arguments: list[str]) -> Config:
 
 def _train(arguments: list[str]) -> None:
     config = parse_train(arguments)
+    from recipes.data.arguments import spelled
+    from recipes.data.verify import bad_images_named
     from recipes.medvlmoe import train
+    from recipes.medvlmoe.sources import SPELLING
     from recipes.shared.training import is_main_process
 
-    runs = train.main(config)
-    for run in runs if is_main_process() else ():
-        print(f"trained: {run}\nnext: python -m recipes.medvlmoe evaluate {run}")
+    with spelled(SPELLING), bad_images_named():
+        runs = train.main(config)
+    if is_main_process():
+        print("\n".join(f"trained: {run}" for run in runs))
+        print(f"next: python -m recipes.medvlmoe evaluate {config.out}")
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -42,10 +42,15 @@ def checkpoint_to_resume(config: Any, *, may_change: Sequence[str]) -> Path | No
         may_change: Names of the settings in which it may differ from the run that it goes on with.
 
     Raises:
-        ValueError: If the folder holds a run and ``resume`` is off, or that run was started with other settings.
+        ValueError: If the folder holds a run and ``resume`` is off, that run was started with other settings, or it
+            has lost its last checkpoint.
     """
     last = config.out / "checkpoints" / "last.ckpt"
     if not last.exists():
+        if (config.out / "history.jsonl").exists():  # written after the first checkpoint
+            raise ValueError(
+                f"{last} is missing, but {config.out} holds a run: restore the file, or give another --out."
+            )
         return None
     if not config.resume:
         raise ValueError(f"{config.out} holds a run already: give --resume to go on with it, or another --out.")

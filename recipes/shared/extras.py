@@ -21,7 +21,8 @@ def require(module: str, purpose: str, *, extra: str = "recipes") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
+        missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else module
+        package = missing.partition(".")[0]
         raise ImportError(
             f'{purpose} needs {package}, which cannot be imported ({error}): pip install "moekit[{extra}]"'
         ) from error

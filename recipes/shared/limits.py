@@ -59,6 +59,9 @@ def check_limits(settings: Any) -> None:
     top_k, num_experts = getattr(settings, "top_k", 1), getattr(settings, "num_experts", 1)
     if top_k > num_experts:
         raise ValueError(f"top_k (--top-k) must be at most num_experts (--num-experts), {num_experts}, got {top_k}.")
+    dim, num_heads = getattr(settings, "dim", 0), getattr(settings, "num_heads", 1)
+    if dim % num_heads:
+        raise ValueError(f"num_heads (--num-heads) must divide dim (--dim), {dim}, got {num_heads}.")
 
 
 def _check(name: str, value: Any) -> None:

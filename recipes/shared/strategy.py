@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.fabric import Fabric
+from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -37,7 +38,7 @@ def launch(
         find_unused: With ``"ddp"``, whether a step may leave weights out.
 
     Raises:
-        ValueError: If ``strategy`` does not go with the precision.
+        ValueError: If ``strategy`` does not go with the precision, or there is no such accelerator.
     """
     if strategy == "fsdp2" and settings.precision == "16-mixed":
         raise ValueError(
@@ -47,6 +48,7 @@ def launch(
     chosen: Any = "auto"
     if settings.devices * settings.nodes > 1:
         chosen = DDPStrategy(find_unused_parameters=find_unused) if strategy == "ddp" else _fsdp2(settings, units)
+    _check_accelerator(settings.accelerator)
     fabric = Fabric(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -56,6 +58,12 @@ def launch(
     )
     fabric.launch()
     return fabric
+
+
+def _check_accelerator(name: str) -> None:
+    known = {"auto", "gpu", *ACCELERATOR_REGISTRY.available_accelerators()}
+    if name not in known:
+        raise ValueError(f"accelerator (--accelerator) must be one of {', '.join(sorted(known))}, got {name!r}.")
 
 
 def _fsdp2(settings: TrainSettings, units: Callable[[nn.Module], list[nn.Module]]) -> ModelParallelStrategy:

@@ -34,7 +34,7 @@ def one_run_per_seed(config: Any, train_one: Callable[[Any], None]) -> list[Path
         ValueError: If there is no seed.
     """
     if not config.seeds:
-        raise ValueError("seeds must name at least one seed, got none.")
+        raise ValueError("seeds (--seeds) must name at least one seed, got none.")
     runs = []
     for seed in config.seeds:
         out = config.out if len(config.seeds) == 1 else config.out / f"seed-{seed}"

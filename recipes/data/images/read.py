@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from recipes.data.images.dicom import check_pixels, is_dicom, lacks_dicom_header, read_dicom
 from recipes.data.images.intensity import stretch_min_max
+from recipes.data.images.unreadable import UnreadableImageError
 from recipes.shared.extras import require
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -77,7 +78,7 @@ def read_image_bytes(data: bytes, name: str, *, force_dicom: bool = False) -> ND
         ImportError: If Pillow or pydicom is not installed, or what decodes a DICOM file's compression.
     """
     if not data:
-        raise ValueError(f"image {name!r} is empty (0 bytes)")
+        raise UnreadableImageError(f"image {name!r} is empty (0 bytes)")
     return _read(BytesIO(data), name, force_dicom)
 
 
@@ -90,7 +91,7 @@ def _read(file: Path | BytesIO, name: str, force_dicom: bool, limits: ImageLimit
         raise
     # Decoders fail on damaged bytes with whatever they trip over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ValueError(f"cannot read the image {name!r}: {_reason(error)}") from error
+        raise UnreadableImageError(f"cannot read the image {name!r}: {_reason(error)}") from error
 
 
 def _is_headless_dicom(file: Path | BytesIO) -> bool:
@@ -161,11 +162,11 @@ def _problem(file: Path | BytesIO, name: str, force_dicom: bool) -> str | None:
 
 def _check_file(path: Path) -> None:
     if not path.exists():
-        raise ValueError(f"image file {str(path)!r} does not exist")
+        raise UnreadableImageError(f"image file {str(path)!r} does not exist")
     if not path.is_file():
-        raise ValueError(f"image file {str(path)!r} is not a file")
+        raise UnreadableImageError(f"image file {str(path)!r} is not a file")
     if path.stat().st_size == 0:
-        raise ValueError(f"image file {str(path)!r} is empty (0 bytes)")
+        raise UnreadableImageError(f"image file {str(path)!r} is empty (0 bytes)")
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from recipes.data.images.dicom import is_dicom, number_of_frames, read_dicom_vol
 from recipes.data.images.intensity import stretch_min_max
 from recipes.data.images.read import read_image
 from recipes.data.images.square import fit_square
+from recipes.data.images.unreadable import UnreadableImageError
 
 
 def is_volume_path(path: str | Path) -> bool:
@@ -50,7 +51,7 @@ def read_volume(path: str | Path, *, force_dicom: bool = False) -> NDArray[np.ui
     try:
         return read_dicom_volume(path, force=force_dicom)
     except ValueError as error:
-        raise ValueError(f"cannot read the volume {str(path)!r}: {error}") from error
+        raise UnreadableImageError(f"cannot read the volume {str(path)!r}: {error}") from error
 
 
 def volume_problem(path: str | Path, *, force_dicom: bool = False) -> str | None:
@@ -117,7 +118,7 @@ def _read_array(path: Path) -> NDArray[np.uint8]:
     try:
         array = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"cannot read the volume {str(path)!r}: {error}") from error
+        raise UnreadableImageError(f"cannot read the volume {str(path)!r}: {error}") from error
     if array.ndim == 3:
         array = array[..., None]
     if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:

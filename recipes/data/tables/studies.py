@@ -135,7 +135,8 @@ def manifest_source(
         _check_images_differ(studies.paths, row_splits, str(csv))
     task, classes, labels = _read_labels(plan, table, str(csv))
     parts, notes = divide(layout, replace(studies, labels=labels), row_splits)
-    source = StudySource(name or layout.stem(), task, classes, **parts, notes=tuple(notes))
+    notes = (*notes, *_unused_negative_label(plan, table))
+    source = StudySource(name or layout.stem(), task, classes, **parts, notes=notes)
     if not allow_crossing:
         check_groups_apart(source)
     return source
@@ -192,6 +193,18 @@ def _read_labels(
     cells = {column: table[column] for column in plan.label_columns}
     labels = labels_from_columns(cells, task=task, uncertain=plan.uncertain, blank=plan.blank, where=where)
     return task, tuple(plan.classes or plan.label_columns), labels
+
+
+def _unused_negative_label(plan: _LabelPlan, table: dict[str, list[str]]) -> list[str]:
+    """Says that no row has the label that stands for no class: it may be spelled otherwise, and then counts as one."""
+    if plan.negative_label is None or plan.label_column is None:
+        return []
+    if any(cell.strip() == plan.negative_label for cell in table[plan.label_column]):
+        return []
+    return [
+        f"no cell of column {plan.label_column!r} is {plan.negative_label!r}, which stands for no class "
+        f"({argument('negative_label')})"
+    ]
 
 
 def _check_images_differ(paths: Sequence[str], splits: Sequence[str] | None, where: str) -> None:

@@ -99,7 +99,7 @@ def _pretrain(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     from recipes.shared.runs import read_metrics
 
     config = replace(settings_from_json(Config, settings["config"]), out=run, resume=True)
-    begun = (run / "checkpoints" / "last.ckpt").exists()
+    begun = (run / "config.json").exists()
     try:
         stage.main(config)
     except ValueError as error:

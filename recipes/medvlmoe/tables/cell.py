@@ -56,7 +56,7 @@ def run_cell(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     config = replace(settings_from_json(Config, settings["config"]), out=run, resume=True)
     if settings["kind"] == "pixels":
         return pixel_floor(config, bootstrap=settings["bootstrap"])
-    begun = (run / "checkpoints" / "last.ckpt").exists()
+    begun = (run / "config.json").exists()
     try:
         train.main(config)
     except ValueError as error:

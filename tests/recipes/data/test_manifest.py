@@ -107,6 +107,14 @@ def test_one_column_of_names(folder):
     assert source.train.texts == (None, None)
 
 
+def test_a_negative_label_that_no_row_has_is_noted(folder):
+    columns = {"label_column": "label", "group_column": "group"}
+    assert manifest_source(write(folder), negative_label="none", **columns).notes == ()
+    source = manifest_source(write(folder), negative_label="None", **columns)
+    assert source.classes == ("mass", "none")
+    assert source.notes == ("no cell of column 'label' is 'None', which stands for no class (negative_label)",)
+
+
 def test_without_a_group_column_images_are_their_own_groups_and_a_note_says_so(folder):
     source = manifest_source(write(folder), label_column="label")
     assert source.test.groups == ("sub/d.png", "e.png")

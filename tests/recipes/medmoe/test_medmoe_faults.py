@@ -102,3 +102,21 @@ def test_truncated_images_stop_the_run_before_its_first_epoch_when_asked(table, 
     with pytest.raises(SystemExit, match=r"pairs\.csv: 1 of 12 images cannot be read: 7\.png .*--on-bad-image skip"):
         cli.main(["pretrain", *options])
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_truncated_image_ends_in_one_line_with_what_leaves_it_out(table, tmp_path, workers):
+    folder = Path(shutil.copytree(table.parent, tmp_path / "set", ignore=shutil.ignore_patterns("run")))
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:-30])
+    options = ["--data", str(folder / "pairs.csv"), "--out", str(tmp_path / "run"), *SMALL, "--workers", workers]
+    with pytest.raises(
+        SystemExit, match=r"^ValueError: cannot read the image '[^\n]*1\.png'[^\n]*--on-bad-image skip"
+    ) as end:
+        cli.main(["pretrain", *options])
+    assert "\n" not in str(end.value)
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_not_begun_again(table, run):
+    (run / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(SystemExit, match=r"last\.ckpt is missing, but .*run holds a run: restore the file"):
+        cli.main(["pretrain", "--data", str(table), "--out", str(run), *SMALL, "--resume"])

@@ -123,7 +123,7 @@ def test_a_run_is_not_resumed_as_another(pretrained_run):
 
 
 def test_no_seed_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="seeds must name at least one seed"):
+    with pytest.raises(ValueError, match=r"seeds \(--seeds\) must name at least one seed"):
         pretrain.main(replace(small_config(tmp_path), seeds=()))
 
 

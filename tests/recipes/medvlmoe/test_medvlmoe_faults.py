@@ -61,6 +61,57 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_model_runs(
         evaluate.main(run, bootstrap=-1)
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_truncated_image_ends_in_one_line_with_what_leaves_it_out(note_table, tmp_path, workers, cached):
+    folder = Path(shutil.copytree(note_table.parent, tmp_path / "set", ignore=shutil.ignore_patterns("without")))
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:-30])
+    options = ["--data", str(folder / "set.csv"), "--out", str(tmp_path / "run"), *SMALL, "--workers", workers]
+    options += ["--cache-folder", str(tmp_path / "cache")] if cached else []
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", *options])
+    message = str(end.value)
+    assert message.startswith(f"ValueError: cannot read the image '{folder / '1.png'}': ")
+    assert message.endswith(
+        ". Replace it, or leave such rows out (--on-bad-image skip); --verify-images lists all of them before the "
+        "training."
+    )
+    assert "\n" not in message
+
+
+def test_a_run_that_lost_its_last_checkpoint_is_not_begun_again(run, note_table):
+    (run / "checkpoints" / "last.ckpt").unlink()
+    history = (run / "history.jsonl").read_text()
+    for resume in ([], ["--resume"]):
+        with pytest.raises(
+            SystemExit, match=r"last\.ckpt is missing, but .*run holds a run: restore the file, or give"
+        ):
+            cli.main(["train", "--data", str(note_table), "--out", str(run), *SMALL, *resume])
+    assert (run / "history.jsonl").read_text() == history
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-heads", "5"], r"num_heads \(--num-heads\) must divide dim \(--dim\), 32, got 5"),
+        (["--accelerator", "gpus"], r"accelerator \(--accelerator\) must be one of auto, cpu, .*, got 'gpus'"),
+        (["--seeds"], r"seeds \(--seeds\) must name at least one seed"),
+    ],
+)
+def test_what_nothing_can_be_trained_with_is_named_with_its_option(note_table, tmp_path, options, message):
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["train", "--data", str(note_table), "--out", str(tmp_path / "run"), *SMALL, *options])
+
+
+def test_several_seeds_end_with_one_command_that_goes_on_with_all(note_table, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    monkeypatch.setattr(train, "main", lambda config: [out / f"seed-{seed}" for seed in config.seeds])
+    cli.main(["train", "--data", str(note_table), "--out", str(out), *SMALL, "--seeds", "3", "4"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"trained: {out}/seed-3", f"trained: {out}/seed-4"]
+    assert lines[2:] == [f"next: python -m recipes.medvlmoe evaluate {out}"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -208,7 +208,7 @@ def test_several_seeds_go_to_their_own_folders(tmp_path):
 
 
 def test_no_seed_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="seeds must name at least one seed"):
+    with pytest.raises(ValueError, match=r"seeds \(--seeds\) must name at least one seed"):
         train.main(replace(small_config(tmp_path), seeds=()))
 
 
