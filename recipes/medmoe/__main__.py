@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ _ABOUT = {
     "probe": "Fit linear classifiers on frozen features, with 1, 10 and 100 % of the training set.",
     "retrieve": "Find reports by image and images by report.",
     "flops": "Count parameters and operations of a preset.",
+    "table1": "Zero-shot accuracy of models by sets: the paper's Table 1.",
+    "table2": "Linear probes by share of the training set: the paper's Table 2.",
     "table3": "Count parameters and operations beside the baselines: the paper's Table 3.",
+    "figure3": "Word maps, hit rates and routing of models: the paper's Figure 3.",
     "explain": "Draw word maps, scale weights and experts; play the pointing game.",
     "report": "Draw report.html from a run.",
     "classify": "Classify images of your own by the names of classes.",
@@ -38,7 +42,10 @@ def main(arguments: list[str]) -> None:
         "probe": _probe,
         "retrieve": _retrieve,
         "flops": _flops,
+        "table1": partial(_sweep, "table1"),
+        "table2": partial(_sweep, "table2"),
         "table3": _table3,
+        "figure3": partial(_sweep, "figure3"),
         "explain": _explain,
         "report": _report,
         "classify": _classify,
@@ -96,6 +103,12 @@ def _flops(arguments: list[str]) -> None:
     from recipes.medmoe.flops import stage as flops
 
     _call(flops.main, "flops", arguments)
+
+
+def _sweep(name: str, arguments: list[str]) -> None:
+    from recipes.medmoe.tables.command import run_command
+
+    run_command(name, arguments, parse_pretrain)
 
 
 def _table3(arguments: list[str]) -> None:

@@ -13,13 +13,17 @@ from recipes.medmoe.config import Config
 from recipes.medmoe.inference.session import ModelSession
 from recipes.shared.settings import settings_from_json
 from recipes.shared.sweeps import Cell
+from recipes.shared.sweeps.provenance import file_checksum
 
-TRAINED = ("config.json", "training.json", "checkpoints/best.ckpt")
+WEIGHTS = "checkpoints/best.ckpt"
+TRAINED = ("config.json", "training.json", WEIGHTS)
 """Files of a pretraining that later cells read."""
 ABOUT = ("preset", "local_branch", "route_on", "data", "pairs", "parameters", "notes")
 """What a table says of a pretraining, of the section ``run`` of its ``metrics.json``."""
 PREDICTIONS = "predictions.csv"
 RESULT = "result.json"
+EVALUATED = {"zero-shot": (RESULT, PREDICTIONS), "probe": (RESULT,), "maps": (RESULT, "explain/examples.npz")}
+"""Files of each kind of evaluation that tables read."""
 
 
 def pretrain_cell(model: str, config: Config) -> Cell:
@@ -57,10 +61,14 @@ def run_cell(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
         run: The cell's folder.
 
     Returns:
-        What tables show of it.
+        What tables show of it; of an evaluation also ``weights``, the checksum of those that were pretrained.
     """
     torch.set_num_threads(1)
-    return _KINDS[settings["kind"]](settings, run)
+    result = _KINDS[settings["kind"]](settings, run)
+    if "pretrained" not in settings:
+        return result
+    weights = folder_of_cells(settings, run) / settings["pretrained"] / WEIGHTS
+    return {**result, "weights": file_checksum(weights)}
 
 
 def folder_of_cells(settings: Mapping[str, Any], run: Path) -> Path:
