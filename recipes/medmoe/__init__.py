@@ -17,9 +17,11 @@ other modules of the folder serve that stage alone. A stage of one module is tha
 | ``flops`` | nothing of a run: it counts parameters and operations (``table3``: beside the baselines) |
 | ``few_shot`` | ``few_shot/SET.json``: classifiers of a few labelled images |
 | ``segment`` | the section ``segmentation`` of ``metrics.json``; ``segment/``: regions of images of one's own |
+| ``tables`` | folders of their own: ``table1``, ``table2``, ``figure3``, sweeps over models, sets and seeds |
 | ``report`` | ``report.html``, from what the other stages wrote |
 | ``use.classify``, ``use.embed``, ``use.search`` | nothing of a run: tables and indices of images of one's own |
 
 Shared by the stages: ``data`` (batches of pairs, labelled sets, tokens) and ``inference`` (``Session``: a pretrained
-run that embeds images and texts; ``ReleasedSession``: one of ``models``, which adapts released models).
+run that embeds images and texts; ``ReleasedSession``: one of ``models``, which adapts released models). ``baselines``
+are presets of ``pretrain`` with other objectives.
 """

@@ -30,6 +30,9 @@ from recipes.medmoe.flops import table3
 from recipes.medmoe.pretrain import stage as pretrain
 from recipes.medmoe.probe import stage as probe
 from recipes.medmoe.segment import stage as segment
+from recipes.medmoe.tables import figure3 as medmoe_figure3
+from recipes.medmoe.tables import table1 as medmoe_table1
+from recipes.medmoe.tables import table2 as medmoe_table2
 from recipes.medmoe.use import classify, embed, search
 from recipes.medmoe.zero_shot import stage as zero_shot
 from recipes.medvlmoe import __main__ as cli
@@ -150,10 +153,13 @@ MEDMOE = {
 }
 
 
+MEDMOE_TABLES = {"table1": medmoe_table1, "table2": medmoe_table2, "figure3": medmoe_figure3}
+
+
 @pytest.fixture
 def medmoe_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, int]:
     """Replaces the stages of MedMoE by a count of their calls, which must have valid options."""
-    calls = dict.fromkeys((*MEDMOE, "report"), 0)
+    calls = dict.fromkeys((*MEDMOE, *MEDMOE_TABLES, "report"), 0)
 
     def counted(stage: str, original: Any, result: Any) -> Any:
         @functools.wraps(original)  # the options are made of the signature
@@ -165,6 +171,16 @@ def medmoe_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, 
 
     for stage, module in MEDMOE.items():
         monkeypatch.setattr(module, "main", counted(stage, module.main, []))
+    for table, module in MEDMOE_TABLES.items():
+        result = None if table == "figure3" else (None, [])
+
+        def run(options: Any, *args: Any, table: str = table, result: Any = result, **kwargs: Any) -> Any:
+            medmoe_cli.parse_pretrain(list(options.pretrain))
+            calls[table] += 1
+            return result
+
+        monkeypatch.setattr(module, f"run_{table}", run)
+        monkeypatch.setattr(module, f"write_{table}", lambda *_: [])
     written = tmp_path / "report.html"
     monkeypatch.setattr(
         recipes.medmoe.report, "write_report", counted("report", recipes.medmoe.report.write_report, written)
@@ -255,7 +271,7 @@ _INLINE = re.compile(r"`((?:make|python -m (?:benchmarks|recipes\.\w+)) [^`]+)`"
 _TABLES = ("table1", "table2", "figure2", "figure3")
 _STAGES = {
     "recipes.medvlmoe": ("train", "evaluate", "predict", "report", *_TABLES),
-    "recipes.medmoe": (*MEDMOE, "report"),
+    "recipes.medmoe": (*MEDMOE, *MEDMOE_TABLES, "report"),
 }
 _STAGES |= {"recipes.data": ("check",)}
 
@@ -280,7 +296,7 @@ def _help_texts() -> str:
 
 def _medmoe_help_texts() -> str:
     output = io.StringIO()
-    for stage in (*MEDMOE, "report"):
+    for stage in (*MEDMOE, *MEDMOE_TABLES, "report"):
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             medmoe_cli.main([stage, "--help"])
     return output.getvalue()

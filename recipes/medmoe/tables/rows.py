@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.medmoe.tables.models import TableModel
 from recipes.medmoe.tables.printed import COLUMN, OURS, percent_text
 from recipes.medmoe.tables.sweep import Swept
 from recipes.shared.compare import TestPredictions, read_test_predictions
@@ -79,11 +80,12 @@ def read_rows(
     rows = [
         replace(_read(swept, column, model.name, model.absent, bootstrap), paper=paper.get((column, model.name)))
         for column in columns
-        for model in swept.models
+        for model in _rows_of(swept, column, paper)
     ]
     by_name = {(row.column, row.model): row for row in rows}
     for name, over in means.items():
-        rows += [_mean_row(name, [by_name[c, model.name] for c in over], bootstrap) for model in swept.models]
+        present = [model.name for model in swept.models if all((c, model.name) in by_name for c in over)]
+        rows += [_mean_row(name, [by_name[c, model] for c in over], bootstrap) for model in present]
     ours = {row.column: row for row in rows if row.model == OURS}
     rows = [row if row.model == OURS else _compared(row, ours[row.column], by_name, means, bootstrap) for row in rows]
     adjusted = holm([row.difference.p if row.difference else None for row in rows])
@@ -164,11 +166,20 @@ def results_of(swept: Swept, column: str, model: str) -> dict[int, Mapping[str, 
     return {seed: record.result for seed, record in records.items() if record.state == "finished"}
 
 
+def _rows_of(swept: Swept, column: str, paper: Mapping[tuple[str, str], float | None]) -> list[TableModel]:
+    """Returns the models that have a row: those that are here, and those of which the paper prints something."""
+    absent = column in swept.evaluated.absent
+    printed = [model for model in swept.models if paper.get((column, model.name)) is not None]
+    if absent:
+        return printed or [model for model in swept.models if model.name == OURS]
+    return [model for model in swept.models if model.absent is None or model in printed]
+
+
 def _read(swept: Swept, column: str, model: str, absent: str | None, bootstrap: int) -> Row:
-    why = swept.evaluated.absent.get(column) or absent
+    why = [f"absent: {one}" for one in (swept.evaluated.absent.get(column), absent) if one]
     runs = swept.evaluated.runs(column, model)
     if why or not runs:
-        return Row(column, model, {}, notes=(f"absent: {why}",) if why else ("not for this model",))
+        return Row(column, model, {}, notes=tuple(why) or ("not for this model: it has no local scores",))
     problems: dict[str, list[str]] = {}
     for seed in runs:
         problem = cell_problem(swept, column, model, seed)

@@ -19,6 +19,8 @@ from recipes.shared.sweeps import Cell, Record, SweepFolder, run_sweep
 from recipes.shared.sweeps.grid import Grid
 
 ParsePretrain = Callable[[list[str]], Config]
+LOCAL = ("combined", "gloria")
+"""Scorings that compare words with regions; `combined` needs training images too."""
 MAPS = "maps"
 """The column of the pointing game."""
 _DECIDED = {
@@ -184,8 +186,10 @@ def _model_settings(
 ) -> dict[str, Any] | None:
     """Returns what a cell's settings say of its model; ``None`` where there is no cell."""
     if model.preset is not None:
-        return {"pretrained": trainings[model.name, seed].name}
-    if model.choice is None or model.absent is not None:
+        training = trainings[model.name, seed]
+        without = training.settings["config"]["model"]["local_branch"] == "none"
+        return None if without and one.settings.get("scoring") in LOCAL else {"pretrained": training.name}
+    if model.choice is None or model.absent is not None or one.settings.get("scoring") == "combined":
         return None
     settings: dict[str, Any] = {"released": model.choice.to_json()}
     on_drawn = one.on is not None and is_drawn(one.on)

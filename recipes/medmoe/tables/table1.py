@@ -8,7 +8,7 @@ import altair as alt
 from recipes.medmoe.choices import Scoring
 from recipes.medmoe.tables.models import released_models, trained_models
 from recipes.medmoe.tables.pointing import pointing_csv, pointing_table
-from recipes.medmoe.tables.printed import COLUMN, SETS, TABLE_1, notes_1, percent_text, table_1
+from recipes.medmoe.tables.printed import AVERAGES_1, COLUMN, SETS, TABLE_1, notes_1, percent_text, table_1
 from recipes.medmoe.tables.rows import TITLES, Row, csv_row, read_rows, results_of, row_cells, seed_rows
 from recipes.medmoe.tables.sets import TableSet, is_drawn, parse_sets
 from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, SweepOptions, Swept, run_sweep_of
@@ -64,7 +64,8 @@ def run_table1(
     rows_of = [*trained_models(models, size), *released_models(released, list(TABLE_1))]
     known = {one.options.set for one in sets}
     every = [*sets, *(one for name in SETS if name not in known for one in parse_sets([name], None))]
-    columns = {(one.name, scoring): one for one in every for scoring in scorings}
+    given = [one.name for one in sets]  # the others are there to be named, once
+    columns = {(one.name, s): one for one in every for s in (scorings if one.name in given else scorings[:1])}
     evaluations = [
         Evaluation(
             "zero-shot",
@@ -138,8 +139,11 @@ def write_table1(swept: Swept, rows: Sequence[Row], size: str, scorings: Sequenc
 
 
 def _markdown(swept: Swept, rows: Sequence[Row], size: str, scorings: Sequence[str]) -> str:
+    absent = set(swept.evaluated.absent)
     lines = [
-        [row.model, row.column, *row_cells(row), percent_text(row.paper) or DASH, "; ".join(row.notes)] for row in rows
+        [row.model, row.column, *row_cells(row), percent_text(row.paper) or DASH, "; ".join(row.notes)]
+        for row in rows
+        if row.column not in absent
     ]
     others = "" if len(scorings) == 1 else f" Columns without another name are scored by `{scorings[0]}`. {SCORINGS}"
     parts = [
@@ -155,6 +159,10 @@ def _markdown(swept: Swept, rows: Sequence[Row], size: str, scorings: Sequence[s
         markdown_table(["model", "set", *TITLES, f"{COLUMN}, %", "notes"], lines),
         "## Sets and prompts",
         _sets(swept, rows),
+        "## What is not here",
+        _absent(swept),
+        f"## The paper's Table 1: {COLUMN}",
+        _printed(),
         "## What the paper's figures contradict",
         markdown_list(notes_1()),
         "## Where these figures come from",
@@ -206,12 +214,27 @@ def _sets(swept: Swept, rows: Sequence[Row]) -> str:
         if column not in swept.evaluated.sets:
             continue  # a mean of several
         if column in swept.evaluated.absent:
-            lines.append([column, f"absent: {swept.evaluated.absent[column]}", *[DASH] * 6])
             continue
         found = [one for m in swept.models for one in results_of(swept, column, m.name).values()]
         lines.append([column, *_about_set(found)])
     titles = ["set", "task", "studies", "patients", "classes", "chance", "most frequent class", "prompts"]
-    return markdown_table(titles, lines)
+    return markdown_table(titles, lines) if lines else "None is here."
+
+
+def _absent(swept: Swept) -> str:
+    """Returns a row for each set and each model that is not here, with the reason."""
+    lines = [["set", name, why] for name, why in swept.evaluated.absent.items()]
+    lines += [["model", one.name, one.absent] for one in swept.models if one.absent is not None]
+    return markdown_table(["kind", "name", "reason"], lines) if lines else "Nothing is missing."
+
+
+def _printed() -> str:
+    """Returns the paper's table, with its average and the mean of its row."""
+    lines = [
+        [model, *(f"{value:.2f}" for value in values), f"{AVERAGES_1[model]:.2f}", f"{sum(values) / len(values):.2f}"]
+        for model, values in TABLE_1.items()
+    ]
+    return markdown_table(["model", *SETS.values(), "its average", "mean of the row"], lines)
 
 
 def _about_set(found: Sequence[Mapping[str, Any]]) -> list[str]:

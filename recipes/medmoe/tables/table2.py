@@ -9,7 +9,7 @@ import numpy as np
 
 from recipes.medmoe.choices import Features, Refit, Select
 from recipes.medmoe.tables.models import released_models, trained_models
-from recipes.medmoe.tables.printed import COLUMN, OURS, SETS_2, TABLE_2, notes_2, percent_text, table_2
+from recipes.medmoe.tables.printed import COLUMN, FRACTIONS, OURS, SETS_2, TABLE_2, notes_2, percent_text, table_2
 from recipes.medmoe.tables.rows import cell_problem, results_of
 from recipes.medmoe.tables.sets import TableSet, parse_sets
 from recipes.medmoe.tables.sweep import Evaluation, ParsePretrain, SweepOptions, Swept, run_sweep_of
@@ -126,8 +126,10 @@ def run_table2(
         )
         for one in every
         for model in rows_of
-        for row in _read(swept, one.name, model.name, model.absent)
+        if one.name not in swept.evaluated.absent and model.absent is None
+        for row in _read(swept, one.name, model.name)
     ]
+    rows += _printed_rows(swept, rows, official)
     ours = {(row.column, row.fraction): row for row in rows if row.model == OURS}
     return swept, [_compared(row, ours.get((row.column, row.fraction))) for row in rows]
 
@@ -153,11 +155,29 @@ def write_table2(swept: Swept, rows: Sequence[ProbeRow], size: str) -> list[str]
     return ["table2.md", "table2.csv", "table2-cells.csv", "table2.json", "table2.png"]
 
 
-def _read(swept: Swept, column: str, model: str, absent: str | None) -> list[ProbeRow]:
-    why = swept.evaluated.absent.get(column) or absent
+def _printed_rows(swept: Swept, rows: Sequence[ProbeRow], official: Mapping[str, str]) -> list[ProbeRow]:
+    """Returns the paper's figures that have no row, and a row for each set that is not here and in no other."""
+    there = {(row.column, row.model) for row in rows if row.fraction is not None}
+    added: list[ProbeRow] = []
+    for column, name in official.items():
+        for model in swept.models:
+            why = tuple(f"absent: {one}" for one in (swept.evaluated.absent.get(column), model.absent) if one)
+            if (column, model.name) not in there and why:
+                figures = [(fraction, table_2(model.printed or "", name, fraction)) for fraction in FRACTIONS]
+                added += [
+                    ProbeRow(column, model.name, fraction, {}, paper=figure, notes=why)
+                    for fraction, figure in figures
+                    if figure is not None
+                ]
+        if column in swept.evaluated.absent and not any(row.column == column for row in added):
+            added.append(ProbeRow(column, OURS, None, {}, notes=(f"absent: {swept.evaluated.absent[column]}",)))
+    return added
+
+
+def _read(swept: Swept, column: str, model: str) -> list[ProbeRow]:
     seeds = swept.evaluated.runs(column, model)
-    if why or not seeds:
-        return [ProbeRow(column, model, None, {}, notes=(f"absent: {why}",) if why else ("not for this model",))]
+    if not seeds:
+        return [ProbeRow(column, model, None, {}, notes=("not for this model",))]
     problems = [f"seed {seed}: {problem}" for seed in seeds if (problem := cell_problem(swept, column, model, seed))]
     results = results_of(swept, column, model)
     if not results:

@@ -76,7 +76,7 @@ def forest(
     base = alt.Chart(alt.Data(values=list(points)))
     layers = [
         base.mark_rule(color=COLOURS[0], strokeWidth=1.6).encode(
-            x=alt.X("low:Q", scale=scale, title=x_title), x2="high:Q", y=y
+            x=alt.X("low:Q", scale=scale, title=x_title, axis=alt.Axis(tickCount=8)), x2="high:Q", y=y
         ),
         alt.Chart(alt.Data(values=list(ticks)))
         .mark_tick(color=INK, thickness=1.2, size=11)

@@ -66,7 +66,8 @@ def test_released_weights_are_a_row_without_seeds(swept, tmp_path):
         float(table["a", "mine-released"]["accuracy"]) - float(table["a", "medmoe"]["accuracy"])
     )
     assert table["a", "mine-released"]["seeds"] == "1"
-    assert "no weights at nowhere.pt" in table["a", "biomedclip-released"]["notes"]
+    assert "no weights at nowhere.pt" in table["rsna", "biomedclip-released"]["notes"]
+    assert "| model | biomedclip-released | no weights at nowhere.pt |" in (folder / "table1.md").read_text()
     settings = json.loads((folder / "table1.json").read_text())
     assert settings["data"] == "phantom"
     cells = {row["cell"] for row in rows(folder / "table1-cells.csv")}
