@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from recipes.medmoe.config import Config
+from recipes.medmoe.hints import DRAWN
 from recipes.medmoe.inference.session import ModelSession
 from recipes.shared.settings import settings_from_json
 from recipes.shared.sweeps import Cell
@@ -22,6 +23,8 @@ ABOUT = ("preset", "local_branch", "route_on", "data", "pairs", "parameters", "n
 """What a table says of a pretraining, of the section ``run`` of its ``metrics.json``."""
 PREDICTIONS = "predictions.csv"
 RESULT = "result.json"
+_READERS = ("phantom", "manifest", "shards")
+"""Groups of settings of the data, of which one is read."""
 EVALUATED = {"zero-shot": (RESULT, PREDICTIONS), "probe": (RESULT,), "maps": (RESULT, "explain/examples.npz")}
 """Files of each kind of evaluation that tables read."""
 
@@ -35,7 +38,16 @@ def pretrain_cell(model: str, config: Config) -> Cell:
     """
     values = json.loads(json.dumps(config.to_json(), default=str))
     settings = {key: value for key, value in values.items() if key not in ("out", "resume")}
+    unread = {name for name in _READERS if name != _reader(config.data.data)}
+    settings["data"] = {key: value for key, value in settings["data"].items() if key not in unread}
     return Cell(f"pretrain/{model}/seed-{config.seeds[0]}", {"kind": "pretrain", "config": settings})
+
+
+def _reader(data: str) -> str:
+    """Returns which group of settings is read with ``--data``."""
+    if data == DRAWN:
+        return "phantom"
+    return "shards" if data.lower().endswith(".tar") else "manifest"
 
 
 def evaluation_cell(kind: str, what: str, model: str, seed: int | None, settings: Mapping[str, Any]) -> Cell:

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
 from recipes.medmoe.choices import Features, Refit, Scoring, Select
-from recipes.medmoe.tables.sweep import ParsePretrain, SweepOptions
+
+if TYPE_CHECKING:
+    from recipes.medmoe.tables.sweep import ParsePretrain, SweepOptions
 
 Size = Literal["tiny", "release"]
 Command = TypeVar("Command", bound="_Sweep")
@@ -16,7 +18,7 @@ COMPARED = ("medmoe", "one-expert", "gloria", "clip", "convirt", "medclip")
 """Rows that are pretrained where none are named."""
 
 
-def run_command(name: str, arguments: list[str], parse: ParsePretrain) -> None:
+def run_command(name: str, arguments: list[str], parse: "ParsePretrain") -> None:
     """Runs one of the three commands.
 
     Args:
@@ -53,8 +55,10 @@ class _Sweep:
     bootstrap: int = 1000
     """Resamples of patients."""
 
-    def sweep(self, pretrain: tuple[str, ...]) -> SweepOptions:
+    def sweep(self, pretrain: tuple[str, ...]) -> "SweepOptions":
         """Returns the sweep, with options of ``pretrain`` for all models."""
+        from recipes.medmoe.tables.sweep import SweepOptions  # here, so that --help does not wait for torch
+
         return SweepOptions(self.out, self.seeds, self.workers, self.redo, self.collect, self.bootstrap, pretrain)
 
 
@@ -71,7 +75,7 @@ class _OnSets(_Sweep):
     """Released weights as further rows: NAME=OPTIONS with --model, or a file.toml of such lines."""
 
 
-def _table1(arguments: list[str], pretrain: tuple[str, ...], parse: ParsePretrain) -> None:
+def _table1(arguments: list[str], pretrain: tuple[str, ...], parse: "ParsePretrain") -> None:
     @dataclass(frozen=True, kw_only=True)
     class Table1(_OnSets):
         """Table 1: zero-shot accuracy. Options of pretrain for all models follow behind a --."""
@@ -98,7 +102,7 @@ def _table1(arguments: list[str], pretrain: tuple[str, ...], parse: ParsePretrai
     _say(command.out, write_table1(swept, rows, command.size, command.scorings))
 
 
-def _table2(arguments: list[str], pretrain: tuple[str, ...], parse: ParsePretrain) -> None:
+def _table2(arguments: list[str], pretrain: tuple[str, ...], parse: "ParsePretrain") -> None:
     @dataclass(frozen=True, kw_only=True)
     class Table2(_OnSets):
         """Table 2: linear probes by share of training. Options of pretrain for all models follow behind a --."""
@@ -126,7 +130,7 @@ def _table2(arguments: list[str], pretrain: tuple[str, ...], parse: ParsePretrai
     _say(command.out, write_table2(swept, rows, command.size))
 
 
-def _figure3(arguments: list[str], pretrain: tuple[str, ...], parse: ParsePretrain) -> None:
+def _figure3(arguments: list[str], pretrain: tuple[str, ...], parse: "ParsePretrain") -> None:
     @dataclass(frozen=True, kw_only=True)
     class Figure3(_Sweep):
         """Figure 3: word maps, hit rates and routing. Options of pretrain for all models follow behind a --."""
