@@ -8,8 +8,10 @@ from benchmarks import __main__ as cli
 from benchmarks.train_step.command import page
 
 
-def test_a_step_is_measured_and_written(tmp_path):
-    options = ["train-step", "--preset", "tiny", "--device", "cpu", "--batch-size", "2", "--out", str(tmp_path)]
+@pytest.mark.parametrize("recipe", ["medvlmoe", "medmoe"])
+def test_a_step_is_measured_and_written(tmp_path, recipe):
+    options = ["train-step", "--recipe", recipe, "--preset", "tiny", "--device", "cpu", "--batch-size", "4"]
+    options += ["--out", str(tmp_path)]
     for _ in range(2):
         assert cli.main(options) == 0
     first, second = (json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines())
@@ -19,7 +21,7 @@ def test_a_step_is_measured_and_written(tmp_path):
     assert 0 < first["moe_seconds"] < first["seconds"][0]
     assert first["activation_checkpointing"]
     text = (tmp_path / "README.md").read_text()
-    assert text.count("| tiny | ") == 2
+    assert text.count(f"| {recipe} | tiny | ") == 2
     assert "Not measured on a GPU." in text
 
 
@@ -33,7 +35,7 @@ def test_a_record_of_a_gpu_is_no_longer_unmeasured():
         },
     }  # fmt: skip
     text = page([record])
-    assert "| a GPU | paper | 722.0 | 32 | 16-mixed | no | no | 0.5 | 64 | 10.0% | 40.00 |" in text
+    assert "| a GPU | medvlmoe | paper | 722.0 | 32 | 16-mixed | no | no | 0.5 | 64 | 10.0% | 40.00 |" in text
     assert "Not measured" not in text
 
 

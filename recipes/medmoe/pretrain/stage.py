@@ -93,7 +93,7 @@ def pretrain_one(config: Config) -> None:
     loader, batches = train_loader(config, source, reader, rank=rank, world_size=world_size)
     val_batches = val_loader(config, source, reader, shown=fabric.is_global_zero)
     prepare_model(model, settings, fabric.device)
-    optimizer = _optimizer(model, settings)
+    optimizer = make_optimizer(model, settings)
     state = starting_state(checkpoint, model, optimizer, fabric)
     if fabric.is_global_zero:
         save_architecture(model, out)
@@ -148,7 +148,7 @@ def reader_of(model: MedMoE) -> PairReader:
     )
 
 
-def _optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimizer:
     """Makes the optimiser: one learning rate, weight decay on matrices only, frozen parameters left out."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
     return kind(

@@ -161,7 +161,7 @@ def test_the_local_loss_is_that_of_the_options(tmp_path):
 def test_the_temperature_starts_where_it_is_told_and_is_not_decayed(tmp_path):
     model, config = model_of(tmp_path, learned_temperature=True, temperatures=(7.0, 1.0, 20.0))
     assert model.log_temperature.exp().item() == pytest.approx(7.0)
-    groups = stage._optimizer(model, config.train).param_groups
+    groups = stage.make_optimizer(model, config.train).param_groups
     (own,) = [group for group in groups if any(p is model.log_temperature for p in group["params"])]
     assert own["weight_decay"] == 0
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.train_step.model import CLASSES, random_batch, random_model
+from benchmarks.train_step.medvlmoe import CLASSES, random_batch, random_model
 from recipes.medvlmoe.presets import PRESETS
 
 WIDTH, DIM = 1024, 512
