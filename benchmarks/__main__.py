@@ -44,6 +44,9 @@ COMMANDS = {
     "experts-alive": Command(
         "benchmarks.experts_alive.command", "which experts of MedVLMoE live on small real sets; paired with before"
     ),
+    "experts-help": Command(
+        "benchmarks.experts_help.command", "MedVLMoE with and without experts, by how often signatures conflict"
+    ),
     "gpu": Command("benchmarks.gpu.command", "on a GPU: checks, timings and verdicts in 5 minutes"),
     "inputs": Command(
         "benchmarks.inputs.command", "tables of 400,000 rows, and images per second of the input pipeline"
