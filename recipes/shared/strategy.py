@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from lightning.fabric import Fabric
-from lightning.fabric.accelerators import ACCELERATOR_REGISTRY
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -38,7 +38,7 @@ def launch(
         find_unused: With ``"ddp"``, whether a step may leave weights out.
 
     Raises:
-        ValueError: If ``strategy`` does not go with the precision, or there is no such accelerator.
+        ValueError: If ``strategy`` does not go with the precision, or the accelerator is not there.
     """
     if strategy == "fsdp2" and settings.precision == "16-mixed":
         raise ValueError(
@@ -48,22 +48,21 @@ def launch(
     chosen: Any = "auto"
     if settings.devices * settings.nodes > 1:
         chosen = DDPStrategy(find_unused_parameters=find_unused) if strategy == "ddp" else _fsdp2(settings, units)
-    _check_accelerator(settings.accelerator)
-    fabric = Fabric(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-        strategy=chosen,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            precision=settings.precision,
+            strategy=chosen,
+        )
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise ValueError(
+            f"accelerator {settings.accelerator!r} (--accelerator) with devices {settings.devices} (--devices) cannot "
+            f"be used: {error}"
+        ) from error
     fabric.launch()
     return fabric
-
-
-def _check_accelerator(name: str) -> None:
-    known = {"auto", "gpu", *ACCELERATOR_REGISTRY.available_accelerators()}
-    if name not in known:
-        raise ValueError(f"accelerator (--accelerator) must be one of {', '.join(sorted(known))}, got {name!r}.")
 
 
 def _fsdp2(settings: TrainSettings, units: Callable[[nn.Module], list[nn.Module]]) -> ModelParallelStrategy:

@@ -19,7 +19,7 @@ from recipes.medmoe.models.adapter import Adapter, image_features, text_features
 from recipes.medmoe.models.bert import padded_to
 from recipes.medmoe.models.preprocess import How, Preprocess
 from recipes.shared.encoders.hub import loading
-from recipes.shared.encoders.open_clip import PREFIX, library_name, load_whole
+from recipes.shared.encoders.open_clip.whole import PREFIX, library_name, load_whole
 from recipes.shared.extras import require
 
 REMEDY = (

@@ -6,7 +6,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from recipes.shared.encoders import open_clip
+from recipes.shared.encoders.open_clip.image import image_tower as clip_image_tower
+from recipes.shared.encoders.open_clip.image import load_image as load_clip_image
+from recipes.shared.encoders.open_clip.whole import is_open_clip
 from recipes.shared.encoders.spec import OPEN_CLIP, ImageEncoderSpec
 from recipes.shared.encoders.timm_models import HUB, blank_pass, build, checkpoint_model
 
@@ -54,7 +56,7 @@ class ImageEncoder(nn.Module):
     def from_spec(cls, spec: ImageEncoderSpec) -> "ImageEncoder":
         """Builds the architecture with random weights."""
         if spec.library == OPEN_CLIP:
-            return cls(open_clip.image_tower(spec), spec)
+            return cls(clip_image_tower(spec), spec)
         return cls(timm.create_model(spec.architecture, pretrained=False, num_classes=0, **spec.options), spec)
 
     def checkpoint_activations(self) -> None:
@@ -100,8 +102,8 @@ def load_image_encoder(name: str, size: int, *, weights: str = HUB, output_strid
             neither word nor an existing file, or the file does not fit.
         RuntimeError: If the weights cannot be loaded; the message names a remedy.
     """
-    if open_clip.is_open_clip(name):
-        tower, spec, projection = open_clip.load_image(name, size, weights=weights)
+    if is_open_clip(name):
+        tower, spec, projection = load_clip_image(name, size, weights=weights)
         encoder = ImageEncoder(tower, spec)
         encoder.projection = projection
         return encoder

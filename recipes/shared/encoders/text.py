@@ -18,9 +18,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from recipes.shared.encoders import open_clip
 from recipes.shared.encoders.attention import always_pass_mask
 from recipes.shared.encoders.hub import first_line, loading
+from recipes.shared.encoders.open_clip.text import OpenClipText, was_saved
+from recipes.shared.encoders.open_clip.text import load_text as load_clip_text
+from recipes.shared.encoders.open_clip.whole import is_open_clip
 
 TINY = "tiny"
 TINY_BERT = "tiny-bert"
@@ -97,7 +99,7 @@ class TextEncoder(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_saved(cls, folder: Path) -> "TextEncoder | open_clip.OpenClipText":
+    def from_saved(cls, folder: Path) -> "TextEncoder | OpenClipText":
         """Builds the architecture that :meth:`save` described, with random weights; never by code of the folder.
 
         Raises:
@@ -107,8 +109,8 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{folder} does not exist: is it in the folder of a run that reads texts?")
         # Files that are cut off fail wherever open_clip, transformers or tokenizers trip over them.
         try:
-            if open_clip.was_saved(folder):
-                return open_clip.OpenClipText.from_saved(folder)
+            if was_saved(folder):
+                return OpenClipText.from_saved(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             model = AutoModel.from_config(config, trust_remote_code=False)
             return cls(model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
@@ -119,9 +121,7 @@ class TextEncoder(nn.Module):
             ) from error
 
 
-def load_text_encoder(
-    name: str, *, weights: str = "hub", texts: Sequence[str] = ()
-) -> TextEncoder | open_clip.OpenClipText:
+def load_text_encoder(name: str, *, weights: str = "hub", texts: Sequence[str] = ()) -> TextEncoder | OpenClipText:
     """Loads an encoder by hub id or from a local folder, or makes a tiny one.
 
     Args:
@@ -140,8 +140,8 @@ def load_text_encoder(
     """
     if weights not in ("hub", "random"):
         raise ValueError(f'weights of a text encoder must be "hub" or "random", got {weights!r} (--text-weights).')
-    if open_clip.is_open_clip(name):
-        tower, tokenizer, projection = open_clip.load_text(name, weights=weights)
+    if is_open_clip(name):
+        tower, tokenizer, projection = load_clip_text(name, weights=weights)
         encoder = tower if tokenizer is None else TextEncoder(tower, tokenizer)
         encoder.projection = projection
         return encoder

@@ -94,7 +94,11 @@ def test_a_run_that_lost_its_last_checkpoint_is_not_begun_again(run, note_table)
     ("options", "message"),
     [
         (["--num-heads", "5"], r"num_heads \(--num-heads\) must divide dim \(--dim\), 32, got 5"),
-        (["--accelerator", "gpus"], r"accelerator \(--accelerator\) must be one of auto, cpu, .*, got 'gpus'"),
+        (["--accelerator", "gpus"], r"accelerator 'gpus' \(--accelerator\) with .* invalid accelerator name"),
+        (
+            ["--accelerator", "mps"],
+            r"accelerator 'mps' \(--accelerator\) with devices 1 \(--devices\) cannot be used: ",
+        ),
         (["--seeds"], r"seeds \(--seeds\) must name at least one seed"),
     ],
 )

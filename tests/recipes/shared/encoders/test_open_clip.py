@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recipes.shared.encoders.image import ImageEncoder, load_image_encoder
-from recipes.shared.encoders.open_clip import OpenClipText
+from recipes.shared.encoders.open_clip.text import OpenClipText
 from recipes.shared.encoders.spec import ImageEncoderSpec
 from recipes.shared.encoders.text import TextEncoder, load_text_encoder
 from recipes.shared.encoders.tuning import set_tuning
