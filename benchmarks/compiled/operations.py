@@ -101,6 +101,11 @@ def route_linear(
     routing_linear.backward(grads if biased else grads._replace(logits=None, probs=None), *kept, (True, True, biased))
 
 
+def route_linear_in_fp32(dtype: torch.dtype, **options: Any) -> None:
+    """Launches routing with the gate in it, in float32, whatever ``dtype`` is."""
+    route_linear(torch.float32, **options)
+
+
 def limit_mass(dtype: torch.dtype, tokens: int, top_k: int, renormalize: bool) -> None:
     """Launches the limit by mass, forward and backward; gates are in float32."""
     gates = empty(tokens, top_k, dtype=torch.float32)
@@ -280,6 +285,11 @@ def operations() -> Mapping[str, Callable[[torch.dtype], None]]:
         ),
         "router sqrt-softplus": partial(
             route_linear, tokens=32768, dim=2048, experts=128, top_k=6, scoring="sqrt_softplus"
+        ),
+        "router fp32 qwen3": partial(route_linear_in_fp32, tokens=32768, dim=2048, experts=128, top_k=8),
+        # Few tokens, so that the gradients of logits are in the same kernel.
+        "router fp32 deepseek": partial(
+            route_linear_in_fp32, tokens=2048, dim=7168, experts=256, top_k=8, scoring="sigmoid"
         ),
         "router odd": partial(route_linear, tokens=32777, dim=2048, experts=64, top_k=8, wide=True),
         "router odd qwen3": partial(route_linear, tokens=32777, dim=2048, experts=128, top_k=8),

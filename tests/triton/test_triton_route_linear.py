@@ -117,6 +117,16 @@ def test_gradients_of_logits_in_a_launch_of_their_own(
     check(a_case(tokens, 40, experts, 2, *dtypes, bias, mask=mask).to(device))
 
 
+@pytest.mark.parametrize("dtypes", [(FP32, FP32), (FP16, FP16), (FP16, FP32), (FP32, BF16), (BF16, FP16)], ids=str)
+@pytest.mark.parametrize(("experts", "most_together"), [(129, 4096), (256, 0), (256, 4096)])
+def test_experts_that_are_multiplied_in_pieces(
+    device, monkeypatch: pytest.MonkeyPatch, experts: int, dtypes, most_together: int
+) -> None:
+    """Several parts of x and more than 128 experts; bfloat16 beside them, whose experts are multiplied at once."""
+    monkeypatch.setattr(blocks_linear, "_MOST_TOGETHER", most_together)
+    check(a_case(70, 40, experts, 8, *dtypes, True, mask=torch.rand(70) > 0.3).to(device))
+
+
 def test_bias_alone_is_trained_by_one_launch(device, monkeypatch: pytest.MonkeyPatch) -> None:
     case = a_case(90, 24, 5, 2, bias=True).to(device)
     gradients = []

@@ -57,6 +57,8 @@ def forward_blocks(
     width = max(power_of_two(num_experts), 16)
     split = x_parts > 1
     rows = 32 if width > 128 else 64 if split or (target.tma and w_parts > 1 and width == 64) else 128
+    if target.name == "sm_100" and width == 128 and x_parts > 2:  # Triton 3.6 gives each product its own tensor memory
+        rows = 32
     while rows > 16 and -(-num_tokens // rows) < target.processors // 2:
         rows //= 2
     num_warps = 4 if (rows <= 32 and width <= 128) or (target.tma and width <= 64 and not split) else 8
@@ -64,6 +66,8 @@ def forward_blocks(
     # Parts of the weight are made in registers, where instructions before wgmma hold the tile once for each warp.
     weight_tile = _WEIGHT_TILE if w_parts == 1 or target.tma else _WEIGHT_TILE // 2
     depth = min(128 if w_parts == 1 else 64, weight_tile // width, most // rows)
+    if target.tma and width == 128 and x_parts > 2:  # in deeper steps code spills under Triton 3.8
+        depth = _LEAST_DEPTH
     depth = max(depth, _LEAST_DEPTH)
     if _is_measured(target) and width == 128 and x_parts == w_parts == 1 and rows >= 64:
         rows, depth, num_warps = 64, 64, 4  # 144 us at T=32768 D=2048, where 128 rows and 8 warps take 191
@@ -127,7 +131,8 @@ def backward_blocks(num_tokens: int, dim: int, num_experts: int, target: Target,
     width = max(power_of_two(num_experts), 16)
     num_warps, num_stages, per_processor = 8, 2, 1
     split, apart = x_parts > 1, num_tokens > _MOST_TOGETHER
-    rows = min(64 if target.tma and not split else 32, max(8192 // width, 16))
+    # With several parts of 32 rows and 256 experts, code spills registers.
+    rows = min(64 if target.tma and not split else 32, max((4096 if split else 8192) // width, 16))
     rows = min(rows, max(power_of_two(max(num_tokens, 1)), 16))
     # Where matrix instructions read shared memory, the parts of the weight are no registers.
     tile = 8192 if target.tma else 2048 if target.backend == "hip" else 4096

@@ -15,6 +15,51 @@ def pick(first, second, third, INDEX: tl.constexpr):
 
 
 @triton.jit
+def input_gradient_in_pieces(
+    grad_parts,
+    weight,
+    row,
+    is_row,
+    column,
+    size,
+    DIM: tl.constexpr,
+    E: tl.constexpr,
+    EP: tl.constexpr,
+    PIECE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr,
+    W_PARTS: tl.constexpr,
+    X_ORDER: tl.constexpr,
+):
+    """The gradient ``(ROWS, BLOCK_D)`` of ``x``, from ``PIECE`` experts at a time.
+
+    All parts of both operands for 256 experts at once are more than the registers hold. Pieces are added up by float32
+    arithmetic: see :func:`minus_product`.
+    """
+    minus = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for first in tl.static_range(0, EP, PIECE):
+        expert = first + tl.arange(0, PIECE)
+        g_at = grad_parts + row * E + expert[None, :]
+        is_grad = is_row & (expert < E)[None, :]
+        g0 = tl.load(g_at, mask=is_grad, other=0.0)
+        g1 = tl.load(g_at + size, mask=is_grad, other=0.0)
+        g2 = g1
+        if PARTS > 2:
+            g2 = tl.load(g_at + 2 * size, mask=is_grad, other=0.0)
+        w_at = weight + expert[:, None] * DIM + column[None, :]
+        w_tile = tl.load(w_at, mask=(expert < E)[:, None] & (column < DIM)[None, :], other=0.0)
+        total = tl.zeros((ROWS, BLOCK_D), tl.float32)
+        for step in tl.static_range(X_ORDER + 1):
+            for j in tl.static_range(W_PARTS):
+                if X_ORDER - step - j >= 0 and X_ORDER - step - j < PARTS:
+                    g = pick(g0, g1, g2, X_ORDER - step - j)
+                    total = dot(g, w_tile if W_PARTS == 1 else part(w_tile, j), total, "ieee")
+        minus -= total
+    return -minus
+
+
+@triton.jit
 def add_weight(
     d_weight,
     partials,
@@ -107,6 +152,8 @@ def route_linear_bwd_kernel(
     """
     BLOCKS: tl.constexpr = (DIM + BLOCK_D - 1) // BLOCK_D
     SHARE: tl.constexpr = (BLOCKS + SLICES - 1) // SLICES
+    # See input_gradient_in_pieces.
+    PIECE: tl.constexpr = EP if X_PARTS == 1 or EP <= 128 else 64 if X_PARTS == 2 else 32
     slice_ = tl.program_id(0) % SLICES
     chunk = tl.program_id(0) // SLICES
     begin = chunk * rows_per_chunk
@@ -132,8 +179,9 @@ def route_linear_bwd_kernel(
         for block in tl.range(slice_ * SHARE, tl.minimum((slice_ + 1) * SHARE, BLOCKS), disable_licm=True):
             column = block * BLOCK_D + tl.arange(0, BLOCK_D)
             is_column = column < DIM
-            w_at = weight + expert[:, None] * DIM + column[None, :]
-            w_tile = tl.load(w_at, mask=is_expert[:, None] & is_column[None, :], other=0.0)
+            if PIECE == EP:
+                w_at = weight + expert[:, None] * DIM + column[None, :]
+                w_tile = tl.load(w_at, mask=is_expert[:, None] & is_column[None, :], other=0.0)
             minus = tl.zeros((BLOCK_D, EP), tl.float32)
             for start in range(begin, end, ROWS):
                 rows = start + tl.arange(0, ROWS)
@@ -148,12 +196,18 @@ def route_linear_bwd_kernel(
                     g2 = tl.load(g_at + 2 * size, mask=is_grad, other=0.0)
                 whole = is_row & is_column[None, :]
                 if d_x is not None:
-                    d_tile = tl.zeros((ROWS, BLOCK_D), tl.float32)
-                    for step in tl.static_range(X_ORDER + 1):
-                        for j in tl.static_range(W_PARTS):
-                            if X_ORDER - step - j >= 0 and X_ORDER - step - j < PARTS:
-                                g = pick(g0, g1, g2, X_ORDER - step - j)
-                                d_tile = dot(g, w_tile if W_PARTS == 1 else part(w_tile, j), d_tile, "ieee")
+                    if PIECE < EP:
+                        d_tile = input_gradient_in_pieces(
+                            grad_parts, weight, row, is_row, column, size,
+                            DIM, E, EP, PIECE, ROWS, BLOCK_D, PARTS, W_PARTS, X_ORDER,
+                        )  # fmt: skip
+                    else:
+                        d_tile = tl.zeros((ROWS, BLOCK_D), tl.float32)
+                        for step in tl.static_range(X_ORDER + 1):
+                            for j in tl.static_range(W_PARTS):
+                                if X_ORDER - step - j >= 0 and X_ORDER - step - j < PARTS:
+                                    g = pick(g0, g1, g2, X_ORDER - step - j)
+                                    d_tile = dot(g, w_tile if W_PARTS == 1 else part(w_tile, j), d_tile, "ieee")
                     tl.store(d_x + row * DIM + column[None, :], d_tile.to(d_x.dtype.element_ty), mask=whole)
                 if d_weight is not None:
                     x_tile = tl.trans(tl.load(x + row * stride_x + column[None, :], mask=whole, other=0.0))
