@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from recipes.data.arguments import argument
 from recipes.data.pairs import BadSample
 from recipes.data.sampling import as_it_is
 from recipes.data.studies import Study
@@ -101,7 +102,7 @@ def index_shards(
     index = _joined(parts)
     if not len(index):
         reason = f"{index.named[0].key}: {index.named[0].reason}" if index.bad else "they are empty"
-        raise ValueError(f"no sample of {len(shards)} tars can be read ({reason})")
+        raise ValueError(f"{argument('train')}: no sample of {len(shards)} tars can be read ({reason})")
     return index
 
 

@@ -7,17 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from recipes.data.decoded_cache import DecodedImages
 from recipes.data.images.square import fit_square
 from recipes.data.images.transforms import augment, to_tensor
-from recipes.data.pairs import PairSource, PairSplit, PairStream
-from recipes.data.sampling import EndlessSampler, EpochSampler, stratified
-from recipes.medmoe.config import Config, TrainConfig
+from recipes.data.pairs import PairSplit, PairStream
 from recipes.medmoe.data.tokens import TokenIds, Tokens, pad_tokens, token_ids
 from recipes.shared.encoders.image import ImageEncoderSpec
-from recipes.shared.loading import FittedImages, batch_loader, decoded_images, epoch_loader
+from recipes.shared.loading import FittedImages
 
 UNKNOWN = -100
 """Label of a pair whose modality is not known."""
@@ -197,65 +195,3 @@ class StreamDataset(Dataset[Item]):
             return self.reader.item(image, str(study.text), study.modality, index)._replace(skipped=skipped)
         tried = min(len(self), MOST_UNREADABLE)
         raise ValueError(f"{tried} pairs of the tars in a row cannot be read, the last since {reason}")
-
-
-def make_loader(
-    dataset: PairDataset, config: TrainConfig, *, seed: int | None, rank: int = 0, world_size: int = 1
-) -> DataLoader[Any]:
-    """Makes a loader of :class:`Batch` over a split; see :func:`set_epoch`. Without a seed it keeps the order."""
-    return epoch_loader(
-        dataset,
-        len(dataset),
-        config,
-        dataset.reader.collate,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        sampling="shuffled" if seed is None else config.sampling,
-        strata=[dataset.reader.label(modality) for modality in dataset.split.modalities],
-    )
-
-
-def train_loader(
-    config: Config, source: PairSource, reader: PairReader, *, rank: int, world_size: int
-) -> tuple[DataLoader[Any], int]:
-    """Makes the loader of the training pairs, and counts how many batches of it make an epoch."""
-    settings, seed = config.train, config.seeds[0]
-    stored = decoded_images(source.train, "train", reader.spec.size, settings, shown=rank == 0)
-    augment_seed = seed if settings.augment else None
-    if isinstance(source.train, PairStream):
-        stream = StreamDataset(source.train, reader, augment_seed=augment_seed)
-        loader = _stream_loader(stream, config, rank=rank, world_size=world_size)
-        return loader, len(loader)
-    cache = settings.cache_images
-    dataset = PairDataset(source.train, reader, augment_seed=augment_seed, cache=cache, stored=stored)
-    loader = make_loader(dataset, settings, seed=seed, rank=rank, world_size=world_size)
-    return loader, len(loader)
-
-
-def _stream_loader(dataset: StreamDataset, config: Config, *, rank: int, world_size: int) -> DataLoader[Any]:
-    """Makes a loader of a stream: an epoch is a pass, or so many steps of passes without end."""
-    settings, seed, steps = config.train, config.seeds[0], config.data.shards.steps_per_epoch
-    shuffle = dataset.stream.shuffle
-    if settings.sampling != "shuffled":
-        shuffle = stratified(dataset.labels.tolist(), shuffle, balanced=settings.sampling == "balanced")
-    size, place = len(dataset), {"rank": rank, "world_size": world_size}
-    if steps is None:
-        sampler: Any = EpochSampler(size, settings.batch_size, seed=seed, shuffle=shuffle, in_blocks=True, **place)
-    else:
-        batches = steps * settings.accumulate
-        sampler = EndlessSampler(size, settings.batch_size, batches, seed=seed, shuffle=shuffle, **place)
-    return batch_loader(dataset, sampler, settings, dataset.reader.collate)
-
-
-def val_loader(config: Config, source: PairSource, reader: PairReader, *, shown: bool) -> DataLoader[Any]:
-    """Makes the loader of the validation pairs, in their order; ``shown`` is whether decoding has a progress bar."""
-    settings = config.train
-    stored = decoded_images(source.val, "val", reader.spec.size, settings, shown=shown)
-    return make_loader(PairDataset(source.val, reader, cache=settings.cache_images, stored=stored), settings, seed=None)
-
-
-def set_epoch(loader: DataLoader[Any], epoch: int) -> None:
-    """Sets which epoch's order and augmentation come next."""
-    sampler: Any = loader.batch_sampler
-    sampler.epoch = epoch

@@ -69,6 +69,7 @@ def build_source(config: Config) -> PairSource:
     raise ValueError(f"data must be 'phantom', a .csv, or WebDataset shards (.tar), got {data.data!r} (--data).")
 
 
+@spelled(SPELLING)
 def indexed(source: PairSource, workers: int, *, shown: bool) -> PairSource:
     """Finds out where the training pairs lie, if they are a stream, and notes what is left out.
 

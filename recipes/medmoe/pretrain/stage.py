@@ -19,14 +19,8 @@ from recipes.medmoe.baselines.checks import check_read
 from recipes.medmoe.baselines.report_findings import ReportFindings, findings_of
 from recipes.medmoe.build import load_model, new_model, save_architecture
 from recipes.medmoe.config import Config, TrainConfig
-from recipes.medmoe.data.batches import (
-    UNKNOWN,
-    Batch,
-    PairReader,
-    set_epoch,
-    train_loader,
-    val_loader,
-)
+from recipes.medmoe.data.batches import UNKNOWN, Batch, PairReader
+from recipes.medmoe.data.loaders import set_epoch, train_loader, val_loader
 from recipes.medmoe.data.sources import SPELLING, build_source, indexed, train_texts
 from recipes.medmoe.model import MedMoE
 from recipes.medmoe.pretrain.joint import PairFeatures, joined, kept

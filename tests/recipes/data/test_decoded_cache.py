@@ -19,7 +19,8 @@ from recipes.data.decoded_cache import existing_cache, fill_cache, image_keys
 from recipes.data.image_files import ImageFiles
 from recipes.data.images.square import fit_square
 from recipes.data.phantom import phantom_source
-from recipes.medmoe.data.batches import PairReader, train_loader, val_loader
+from recipes.medmoe.data.batches import PairReader
+from recipes.medmoe.data.loaders import train_loader, val_loader
 from recipes.medmoe.data.sources import build_source as pair_source
 from recipes.medmoe.data.sources import train_texts
 from recipes.medmoe.inference.run import Session

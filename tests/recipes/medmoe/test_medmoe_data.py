@@ -11,16 +11,8 @@ from recipes.data.phantom import phantom_modalities_source
 from recipes.data.sampling import EpochSampler, stratified
 from recipes.data.studies import Study
 from recipes.medmoe.config import DataConfig, tiny
-from recipes.medmoe.data.batches import (
-    UNKNOWN,
-    PairDataset,
-    PairReader,
-    StreamDataset,
-    make_loader,
-    set_epoch,
-    text_id,
-    train_loader,
-)
+from recipes.medmoe.data.batches import UNKNOWN, PairDataset, PairReader, StreamDataset, text_id
+from recipes.medmoe.data.loaders import make_loader, set_epoch, train_loader
 from recipes.medmoe.data.sources import build_source, train_texts
 from recipes.shared.encoders.image import ImageEncoderSpec
 from recipes.shared.encoders.text import load_text_encoder

@@ -7,7 +7,8 @@ import torch
 
 from recipes.data.phantom import phantom_modalities_source
 from recipes.medmoe.build import new_model
-from recipes.medmoe.data.batches import PairDataset, make_loader
+from recipes.medmoe.data.batches import PairDataset
+from recipes.medmoe.data.loaders import make_loader
 from recipes.medmoe.data.sources import train_texts
 from recipes.medmoe.pretrain import stage
 from recipes.medmoe.pretrain.prepare import kept_in_eval, prepare_model

@@ -80,6 +80,8 @@ def test_the_run_says_what_it_is(pretrained_run):
     assert metrics["run"]["route_on"] == "image"
     assert metrics["run"]["pairs"] == {"train": 48, "val": 24, "test": 40}
     epochs = history(pretrained_run)
+    assert metrics["training"]["samples_per_second"] > 0
+    assert 0 < metrics["training"]["data_wait"] < 1
     assert metrics["training"]["best_epoch"] == min((1, 2), key=lambda number: epochs[number - 1]["val_loss"])
     of_test = metrics["routing"]
     assert sum(of_test["counts"]) == 40
