@@ -203,7 +203,7 @@ def _routing(swept: Swept) -> str:
         purity = "no experts to choose from" if routing is None else decimals(result["purity"])
         live = DASH if routing is None else f"{routing['live_experts']} of {routing['experts']}"
         lines.append(
-            [model, str(seed), purity, live, f"{result['parameters']:,}", f"best epoch {result['best_epoch'] + 1}"]
+            [model, str(seed), purity, live, f"{result['parameters']:,}", f"best epoch {result['best_epoch']}"]
         )
     return markdown_table(["model", "seed", "purity", "experts that live", "parameters", "training"], lines)
 
