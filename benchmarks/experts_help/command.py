@@ -14,7 +14,9 @@ from benchmarks.experts_help.page import write_page
 from benchmarks.options import OptionError, add_out
 
 PAGE = Path(__file__).parents[1] / "results" / "experts-help" / "README.md"
-TRAIN = ("--image-size", "64", "--epochs", "6", "--image-positions", "sine", "--residual-init", "zero")
+TRAIN = (
+    "--image-size", "64", "--epochs", "6", "--no-augment", "--image-positions", "sine", "--residual-init", "zero",
+)  # fmt: skip
 """Options of ``train`` for all cells."""
 MOST_CONTEXTS = 4
 
