@@ -134,9 +134,9 @@ def _known_images(session: ModelSession, *, make: bool) -> tuple[_Known | None, 
 
 
 def _training_data(run: Path) -> dict[str, Any]:
-    """Returns what the run's ``data.json`` keeps of its pretraining images, nothing of a stream."""
+    """Returns what the run's ``data.json`` keeps of its pretraining images; of tars their checksum."""
     kept = read_object(run / DATA_FILE).get("train", {}) if (run / DATA_FILE).is_file() else {}
-    return {name: kept[name] for name in ("ids", "pixels") if name in kept}
+    return {name: kept[name] for name in ("ids", "pixels", "tars") if name in kept}
 
 
 def _kept(
@@ -179,7 +179,7 @@ def _text(key: Mapping[str, Any]) -> str:
 def _stream_prints(stream: PairStream, title: str) -> _Known:
     """Reads a stream once; samples that cannot be read were not trained on either."""
     ids, digests, thumbnails = [], [], []
-    for sample in tqdm(stream.iterate(seed=0, epoch=0, part=0, num_parts=1), desc=title, leave=False, unit="image"):
+    for sample in tqdm(stream.iterate(), desc=title, leave=False, unit="image"):
         if not isinstance(sample, BadSample):
             digest, thumbnail = print_of(sample.image)
             ids.append(sample.id)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.data.pairs import BadSample
+from recipes.data.pairs import BadSample, PairStream
 from recipes.data.studies import Study
 from recipes.medmoe import retrieve
 from recipes.medmoe.config import Config
@@ -136,13 +136,10 @@ def test_a_stream_is_read_once_where_its_images_are_to_be_left_out(run, monkeypa
     data = read_json(run / "data.json")
     write_json(run / "data.json", {name: data[name] for name in ("val", "test")})
 
-    class Stream:
-        def iterate(self, *, seed, epoch, part, num_parts):
+    class Stream(PairStream):
+        def iterate(self, *, seed=0):
             yield BadSample("x.tar: 1", "cut off")
             yield from (source.val[row] for row in range(3))
-
-        def first_texts(self, count):
-            return []
 
     monkeypatch.setattr(Session, "source", lambda self: replace(source, train=Stream()))
     _, found = without_near_duplicates(session, source.val, "val", "count")
