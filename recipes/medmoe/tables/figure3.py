@@ -108,7 +108,7 @@ def _examples(swept: Swept) -> dict[str, list[Example]]:
     for model in swept.models:
         for seed in results_of(swept, MAPS, model.name):
             run = swept.evaluated.runs(MAPS, model.name)[seed]
-            kept = read_examples(run / "explain" / "examples.npz", _NEEDED)
+            kept = read_examples(run / "explain" / "examples.npz", _NEEDED, common=("expert_names",))
             if kept is not None:
                 arrays.setdefault(model.name, kept)
     common = set.intersection(*(set(map(str, one["ids"])) for one in arrays.values())) if arrays else set()
