@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from moekit.distributed.bank import ExpertParallel
+from moekit.distributed.errors import exchange_errors
 
 
 class _Sharded(NamedTuple):
@@ -90,14 +91,14 @@ def _average(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) ->
         return
     size, device = dist.get_world_size(group), parameters[0].device
     has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device)
-    dist.all_reduce(has, op=dist.ReduceOp.MAX, group=group)
+    _all_reduce(has, dist.ReduceOp.MAX, group)
     somewhere = [parameter for parameter, flag in zip(parameters, cast(list[int], has.tolist()), strict=True) if flag]
     for parameter in somewhere:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     for grads in _by_dtype([_local(cast(Tensor, parameter.grad)) for parameter in somewhere]):
         packed = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(packed, group=group)
+        _all_reduce(packed, dist.ReduceOp.SUM, group)
         packed /= size
         means = cast(tuple[Tensor, ...], packed.split([grad.numel() for grad in grads]))
         for grad, mean in zip(grads, means, strict=True):
@@ -114,9 +115,14 @@ def _norm(sharded: list[_Sharded], norm_type: float) -> Tensor:
     largest = math.isinf(norm_type)
     for group in sharded[0].groups:
         power = norm if largest else norm**norm_type
-        dist.all_reduce(power, op=dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
+        _all_reduce(power, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group)
         norm = power if largest else power ** (1 / norm_type)
     return norm
+
+
+def _all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None) -> None:
+    with exchange_errors(group):
+        dist.all_reduce(x, op=op, group=group)
 
 
 def _vector_norm(x: Tensor, norm_type: float) -> Tensor:

@@ -1,0 +1,147 @@
+"""Checkpoints of models whose parameters are divided among ranks in any way, which a killed process cannot spoil."""
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from moekit.checks import check_not_negative, check_positive
+
+
+class Checkpoints:
+    """The last few checkpoints of a training in one folder.
+
+    Each is a folder of :mod:`torch.distributed.checkpoint`, ``step-00000100``. It counts from the moment when its
+    metadata stand there, which torch writes last and in one piece: what a killed process leaves half written is passed
+    over and removed later. Any number of ranks, and any division of experts and data among them, loads any other's.
+
+    Args:
+        folder: On a file system that all ranks share. Made with the first checkpoint.
+        keep: How many whole checkpoints stay.
+        process_group: All ranks that train; the default group if None.
+
+    Raises:
+        ValueError: If ``keep`` is below 1.
+
+    Example:
+        >>> checkpoints = Checkpoints("runs/lm")
+        >>> step = checkpoints.load(model, optimizer) or 0  # doctest: +SKIP
+        >>> checkpoints.save(step + 100, model, optimizer)  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2, process_group: dist.ProcessGroup | None = None) -> None:
+        check_positive("keep", keep)
+        self.folder, self.keep, self.process_group = Path(folder), keep, process_group
+        self._pending: Any = None
+        self._writers: dist.ProcessGroup | None = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, ascending."""
+        return sorted(int(path.parent.name.removeprefix("step-")) for path in self.folder.glob("step-*/.metadata"))
+
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, asynchronous: bool = False
+    ) -> None:
+        """Writes model and optimizer; all ranks must call it.
+
+        Args:
+            step: Steps that were made.
+            model: The model.
+            optimizer: Its optimizer.
+            asynchronous: Whether to copy the tensors, return, and write in a thread. The next save, :meth:`wait` and
+                :meth:`load` wait for it. A process that ends before loses this checkpoint, and no earlier one.
+
+        Raises:
+            ValueError: If ``step`` is negative.
+        """
+        check_not_negative("step", step)
+        self.wait()
+        path = self._path(step)
+        if self._is_first():
+            shutil.rmtree(path, ignore_errors=True)  # half written before, or of a run that went on from earlier
+        self._barrier()
+        state = _state(model, optimizer)
+        options: dict[str, Any] = {"checkpoint_id": str(path), "process_group": self.process_group}
+        if asynchronous:
+            self._pending = dcp.async_save(state, **{**options, "process_group": self._group_of_writers()})
+        else:
+            dcp.save(state, **options)
+            self._remove_old(step)
+
+    def wait(self) -> None:
+        """Waits for an asynchronous save, and raises what it raised."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+            self._barrier()
+            self._remove_old(self.steps()[-1])
+
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int | None = None, *, strict: bool = True
+    ) -> int | None:
+        """Loads a checkpoint in place; all ranks must call it.
+
+        Args:
+            model: The model, divided in any way.
+            optimizer: Its optimizer.
+            step: Which; the last whole one if None.
+            strict: Whether the checkpoint must hold all that model and optimizer have. A module of a list that never
+                had a token has no optimizer state.
+
+        Returns:
+            Its step; None where there is none.
+
+        Raises:
+            ValueError: If there is no whole checkpoint of ``step``.
+        """
+        self.wait()
+        steps = self.steps()
+        if step is None and not steps:
+            return None
+        chosen = steps[-1] if step is None else step
+        if chosen not in steps:
+            raise ValueError(f"step must be one of the checkpoints in {self.folder}, {steps}, got {step}.")
+        state = _state(model, optimizer)
+        planner = DefaultLoadPlanner(allow_partial_load=not strict)
+        dcp.load(state, checkpoint_id=str(self._path(chosen)), process_group=self.process_group, planner=planner)
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        return chosen
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def _group_of_writers(self) -> dist.ProcessGroup | None:
+        """Returns a group of the same ranks: collectives of the writing thread must not mix with those of training."""
+        if self._writers is None and dist.is_initialized():
+            ranks = dist.get_process_group_ranks(self.process_group or dist.group.WORLD)
+            self._writers = dist.new_group(ranks, backend="gloo")
+        return self._writers
+
+    def _is_first(self) -> bool:
+        return not dist.is_initialized() or dist.get_rank(self.process_group) == 0
+
+    def _barrier(self) -> None:
+        if dist.is_initialized():
+            dist.barrier(group=self.process_group)
+
+    def _remove_old(self, last: int) -> None:
+        """Removes all but the last whole checkpoints up to ``last``, and what is half written before it."""
+        if not self._is_first():
+            return
+        kept = {self._path(step).name for step in self.steps()[-self.keep :]}
+        for path in self.folder.glob("step-*"):
+            if path.name not in kept and int(path.name.removeprefix("step-")) < last:
+                # The metadata first, so that a process that is killed here leaves no checkpoint that looks whole.
+                (path / ".metadata").unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    parts = cast(tuple[dict[str, Any], dict[str, Any]], get_state_dict(model, optimizer))
+    return {"model": parts[0], "optimizer": parts[1]}
