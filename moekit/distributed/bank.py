@@ -98,8 +98,8 @@ class HeldModules(nn.ModuleList):
 
     def _get_abs_string_index(self, idx: Any) -> str:
         """Returns the name of the module at a place among those that are held."""
-        names = [str(name) for name in self._modules]
-        return str(names[idx])
+        names: list[str] = [*self._modules]
+        return names[int(idx)]
 
 
 @torch.compiler.disable

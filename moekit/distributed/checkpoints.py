@@ -6,10 +6,14 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load  # pyright: ignore[reportUnknownVariableType]
+from torch.distributed.checkpoint.state_dict_saver import (  # pyright: ignore[reportUnknownVariableType]
+    async_save,  # pyright: ignore[reportUnknownVariableType]
+    save,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from moekit.checks import check_not_negative, check_positive
 
@@ -67,11 +71,10 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)  # half written before, or of a run that went on from earlier
         self._barrier()
         state = _state(model, optimizer)
-        options: dict[str, Any] = {"checkpoint_id": str(path), "process_group": self.process_group}
         if asynchronous:
-            self._pending = dcp.async_save(state, **{**options, "process_group": self._group_of_writers()})
+            self._pending = async_save(state, checkpoint_id=str(path), process_group=self._group_of_writers())
         else:
-            dcp.save(state, **options)
+            save(state, checkpoint_id=str(path), process_group=self.process_group)
             self._remove_old(step)
 
     def wait(self) -> None:
@@ -109,7 +112,7 @@ class Checkpoints:
             raise ValueError(f"step must be one of the checkpoints in {self.folder}, {steps}, got {step}.")
         state = _state(model, optimizer)
         planner = DefaultLoadPlanner(allow_partial_load=not strict)
-        dcp.load(state, checkpoint_id=str(self._path(chosen)), process_group=self.process_group, planner=planner)
+        load(state, checkpoint_id=str(self._path(chosen)), process_group=self.process_group, planner=planner)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         return chosen
 
@@ -120,7 +123,7 @@ class Checkpoints:
         """Returns a group of the same ranks: collectives of the writing thread must not mix with those of training."""
         if self._writers is None and dist.is_initialized():
             ranks = dist.get_process_group_ranks(self.process_group or dist.group.WORLD)
-            self._writers = dist.new_group(ranks, backend="gloo")
+            self._writers = cast(dist.ProcessGroup, dist.new_group(ranks, backend="gloo"))
         return self._writers
 
     def _is_first(self) -> bool:

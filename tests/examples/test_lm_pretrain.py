@@ -11,20 +11,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--batch",
-    "8",
-    "--length",
-    "64",
-    "--dim",
-    "48",
-    "--hidden-dim",
-    "48",
-    "--layers",
-    "1",
-    "--report-every",
-    "1000",
-]
+SIZES = {"batch": 8, "length": 64, "dim": 48, "hidden-dim": 48, "layers": 1, "report-every": 1000}
+SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
 
 # Runs the example, kills rank 1 before a step of the first attempt, and appends each step's loss to a file.
 SCRIPT = """
