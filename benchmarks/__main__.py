@@ -54,6 +54,7 @@ COMMANDS = {
     "train-step": Command(
         "benchmarks.train_step.command", "a training step of MedVLMoE at the paper's size: time, memory, the MoE layer"
     ),
+    "scale": Command("benchmarks.scale.command", "compute what dividing experts among up to 10,000 GPUs would cost"),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }
 """Every command by its name."""

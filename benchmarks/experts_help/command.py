@@ -23,7 +23,7 @@ MOST_CONTEXTS = 4
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this command."""
-    parser.add_argument("--num-contexts", type=int, nargs="+", default=[1, 2, 4], help="circumstances, from 1 to 4")
+    parser.add_argument("--context-count", type=int, nargs="+", default=[1, 2, 4], help="circumstances, from 1 to 4")
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2], help="one training each")
     parser.add_argument("--runs", type=Path, default=Path("runs/experts-help"), help="folder of the trainings")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
@@ -37,10 +37,10 @@ def main(options: argparse.Namespace) -> int:
     """Trains, compares and writes."""
     path: Path = options.out or PAGE
     figures = path.with_name("points.json")
-    contexts = options.num_contexts
+    contexts = options.context_count
     if len(set(contexts)) < len(contexts) or not set(contexts) <= set(range(1, MOST_CONTEXTS + 1)):
         given = " ".join(map(str, contexts))
-        raise OptionError(f"--num-contexts must be different numbers from 1 to {MOST_CONTEXTS}, got {given}.")
+        raise OptionError(f"--context-count must be different numbers from 1 to {MOST_CONTEXTS}, got {given}.")
     if not options.redraw:
         path.parent.mkdir(parents=True, exist_ok=True)
         figures.write_text(json.dumps(_measure(options), indent=1) + "\n")
@@ -56,7 +56,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.experts_help.measure import measure_points
 
     points = measure_points(
-        options.num_contexts,
+        options.context_count,
         tuple(options.seed),
         options.runs,
         train=TRAIN,

@@ -72,5 +72,5 @@ def test_cells_are_shared_with_table2(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("given", [["0"], ["5"], ["2", "2"]])
 def test_circumstances_that_there_are_not_are_refused(given, capsys):
-    assert main(["experts-help", "--num-contexts", *given]) == 2
+    assert main(["experts-help", "--context-count", *given]) == 2
     assert f"from 1 to 4, got {' '.join(given)}." in capsys.readouterr().err

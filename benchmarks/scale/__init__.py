@@ -1,0 +1,1 @@
+"""What dividing experts among ranks costs, by formula."""
