@@ -72,8 +72,13 @@ def expert_parallel_(
             range. Nothing is changed then.
 
     Example:
-        >>> mesh = init_device_mesh("cuda", (4, 8), mesh_dim_names=("dp", "ep"))  # doctest: +SKIP
-        >>> expert_parallel_(model, mesh["ep"])  # doctest: +SKIP
+        >>> from torch.distributed.device_mesh import init_device_mesh
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # torchrun: no arguments
+        >>> mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("dp", "ep"))
+        >>> moe = expert_parallel_(SparseMoE.ffn(8, 6, num_experts=4, top_k=2), mesh["ep"])
+        >>> moe.experts.local_experts
+        range(0, 4)
+        >>> dist.destroy_process_group()
     """
     check_choice("gradients", gradients, GRADIENTS)
     if deduplicate and max_slots_factor is not None:

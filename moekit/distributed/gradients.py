@@ -33,11 +33,6 @@ def average_gradients_(
         model: A model after :func:`~moekit.distributed.expert_parallel_` with ``gradients="average"``.
         group: All ranks that train the model; the default group if None.
         data_group: The ranks that hold the same experts, ``mesh["dp"].get_group()``; None where no other does.
-
-    Example:
-        >>> loss.backward()  # doctest: +SKIP
-        >>> average_gradients_(model, data_group=mesh["dp"].get_group())  # doctest: +SKIP
-        >>> clip_grad_norm_(model, 1.0)  # doctest: +SKIP
     """
     experts = _expert_parameters(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

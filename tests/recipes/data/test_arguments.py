@@ -75,7 +75,8 @@ def test_flags_follow_settings_within_settings():
 SPELT_OUT = {
     "__main__.py": None,  # a command
     "arguments.py": None,
-    "leakage.py": "--similarity|--run",  # of the command alone
+    "leakage.py": "--run",  # of the command alone
+    "prints.py": "--similarity",  # of the same
     "decoded_cache.py": "--cache-",  # settings, no arguments of a reader
     "image_folders.py": "--image",
     "images/dicom.py": "--force-dicom|--options force_dicom=True|--raw",  # raised in workers: it names all three

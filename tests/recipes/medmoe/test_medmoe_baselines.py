@@ -1,11 +1,12 @@
 """What the pointing game is compared with: the word of an absent finding, a fixed place, and the mean map."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 
+from recipes.data.pairs import PairStream
 from recipes.data.phantom import phantom_several_findings
 from recipes.data.studies import Box
 from recipes.medmoe.explain import stage as explain
@@ -68,7 +69,7 @@ def test_places_count_the_boxes_that_hold_each_cell(session, train, learnt):
                         expected[row, column] += inside
     assert np.array_equal(learnt.places[finding], expected)
     assert learn_boxes(session, changed(train, boxes=())) is None
-    assert learn_boxes(session, SimpleNamespace(iterate=lambda **_: (), first_texts=lambda count: [])) is None
+    assert learn_boxes(session, create_autospec(PairStream, instance=True)) is None
 
 
 def test_absent_maps_are_those_of_the_renamed_report(session, test, learnt):
@@ -142,7 +143,7 @@ def test_removing_the_mean_leaves_what_differs_from_it(session, train, test):
     maps = np.concatenate([one.maps for one in seen if one.expert == expert])
     np.testing.assert_allclose(means[expert], maps.mean(0), atol=1e-6)
     with pytest.raises(ValueError, match="which are a stream here: leave out --remove-mean"):
-        mean_maps(session, SimpleNamespace(iterate=lambda **_: (), first_texts=lambda count: []))
+        mean_maps(session, create_autospec(PairStream, instance=True))
 
 
 def test_the_picture_shows_every_finding(tmp_path):
