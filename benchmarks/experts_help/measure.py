@@ -8,7 +8,7 @@ import numpy as np
 
 from recipes.data.phantom.hard.findings import CONFLICTING, LOCAL, SIGNS
 from recipes.medvlmoe.__main__ import parse_train
-from recipes.medvlmoe.tables.options import Grid, Model, SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import Grid, Model, TableOptions, run_grid
 from recipes.medvlmoe.tables.rows import read_rows
 from recipes.medvlmoe.tables.table2 import FULL, variations
 from recipes.shared.scores.metrics import auroc
@@ -53,7 +53,15 @@ def measure_points(
         name if count == DEFAULT_CONTEXTS else f"{name}=--data phantom-hard --num-contexts {count}"
         for count, name in names.items()
     )
-    options = SweepOptions(folder, entries, seeds, workers=workers, collect=collect, bootstrap=bootstrap, train=train)
+    options = TableOptions(
+        out=folder,
+        data_sets=entries,
+        seeds=seeds,
+        workers=workers,
+        collect=collect,
+        bootstrap=bootstrap,
+        train=train,
+    )
 
     def models(base: Any) -> list[Model]:
         return [one.model for one in variations("core", base) if one.model.name in (FULL, DENSE)]

@@ -7,7 +7,7 @@ from benchmarks.experts_help.command import TRAIN
 from benchmarks.experts_help.measure import measure_points
 from benchmarks.experts_help.page import verdict, write_page
 from recipes.medvlmoe.__main__ import parse_train
-from recipes.medvlmoe.tables.options import SweepOptions
+from recipes.medvlmoe.tables.options import TableOptions
 from recipes.medvlmoe.tables.table2 import run_table2
 from recipes.shared.sweeps.provenance import checksum
 
@@ -63,7 +63,7 @@ def test_cells_are_shared_with_table2(tmp_path, monkeypatch):
     points = measure_points([4, 2], (0, 1), tmp_path / "a", train=TRAIN, workers=1, bootstrap=100)
     assert [(point["contexts"], point["models"]) for point in points] == [(2, {}), (4, {})]
     assert len(seen[0]) == 8
-    options = SweepOptions(tmp_path / "a", ("phantom-hard",), (0, 1), bootstrap=100, train=TRAIN)
+    options = TableOptions(out=tmp_path / "a", data_sets=("phantom-hard",), seeds=(0, 1), bootstrap=100, train=TRAIN)
     run_table2(options, ("core",), "tiny", parse_train)
     shared = {name for name in seen[0] if name.startswith("phantom-hard/")}
     assert len(shared) == 4

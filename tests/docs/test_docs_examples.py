@@ -40,7 +40,7 @@ from recipes.medvlmoe import card, evaluate, external, predict, report, serve, t
 from recipes.medvlmoe.config import paper, tiny
 from recipes.medvlmoe.tables import figure3, table1, table2
 from recipes.medvlmoe.tables.data_sets import parse_data_sets
-from recipes.medvlmoe.tables.options import SweepOptions, check_options
+from recipes.medvlmoe.tables.options import TableOptions, check_options
 from recipes.shared import compare
 from tests.docs.pages import PAGES, ROOT, blocks_of, commands_of, name_of
 
@@ -118,7 +118,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, list[An
     monkeypatch.setattr(serve, "serve", record("serve", None))
 
     def checked(stage: str, result: Any) -> Any:
-        def run(options: SweepOptions, *args: Any) -> Any:
+        def run(options: TableOptions, *args: Any) -> Any:
             check_options(options)
             for one in parse_data_sets(options.data_sets):
                 cli.parse_train([*options.train, *one.options])

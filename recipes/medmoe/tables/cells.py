@@ -1,7 +1,6 @@
 """The cells of the tables: a pretraining, and evaluations of what it trained or of a released model."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from recipes.medmoe.inference.session import ModelSession
 from recipes.shared.settings import settings_from_json
 from recipes.shared.sweeps import Cell
 from recipes.shared.sweeps.provenance import file_checksum
+from recipes.shared.sweeps.training import go_on_or_begin
 
 WEIGHTS = "checkpoints/best.ckpt"
 TRAINED = ("config.json", "training.json", WEIGHTS)
@@ -119,15 +119,7 @@ def _pretrain(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     from recipes.shared.runs import read_metrics
 
     config = replace(settings_from_json(Config, settings["config"]), out=run, resume=True)
-    begun = (run / "config.json").exists()
-    try:
-        stage.main(config)
-    except ValueError as error:
-        if not begun:
-            raise
-        print(f"the run cannot be gone on with, and begins again: {error}")
-        shutil.rmtree(run)
-        stage.main(config)
+    go_on_or_begin(run, lambda: stage.main(config))
     print(summarise(run))
     metrics = read_metrics(run)
     about, training, routing = metrics["run"], metrics["training"], metrics["routing"]

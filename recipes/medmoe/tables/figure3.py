@@ -14,10 +14,11 @@ from recipes.medmoe.tables.models import trained_models
 from recipes.medmoe.tables.pointing import finding_table, pointing_csv, pointing_table
 from recipes.medmoe.tables.printed import COLUMN, NOTES_3, OURS
 from recipes.medmoe.tables.rows import results_of
-from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, SweepOptions, Swept, run_sweep_of
+from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, Swept, run_sweep_of
 from recipes.shared.report.files import read_examples
 from recipes.shared.report.images import attention_overlay
 from recipes.shared.sweeps.grid import provenance_lines
+from recipes.shared.sweeps.options import SweepOptions
 from recipes.shared.sweeps.pictures import draw_heat
 from recipes.shared.sweeps.tables import markdown_list, write_csv, write_text
 

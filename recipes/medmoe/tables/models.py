@@ -11,6 +11,7 @@ from recipes.medmoe.models.choice import ModelChoice, OtherModel
 from recipes.medmoe.models.load import LOADERS
 from recipes.medmoe.tables.printed import OURS
 from recipes.shared.sweeps.named_options import named_options
+from recipes.shared.sweeps.options import check_models
 
 TRAINED = (OURS, *BASELINES)
 """What the sweep can pretrain."""
@@ -58,11 +59,7 @@ def trained_models(names: Sequence[str], size: str) -> list[TableModel]:
     Raises:
         ValueError: If one is unknown or repeats, or MedMoE is left out.
     """
-    unknown = [name for name in names if name not in TRAINED]
-    if unknown or len(set(names)) < len(names):
-        raise ValueError(f"models (--models) must be different ones of {', '.join(TRAINED)}, got {', '.join(names)}.")
-    if OURS not in names:
-        raise ValueError(f"models (--models) must hold {OURS}, which the others are compared with.")
+    check_models(names, TRAINED, OURS)
     return [TableModel(name, preset=SIZES[size][name], printed=OURS if name == OURS else None) for name in names]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from recipes.medmoe.baselines.checks import check_read, without_unread
@@ -14,46 +13,15 @@ from recipes.medmoe.tables.cells import TRAINED as FILES
 from recipes.medmoe.tables.models import TableModel
 from recipes.medmoe.tables.sets import TableSet, is_drawn, why_absent
 from recipes.shared.limits import check_limits
-from recipes.shared.outputs import check_folder
 from recipes.shared.sweeps import Cell, Record, SweepFolder, run_sweep
 from recipes.shared.sweeps.grid import Grid
+from recipes.shared.sweeps.options import DECIDED, SweepOptions, check_sweep, refuse_decided, refuse_unread
 
 ParsePretrain = Callable[[list[str]], Config]
 LOCAL = ("combined", "gloria")
 """Scorings that compare words with regions; `combined` needs training images too."""
 MAPS = "maps"
 """The column of the pointing game."""
-_DECIDED = {
-    "out": "the table's --out is the folder of all runs",
-    "seeds": "give --seeds to the table",
-    "resume": "a table goes on with what its folder holds",
-    "no-resume": "a table goes on with what its folder holds; --redo runs cells again",
-    "preset": "--size and --models choose presets",
-}
-"""Options of ``pretrain`` that a table sets itself, and what to do instead."""
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """A sweep over models and seeds.
-
-    Attributes:
-        out: Folder of the table and all of its runs.
-        seeds: One pretraining each.
-        workers: Cells at a time.
-        redo: Patterns of the names of finished cells to run again.
-        collect: Whether to run nothing, and make the table of what is finished.
-        bootstrap: Resamples of patients.
-        pretrain: Options of ``pretrain`` for all models.
-    """
-
-    out: Path
-    seeds: tuple[int, ...] = (0, 1, 2)
-    workers: int = 1
-    redo: tuple[str, ...] = ()
-    collect: bool = False
-    bootstrap: int = 1000
-    pretrain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +78,8 @@ def run_sweep_of(
     Raises:
         ValueError: If options contradict each other, settings are outside their limits, or no model reads one.
     """
-    _check(options)
+    check_sweep(options)
+    refuse_decided(options.train, DECIDED, "options of pretrain behind --")
     trainings, data = _trainings(options, models, parse)
     absent = {one.name: why for one in evaluations if one.on is not None and (why := why_absent(one.on, data))}
     cells: dict[tuple[str, str, int], Cell] = {}
@@ -141,23 +110,6 @@ def run_sweep_of(
     return Swept(data, grid, Grid(place, columns, absent, cells, records), tuple(models))
 
 
-def _check(options: SweepOptions) -> None:
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise ValueError(f"seeds (--seeds) must be different numbers, at least one, got {options.seeds}.")
-    if options.collect and options.redo:
-        raise ValueError("--collect runs nothing, and --redo runs cells again: give one of them.")
-    if options.bootstrap < 100:
-        raise ValueError(
-            f"bootstrap (--bootstrap) must be at least 100 resamples, got {options.bootstrap}: paired differences need "
-            "them."
-        )
-    for option in options.pretrain:
-        name = option.partition("=")[0].removeprefix("--").replace("_", "-")
-        if option.startswith("--") and name in _DECIDED:
-            raise ValueError(f"--{name} cannot be among the options of pretrain behind --: {_DECIDED[name]}.")
-    check_folder(options.out, "--out")
-
-
 def _trainings(
     options: SweepOptions, models: Sequence[TableModel], parse: ParsePretrain
 ) -> tuple[dict[tuple[str, int], Cell], str]:
@@ -168,16 +120,14 @@ def _trainings(
     for model in models:
         if model.preset is None:
             continue
-        config, without = without_unread(parse(["--preset", model.preset, *options.pretrain]))
+        config, without = without_unread(parse(["--preset", model.preset, *options.train]))
         check_limits(config)
         check_read(config)
         data = config.data.data
         unread.append(without)
         for seed in options.seeds:
             cells[model.name, seed] = pretrain_cell(model.name, replace(config, seeds=(seed,)))
-    by_none = sorted(unread[0].intersection(*unread)) if unread else []
-    if by_none:
-        raise ValueError(f"{', '.join(by_none)}: no model of the table reads this. Leave it out.")
+    refuse_unread(unread)
     return cells, data
 
 

@@ -11,10 +11,11 @@ from recipes.medmoe.tables.pointing import pointing_csv, pointing_table
 from recipes.medmoe.tables.printed import AVERAGES_1, COLUMN, SETS, TABLE_1, notes_1, percent_text, table_1
 from recipes.medmoe.tables.rows import TITLES, Row, csv_row, read_rows, results_of, row_cells, seed_rows
 from recipes.medmoe.tables.sets import TableSet, is_drawn, parse_sets
-from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, SweepOptions, Swept, run_sweep_of
+from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, Swept, run_sweep_of
 from recipes.shared.report.formats import DASH, decimals, interval_text
 from recipes.shared.runs import write_json
 from recipes.shared.sweeps.grid import cell_csv_rows, provenance_lines
+from recipes.shared.sweeps.options import SweepOptions
 from recipes.shared.sweeps.pictures import empty_picture, forest, save_picture
 from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 

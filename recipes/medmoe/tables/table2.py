@@ -12,11 +12,12 @@ from recipes.medmoe.tables.models import released_models, trained_models
 from recipes.medmoe.tables.printed import COLUMN, FRACTIONS, OURS, SETS_2, TABLE_2, notes_2, percent_text, table_2
 from recipes.medmoe.tables.rows import cell_problem, results_of
 from recipes.medmoe.tables.sets import TableSet, parse_sets
-from recipes.medmoe.tables.sweep import Evaluation, ParsePretrain, SweepOptions, Swept, run_sweep_of
+from recipes.medmoe.tables.sweep import Evaluation, ParsePretrain, Swept, run_sweep_of
 from recipes.shared.report.formats import DASH, decimals, signed, signed_interval
 from recipes.shared.runs import write_json
 from recipes.shared.scores.seeds import summary_over_seeds
 from recipes.shared.sweeps.grid import cell_csv_rows, provenance_lines
+from recipes.shared.sweeps.options import SweepOptions
 from recipes.shared.sweeps.pictures import empty_picture, forest, save_picture
 from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 

@@ -1,7 +1,6 @@
 """One cell of a table: trains and evaluates a run by the stages of the recipe, whatever is in its folder."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from recipes.medvlmoe.tables.pixels import pixel_floor
 from recipes.shared.settings import settings_from_json
 from recipes.shared.sweeps import Cell
 from recipes.shared.sweeps.provenance import checksum
+from recipes.shared.sweeps.training import go_on_or_begin
 
 FILES = ("predictions.csv", "metrics.json")
 """What tables read of a run."""
@@ -56,15 +56,7 @@ def run_cell(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     config = replace(settings_from_json(Config, settings["config"]), out=run, resume=True)
     if settings["kind"] == "pixels":
         return pixel_floor(config, bootstrap=settings["bootstrap"])
-    begun = (run / "config.json").exists()
-    try:
-        train.main(config)
-    except ValueError as error:
-        if not begun:
-            raise
-        print(f"the run cannot be gone on with, and begins again: {error}")
-        shutil.rmtree(run)
-        train.main(config)
+    go_on_or_begin(run, lambda: train.main(config))
     metrics = evaluate.main(run, bootstrap=settings["bootstrap"])
     test, about = metrics["test"], metrics["run"]
     return {

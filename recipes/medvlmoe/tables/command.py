@@ -1,16 +1,13 @@
 """The commands ``table1``, ``table2``, ``figure2`` and ``figure3``."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
-import tyro
-
-from recipes.medvlmoe.tables.options import ParseTrain, SweepOptions
+from recipes.medvlmoe.tables.options import ParseTrain, TableOptions
+from recipes.shared.sweeps.command import SweepCommand, parse_command, print_written, split_arguments
 
 Size = Literal["tiny", "paper"]
-Command = TypeVar("Command", bound="_Sweep")
+RECIPE = "recipes.medvlmoe"
 LOADED_BY_NAME = ("pathmnist", "retinamnist")
 """Those of the paper's data sets that need no folder; the others are rows that say how to name it."""
 HARDER = ("phantom-hard",)
@@ -25,40 +22,24 @@ def run_command(name: str, arguments: list[str], parse: ParseTrain) -> None:
         arguments: Its options, and behind ``--`` those of ``train`` for all cells.
         parse: Parses options of ``train``.
     """
-    train: Sequence[str] = ()
-    if "--" in arguments:
-        place = arguments.index("--")
-        arguments, train = arguments[:place], arguments[place + 1 :]
-    _COMMANDS[name](list(arguments), tuple(train), parse)
+    own, train = split_arguments(arguments)
+    _COMMANDS[name](own, train, parse)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sweep:
+class _Sweep(SweepCommand):
     """What the four commands have in common."""
 
-    out: Path
-    """Folder of the table and of its runs; a sweep that was stopped goes on with what it holds, and commands that share
-    a folder share their cells."""
     data_sets: tuple[str, ...]
     """Values of train's --data, or NAME=OPTIONS with options of train, or a file.toml of such lines."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """One run each."""
     size: Size = "tiny"
     """Small encoders from scratch, or the published ones."""
-    workers: int = 1
-    """Runs at a time."""
     redo: tuple[str, ...] = ()
     """Patterns of the names of finished cells to run again, such as '*/convirt/*' or '*/medvlmoe-no-moe/*'."""
-    collect: bool = False
-    """Run nothing; make the table of what is finished."""
-    bootstrap: int = 1000
-    """Resamples of patients."""
 
-    def options(self, train: tuple[str, ...]) -> SweepOptions:
+    def options(self, train: tuple[str, ...]) -> TableOptions:
         """Returns the sweep, with options of ``train`` for all runs."""
-        return SweepOptions(
-            self.out, self.data_sets, self.seeds, self.workers, self.redo, self.collect, self.bootstrap, train
-        )
+        return TableOptions(**self.options_of_all(), data_sets=self.data_sets, train=train)
 
 
 def _table1(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> None:
@@ -72,9 +53,9 @@ def _table1(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> 
         models: tuple[str, ...] = MODELS
         """Rows of the table."""
 
-    command = _parse(Table1, arguments)
+    command = parse_command(Table1, arguments, RECIPE)
     grid, rows, floors = run_table1(command.options(train), command.models, command.size, parse)
-    _say(command.out, write_table1(grid, rows, floors, command.size))
+    print_written(command.out, write_table1(grid, rows, floors, command.size))
 
 
 def _figure2(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> None:
@@ -88,9 +69,9 @@ def _figure2(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) ->
         models: tuple[str, ...] = tuple(name for name in MODELS if name != PIXELS)
         """Bars of each data set."""
 
-    command = _parse(Figure2, arguments)
+    command = parse_command(Figure2, arguments, RECIPE)
     grid, rows, _ = run_table1(command.options(train), command.models, command.size, parse)
-    _say(command.out, write_figure2(grid, rows, command.size))
+    print_written(command.out, write_figure2(grid, rows, command.size))
 
 
 def _table2(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> None:
@@ -105,9 +86,11 @@ def _table2(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> 
         """The rows of the paper and the FFN of equal active FLOPs (core), and what stands beside them: routing per
         token, the number of experts, and experts per decision."""
 
-    command = _parse(Table2, arguments)
+    command = parse_command(Table2, arguments, RECIPE)
     tables = run_table2(command.options(train), command.sweeps, command.size, parse)
-    _say(command.out, [f"{file_name(sweep)}{ending}" for sweep in tables for ending in (".md", ".csv", ".png")])
+    print_written(
+        command.out, [f"{file_name(sweep)}{ending}" for sweep in tables for ending in (".md", ".csv", ".png")]
+    )
 
 
 def _figure3(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) -> None:
@@ -121,18 +104,9 @@ def _figure3(arguments: list[str], train: tuple[str, ...], parse: ParseTrain) ->
         permutations: int = 1000
         """Exchanges of the patients' labels."""
 
-    command = _parse(Figure3, arguments)
+    command = parse_command(Figure3, arguments, RECIPE)
     run_figure3(command.options(train), command.permutations, command.size, parse)
-    _say(command.out, ["figure3.md", "figure3.csv", "figure3.png"])
-
-
-def _parse(command: type[Command], arguments: list[str]) -> Command:
-    return tyro.cli(command, args=arguments, prog=f"python -m recipes.medvlmoe {command.__name__.lower()}")
-
-
-def _say(out: Path, names: Sequence[str]) -> None:
-    for name in names:
-        print(f"written: {out / name}")
+    print_written(command.out, ["figure3.md", "figure3.csv", "figure3.png"])
 
 
 _COMMANDS = {"table1": _table1, "table2": _table2, "figure2": _figure2, "figure3": _figure3}

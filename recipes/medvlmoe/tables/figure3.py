@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.tables.options import Model, ParseTrain, SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import Model, ParseTrain, TableOptions, run_grid
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_3
 from recipes.shared.report.formats import DASH, decimals, p_text, percent
 from recipes.shared.runs import write_json
@@ -27,7 +27,7 @@ METHOD = (
 )
 
 
-def run_figure3(options: SweepOptions, permutations: int, size: str, parse: ParseTrain) -> list[dict[str, Any]]:
+def run_figure3(options: TableOptions, permutations: int, size: str, parse: ParseTrain) -> list[dict[str, Any]]:
     """Trains the full model on each data set and writes ``figure3.md``, ``.csv``, ``.json`` and ``.png``.
 
     Args:

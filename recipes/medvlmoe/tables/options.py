@@ -2,54 +2,30 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from recipes.medvlmoe.baselines.checks import check_baseline, without_unread
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.tables.cell import FILES, model_cell, pixel_cell, run_cell
 from recipes.medvlmoe.tables.data_sets import DataSet, official_name, parse_data_sets, why_absent
 from recipes.shared.limits import check_limits
-from recipes.shared.outputs import check_folder
 from recipes.shared.sweeps import Cell, SweepFolder, run_sweep
 from recipes.shared.sweeps.grid import Grid
+from recipes.shared.sweeps.options import DECIDED, SweepOptions, check_sweep, refuse_decided, refuse_unread
 
 PIXELS = "pixels"
 """Name of the row that is a logistic regression on the pixels."""
-_DECIDED = {
-    "out": "the table's --out is the folder of all runs",
-    "seeds": "give --seeds to the table",
-    "resume": "a table goes on with what its folder holds",
-    "no-resume": "a table goes on with what its folder holds; --redo runs cells again",
-    "preset": "--size and --models choose presets",
-    "variant": "table2 runs the variants",
-    "data": "give --data-sets to the table",
-}
-"""Options of ``train`` that a table sets itself, and what to do instead."""
+_DECIDED = {**DECIDED, "variant": "table2 runs the variants", "data": "give --data-sets to the table"}
 
 
-@dataclass(frozen=True)
-class SweepOptions:
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(SweepOptions):
     """A sweep over data sets, models and seeds.
 
     Attributes:
-        out: Folder of the table and all of its runs.
         data_sets: As for :func:`~recipes.medvlmoe.tables.data_sets.parse_data_sets`.
-        seeds: One run each.
-        workers: Runs at a time.
-        redo: Patterns of the names of finished cells to run again.
-        collect: Whether to run nothing, and make the table of what is finished.
-        bootstrap: Resamples of patients.
-        train: Options of ``train`` for all cells.
     """
 
-    out: Path
     data_sets: tuple[str, ...]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    workers: int = 1
-    redo: tuple[str, ...] = ()
-    collect: bool = False
-    bootstrap: int = 1000
-    train: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +49,7 @@ ParseTrain = Callable[[list[str]], Config]
 
 
 def run_grid(
-    options: SweepOptions, models: Callable[[Config], Sequence[Model]], preset: str, parse: ParseTrain
+    options: TableOptions, models: Callable[[Config], Sequence[Model]], preset: str, parse: ParseTrain
 ) -> Grid:
     """Runs, or only collects, the cells of a table.
 
@@ -104,7 +80,7 @@ def run_grid(
             unread += [without] if model.preset is not None else []
             for seed in options.seeds if model.preset is not None else options.seeds[:1]:
                 cells[one.name, model.name, seed] = _cell(one, model, replace(config, seeds=(seed,)), options)
-        _check_read(one, unread)
+        refuse_unread(unread, f" on {one.name}")
     place = SweepFolder(options.out)
     listed = list({cell.name: cell for cell in cells.values()}.values())
     if options.collect:
@@ -114,7 +90,7 @@ def run_grid(
     return Grid(place, official, absent, cells, records)
 
 
-def check_options(options: SweepOptions) -> None:
+def check_options(options: TableOptions) -> None:
     """Refuses options that contradict each other.
 
     Args:
@@ -123,34 +99,18 @@ def check_options(options: SweepOptions) -> None:
     Raises:
         ValueError: Naming them.
     """
-    if not options.seeds or len(set(options.seeds)) < len(options.seeds):
-        raise ValueError(f"seeds (--seeds) must be different numbers, at least one, got {options.seeds}.")
-    if options.collect and options.redo:
-        raise ValueError("--collect runs nothing, and --redo runs cells again: give one of them.")
-    if options.bootstrap < 100:
-        raise ValueError(
-            f"bootstrap (--bootstrap) must be at least 100 resamples, got {options.bootstrap}: paired differences need "
-            "them."
-        )
-    _check_train(options.train, "behind --")
-    check_folder(options.out, "--out")
+    refuse_decided(options.train, _DECIDED, "options of train behind --")
+    check_sweep(options)
 
 
-def _check_train(options: Sequence[str], where: str, *, allowed: Sequence[str] = ()) -> None:
-    for option in options:
-        name = option.partition("=")[0].removeprefix("--").replace("_", "-")
-        if option.startswith("--") and name in _DECIDED and name not in allowed:
-            raise ValueError(f"--{name} cannot be among the options of train {where}: {_DECIDED[name]}.")
-
-
-def _parse(one: DataSet, preset: str, options: SweepOptions, parse: ParseTrain) -> Config:
-    _check_train(one.options, f"of the data set {one.name}", allowed=("data",))
+def _parse(one: DataSet, preset: str, options: TableOptions, parse: ParseTrain) -> Config:
+    refuse_decided(one.options, _DECIDED, f"options of train of the data set {one.name}", allowed=("data",))
     # What is given for one data set comes last, and so overrides what is given for all.
     return parse(["--preset", preset, *options.train, *one.options])
 
 
 def _config(
-    one: DataSet, model: Model, base: Config, options: SweepOptions, parse: ParseTrain
+    one: DataSet, model: Model, base: Config, options: TableOptions, parse: ParseTrain
 ) -> tuple[Config, frozenset[str]]:
     """Returns a model's settings, and the options that it leaves out because it reads nothing of them."""
     if model.preset is None:
@@ -163,14 +123,7 @@ def _config(
     return config, without
 
 
-def _check_read(one: DataSet, unread: Sequence[frozenset[str]]) -> None:
-    """Refuses options of a data set that no model of the table reads."""
-    by_none = sorted(unread[0].intersection(*unread)) if unread else []
-    if by_none:
-        raise ValueError(f"{', '.join(by_none)}: no model of the table reads this on {one.name}. Leave it out.")
-
-
-def _cell(one: DataSet, model: Model, config: Config, options: SweepOptions) -> Cell:
+def _cell(one: DataSet, model: Model, config: Config, options: TableOptions) -> Cell:
     name = f"{one.name}/{model.cell}/seed-{config.seeds[0]}"
     if model.preset is None:
         return pixel_cell(name, config, bootstrap=options.bootstrap)

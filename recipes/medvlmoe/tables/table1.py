@@ -6,7 +6,7 @@ from typing import Any
 from recipes.medvlmoe.baselines import BASELINES
 from recipes.medvlmoe.config import Config
 from recipes.medvlmoe.tables.floors import ABOUT, FloorRow, floor_csv_rows, floor_rows, floor_table, mark_below_floor
-from recipes.medvlmoe.tables.options import PIXELS, Model, ParseTrain, SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import PIXELS, Model, ParseTrain, TableOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_bars, draw_intervals
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_1, SETS, table_1
 from recipes.medvlmoe.tables.rows import (
@@ -22,6 +22,7 @@ from recipes.medvlmoe.tables.rows import (
 from recipes.shared.report.formats import DASH, decimals, interval_text
 from recipes.shared.runs import write_json
 from recipes.shared.sweeps.grid import Grid, cell_csv_rows, provenance_lines
+from recipes.shared.sweeps.options import check_models
 from recipes.shared.sweeps.tables import markdown_list, markdown_table, write_csv, write_text
 
 OURS = "medvlmoe"
@@ -36,24 +37,8 @@ SETTINGS = (
 )
 
 
-def check_models(models: Sequence[str]) -> None:
-    """Refuses models that the table does not know.
-
-    Args:
-        models: Their names.
-
-    Raises:
-        ValueError: If one is unknown or repeats, or MedVLMoE is left out.
-    """
-    unknown = [name for name in models if name not in MODELS]
-    if unknown or len(set(models)) < len(models):
-        raise ValueError(f"models (--models) must be different ones of {', '.join(MODELS)}, got {', '.join(models)}.")
-    if OURS not in models:
-        raise ValueError(f"models (--models) must hold {OURS}, which the others are compared with.")
-
-
 def run_table1(
-    options: SweepOptions, models: Sequence[str], size: str, parse: ParseTrain
+    options: TableOptions, models: Sequence[str], size: str, parse: ParseTrain
 ) -> tuple[Grid, list[Row], list[FloorRow]]:
     """Runs the cells of Table 1 and reads its rows, and how they stand against the floor of the pixels.
 
@@ -63,7 +48,7 @@ def run_table1(
         size: ``"tiny"`` or ``"paper"``.
         parse: Parses options of ``train``.
     """
-    check_models(models)
+    check_models(models, MODELS, OURS)
 
     def presets(_: Config) -> list[Model]:
         return [Model(name, name, _preset(name, size), {}) for name in models]

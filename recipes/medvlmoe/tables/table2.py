@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recipes.medvlmoe.config import Config
-from recipes.medvlmoe.tables.options import Model, ParseTrain, SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import Model, ParseTrain, TableOptions, run_grid
 from recipes.medvlmoe.tables.pictures import draw_differences
 from recipes.medvlmoe.tables.printed import COLUMN, NOTES_2, TABLE_2
 from recipes.medvlmoe.tables.rows import (
@@ -112,7 +112,7 @@ def check_sweeps(sweeps: Sequence[str]) -> None:
         raise ValueError(f"sweeps (--sweeps) must be different ones of {', '.join(SWEEPS)}, got {', '.join(sweeps)}.")
 
 
-def run_table2(options: SweepOptions, sweeps: Sequence[str], size: str, parse: ParseTrain) -> dict[str, list[Row]]:
+def run_table2(options: TableOptions, sweeps: Sequence[str], size: str, parse: ParseTrain) -> dict[str, list[Row]]:
     """Runs the sweeps of Table 2, and writes of each ``table2.md`` and so on, or ``table2-SWEEP.md`` and so on.
 
     Args:

@@ -6,11 +6,11 @@ import pytest
 from recipes.medvlmoe import __main__ as cli
 from recipes.medvlmoe.config import DataConfig
 from recipes.medvlmoe.tables.data_sets import DataSet, official_name, parse_data_sets, why_absent
-from recipes.medvlmoe.tables.options import SweepOptions, run_grid
+from recipes.medvlmoe.tables.options import TableOptions, run_grid
 
 
 def options(tmp_path, **changes):
-    return SweepOptions(**({"out": tmp_path, "data_sets": ("phantom",)} | changes))
+    return TableOptions(**({"out": tmp_path, "data_sets": ("phantom",)} | changes))
 
 
 def grid(tmp_path, **changes):
