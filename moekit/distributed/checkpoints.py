@@ -23,7 +23,8 @@ class Checkpoints:
 
     Each is a folder of :mod:`torch.distributed.checkpoint`, ``step-00000100``. It counts from the moment when its
     metadata stand there, which torch writes last and in one piece: what a killed process leaves half written is passed
-    over and removed later. Any number of ranks, and any division of experts and data among them, loads any other's.
+    over and removed later. Any number of ranks, and any division of experts and data among them, loads any other's. A
+    training that goes on from an earlier step removes the later ones once it has saved its own.
 
     Args:
         folder: On a file system that all ranks share. Made with the first checkpoint.
@@ -62,28 +63,31 @@ class Checkpoints:
                 :meth:`load` wait for it. A process that ends before loses this checkpoint, and no earlier one.
 
         Raises:
-            ValueError: If ``step`` is negative.
+            ValueError: If ``step`` is negative, or that of the only checkpoint, which a killed process would lose.
         """
         check_not_negative("step", step)
         self.wait()
+        if self.steps() == [step]:
+            raise ValueError(f"step must be another than that of the only checkpoint in {self.folder}, got {step}.")
         path = self._path(step)
+        self._barrier()
         if self._is_first():
-            shutil.rmtree(path, ignore_errors=True)  # half written before, or of a run that went on from earlier
+            _remove(path)  # half written before, or of a training that went on from an earlier step
         self._barrier()
         state = _state(model, optimizer)
         if asynchronous:
-            self._pending = async_save(state, checkpoint_id=str(path), process_group=self._group_of_writers())
+            self._pending = step, async_save(state, checkpoint_id=str(path), process_group=self._group_of_writers())
         else:
             save(state, checkpoint_id=str(path), process_group=self.process_group)
-            self._remove_old(step)
+            self._remove_others(step)
 
     def wait(self) -> None:
         """Waits for an asynchronous save, and raises what it raised."""
         if self._pending is not None:
-            pending, self._pending = self._pending, None
+            (step, pending), self._pending = self._pending, None
             pending.result()
             self._barrier()
-            self._remove_old(self.steps()[-1])
+            self._remove_others(step)
 
     def load(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int | None = None, *, strict: bool = True
@@ -133,16 +137,20 @@ class Checkpoints:
         if dist.is_initialized():
             dist.barrier(group=self.process_group)
 
-    def _remove_old(self, last: int) -> None:
-        """Removes all but the last whole checkpoints up to ``last``, and what is half written before it."""
+    def _remove_others(self, last: int) -> None:
+        """Leaves the last whole checkpoints up to ``last``; what is half written, or later, goes."""
         if not self._is_first():
             return
-        kept = {self._path(step).name for step in self.steps()[-self.keep :]}
+        kept = {self._path(step) for step in [step for step in self.steps() if step <= last][-self.keep :]}
         for path in self.folder.glob("step-*"):
-            if path.name not in kept and int(path.name.removeprefix("step-")) < last:
-                # The metadata first, so that a process that is killed here leaves no checkpoint that looks whole.
-                (path / ".metadata").unlink(missing_ok=True)
-                shutil.rmtree(path, ignore_errors=True)
+            if path not in kept:
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint, its metadata first: a process that is killed here leaves none that looks whole."""
+    (path / ".metadata").unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def expert_parallel_(
     if not layers:
         raise ValueError(f"model must hold a SparseMoE, got a {type(model).__name__} without any.")
     banks = {name: _bank(name, layer) for name, layer in layers.items()}
+    if len({id(bank) for bank in banks.values()}) < len(banks):
+        raise ValueError("layers of the model must have experts of their own, got some that two layers share.")
     shares = {name: _share(name, bank, transport) for name, bank in banks.items()}
     factor = 1 / transport.size if gradients == "average" else 1.0
     for name, bank in banks.items():

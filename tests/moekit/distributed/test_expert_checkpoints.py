@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from moekit.distributed import average_gradients_, expert_parallel_
+from moekit.distributed import Checkpoints, average_gradients_, expert_parallel_
 from tests.moekit.distributed.ranks import Ranks, division
 from tests.moekit.distributed.test_expert_gradients import Model, batches
 
@@ -119,3 +119,48 @@ def test_a_plain_model_loads_it_too(ranks: Ranks, tmp_path: Path) -> None:
     for weights in ranks.run(gathered_weights, 1, 4, folder):
         for mine, theirs in zip(plain, weights, strict=True):
             assert theirs is None or torch.equal(mine, theirs)
+
+
+def go_back(folder: str, asynchronous: bool) -> list[list[int]]:
+    """Steps of the checkpoints after each action of a training that goes on from an earlier one."""
+    warnings.simplefilter("ignore")
+    trained, seen = Trained(1, 4), []
+    checkpoints = Checkpoints(folder, keep=2)
+    model, optimizer = trained.model, trained.optimizer
+
+    def save(step: int) -> None:
+        trained.step()
+        checkpoints.save(step, model, optimizer, asynchronous=asynchronous)
+        checkpoints.wait()
+        dist.barrier()
+        seen.append(checkpoints.steps())
+
+    for step in (10, 20, 30):
+        save(step)
+    assert checkpoints.load(model, optimizer, 20) == 20
+    save(25)
+    assert checkpoints.load(model, optimizer) == 25
+    with pytest.raises(ValueError, match=r"one of the checkpoints in .*, \[20, 25\], got 30"):
+        checkpoints.load(model, optimizer, 30)
+    return seen
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_later_checkpoints_go_when_a_training_went_on_from_an_earlier_one(ranks, tmp_path, asynchronous) -> None:
+    for seen in ranks.run(go_back, str(tmp_path / "checkpoints"), asynchronous):
+        assert seen == [[10], [10, 20], [20, 30], [20, 25]]
+
+
+def only_one(folder: str) -> str:
+    warnings.simplefilter("ignore")
+    trained, checkpoints = Trained(1, 4), Checkpoints(folder, keep=1)
+    checkpoints.save(5, trained.model, trained.optimizer)
+    dist.barrier()
+    with pytest.raises(ValueError, match="only checkpoint") as raised:
+        checkpoints.save(5, trained.model, trained.optimizer)
+    assert checkpoints.steps() == [5]
+    return str(raised.value)
+
+
+def test_the_only_checkpoint_is_not_written_over(ranks: Ranks, tmp_path: Path) -> None:
+    assert all("got 5" in message for message in ranks.run(only_one, str(tmp_path / "checkpoints")))

@@ -39,6 +39,8 @@ def errors() -> dict[str, str]:
     experts = divided.mesh["ep"]
     wrapped = layer()
     wrapped.experts = nn.Sequential(wrapped.experts)
+    tied = nn.ModuleList([layer(), layer()])
+    tied[1].experts = tied[0].experts
     adapted, quantized = layer(), layer()
     add_lora_(adapted, rank=2)
     quantize_experts_(quantized)
@@ -51,6 +53,7 @@ def errors() -> dict[str, str]:
         "int8": error_of(quantized, experts),
         "wrapped": error_of(wrapped, experts),
         "twice": error_of(twice, experts),
+        "tied": error_of(tied, experts),
         "exclude": error_of(layer(), experts, deduplicate=True, max_slots_factor=2.0),
         "factor": error_of(layer(), experts, max_slots_factor=0.0),
         "wire": error_of(layer(), experts, wire_dtype=torch.int8),
@@ -70,6 +73,7 @@ EXPECTED = {
     "int8": "without adapters, int8 weights or a wrapper, got Int8",
     "wrapped": "got Sequential",
     "twice": "must not be divided yet",
+    "tied": "must have experts of their own",
     "exclude": "exclude each other",
     "factor": "max_slots_factor must be positive, got 0.0",
     "wire": "wire_dtype must be a floating dtype, got torch.int8",
