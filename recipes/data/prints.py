@@ -1,4 +1,4 @@
-"""Prints of images, by which equal and nearly equal ones are found in other files, sizes and compressions.
+"""Prints of images, by which equal and nearly equal ones are known in other files, sizes and compressions.
 
 A print is a digest of the decoded pixels, and a grey thumbnail of 32 by 32 pixels. Thumbnails of one image in another
 brightness, contrast, size or compression correlate by nearly 1.

@@ -10,7 +10,7 @@ from recipes.data.studies import Study, StudySplit
 
 
 def some_rows(split: StudySplit, rows: Sequence[int]) -> StudySplit:
-    """Returns a split of some rows of another one, in the order of ``rows``; images are read when they are asked for.
+    """Returns a split of some rows of another one, in the order of ``rows``; images are read when they are needed.
 
     Args:
         split: The studies; of what a split may have besides, ``modalities`` and ``has_image`` are kept.

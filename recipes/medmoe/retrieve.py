@@ -61,13 +61,13 @@ def main(
         )
     # Pretraining images are their own duplicates: there is nothing to count.
     mode: NearDuplicates = "ignore" if split == "train" and near_duplicates == "count" else near_duplicates
-    pairs, found = without_near_duplicates(session, pairs, split, mode)
+    pairs, overlap = without_near_duplicates(session, pairs, split, mode)
     result = {"split": split, "checkpoint": checkpoint} | retrieve(session, pairs, score=score)
-    result["near_duplicates"] = found
+    result["near_duplicates"] = overlap
     update_metrics(run, retrieval=result)
     print(_line(result))
-    if found is not None:
-        print(f"near-duplicates: {found['in_words']}")
+    if overlap is not None:
+        print(f"near-duplicates: {overlap['in_words']}")
     if session.is_run:  # a released model has no other stages of its own
         print(next_command(run, "retrieve", data=session.data))
     return result

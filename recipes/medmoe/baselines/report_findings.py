@@ -74,7 +74,7 @@ def findings_of(source: PairSource, named: Sequence[str], tokenizer: Any) -> lis
 
     Args:
         source: The pairs.
-        named: Those that were asked for. Without any they are those of drawn data, or of other data the words of at
+        named: Those that were given. Without any they are those of drawn data, or of other data the words of at
             least :data:`SHORTEST` letters that are in at least two training reports and at most half of them, the most
             frequent :data:`MOST_WORDS`; those that the tokenizer does not know are left out.
         tokenizer: Of the text encoder.
@@ -117,10 +117,10 @@ def _last(marked: Tensor, places: Tensor) -> Tensor:
 
 def _starts(ids: Tensor, words: Tensor, pieces: Sequence[int]) -> Tensor:
     """Tells where the pieces stand one after the other as whole words, ``(B, P)``."""
-    found = torch.zeros_like(ids, dtype=torch.bool)
+    is_finding = torch.zeros_like(ids, dtype=torch.bool)
     count = ids.shape[1] - len(pieces) + 1
     if count < 1:
-        return found
+        return is_finding
     same = torch.ones_like(ids[:, :count], dtype=torch.bool)
     for offset, piece in enumerate(pieces):
         same &= ids[:, offset : offset + count] == piece
@@ -128,5 +128,5 @@ def _starts(ids: Tensor, words: Tensor, pieces: Sequence[int]) -> Tensor:
     framed = torch.cat([none, words, none], dim=1)
     first, before = framed[:, 1 : count + 1], framed[:, :count]
     last, after = framed[:, len(pieces) : len(pieces) + count], framed[:, len(pieces) + 1 : len(pieces) + 1 + count]
-    found[:, :count] = same & (first != before) & (last != after)
-    return found
+    is_finding[:, :count] = same & (first != before) & (last != after)
+    return is_finding

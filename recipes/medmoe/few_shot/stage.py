@@ -85,7 +85,7 @@ def main(
     results.check(one.name for one, _ in sets)
     for one, texts in sets:
         started = time.monotonic()
-        left, found = set_without_near_duplicates(session, one, "test", near_duplicates)
+        left, overlap = set_without_near_duplicates(session, one, "test", near_duplicates)
         result = few_shot_set(
             session,
             left,
@@ -96,7 +96,7 @@ def main(
             alpha=alpha,
             beta=beta,
         )
-        result |= {"near_duplicates": found, "checkpoint": checkpoint, "seconds": time.monotonic() - started}
+        result |= {"near_duplicates": overlap, "checkpoint": checkpoint, "seconds": time.monotonic() - started}
         results.write(one.name, result)
         keys = ("task", "chance", "majority_share", "studies", "zero_shot", "results", "seeds", "near_duplicates")
         section = section | {one.name: {key: result[key] for key in keys}}
@@ -124,8 +124,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         )
         studies = max(row["studies"])
         lines.append(f"  {row['shots']:3d} of each class ({studies} in all), {row['method']}: {scores}")
-    found = result["near_duplicates"]
-    return lines if found is None else [*lines, f"  near-duplicates: {found['in_words']}"]
+    overlap = result["near_duplicates"]
+    return lines if overlap is None else [*lines, f"  near-duplicates: {overlap['in_words']}"]
 
 
 def _shown(summary: dict[str, Any]) -> str:

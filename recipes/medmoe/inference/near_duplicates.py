@@ -59,7 +59,7 @@ def keep_prints(run: Path) -> None:
 def set_without_near_duplicates(
     session: ModelSession, one: EvaluationSet, split: str, mode: NearDuplicates
 ) -> tuple[EvaluationSet, dict[str, Any] | None]:
-    """Returns a set with what :func:`without_near_duplicates` leaves of one of its splits, and what it found.
+    """Returns a set with what :func:`without_near_duplicates` leaves of one of its splits, and what it counts.
 
     Args:
         session: The run.
@@ -69,8 +69,8 @@ def set_without_near_duplicates(
     """
     if split not in one.splits:
         return one, None
-    studies, found = without_near_duplicates(session, one.splits[split], f"{one.name}-{split}", mode)
-    return replace(one, splits={**one.splits, split: studies}), found
+    studies, overlap = without_near_duplicates(session, one.splits[split], f"{one.name}-{split}", mode)
+    return replace(one, splits={**one.splits, split: studies}), overlap
 
 
 def without_near_duplicates(
@@ -106,7 +106,7 @@ def without_near_duplicates(
     pixels = pixel_checksum(studies)
     key = None if pixels is None else {"ids": _checksum(studies.ids), "pixels": pixels}
     _, prints = _kept(session.run / FOLDER / f"{name}.npz", key, studies, workers, f"prints of {name}")
-    found, rows = _compared(known, prints, studies, mode)
+    overlap, rows = _compared(known, prints, studies, mode)
     if mode == "leave-out":
         left = [row for row in range(len(studies)) if row not in rows]
         if not left:
@@ -115,7 +115,7 @@ def without_near_duplicates(
                 "pretraining images, so that none is left to evaluate."
             )
         studies = some_rows(studies, left) if rows else studies
-    return studies, found
+    return studies, overlap
 
 
 def _known_images(session: ModelSession, *, make: bool) -> tuple[_Known | None, str]:
@@ -202,7 +202,7 @@ def _compared(
         for row, (other, similarity) in [*equal.items(), *near.items()][:_EXAMPLES]
     ]
     rows = {*equal, *near}
-    found: dict[str, Any] = {
+    overlap: dict[str, Any] = {
         "mode": mode,
         "similarity": SIMILARITY,
         "pretraining_images": len(known.ids),
@@ -212,18 +212,18 @@ def _compared(
         "left_out": len(rows) if mode == "leave-out" else 0,
         "examples": examples,
     }
-    return found | {"in_words": _in_words(found)}, rows
+    return overlap | {"in_words": _in_words(overlap)}, rows
 
 
-def _in_words(found: Mapping[str, Any]) -> str:
-    count = found["equal"] + found["nearly_equal"]
+def _in_words(overlap: Mapping[str, Any]) -> str:
+    count = overlap["equal"] + overlap["nearly_equal"]
     if not count:
         return (
-            f"none of {found['images']} images is equal or nearly equal to one of the "
-            f"{found['pretraining_images']} pretraining images"
+            f"none of {overlap['images']} images is equal or nearly equal to one of the "
+            f"{overlap['pretraining_images']} pretraining images"
         )
-    done = "left out" if found["mode"] == "leave-out" else "scored with the others (--near-duplicates leave-out)"
+    done = "left out" if overlap["mode"] == "leave-out" else "scored with the others (--near-duplicates leave-out)"
     return (
-        f"of {found['images']} images {found['equal']} are equal and {found['nearly_equal']} nearly "
-        f"equal to one of the {found['pretraining_images']} pretraining images, and {done}"
+        f"of {overlap['images']} images {overlap['equal']} are equal and {overlap['nearly_equal']} nearly "
+        f"equal to one of the {overlap['pretraining_images']} pretraining images, and {done}"
     )

@@ -75,7 +75,7 @@ def main(
     results.check(one.name for one in sets)
     for one in sets:
         started = time.monotonic()
-        left, found = set_without_near_duplicates(session, one, "test", near_duplicates)
+        left, overlap = set_without_near_duplicates(session, one, "test", near_duplicates)
         result = probe_set(
             session,
             left,
@@ -88,7 +88,7 @@ def main(
             modality=modality,
             checkpoint=checkpoint,
         )
-        result |= {"near_duplicates": found, "seconds": time.monotonic() - started}
+        result |= {"near_duplicates": overlap, "seconds": time.monotonic() - started}
         results.write(one.name, result)
         section = section | {one.name: _summary(result)}
         update_metrics(run, probe=section)
@@ -119,8 +119,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
         scores = [] if result["task"] == "multi-label" else [f"accuracy {_shown(row['accuracy'])}"]
         scores.append(f"macro AUROC {_shown(row['macro_auroc'])}")
         lines.append(f"  {100 * row['fraction']:g}% of training ({studies} studies): {', '.join(scores)}")
-    found = result["near_duplicates"]
-    return lines if found is None else [*lines, f"  near-duplicates: {found['in_words']}"]
+    overlap = result["near_duplicates"]
+    return lines if overlap is None else [*lines, f"  near-duplicates: {overlap['in_words']}"]
 
 
 def _shown(spread: dict[str, Any]) -> str:

@@ -10,5 +10,5 @@ def near_duplicate_lines(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         results: Results by set; those of versions that looked for none lack ``near_duplicates``.
     """
-    found = {name: result.get("near_duplicates") for name, result in results.items()}
-    return [f"{name}: {one['in_words']}" for name, one in found.items() if one]
+    overlap = {name: result.get("near_duplicates") for name, result in results.items()}
+    return [f"{name}: {one['in_words']}" for name, one in overlap.items() if one]

@@ -103,8 +103,8 @@ def retrieval_section(run: Run) -> RetrievalSection | None:
         rows.append(["by chance", *_ranks(scores["chance"], recalls), "", ""])
     table = Table([Column("Retrieved", "text"), *map(Column, titles)], rows)
     score = retrieval["score"].replace("+", " and ")
-    found = near_duplicate_lines({f"{retrieval['split']} split": retrieval})
-    return RetrievalSection(table, retrieval["images"], retrieval["texts"], retrieval["split"], score, found)
+    overlap = near_duplicate_lines({f"{retrieval['split']} split": retrieval})
+    return RetrievalSection(table, retrieval["images"], retrieval["texts"], retrieval["split"], score, overlap)
 
 
 def _probe_rows(name: str, probe: Mapping[str, Any], shares: list[float]) -> list[list[Cell]]:

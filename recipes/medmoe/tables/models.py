@@ -105,7 +105,7 @@ def _choice(name: str, options: Sequence[str]) -> ModelChoice:
 
 
 def _why_absent(choice: ModelChoice) -> str | None:
-    """Tells which file or folder of a released model is not here; a name of a hub is not asked for."""
+    """Tells which file or folder of a released model is not here; a hub is not contacted."""
     kind, _, place = str(choice.model).partition(":")
     if kind not in ("open_clip", "transformers") and not Path(place).exists():
         return f"no weights at {place}"

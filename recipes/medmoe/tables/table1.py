@@ -216,8 +216,8 @@ def _sets(swept: Swept, rows: Sequence[Row]) -> str:
             continue  # a mean of several
         if column in swept.evaluated.absent:
             continue
-        found = [one for m in swept.models for one in results_of(swept, column, m.name).values()]
-        lines.append([column, *_about_set(found)])
+        results = [one for m in swept.models for one in results_of(swept, column, m.name).values()]
+        lines.append([column, *_about_set(results)])
     titles = ["set", "task", "studies", "patients", "classes", "chance", "most frequent class", "prompts"]
     return markdown_table(titles, lines) if lines else "None is here."
 
@@ -238,10 +238,10 @@ def _printed() -> str:
     return markdown_table(["model", *SETS.values(), "its average", "mean of the row"], lines)
 
 
-def _about_set(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not found:
+def _about_set(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not results:
         return ["no cell is finished", *[DASH] * 6]
-    one = found[0]
+    one = results[0]
     prompts = one["prompts"]
     return [
         one["task"],

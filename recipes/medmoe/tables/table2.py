@@ -253,10 +253,10 @@ def _protocols(swept: Swept) -> str:
     """Says what was fitted on what, and chance, of each set."""
     lines = []
     for column in swept.evaluated.sets:
-        found = [one for m in swept.models for one in results_of(swept, column, m.name).values()]
-        if not found:
+        results = [one for m in swept.models for one in results_of(swept, column, m.name).values()]
+        if not results:
             continue
-        one = found[0]
+        one = results[0]
         chance = (
             ""
             if one["chance"] is None

@@ -96,7 +96,7 @@ def main(
     files.check(one.name for one, _ in sets)
     for one, chosen in sets:
         started = time.monotonic()
-        left, found = set_without_near_duplicates(session, one, split, near_duplicates)
+        left, overlap = set_without_near_duplicates(session, one, split, near_duplicates)
         result = evaluate_set(
             session,
             left,
@@ -108,7 +108,7 @@ def main(
             seed=seed,
             checkpoint=checkpoint,
         )
-        result |= {"near_duplicates": found, "count": count, "checkpoint": checkpoint}
+        result |= {"near_duplicates": overlap, "count": count, "checkpoint": checkpoint}
         result["seconds"] = time.monotonic() - started
         results[one.name] = result
         files.write(one.name, result)
@@ -193,9 +193,9 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     if spread is not None:
         parts.append(f"over halves of the prompts accuracy {spread['min']:.3f} to {spread['max']:.3f}")
     unknown = result["unknown_words"]
-    found = result["near_duplicates"]
+    overlap = result["near_duplicates"]
     return [
         ", ".join(parts),
         *([unknown["in_words"]] if unknown else []),
-        *([f"near-duplicates: {found['in_words']}"] if found else []),
+        *([f"near-duplicates: {overlap['in_words']}"] if overlap else []),
     ]

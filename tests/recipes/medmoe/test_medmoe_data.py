@@ -144,8 +144,8 @@ def test_augmentation_of_a_stream_depends_on_the_pass_and_the_pair_alone(reader,
 
 
 def images_by_place(batches):
-    found = {place: batch.images[row] for batch in batches for row, place in enumerate(batch.index.tolist())}
-    return [found[place] for place in sorted(found)]
+    image_at = {place: batch.images[row] for batch in batches for row, place in enumerate(batch.index.tolist())}
+    return [image_at[place] for place in sorted(image_at)]
 
 
 @pytest.mark.parametrize(("sampling", "present"), [("stratified", ("ct", "mri")), ("balanced", ("ct", "mri", "xray"))])

@@ -64,14 +64,14 @@ def test_zero_shot_counts_them_and_leaves_them_out(run, table, capsys):
     how = {"csv": table, "options": OPTIONS, "templates": True, "modality": "ct", "bootstrap": 0}
     zero_shot.main(run, **how)
     result = read_json(run / "zero_shot" / "mine.json")
-    found = result["near_duplicates"]
-    assert (found["equal"], found["nearly_equal"], found["left_out"]) == (1, 1, 0)
-    assert (found["images"], found["pretraining_images"], result["studies"]) == (8, 48, 8)
+    overlap = result["near_duplicates"]
+    assert (overlap["equal"], overlap["nearly_equal"], overlap["left_out"]) == (1, 1, 0)
+    assert (overlap["images"], overlap["pretraining_images"], result["studies"]) == (8, 48, 8)
     train = build_source(read_settings(Config, run)).train
-    assert [one["pretraining_id"] for one in found["examples"]] == [train.ids[0], train.ids[1]]
-    assert [one["id"] for one in found["examples"]] == ["0.png", "1.png"]
-    assert found["examples"][0]["similarity"] == 1 > found["examples"][1]["similarity"] > 0.99
-    assert read_json(run / "metrics.json")["zero_shot"]["sets"]["mine"]["near_duplicates"] == found
+    assert [one["pretraining_id"] for one in overlap["examples"]] == [train.ids[0], train.ids[1]]
+    assert [one["id"] for one in overlap["examples"]] == ["0.png", "1.png"]
+    assert overlap["examples"][0]["similarity"] == 1 > overlap["examples"][1]["similarity"] > 0.99
+    assert read_json(run / "metrics.json")["zero_shot"]["sets"]["mine"]["near_duplicates"] == overlap
     assert "near-duplicates: of 8 images 1 are equal and 1 nearly equal" in capsys.readouterr().out
 
     zero_shot.main(run, near_duplicates="leave-out", **how)
@@ -106,11 +106,11 @@ def test_a_run_without_prints_says_so_and_makes_them_where_they_are_needed(pretr
     run = shutil.copytree(pretrained_run, tmp_path / "run")
     session = Session.open(run)
     split = session.source().val
-    same, found = without_near_duplicates(session, split, "val", "count")
+    same, overlap = without_near_duplicates(session, split, "val", "count")
     assert same is split
-    assert found["in_words"].startswith("not counted, since the run keeps no prints of its pretraining images")
-    _, found = without_near_duplicates(session, split, "val", "leave-out")
-    assert found["pretraining_images"] == 48
+    assert overlap["in_words"].startswith("not counted, since the run keeps no prints of its pretraining images")
+    _, overlap = without_near_duplicates(session, split, "val", "leave-out")
+    assert overlap["pretraining_images"] == 48
     assert without_near_duplicates(session, split, "val", "count")[1]["images"] == 24
 
 
@@ -142,10 +142,10 @@ def test_a_stream_is_read_once_where_its_images_are_to_be_left_out(run, monkeypa
             yield from (source.val[row] for row in range(3))
 
     monkeypatch.setattr(Session, "source", lambda self: replace(source, train=Stream()))
-    _, found = without_near_duplicates(session, source.val, "val", "count")
-    assert "unknown" in found
-    left, found = without_near_duplicates(session, source.val, "val", "leave-out")
-    assert (found["pretraining_images"], found["equal"], len(left)) == (3, 3, 21)
+    _, overlap = without_near_duplicates(session, source.val, "val", "count")
+    assert "unknown" in overlap
+    left, overlap = without_near_duplicates(session, source.val, "val", "leave-out")
+    assert (overlap["pretraining_images"], overlap["equal"], len(left)) == (3, 3, 21)
     assert left.ids == list(source.val.ids[3:])
     study = left[0]
     assert isinstance(study, Study)
@@ -157,7 +157,7 @@ def test_a_released_model_has_no_known_pretraining_images(tmp_path):
     class Released:
         run = tmp_path
 
-    _, found = without_near_duplicates(Released(), [], "test", "count")
-    assert found["in_words"] == "not counted, since the pretraining images of a released model are not known"
+    _, overlap = without_near_duplicates(Released(), [], "test", "count")
+    assert overlap["in_words"] == "not counted, since the pretraining images of a released model are not known"
     with pytest.raises(ValueError, match=r"\(--near-duplicates\): no image can be left out, since the pretraining"):
         without_near_duplicates(Released(), [], "test", "leave-out")

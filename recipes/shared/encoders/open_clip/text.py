@@ -73,7 +73,7 @@ class OpenClipText(nn.Module):
         Padding on the right is seen by no token before it, so the mask of a causal tower is not needed.
 
         Raises:
-            ValueError: If other layers than the last are asked for, or the text is longer than the context.
+            ValueError: If other layers than the last are requested, or the text is longer than the context.
         """
         if tuple(layers) != (-1,):
             raise ValueError("layers (--text-layers) of a text tower of open_clip must be -1, the last one.")
