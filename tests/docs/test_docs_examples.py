@@ -175,7 +175,7 @@ def medmoe_stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, 
         result = None if table == "figure3" else (None, [])
 
         def run(options: Any, *args: Any, table: str = table, result: Any = result, **kwargs: Any) -> Any:
-            medmoe_cli.parse_pretrain(list(options.pretrain))
+            medmoe_cli.parse_pretrain(list(options.train))
             calls[table] += 1
             return result
 
