@@ -2,7 +2,8 @@
 
 Experts are divided among ``--experts-over`` ranks (:func:`moekit.distributed.expert_parallel_`), all else among all
 ranks by FSDP2. Experts are balanced without a loss: biases of the router move with the counts of all ranks. Checkpoints
-fit any other number of ranks; a run that was killed goes on from its last one, with the same batches::
+fit any other number of ranks; a run that was killed goes on from its last one, with the same batches (for
+``--max-restarts`` of torchrun see docs/scale.md)::
 
     python examples/lm_pretrain.py
     torchrun --nproc-per-node 4 examples/lm_pretrain.py --experts-over 2 --checkpoints runs/lm

@@ -14,10 +14,12 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"batch": 8, "length": 64, "dim": 48, "hidden-dim": 48, "layers": 1, "report-every": 1000}
 SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
 
-# Runs the example, kills rank 1 before a step of the first attempt, and appends each step's loss to a file.
+# Runs the example, kills rank 1 before a step of the first attempt, and writes each step's loss to a file. In the second
+# attempt rank 1 starts late: an address of its dead process that is still in the store then fails the attempt.
 SCRIPT = """
-import json, os, signal, sys, warnings
+import json, os, signal, sys, time, warnings
 warnings.simplefilter("ignore")
+time.sleep(4 if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "1" else 0)
 sys.path.insert(0, {examples!r})
 import lm_pretrain
 kill_at, out = int(sys.argv[1]), sys.argv[2]
@@ -39,8 +41,9 @@ def run(folder: Path, *arguments: str, kill_at: int = -1, restarts: int = 0) -> 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*launcher, f"--max-restarts={restarts}", str(script), str(kill_at), str(out), *SMALL, *arguments]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as docs/scale.md says of restarts
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **own_store}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
