@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 SIZES = {"batch": 8, "length": 64, "dim": 48, "hidden-dim": 48, "layers": 1, "report-every": 1000}
 SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
 
-# Runs the example, kills rank 1 before a step of the first attempt, and writes each step's loss to a file. In the second
-# attempt rank 1 starts late: an address of its dead process that is still in the store then fails the attempt.
+# Runs the example, kills rank 1 before a step of the first attempt, and writes each step's loss to a file.
+# In the second attempt rank 1 starts late: an address of its dead process that is still in the store fails the attempt.
 SCRIPT = """
 import json, os, signal, sys, time, warnings
 warnings.simplefilter("ignore")
