@@ -2,10 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from huggingface_hub import HfApi, snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from torch import nn
 
@@ -23,17 +24,29 @@ from moekit.interop.hub.state import INDEX, load_state, read_state, state_of, wr
 _FILES = [FILE, INDEX, "config.json", "model*.safetensors"]
 
 
-def save_pretrained(model: nn.Module, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
     """Saves a layer, or a model that holds parts of moekit: tensors as safetensors, parts as ``moekit.json``.
 
     The json says how to build the parts: routers, experts, shared experts, gates, activations, fusion layers, with the
     settings that they have now. What is around them in a model is not described; :func:`from_pretrained` then takes
     the model. Modes, ``requires_grad``, hooks and optimisers are not saved.
 
+    Of a model after :func:`~moekit.distributed.expert_parallel_` or ``fully_shard`` the files are those of the whole
+    model. All ranks must call it. Each writes the rows that it holds at their place in the files, so none has more of
+    the model than before; of those that hold the same, one writes it.
+
     Args:
         model: A part of moekit, or a model that holds some.
-        folder: Where to write; it is made. Files of an earlier saving are replaced.
+        folder: Where to write; it is made. Files of an earlier saving are replaced. For a divided model it must be on
+            a file system that all ranks share.
         max_shard_size: Largest size of one file of tensors, such as ``"5GB"``; one tensor is never split.
+        process_group: Of a divided model, all ranks that it is divided among; the default group if None.
 
     Raises:
         ValueError: If the model holds no part, or one that cannot be rebuilt: a class or a function that is not
@@ -50,13 +63,14 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, max_shard_size: int
         >>> layer.experts.num_experts
         8
     """
-    save_into(model, Path(folder), max_shard_size)
+    save_into(model, Path(folder), max_shard_size, process_group=process_group)
 
 
 def from_pretrained(
     source: str | Path,
     *,
     model: nn.Module | None = None,
+    divide: Callable[[nn.Module], object] | None = None,
     device: torch.device | str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -74,6 +88,10 @@ def from_pretrained(
         model: Of a model that holds parts: the model, built as it was before (without the parts, as before
             :func:`~moekit.interop.upcycle_`, or with other weights). The parts are put into it and its tensors
             replaced, so make its optimiser afterwards. None for a layer.
+        divide: Divides the model among ranks in place, such as
+            ``lambda model: expert_parallel_(model, mesh["ep"])``, followed by ``fully_shard`` or not. It is called with
+            a model without values, and each rank then reads only the rows that it holds. All ranks must call
+            ``from_pretrained``.
         device: Where tensors are loaded; by default where those of ``model`` are, or the CPU.
         revision: Branch, tag or commit of the repository.
         token: Access token of the Hub; that of the machine by default.
@@ -89,7 +107,7 @@ def from_pretrained(
             or of another shape.
     """
     folder = download(source, revision, token, cache_dir, force_download, local_files_only)
-    return load_into(model, folder, None if device is None else torch.device(device))
+    return load_into(model, folder, None if device is None else torch.device(device), divide)
 
 
 def push_to_hub(
@@ -162,7 +180,14 @@ def download(
     return Path(downloaded)
 
 
-def save_into(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB", *, within: bool = False) -> None:
+def save_into(
+    model: nn.Module,
+    folder: Path,
+    max_shard_size: int | str = "5GB",
+    *,
+    within: bool = False,
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
     """Writes a model; see :func:`save_pretrained`.
 
     Args:
@@ -170,7 +195,14 @@ def save_into(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB",
         folder: Where to write.
         max_shard_size: Largest size of one file of tensors.
         within: Whether to describe the parts in the model, and never the model itself.
+        process_group: All ranks that a divided model is divided among.
     """
+    if dist.is_available() and dist.is_initialized():
+        from moekit.interop.hub.divided import is_divided, save_divided  # imports half of torch.distributed
+
+        if is_divided(model):
+            save_divided(model, folder, max_shard_size, process_group, within=within)
+            return
     parts = describe(model, within=within)
     tensors, tied = state_of(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,21 +211,34 @@ def save_into(model: nn.Module, folder: Path, max_shard_size: int | str = "5GB",
     write_description(folder, Description(parts, tied))
 
 
-def load_into(model: nn.Module | None, folder: Path, device: torch.device | None) -> nn.Module:
+def load_into(
+    model: nn.Module | None,
+    folder: Path,
+    device: torch.device | None,
+    divide: Callable[[nn.Module], object] | None = None,
+) -> nn.Module:
     """Builds the parts of a folder, in a model or alone, and loads all tensors; see :func:`from_pretrained`."""
     description = read_description(folder)
     fallback = torch.device("cpu") if device is None else device
     if device is None and model is not None:
         fallback = next((each.device for each in model.parameters() if not each.is_meta), fallback)
-    state = read_state(folder, "cpu" if device is None else device)
+    if divide is not None:
+        from moekit.interop.hub.divided import shapes_of
+
+        state = shapes_of(folder)
+    else:
+        state = read_state(folder, "cpu" if device is None else device)
     parts = build_parts(description.parts, model, fallback)
-    if model is None:
-        load_state(parts[""], state, description.tied, None)
-        return parts[""].to(fallback).eval()
-    before = put(model, parts)
+    whole = parts[""] if model is None else model
+    before = {} if model is None else put(model, parts)
+    stays = device is None and model is not None
     try:
-        load_state(model, state, description.tied, fallback if device is None else None)
+        load_state(whole, state, description.tied, fallback if stays and divide is None else None)
     except Exception:
-        put(model, before)
+        put(whole, before)
         raise
-    return (model if device is None else model.to(device)).eval()
+    if divide is not None:
+        from moekit.interop.hub.divided import divide_and_fill
+
+        divide_and_fill(whole, divide, folder, description.tied, fallback)
+    return (whole if stays else whole.to(fallback)).eval()

@@ -29,23 +29,37 @@ def state_of(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: If the state holds anything but dense tensors with values.
     """
-    first_of: dict[int, str] = {}
-    tied: dict[str, str] = {}
+    kept, tied = tied_names(cast(dict[str, object], model.state_dict(keep_vars=True)))
     storages: set[int] = set()
     tensors: dict[str, Tensor] = {}
-    for name, tensor in cast(dict[str, object], model.state_dict(keep_vars=True)).items():
-        checked = _checked(name, tensor)
-        if id(tensor) in first_of:
-            tied[name] = first_of[id(tensor)]
-            continue
-        first_of[id(tensor)] = name
-        plain = checked.detach()
+    for name, tensor in kept.items():
+        if tensor.is_meta:
+            raise ValueError(f"model must have values, got {name} on the meta device: load or initialise it first.")
+        plain = tensor.detach()
         # Files hold no views: tensors that share memory without being the same are written apart.
         storage = plain.untyped_storage().data_ptr()
         shares = plain.numel() > 0 and (storage in storages or plain.untyped_storage().nbytes() != plain.nbytes)
         storages.add(storage)
         tensors[name] = plain.clone(memory_format=torch.contiguous_format) if shares else plain.contiguous()
     return tensors, tied
+
+
+def tied_names(state: Mapping[str, object]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns the tensors of a state, those of several names once, and the other names with the first ones.
+
+    Raises:
+        ValueError: If the state holds anything but dense tensors.
+    """
+    first_of: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if id(tensor) in first_of:
+            tied[name] = first_of[id(tensor)]
+        else:
+            first_of[id(tensor)] = name
+            kept[name] = _checked(name, tensor)
+    return kept, tied
 
 
 def write_state(tensors: dict[str, Tensor], folder: Path, max_shard_size: int | str) -> None:
@@ -60,9 +74,7 @@ def read_state(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
         ValueError: If a file is missing, is no safetensors file, or the index names files elsewhere.
     """
     state: dict[str, Tensor] = {}
-    for name in _files(folder):
-        if not (folder / name).is_file():
-            raise ValueError(f"source must hold {name}, but {folder} does not: save or download it whole.")
+    for name in files_of(folder):
         try:
             state |= {key: _aligned(tensor) for key, tensor in load_file(folder / name, device=str(device)).items()}
         except SafetensorError as error:
@@ -97,6 +109,11 @@ def load_state(
             state[name] = state[name].to(device if there.type == "meta" else there)
         state |= {name: state[kept] for name, kept in tied.items()}
     model.load_state_dict(state, assign=True)
+    tie(model, tied)
+
+
+def tie(model: nn.Module, tied: Mapping[str, str]) -> None:
+    """Gives tensors of two names, each with the other, one tensor again."""
     loaded = cast(dict[str, Tensor], model.state_dict(keep_vars=True))
     for name, kept in tied.items():
         if loaded[name] is not loaded[kept]:
@@ -109,7 +126,20 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
-def _files(folder: Path) -> list[str]:
+def files_of(folder: Path) -> list[str]:
+    """Returns the names of the safetensors files of a folder, all of which exist.
+
+    Raises:
+        ValueError: If a file is missing, or the index names files elsewhere.
+    """
+    names = _names(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"source must hold {name}, but {folder} does not: save or download it whole.")
+    return names
+
+
+def _names(folder: Path) -> list[str]:
     index = folder / INDEX
     if not index.is_file():
         return [WEIGHTS]
@@ -133,8 +163,6 @@ def _checked(name: str, tensor: object) -> Tensor:
             f"model must have plain dense tensors, got {name}, a {type(tensor).__name__} of layout {tensor.layout}: "
             "gather or dequantise it first."
         )
-    if tensor.is_meta:
-        raise ValueError(f"model must have values, got {name} on the meta device: load or initialise it first.")
     return tensor
 
 
