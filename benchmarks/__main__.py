@@ -55,6 +55,9 @@ COMMANDS = {
         "benchmarks.train_step.command", "a training step of MedVLMoE at the paper's size: time, memory, the MoE layer"
     ),
     "scale": Command("benchmarks.scale.command", "compute what dividing experts among up to 10,000 GPUs would cost"),
+    "placement": Command(
+        "benchmarks.placement.command", "how even ranks would be with experts placed by their past loads, simulated"
+    ),
     "tune": Command("benchmarks.tune", "on a GPU: search for better tiles of the GEMM kernels"),
 }
 """Every command by its name."""

@@ -4,5 +4,15 @@ from moekit.distributed.checkpoints import Checkpoints
 from moekit.distributed.errors import ExchangeError
 from moekit.distributed.expert_parallel import dropped_slots, expert_parallel_
 from moekit.distributed.gradients import average_gradients_, clip_grad_norm_
+from moekit.distributed.placement import ExpertPlacement, expert_placement
 
-__all__ = ["Checkpoints", "ExchangeError", "average_gradients_", "clip_grad_norm_", "dropped_slots", "expert_parallel_"]
+__all__ = [
+    "Checkpoints",
+    "ExchangeError",
+    "ExpertPlacement",
+    "average_gradients_",
+    "clip_grad_norm_",
+    "dropped_slots",
+    "expert_parallel_",
+    "expert_placement",
+]

@@ -1,0 +1,1 @@
+"""Balance of ranks with experts placed by their past loads, simulated."""
