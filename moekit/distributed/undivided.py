@@ -1,7 +1,7 @@
 """Models as they were before their parameters were divided: the same modules, without values."""
 
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ class _Copier:
         own["_modules"] = {name: None if each is None else self.module(each) for name, each in children.items()}
         for name, each in children.items():
             if isinstance(module, ExpertParallel) and isinstance(each, HeldModules):
-                own["_modules"][name] = _whole_list(module, own["_modules"][name])
+                own["_modules"][name] = _whole_list(module, cast(nn.ModuleList, own["_modules"][name]))
         vars(copy).update(own)
         return copy
 

@@ -6,10 +6,10 @@ A rank writes its rows at their place in the file of the whole tensor, so nothin
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from moekit.interop.hub.state import INDEX, files_of
+
+T = TypeVar("T")
 
 # Bytes that are copied to the host and written at once.
 _PIECE = 64 * 2**20
@@ -86,10 +88,9 @@ def chosen_writers(held: Sequence[Chunk], tensors: Mapping[str, Tensor], group: 
     Raises:
         ValueError: If the chunks of all ranks do not make up the tensors.
     """
-    by_rank: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(by_rank, list(held), group=group)
+    by_rank = _gathered(list(held), group)
     ranks_of: dict[Chunk, list[int]] = {}
-    for rank, chunks in enumerate(cast(list[list[Chunk]], by_rank)):
+    for rank, chunks in enumerate(by_rank):
         for chunk in chunks:
             ranks_of.setdefault(chunk, []).append(rank)
     elements = dict.fromkeys(tensors, 0)
@@ -99,7 +100,7 @@ def chosen_writers(held: Sequence[Chunk], tensors: Mapping[str, Tensor], group: 
         elements[chunk.name] = elements.get(chunk.name, 0) + math.prod(chunk.sizes)
         writer = min(ranks, key=lambda rank: (load[rank], rank))
         load[writer] += math.prod(chunk.sizes) * tensors[chunk.name].element_size() if chunk.name in tensors else 0
-        if writer == dist.get_rank(group):
+        if writer == _rank(group):
             mine.add(chunk)
     wrong = [name for name, number in elements.items() if name not in tensors or tensors[name].numel() != number]
     if wrong:
@@ -113,7 +114,7 @@ def chosen_writers(held: Sequence[Chunk], tensors: Mapping[str, Tensor], group: 
 def write_together(
     folder: Path,
     tensors: Mapping[str, Tensor],
-    chunks: Mapping[Chunk, Callable[[], Tensor] | Tensor],
+    chunks: Mapping[Chunk, Tensor],
     max_shard_size: int | str,
     group: dist.ProcessGroup | None,
 ) -> None:
@@ -124,7 +125,7 @@ def write_together(
     Args:
         folder: Where to write; it exists. Files of an earlier saving are replaced.
         tensors: All tensors by name, on the meta device, alike on all ranks.
-        chunks: What this rank holds: values, or what makes them when they are written.
+        chunks: What this rank holds.
         max_shard_size: Largest size of one file of tensors.
         group: The ranks that write.
 
@@ -140,8 +141,8 @@ def write_together(
         head, starts, end = _head({name: tensors[name] for name in names})
         heads[file] = head, end
         places |= {name: Place(file, start, tensors[name]) for name, start in starts.items()}
-    with together(group):
-        if dist.get_rank(group) == 0:
+    with together(group) as first:
+        if first:
             for path in [*folder.glob("model*.safetensors"), folder / INDEX]:
                 path.unlink(missing_ok=True)
             for file, (head, end) in heads.items():
@@ -155,10 +156,9 @@ def write_together(
             if place.file not in descriptors:
                 descriptors[place.file] = os.open(folder / place.file, _FLAGS)
                 stack.callback(os.close, descriptors[place.file])
-            values = chunks[chunk]
-            write_chunk(descriptors[place.file], place, chunk, values if isinstance(values, Tensor) else values())
-    with together(group):
-        if dist.get_rank(group) == 0 and split.is_sharded:
+            write_chunk(descriptors[place.file], place, chunk, chunks[chunk])
+    with together(group) as first:
+        if first and split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
             (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
@@ -167,19 +167,19 @@ class together:  # noqa: N801  (a context manager)
     """Raises an error of one rank on all, and has all wait for the last one.
 
     Args:
-        group: The ranks, all of which must enter it.
+        group: The ranks, all of which must enter it. Without any process group this process is alone.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
 
-    def __enter__(self) -> None:
-        """Does nothing."""
+    def __enter__(self) -> bool:
+        """Returns whether this is the first rank."""
+        return _rank(self.group) == 0
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Raises ``OSError`` on the ranks without an error, if another rank has one."""
-        errors: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(errors, None if error is None else f"{type(error).__name__}: {error}", group=self.group)
+        errors = _gathered(None if error is None else f"{type(error).__name__}: {error}", self.group)
         if error is None and any(errors):
             rank, message = next((rank, each) for rank, each in enumerate(errors) if each)
             raise OSError(f"rank {rank} could not write its part: {message}")
@@ -224,6 +224,19 @@ class Reader:
         shape: list[int] = part.get_shape()
         dtype: torch.dtype = part[:0].dtype if shape else part[...].dtype
         return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _rank(group: dist.ProcessGroup | None) -> int:
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def _gathered(mine: T, group: dist.ProcessGroup | None) -> list[T]:
+    """Returns what each rank has."""
+    if not dist.is_initialized():
+        return [mine]
+    each: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(each, mine, group=group)
+    return each
 
 
 def _head(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int], int]:

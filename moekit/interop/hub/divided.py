@@ -1,6 +1,6 @@
 """Models whose parameters are divided among ranks: saved and loaded without one that holds them all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +14,7 @@ from moekit.interop.hub.chunks import Chunk, Reader, chunks_of, together, write_
 from moekit.interop.hub.description import FILE, Description, describe, write_description
 from moekit.interop.hub.state import tie, tied_names
 
-__all__ = ["divide_and_fill", "fill", "is_divided", "save_divided", "shapes_of", "state_of_rank"]
+__all__ = ["divide_and_fill", "fill", "give_memory", "is_divided", "save_divided", "shapes_of", "state_of_rank"]
 
 
 def save_divided(
@@ -29,8 +29,8 @@ def save_divided(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE).unlink(missing_ok=True)
     write_together(folder, tensors, chunks_of(own), max_shard_size, group)
-    with together(group):
-        if dist.get_rank(group) == 0:
+    with together(group) as first:
+        if first:
             write_description(folder, Description(parts, tied))
 
 
@@ -79,14 +79,36 @@ def divide_and_fill(
         device: Where the tensors go.
     """
     divide(model)
+    give_memory(model, tied, device)
+    with Reader(folder) as reader:
+        fill(model, lambda name, chunk: reader.read(chunk._replace(name=tied.get(name, name))))
+
+
+def give_memory(model: nn.Module, tied: Mapping[str, str], device: torch.device) -> None:
+    """Gives the tensors of a model's state that are on the meta device memory, without values.
+
+    Args:
+        model: The model, divided or not.
+        tied: Names of tensors that are those of other names.
+        device: Where the tensors go.
+
+    Raises:
+        ValueError: If a buffer without values is not in the state.
+    """
+    for path, module in cast(Iterable[tuple[str, nn.Module]], model.named_modules()):
+        for name in vars(module)["_non_persistent_buffers_set"]:
+            buffer: Tensor | None = vars(module)["_buffers"][name]
+            if buffer is not None and buffer.is_meta:
+                raise ValueError(
+                    f"model must have values in buffers that no file holds, got {path}.{name} on the meta device: "
+                    "create parameters alone there."
+                )
 
     def with_values(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
 
     model._apply(with_values)  # pyright: ignore[reportPrivateUsage]  (to_empty, of those without values alone)
     tie(model, tied)
-    with Reader(folder) as reader:
-        fill(model, lambda name, chunk: reader.read(chunk._replace(name=tied.get(name, name))))
 
 
 @torch.no_grad()

@@ -3,6 +3,11 @@
 Importing this module does not import it.
 """
 
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
 from torch import nn
 
 from moekit.interop.transformers._build import build_layer, check_same_rule, empty_layer, understand
@@ -16,7 +21,9 @@ __all__ = [
     "SwappedBlocks",
     "from_transformers",
     "fused_activation",
+    "load_transformers_",
     "register_experts",
+    "save_transformers",
     "swap_moe_blocks_",
     "to_transformers",
 ]
@@ -211,3 +218,66 @@ def swap_moe_blocks_(model: nn.Module) -> SwappedBlocks:
         True
     """
     return swap(model)
+
+
+def save_transformers(
+    model: nn.Module,
+    like: Any,
+    folder: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    process_group: dist.ProcessGroup | None = None,
+) -> None:
+    """Saves a model of ``transformers`` whose sparse blocks are layers of moekit as the model that it was.
+
+    The folder is what ``like.save_pretrained`` would write with the weights of the layers in its blocks: configuration
+    and safetensors files with the names and the layout of ``transformers``, which its ``from_pretrained`` loads. The
+    model may be divided among ranks (:func:`~moekit.distributed.expert_parallel_`, ``fully_shard``). All ranks call it
+    then; each writes what it holds, every expert at its own place, and nothing is gathered. Needs the extra ``hub``.
+
+    Args:
+        model: The model. In the place of each sparse block it has a layer as :func:`from_transformers` makes it,
+            trained since or not, or one module that holds such a layer.
+        like: The model of ``transformers`` with blocks as they were; its weights are not read. On the meta device it
+            takes no memory: ``with torch.device("meta"): like = AutoModelForCausalLM.from_config(config)``.
+        folder: Where to write; it is made. Weights of an earlier saving are replaced. For a divided model it must be on
+            a file system that all ranks share.
+        max_shard_size: Largest size of one file of tensors; one tensor is never split.
+        process_group: Of a divided model, all ranks that it is divided among; the default group if None.
+
+    Raises:
+        ValueError: If a block is refused by :func:`from_transformers`, its form in files is not understood, or the
+            model has other tensors than ``like``. Nothing is written then.
+        OSError: On all ranks, if a file cannot be written on one.
+    """
+    from moekit.interop.transformers._files import save
+
+    save(model, like, Path(folder), max_shard_size, process_group)
+
+
+def load_transformers_(
+    model: nn.Module, like: Any, folder: str | Path, *, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Loads a checkpoint of ``transformers`` into a model whose sparse blocks are layers of moekit, in place.
+
+    Of a model that is divided among ranks, each rank reads the experts and rows that it holds alone. Needs the extra
+    ``hub``.
+
+    Args:
+        model: As of :func:`save_transformers`. Weights keep their dtype. They may be on the meta device, where a model
+            is built and divided without memory.
+        like: As of :func:`save_transformers`.
+        folder: As ``transformers`` saves it, or :func:`save_transformers`, of the architecture of ``like``.
+        device: Where weights that are on the meta device go.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: As :func:`save_transformers`, or if the folder has other tensors than ``like`` would save, or the
+            model has a buffer without values that no file holds. No weight is changed then.
+    """
+    from moekit.interop.transformers._files import load
+
+    load(model, like, Path(folder), torch.device(device))
+    return model
