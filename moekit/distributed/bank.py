@@ -4,6 +4,7 @@ A bank stays the module that it is, with the names of its parameters; its class 
 the other ranks around what the bank computed before.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from moekit.changed_class import ChangedClass, changed_class
+from moekit.distributed.errors import exchange_errors
 from moekit.distributed.exchange import Exchange, LocalExperts, Share
 from moekit.experts.base import Experts, check_plan_experts
 from moekit.experts.ffn import FFNExperts
@@ -54,7 +56,7 @@ class ExpertParallel(ChangedClass):
             check_tokens(each, plan)
         check_gates(gates, plan)
         experts = LocalExperts(
-            compute=cast(Any, super()).forward,
+            compute=self._compute,
             trains=any(parameter.requires_grad for parameter in self.parameters()) or not _has_parameters(self),
             uses_every_row=isinstance(self, FFNExperts),
             factor=self.gradient_factor,
@@ -62,6 +64,12 @@ class ExpertParallel(ChangedClass):
         # Dynamo breaks its graph here: what an exchange brings is not known before.
         run: Callable[..., Tensor] = cast(Any, _run)
         return run(self.exchange, experts, tokens, plan, gates)
+
+    def _compute(self, x: Any, plan: DispatchPlan, gates: Tensor) -> Tensor:
+        """Computes what arrived; its dtype is that of all ranks together, which send it to each other."""
+        y: Tensor = cast(Any, super()).forward(x, plan, gates)
+        # One operation of all weights returns the same dtype whatever arrived; of modules some ranks may call none.
+        return y if isinstance(self, FFNExperts) else y.to(_common_dtype(y.dtype, plan, self.group))
 
     def extra_repr(self) -> str:
         """Shows the settings, and this rank's experts."""
@@ -114,6 +122,20 @@ def share_bank(
     cast(Any, bank).__class__ = changed_class(ExpertParallel, type(bank))
     shared = cast(ExpertParallel, bank)
     shared.share, shared.exchange, shared.group, shared.gradient_factor = share, exchange, group, gradient_factor
+
+
+def _common_dtype(dtype: torch.dtype, plan: DispatchPlan, group: dist.ProcessGroup) -> torch.dtype:
+    """Returns the dtype of what the ranks computed that had any row; this one's own where none had."""
+    had_rows = plan.offsets[-1:] > 0
+    own = torch.where(had_rows, _DTYPES.index(dtype), -1)
+    numbers = own.new_empty(dist.get_world_size(group))
+    with exchange_errors(group):
+        dist.all_gather_into_tensor(numbers, own, group=group)
+    dtypes = [_DTYPES[number] for number in cast(list[int], numbers.tolist()) if number >= 0]
+    return functools.reduce(torch.promote_types, dtypes) if dtypes else dtype
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def _local(weight: Tensor | None) -> Any:

@@ -20,7 +20,7 @@ from recipes.medvlmoe.config import Config, TrainConfig
 from recipes.medvlmoe.data import Batch, StudyDataset, make_loader
 from recipes.medvlmoe.fitted_bias import fit_to_studies_, studies_to_fit
 from recipes.medvlmoe.modalities import ModalityDropout, check_rates, check_something_is_read
-from recipes.medvlmoe.model import reads_text, takes_text
+from recipes.medvlmoe.model import has_experts, reads_text, takes_text
 from recipes.medvlmoe.objective import DiagnosisObjective
 from recipes.medvlmoe.prepare import check_training, kept_in_eval, prepare_model, sharded_units
 from recipes.medvlmoe.sources import SPELLING, build_source, texts_of
@@ -28,6 +28,7 @@ from recipes.medvlmoe.validate import choice_note, dead_experts, line, score, va
 from recipes.shared.checkpoints import MAY_CHANGE, checkpoint_to_resume
 from recipes.shared.class_weights import balanced_class_weights
 from recipes.shared.data_summary import study_summary
+from recipes.shared.expert_parallel import check_expert_parallel, optimiser_options
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.launched import with_launched_processes
 from recipes.shared.limits import check_limits
@@ -64,7 +65,9 @@ def main(config: Config) -> list[Path]:
     check_folder(config.out, "--out")
     check_baseline(config)
     check_training(config)
-    return one_run_per_seed(with_launched_processes(config), train_stages)
+    config = with_launched_processes(config)
+    check_expert_parallel(config.train, config.model.num_experts if has_experts(config.model) else None)
+    return one_run_per_seed(config, train_stages)
 
 
 def train_stages(config: Config) -> None:
@@ -109,7 +112,8 @@ def train_one(config: Config) -> None:
         write_fingerprint(out, source.splits())
     on_pairs = isinstance(model, PairModel)
     wrapped = fabric.setup_module(PairLoss(model) if on_pairs else model)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings))  # over the shards, where there are some
+    # Over the shards, where there are some.
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), **optimiser_options(settings))
     state = starting_state(checkpoint, model, optimizer, fabric)
     optimizer = fabric.setup_optimizers(optimizer)
     class_weights = None

@@ -1,6 +1,6 @@
 """The checkpoints of a run: written in one step, loaded into a model, or to go on with the training."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from recipes.shared.epochs import history_from_one
+from recipes.shared.expert_parallel import divided_experts
 from recipes.shared.runs import write_history
 from recipes.shared.settings import check_same_settings, read_settings
 from recipes.shared.shards import shard_model_state, shard_optimizer_state, whole_state
@@ -30,6 +31,7 @@ MAY_CHANGE = (
     "loggers",
     "activation_checkpointing",
     "compile",
+    "expert_parallel",
 )
 """Settings that a resumed run of any recipe may change: how long it trains, where, and how it computes."""
 
@@ -100,11 +102,15 @@ def read_checkpoint(path: Path, keys: Sequence[str] = ("model",)) -> dict[str, A
     return content
 
 
-def _load_state(model: nn.Module, state: Any, path: Path) -> None:
-    """Loads weights, or says how the file's differ from the model's. Those of its ``added_later`` may be missing."""
+def _load_state(model: nn.Module, state: Any, path: Path, elsewhere: Collection[str] = ()) -> None:
+    """Loads weights, or says how the file's differ from the model's.
+
+    Those of its ``added_later`` may be missing; those that other processes hold, ``elsewhere``, are passed over.
+    """
     own = model.state_dict()
     if isinstance(state, dict):
         state = {name: own[name] for name in getattr(model, "added_later", ()) if name in own} | state
+        state = {name: value for name, value in state.items() if name in own or name not in elsewhere}
     names = set(state) if isinstance(state, dict) else set()
     missing, unexpected = sorted(set(own) - names), sorted(names - set(own))
     other = [name for name in names & set(own) if getattr(state[name], "shape", None) != own[name].shape]
@@ -152,6 +158,9 @@ def save_checkpoints(
     weights = whole_state(model.state_dict())
     # What fabric wraps around an optimiser gives its state on the first rank alone.
     moments = whole_state(getattr(optimizer, "optimizer", optimizer).state_dict())
+    divided = divided_experts(fabric)
+    if divided is not None:
+        weights, moments = divided.whole_weights(weights), divided.whole_moments(moments)
     if not fabric.is_global_zero:
         return
     folder = out / "checkpoints"
@@ -181,10 +190,13 @@ def restore_checkpoint(
     content = read_checkpoint(path, STATE)
     if content["history"] and content["history"][0]["epoch"] == 0:
         content |= {"history": history_from_one(content["history"]), "best_epoch": content["best_epoch"] + 1}
-    _load_state(model, content["model"], path)
+    divided = divided_experts(fabric)
+    _load_state(model, content["model"], path, elsewhere=() if divided is None else divided.state_names)
     _check_best(path.with_name("best.ckpt"), content)
     del content["model"]
     saved = content.pop("optimizer")
+    if divided is not None:
+        saved = divided.own_moments(saved, optimizer)
     if [group.get("names") for group in saved["param_groups"]] != [group["names"] for group in optimizer.param_groups]:
         raise ValueError(
             f"{path} was written by a version that grouped parameters otherwise (it chose what decays by the number of "

@@ -18,7 +18,7 @@ _CHECKS: dict[str, Check] = {
             "epochs", "batch_size", "accumulate", "devices", "nodes", "image_size", "image_stride", "text_tokens",
             "dim", "num_heads", "num_experts", "top_k", "expert_hidden_dim", "expert_dim", "expert_depth", "slices",
             "router_hidden_dim", "contrast_epochs", "lora_rank", "train_studies", "val_studies", "test_studies",
-            "steps_per_epoch", "shuffle_buffer",
+            "steps_per_epoch", "shuffle_buffer", "expert_parallel",
         ),
         _AT_LEAST_1,
     ),

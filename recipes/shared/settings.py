@@ -42,6 +42,9 @@ class TrainSettings:
     """How many of them; on each node."""
     nodes: int = 1
     """Machines that train together; the command is started on each, see the documentation."""
+    expert_parallel: int = 1
+    """Processes among which the experts are divided, of all that train together: each holds a share of them, and images
+    or tokens travel to it. With 1 every process holds all experts."""
     workers: int = 4
     """Processes that load data; 0 loads in the main process."""
     cache_images: bool = False

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from recipes.shared.expert_parallel import average_over_copies_
 from recipes.shared.settings import TrainSettings
 from recipes.shared.throughput import Throughput
 
@@ -112,6 +113,7 @@ def take_step(
         for number, batch in enumerate(micro_batches):
             with fabric.no_backward_sync(wrapped, enabled=number + 1 < len(micro_batches)):
                 fabric.backward(loss_of(batch, shares[number]))
+    average_over_copies_(fabric)
     if clip_norm:
         fabric.clip_gradients(wrapped, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     optimizer.step()

@@ -1,7 +1,8 @@
 """How several devices train one model: DDP, or FSDP2, which also shards weights, gradients and moments.
 
 FSDP2 is torch's ``fully_shard``, applied inside Fabric's ``ModelParallelStrategy``: so the launcher, the precision,
-accumulation and clipping are those of the other strategies, and the recipe decides what is a unit of sharding.
+accumulation and clipping are those of the other strategies, and the recipe decides what is a unit of sharding. With
+either, experts may be divided among devices instead (:mod:`recipes.shared.expert_parallel`).
 """
 
 import warnings
@@ -15,6 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from recipes.shared.expert_parallel import DividedExperts, ExpertParallelDDP, ExpertParallelFSDP
 from recipes.shared.settings import TrainSettings
 
 Strategy = Literal["ddp", "fsdp2"]
@@ -47,7 +49,7 @@ def launch(
         )
     chosen: Any = "auto"
     if settings.devices * settings.nodes > 1:
-        chosen = DDPStrategy(find_unused_parameters=find_unused) if strategy == "ddp" else _fsdp2(settings, units)
+        chosen = _ddp(settings, find_unused) if strategy == "ddp" else _fsdp2(settings, units)
     try:
         fabric = Fabric(
             accelerator=settings.accelerator,
@@ -65,14 +67,29 @@ def launch(
     return fabric
 
 
+def _ddp(settings: TrainSettings, find_unused: bool) -> DDPStrategy:
+    if settings.expert_parallel == 1:
+        return DDPStrategy(find_unused_parameters=find_unused)
+    return ExpertParallelDDP(settings.expert_parallel, find_unused_parameters=find_unused)
+
+
 def _fsdp2(settings: TrainSettings, units: Callable[[nn.Module], list[nn.Module]]) -> ModelParallelStrategy:
     # Nothing here changes an output of the model in place, which is what this warns of.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
 
     def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        banks: list[nn.Module] = []
+        if size > 1:
+            strategy.divided = DividedExperts(model, size, mesh.device_type)
+            banks = list(strategy.divided.banks.values())
+            for bank in banks:
+                fully_shard(bank, mesh=strategy.divided.mesh["dp"])
         for unit in [*units(model), model]:
-            fully_shard(unit, mesh=mesh["data_parallel"])
+            if unit not in banks:
+                fully_shard(unit, mesh=mesh["data_parallel"])
         return model
 
-    ranks = settings.devices * settings.nodes
-    return ModelParallelStrategy(shard, data_parallel_size=ranks, tensor_parallel_size=1)
+    size, ranks = settings.expert_parallel, settings.devices * settings.nodes
+    kind = ModelParallelStrategy if size == 1 else ExpertParallelFSDP
+    strategy: Any = kind(shard, data_parallel_size=ranks, tensor_parallel_size=1)
+    return strategy

@@ -29,6 +29,7 @@ from recipes.medmoe.pretrain.prepare import kept_in_eval, prepare_model
 from recipes.medmoe.pretrain.tally import batch_sums, means_of
 from recipes.shared.checkpoints import MAY_CHANGE, checkpoint_to_resume
 from recipes.shared.data_summary import pair_summary
+from recipes.shared.expert_parallel import check_expert_parallel, optimiser_options
 from recipes.shared.fingerprint import check_unchanged, write_fingerprint
 from recipes.shared.launched import with_launched_processes
 from recipes.shared.limits import check_limits
@@ -62,7 +63,9 @@ def main(config: Config) -> list[Path]:
     check_read(config)
     check_loggers(config.train.loggers)
     check_folder(config.out, "--out")
-    return one_run_per_seed(with_launched_processes(config), pretrain_one)
+    config = with_launched_processes(config)
+    check_expert_parallel(config.train, config.model.num_experts if config.model.local_branch == "experts" else None)
+    return one_run_per_seed(config, pretrain_one)
 
 
 def pretrain_one(config: Config) -> None:
@@ -87,14 +90,15 @@ def pretrain_one(config: Config) -> None:
     loader, batches = train_loader(config, source, reader, rank=rank, world_size=world_size)
     val_batches = val_loader(config, source, reader, shown=fabric.is_global_zero)
     prepare_model(model, settings, fabric.device)
-    optimizer = make_optimizer(model, settings)
+    wrapped = fabric.setup_module(model)
+    optimizer = make_optimizer(model, settings)  # over this process's experts, where they are divided
     state = starting_state(checkpoint, model, optimizer, fabric)
     if fabric.is_global_zero:
         save_architecture(model, out)
         write_json(out / "config.json", config.to_json())
         write_fingerprint(out, source.splits())
+    optimizer = fabric.setup_optimizers(optimizer)
     findings = _report_findings(fabric, config, source, model)
-    wrapped, optimizer = fabric.setup(model, optimizer)
     objective = PairObjective(config, world_size, findings)
     in_eval = kept_in_eval(model, settings)
 
@@ -148,7 +152,8 @@ def make_optimizer(model: MedMoE, settings: TrainConfig) -> torch.optim.Optimize
     return kind(
         parameter_groups(
             model, weight_decay=settings.weight_decay, rates={"model": settings.lr}, part_of=lambda name: "model"
-        )
+        ),
+        **optimiser_options(settings),
     )
 
 

@@ -39,6 +39,7 @@ def contrastive_stage(config: Config) -> Config | None:
         "class_weights": "none",
         "drop_image": 0.0,
         "drop_text": 0.0,
+        "expert_parallel": 1,  # it has no experts
     }
     return replace(
         config,

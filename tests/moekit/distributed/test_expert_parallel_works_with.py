@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
 
-from moekit import FFN, FFNExperts, SparseMoE, TopKRouter
+from moekit import FFN, FFNExperts, ModuleExperts, SparseMoE, TopKRouter
 from moekit.distributed import average_gradients_, expert_parallel_
 from tests.moekit.distributed.ranks import Ranks, division
 
@@ -108,6 +108,25 @@ def autocast_step(experts: int) -> tuple[Tensor, Tensor]:
 
 def test_autocast(ranks: Ranks) -> None:
     divided, alone = ranks.run(autocast_step, 4), ranks.run(autocast_step, 0)
+    for mine, theirs in zip(divided, alone, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
+
+
+def autocast_modules(experts: int) -> tuple[Tensor, Tensor]:
+    """The same token on every rank, so that all but one of them have no row: their modules are not called."""
+    torch.manual_seed(0)
+    model = SparseMoE(TopKRouter(6, 4, 1), ModuleExperts([nn.Linear(6, 6) for _ in range(4)]))
+    x = torch.ones(1, 6, requires_grad=True)
+    if experts:
+        expert_parallel_(model, division(1, experts).mesh["ep"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(x).output
+    output.float().sin().sum().backward()
+    return output.detach(), x.grad
+
+
+def test_modules_of_which_a_rank_calls_none_under_autocast(ranks: Ranks) -> None:
+    divided, alone = ranks.run(autocast_modules, 4), ranks.run(autocast_modules, 0)
     for mine, theirs in zip(divided, alone, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
 
