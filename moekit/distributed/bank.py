@@ -128,10 +128,10 @@ def _common_dtype(dtype: torch.dtype, plan: DispatchPlan, group: dist.ProcessGro
     """Returns the dtype of what the ranks computed that had any row; this one's own where none had."""
     had_rows = plan.offsets[-1:] > 0
     own = torch.where(had_rows, _DTYPES.index(dtype), -1)
-    numbers = own.new_empty(dist.get_world_size(group))
+    numbers = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     with exchange_errors(group):
-        dist.all_gather_into_tensor(numbers, own, group=group)
-    dtypes = [_DTYPES[number] for number in cast(list[int], numbers.tolist()) if number >= 0]
+        dist.all_gather(numbers, own, group=group)
+    dtypes = [_DTYPES[number] for number in cast(list[int], torch.cat(numbers).tolist()) if number >= 0]
     return functools.reduce(torch.promote_types, dtypes) if dtypes else dtype
 
 

@@ -12,7 +12,14 @@ from recipes.shared.epochs import history_from_one
 from recipes.shared.expert_parallel import divided_experts
 from recipes.shared.runs import write_history
 from recipes.shared.settings import check_same_settings, read_settings
-from recipes.shared.shards import shard_model_state, shard_optimizer_state, whole_state
+from recipes.shared.shards import (
+    complete_model_state,
+    complete_optimizer_state,
+    held_optimizer_state,
+    shard_model_state,
+    shard_optimizer_state,
+    whole_state,
+)
 
 _REMEDY = "Take the run's other checkpoint (--checkpoint last or best), a copy of the file, or train again."
 STATE = ("model", "optimizer", "scaler", "epoch", "best", "best_epoch", "history", "seconds")
@@ -160,7 +167,8 @@ def save_checkpoints(
     moments = whole_state(getattr(optimizer, "optimizer", optimizer).state_dict())
     divided = divided_experts(fabric)
     if divided is not None:
-        weights, moments = divided.whole_weights(weights), divided.whole_moments(moments)
+        weights = complete_model_state(weights, divided.state_names, fabric.device)
+        moments = complete_optimizer_state(moments, divided.parameter_names, fabric.device)
     if not fabric.is_global_zero:
         return
     folder = out / "checkpoints"
@@ -196,7 +204,8 @@ def restore_checkpoint(
     del content["model"]
     saved = content.pop("optimizer")
     if divided is not None:
-        saved = divided.own_moments(saved, optimizer)
+        own = {name for group in optimizer.param_groups for name in group["names"]}
+        saved = held_optimizer_state(saved, set(divided.parameter_names) - own)
     if [group.get("names") for group in saved["param_groups"]] != [group["names"] for group in optimizer.param_groups]:
         raise ValueError(
             f"{path} was written by a version that grouped parameters otherwise (it chose what decays by the number of "

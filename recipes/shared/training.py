@@ -139,7 +139,8 @@ def run_epochs(
                     f"the training loss of epoch {epoch + 1} is {record['train_loss']}: {remedy}. The last checkpoint "
                     "is that of the epoch before."
                 )
-            record |= validate()
+            # All ranks stop at the same epoch: batch norms of their own may give each of them another score.
+            record |= fabric.broadcast(validate())
             better = score(record) > state["best"]
             if better:
                 state |= {"best": score(record), "best_epoch": epoch + 1}

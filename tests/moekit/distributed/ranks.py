@@ -20,11 +20,12 @@ class Ranks:
     Args:
         size: Number of processes.
         folder: For their store.
+        preload: Modules to import before the first processes are started, once for all of them.
     """
 
-    def __init__(self, size: int, folder: str) -> None:
+    def __init__(self, size: int, folder: str, preload: Sequence[str] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "moekit.distributed"])
+        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "moekit.distributed", *preload])
         self.size = size
         pipes = [context.Pipe() for _ in range(size)]
         self.connections = [mine for mine, _ in pipes]

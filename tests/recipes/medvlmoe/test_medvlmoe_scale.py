@@ -23,7 +23,13 @@ FROZEN = "--text-tuning frozen"
 CURVES = ("train_loss", "task_loss", "balance_loss", "z_loss", "router_entropy", "val_loss", "val_macro_auroc")
 ADAPTED = "--epochs 1 --precision bf16-mixed --image-tuning lora --text-tuning lora"
 ALL_AT_ONCE = f"{ADAPTED} --strategy fsdp2 --activation-checkpointing"
-DIRECTIONS = [("ddp", "fsdp2"), ("fsdp2", "ddp")]
+RUNS = {
+    "ddp": ("--strategy ddp", "--strategy fsdp2"),
+    "fsdp2": ("--strategy fsdp2", "--strategy ddp"),
+    "divided ddp": ("--strategy ddp --expert-parallel 2", "--strategy fsdp2 --expert-parallel 2"),
+    "divided fsdp2": ("--strategy fsdp2 --expert-parallel 2", "--strategy ddp"),
+}
+"""How two processes train the first epoch of a run, and the second."""
 
 
 def command(options, out, batch_size, *more):
@@ -45,9 +51,9 @@ def two_processes(tmp_path_factory):
     """Runs of two processes with half of the batch each, one after the other: starting processes takes the time."""
     folder = tmp_path_factory.mktemp("two")
     trainings = []
-    for first, then in DIRECTIONS:
-        run = command(FROZEN, folder / first, 8)
-        trainings += [([*run, "--strategy", first], 1), ([*run, "--strategy", then, "--resume"], None)]
+    for name, (first, then) in RUNS.items():
+        run = command(FROZEN, folder / name, 8)
+        trainings += [([*run, *first.split()], 1), ([*run, *then.split(), "--resume"], None)]
     trainings.append((command(ALL_AT_ONCE, folder / "all", 8), None))
     (folder / "trainings.json").write_text(json.dumps(trainings))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -57,11 +63,13 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "then"), DIRECTIONS)
-def test_two_processes_train_as_one_stopped_and_resumed_under_another_strategy(one_process, two_processes, first, then):
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one_stopped_and_resumed_in_another_way(one_process, two_processes, name):
     """The second epoch needs the first one's weights and moments; the last batch of validation has one study."""
-    run = two_processes / first
-    assert read_json(run / "config.json")["train"]["strategy"] == then
+    run = two_processes / name
+    settings = read_json(run / "config.json")["train"]
+    shown = f"--strategy {settings['strategy']} --expert-parallel {settings['expert_parallel']}"
+    assert shown.startswith(RUNS[name][1])
     for one, two in zip(read_history(one_process), read_history(run), strict=True):
         for name in CURVES:
             assert two[name] == pytest.approx(one[name], rel=1e-5), name

@@ -9,7 +9,7 @@ from recipes.shared.checkpoints import load_weights, restore_checkpoint, save_ch
 from recipes.shared.settings import TrainSettings
 from recipes.shared.steps import optimiser_steps, set_learning_rates, take_step
 from recipes.shared.sums import DeviceSums
-from recipes.shared.training import NEW_RUN, check_on_first_rank
+from recipes.shared.training import NEW_RUN, check_on_first_rank, run_epochs
 from recipes.shared.weight_decay import parameter_groups
 
 
@@ -97,10 +97,16 @@ class Rank:
     """One of several ranks, to which the first one sends ``message``."""
 
     def __init__(self, rank, message=None):
-        self.is_global_zero, self.message = rank == 0, message
+        self.is_global_zero, self.message, self.strategy = rank == 0, message, None
 
     def broadcast(self, own):
         return own if self.is_global_zero else self.message
+
+    def barrier(self):
+        pass
+
+    def print(self, line):
+        pass
 
 
 def test_a_check_of_the_first_rank_stops_all_of_them():
@@ -116,6 +122,25 @@ def test_a_check_of_the_first_rank_stops_all_of_them():
             check_on_first_rank(rank, check)
     check_on_first_rank(Rank(1), check)
     assert len(calls) == 1
+
+
+def test_the_score_of_the_first_rank_stops_all_of_them(fabric, tmp_path):
+    """This rank's own gets better in every epoch, the first one's never does after the first."""
+    scores, state = iter(range(10)), NEW_RUN | {"history": []}
+    run_epochs(
+        Rank(1, message={"val_loss": 1.0}),
+        *setup(fabric),
+        state,
+        TrainSettings(epochs=9, patience=2),
+        out=tmp_path,
+        started=0.0,
+        train_epoch=lambda epoch: {"epoch": epoch + 1, "train_loss": 1.0},
+        validate=lambda: {"val_loss": -next(scores)},
+        score=lambda record: -record["val_loss"],
+        line=str,
+        remedy="",
+    )
+    assert [record["val_loss"] for record in state["history"]] == [1.0] * 3
 
 
 def checkpoint(fabric, tmp_path):
