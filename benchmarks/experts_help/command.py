@@ -15,7 +15,8 @@ from benchmarks.options import OptionError, add_out
 
 PAGE = Path(__file__).parents[1] / "results" / "experts-help" / "README.md"
 TRAIN = (
-    "--image-size", "64", "--epochs", "6", "--no-augment", "--image-positions", "sine", "--residual-init", "zero",
+    "--image-size", "64", "--epochs", "5", "--no-augment", "--image-positions", "sine", "--residual-init", "zero",
+    "--lr-encoder", "1e-3", "--lr-head", "1e-3",
 )  # fmt: skip
 """Options of ``train`` for all cells."""
 MOST_CONTEXTS = 4
