@@ -39,7 +39,7 @@ class ExpertParallel(ChangedClass):
     gradient_factor: float
 
     @property
-    def local_experts(self) -> range:
+    def local_experts(self) -> Sequence[int]:
         """The experts that this rank holds."""
         return self.share.local
 
@@ -63,7 +63,7 @@ class ExpertParallel(ChangedClass):
         )
         # Dynamo breaks its graph here: what an exchange brings is not known before.
         run: Callable[..., Tensor] = cast(Any, _run)
-        return run(self.exchange, experts, tokens, plan, gates)
+        return run(self, experts, tokens, plan, gates)
 
     def _compute(self, x: Any, plan: DispatchPlan, gates: Tensor) -> Tensor:
         """Computes what arrived; its dtype is that of all ranks together, which send it to each other."""
@@ -73,9 +73,15 @@ class ExpertParallel(ChangedClass):
 
     def extra_repr(self) -> str:
         """Shows the settings, and this rank's experts."""
+        return ", ".join(part for part in (cast(Any, super()).extra_repr(), self._held()) if part)
+
+    def placed_plan(self, plan: DispatchPlan) -> DispatchPlan:
+        """Returns the plan of what ranks hold, in their order, from one of all experts."""
+        return plan
+
+    def _held(self) -> str:
         local = self.share.local
-        held = f"experts {local.start} to {local.stop - 1} of {self.share.num_experts} on this rank"
-        return ", ".join(part for part in (cast(Any, super()).extra_repr(), held) if part)
+        return f"experts {local.start} to {local.stop - 1} of {self.share.num_experts} on this rank"
 
     def _weights(self) -> ExpertWeights:
         weights: Iterable[Tensor | None] = cast(Any, super())._weights()
@@ -111,15 +117,23 @@ class HeldModules(nn.ModuleList):
 
 
 @torch.compiler.disable
-def _run(exchange: Exchange, experts: LocalExperts, tokens: list[Tensor], plan: DispatchPlan, gates: Tensor) -> Tensor:
-    return exchange.run(experts, tokens, plan, gates)
+def _run(
+    bank: ExpertParallel, experts: LocalExperts, tokens: list[Tensor], plan: DispatchPlan, gates: Tensor
+) -> Tensor:
+    return bank.exchange.run(experts, tokens, bank.placed_plan(plan), gates)
 
 
 def share_bank(
-    bank: Experts, share: Share, exchange: Exchange, group: dist.ProcessGroup, gradient_factor: float
+    bank: Experts,
+    share: Share,
+    exchange: Exchange,
+    group: dist.ProcessGroup,
+    gradient_factor: float,
+    *,
+    kind: type[ExpertParallel] = ExpertParallel,
 ) -> None:
     """Changes a bank whose parameters or modules are already this rank's own."""
-    cast(Any, bank).__class__ = changed_class(ExpertParallel, type(bank))
+    cast(Any, bank).__class__ = changed_class(kind, type(bank))
     shared = cast(ExpertParallel, bank)
     shared.share, shared.exchange, shared.group, shared.gradient_factor = share, exchange, group, gradient_factor
 

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict_saver import (  # pyright: ignore[r
 )
 
 from moekit.checks import check_not_negative, check_positive
+from moekit.distributed.rebalance import prepare_optimizer_
 
 
 class Checkpoints:
@@ -154,5 +155,6 @@ def _remove(path: Path) -> None:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    prepare_optimizer_(model, optimizer)  # states of placed experts in the order of the experts
     parts = cast(tuple[dict[str, Any], dict[str, Any]], get_state_dict(model, optimizer))
     return {"model": parts[0], "optimizer": parts[1]}

@@ -1,5 +1,6 @@
 """Experts over ranks: each rank holds a share of every layer's experts, and tokens go where their experts are."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -12,7 +13,10 @@ from moekit.changed_class import ChangedClass
 from moekit.checks import check_choice
 from moekit.distributed.bank import ExpertParallel, HeldModules, share_bank
 from moekit.distributed.exchange import BoundedExchange, DeduplicatedExchange, ExactExchange, Exchange, Share
+from moekit.distributed.placed import PlacedExperts, check_agreement
+from moekit.distributed.placement import ExpertPlacement
 from moekit.distributed.routes import Direct, Transport, TwoStage
+from moekit.distributed.slots import Slots
 from moekit.experts.base import Experts
 from moekit.experts.cross_scale import CrossScaleExperts
 from moekit.experts.ffn import FFNExperts
@@ -24,6 +28,7 @@ from moekit.parts import named_modules
 Model = TypeVar("Model", bound=nn.Module)
 Gradients = Literal["average", "sum"]
 GRADIENTS: tuple[Gradients, ...] = ("average", "sum")
+Placement = ExpertPlacement | Mapping[str, ExpertPlacement]
 
 
 def expert_parallel_(
@@ -35,6 +40,7 @@ def expert_parallel_(
     max_slots_factor: float | None = None,
     wire_dtype: torch.dtype | None = None,
     gradients: Gradients = "average",
+    placement: Placement | None = None,
 ) -> Model:
     """Divides the experts of every :class:`~moekit.SparseMoE` of a model among the ranks of a mesh, in place.
 
@@ -62,14 +68,20 @@ def expert_parallel_(
             add up in the dtype of the experts' output.
         gradients: ``"average"``, for losses that are means of each rank's tokens, as with data parallelism: gradients
             of the experts are those of the average of all ranks' losses. ``"sum"``: of their sum.
+        placement: Which experts each rank holds, some perhaps several ranks
+            (:func:`~moekit.distributed.expert_placement`): one for all layers, or one for each by its name. For
+            :class:`~moekit.FFNExperts`. Weights then have a row for each slot, and state dicts one for each expert in
+            their order, as without; making or loading one is a collective. An optimizer needs
+            :func:`~moekit.distributed.prepare_optimizer_`. By default equal chunks in the order of the experts, each
+            once.
 
     Returns:
         The model.
 
     Raises:
         ValueError: If the model holds no layer, a layer has experts of a kind that cannot be divided or fewer chunks of
-            experts than the mesh has ranks, a mesh has other dimensions, options exclude each other, or one is out of
-            range. Nothing is changed then.
+            experts than the mesh has ranks, a placement is of other experts or ranks, a mesh has other dimensions,
+            options exclude each other, or one is out of range. Nothing is changed then.
 
     Example:
         >>> from torch.distributed.device_mesh import init_device_mesh
@@ -96,12 +108,17 @@ def expert_parallel_(
     banks = {name: _bank(name, layer) for name, layer in layers.items()}
     if len({id(bank) for bank in banks.values()}) < len(banks):
         raise ValueError("layers of the model must have experts of their own, got some that two layers share.")
-    shares = {name: _share(name, bank, transport) for name, bank in banks.items()}
+    placements = placements_of(placement, list(layers))
+    for name, placed in placements.items():
+        _check_placement(name, banks[name], placed, transport)
+        check_agreement(placed, mesh.get_group())
+    shares = {name: _share(name, bank, transport, placements.get(name)) for name, bank in banks.items()}
     factor = 1 / transport.size if gradients == "average" else 1.0
     for name, bank in banks.items():
         share = shares[name]
         _agree(layers[name], bank, mesh)
-        _divide(bank, share, mesh)
+        placed = placements.get(name)
+        _divide(bank, share, mesh, placed)
         exchange: Exchange
         if max_slots_factor is not None:
             exchange = BoundedExchange(transport, share, wire_dtype, max_slots_factor)
@@ -109,7 +126,12 @@ def expert_parallel_(
             exchange = DeduplicatedExchange(transport, share, wire_dtype)
         else:
             exchange = ExactExchange(transport, share, wire_dtype)
-        share_bank(bank, share, exchange, mesh.get_group(), factor)
+        kind = ExpertParallel if placed is None else PlacedExperts
+        share_bank(bank, share, exchange, mesh.get_group(), factor, kind=kind)
+        if placed is not None:
+            near = transport.size if two_stage is None else two_stage.size(1)
+            placed_bank = cast(PlacedExperts, bank)
+            placed_bank.slots, placed_bank.layer_name = Slots(placed, transport.rank, near), name
     return model
 
 
@@ -150,11 +172,17 @@ def _transport(mesh: DeviceMesh, two_stage: DeviceMesh | None) -> Transport:
     return TwoStage(two_stage.get_group(0), two_stage.get_group(1))
 
 
-def _bank(name: str, layer: SparseMoE) -> Experts:
-    """Returns the bank of a layer that can be divided."""
+def bank_of(layer: SparseMoE) -> nn.Module:
+    """Returns the bank of a layer that computes, behind zero-computation experts."""
     bank: Any = layer.experts
     while isinstance(bank, ZeroComputationExperts):
         bank = bank.experts
+    return bank
+
+
+def _bank(name: str, layer: SparseMoE) -> Experts:
+    """Returns the bank of a layer that can be divided."""
+    bank: Any = bank_of(layer)
     where = f"experts of {name!r}" if name else "experts"
     if isinstance(bank, ExpertParallel):
         raise ValueError(f"{where} must not be divided yet: call expert_parallel_ once.")
@@ -166,7 +194,36 @@ def _bank(name: str, layer: SparseMoE) -> Experts:
     return bank
 
 
-def _share(name: str, bank: Experts, transport: Transport) -> Share:
+def placements_of(placement: Placement | None, layers: Sequence[str]) -> dict[str, ExpertPlacement]:
+    """Returns the placement of each layer that has one.
+
+    Raises:
+        ValueError: If one is for no layer.
+    """
+    if placement is None:
+        return {}
+    if isinstance(placement, ExpertPlacement):
+        return dict.fromkeys(layers, placement)
+    unknown = sorted(set(placement) - set(layers))
+    if unknown:
+        raise ValueError(f"placement must be of layers of the model, {list(layers)}, got {unknown}.")
+    return dict(placement)
+
+
+def _check_placement(name: str, bank: Experts, placement: ExpertPlacement, transport: Transport) -> None:
+    if not isinstance(bank, FFNExperts):
+        raise ValueError(f"placement needs FFNExperts, got {type(bank).__name__} in {name!r}: leave that layer out.")
+    wanted, got = (bank.num_experts, transport.size), (placement.num_experts, placement.num_ranks)
+    if wanted != got:
+        raise ValueError(
+            f"placement of {name!r} must be of {wanted[0]} experts on {wanted[1]} ranks, got one of {got[0]} on "
+            f"{got[1]}."
+        )
+
+
+def _share(name: str, bank: Experts, transport: Transport, placement: ExpertPlacement | None) -> Share:
+    if placement is not None:
+        return Share(placement.num_slots, transport.size, transport.rank)
     share = Share(bank.num_experts, transport.size, transport.rank)
     if share.most * (transport.size - 1) >= bank.num_experts:
         raise ValueError(
@@ -186,11 +243,14 @@ def _agree(layer: SparseMoE, bank: Experts, mesh: DeviceMesh) -> None:
             dist.broadcast(each.detach(), src=first, group=group)
 
 
-def _divide(bank: Experts, share: Share, mesh: DeviceMesh) -> None:
+def _divide(bank: Experts, share: Share, mesh: DeviceMesh, placement: ExpertPlacement | None) -> None:
     """Leaves a rank its own experts: of stacked weights DTensors, of a list its modules."""
     if isinstance(bank, FFNExperts):
         for name, weight in list(bank.named_parameters(recurse=False)):
-            placed = distribute_tensor(weight.detach(), mesh, [Shard(0)])
+            rows = weight.detach()
+            if placement is not None:
+                rows = rows[torch.tensor(placement.experts_of_rank, device=rows.device).flatten()]
+            placed = distribute_tensor(rows, mesh, [Shard(0)])
             bank.register_parameter(name, nn.Parameter(placed, requires_grad=weight.requires_grad))
         return
     holder = cast(Any, bank)

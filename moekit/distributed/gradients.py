@@ -11,13 +11,20 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from moekit.distributed.bank import ExpertParallel
 from moekit.distributed.errors import exchange_errors
+from moekit.distributed.placed import placed_banks
 
 
 class _Sharded(NamedTuple):
-    """A parameter, and the groups over whose ranks it is divided."""
+    """A parameter, the groups over whose ranks it is divided, and the rows that count; all where None."""
 
     parameter: nn.Parameter
     groups: tuple[dist.ProcessGroup, ...]
+    rows: list[int] | None = None
+
+    def counted_gradient(self) -> Tensor | None:
+        """Returns this rank's part of the gradient, each value on one rank only."""
+        grad = None if self.parameter.grad is None else _local(self.parameter.grad)
+        return grad if grad is None or self.rows is None else grad[self.rows]
 
 
 def average_gradients_(
@@ -47,7 +54,8 @@ def clip_grad_norm_(
     """Scales all gradients of a model so that their norm together is at most ``max_norm``.
 
     As :func:`torch.nn.utils.clip_grad_norm_`, which refuses parameters of different meshes, for models whose parameters
-    are whole, divided by FSDP, and divided among the ranks of experts: each value counts once. All ranks must call it.
+    are whole, divided by FSDP, and divided among the ranks of experts: each value counts once, and so does an expert
+    with replicas. All ranks must call it.
 
     Args:
         model: A model, after :func:`~moekit.distributed.expert_parallel_` and ``fully_shard`` in any combination.
@@ -103,7 +111,7 @@ def _average(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) ->
 def _norm(sharded: list[_Sharded], norm_type: float) -> Tensor:
     """Returns the norm of parameters that are divided over the same groups."""
     device = sharded[0].parameter.device
-    grads = [_local(grad) for each in sharded if (grad := each.parameter.grad) is not None]
+    grads = [grad for each in sharded if (grad := each.counted_gradient()) is not None]
     parts = [_vector_norm(grad, norm_type).double() for grad in grads if grad.numel()]
     none = torch.zeros((), device=device, dtype=torch.float64)
     norm = _vector_norm(torch.stack(parts), norm_type) if parts else none
@@ -127,13 +135,15 @@ def _vector_norm(x: Tensor, norm_type: float) -> Tensor:
 
 def _sharded_parameters(model: nn.Module) -> Iterable[_Sharded]:
     experts = _expert_parameters(model)
+    placed = {id(parameter): bank for bank in placed_banks(model) for parameter in bank.parameters()}
     for name, parameter in model.named_parameters():
         if isinstance(parameter, DTensor):
             mesh, placements = parameter.device_mesh, parameter.placements
             if any(isinstance(each, Partial) for each in getattr(parameter.grad, "placements", ())):
                 raise ValueError(f"gradient of {name} must be reduced over ranks, got placements {placements}.")
             divided = [dim for dim, each in enumerate(placements) if not isinstance(each, Replicate)]
-            yield _Sharded(parameter, tuple(mesh.get_group(dim) for dim in divided))
+            rows = placed[id(parameter)].first_rows(parameter) if id(parameter) in placed else None
+            yield _Sharded(parameter, tuple(mesh.get_group(dim) for dim in divided), rows)
         else:
             group = experts.get(id(parameter))
             yield _Sharded(parameter, () if group is None else (group,))

@@ -35,7 +35,7 @@ class Experts(SettingsModule, ABC):
     is_divided: ClassVar[bool] = False
 
     @property
-    def local_experts(self) -> range:
+    def local_experts(self) -> Sequence[int]:
         """The experts that this process holds: all, unless the bank is expert-parallel."""
         return range(self.num_experts)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from moekit import (
     FFN,
@@ -25,6 +26,7 @@ from moekit import (
     router_z_loss,
 )
 from moekit.distributed import average_gradients_, expert_parallel_
+from moekit.distributed.placed import PlacedExperts, placed_banks
 from tests.moekit.distributed.ranks import division
 
 DIM, HIDDEN = 6, 5
@@ -129,7 +131,7 @@ def one_process(case: Case) -> Result:
 
 
 def on_rank(case: Case, data: int, experts: int, options: dict[str, Any]) -> Result | None:
-    """The same on this rank of ``data * experts``; None on others. Stacked gradients are gathered."""
+    """The same on this rank of ``data * experts``; None on others. Stacked gradients are gathered, one per expert."""
     divided = division(data, experts)
     if divided is None:
         return None
@@ -146,9 +148,24 @@ def on_rank(case: Case, data: int, experts: int, options: dict[str, Any]) -> Res
         loss = loss + statistics_loss(summed)
     loss.backward()
     average_gradients_(layer, group, data_group=mesh["dp"].get_group())
-    gradients = {
-        name: each.grad.full_tensor() if hasattr(each.grad, "full_tensor") else each.grad
-        for name, each in layer.named_parameters()
-    }
+    gradients = {name: whole_gradient(layer, each) for name, each in layer.named_parameters()}
     # A loss of one rank counts 1 / ranks in their mean.
     return Result([output.detach()], [x.grad / group.size()], gradients, tuple(summed.detach()))
+
+
+def whole_gradient(model: nn.Module, parameter: nn.Parameter) -> Tensor | None:
+    """A gradient of all experts in their order; NaN where replicas differ in a bit."""
+    grad: Any = parameter.grad
+    for bank in placed_banks(model):
+        if grad is not None and any(parameter is each for each in bank.parameters()):
+            alike = replicas_alike(bank, grad)
+            grad = bank.to_logical(grad)
+            grad = grad if alike else grad * torch.nan
+    return grad.full_tensor() if isinstance(grad, DTensor) else grad
+
+
+def replicas_alike(bank: PlacedExperts, tensor: DTensor) -> bool:
+    """Whether this rank's replicas have the bits of the first ones; all ranks must call it."""
+    unified = tensor.detach().clone()
+    bank.unify_(unified)
+    return torch.equal(unified.to_local(), tensor.to_local())

@@ -1,0 +1,154 @@
+"""Experts that move between ranks while a model trains, and what its optimizer needs for it."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
+from weakref import WeakSet
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from moekit.distributed.expert_parallel import Placement, placements_of
+from moekit.distributed.placed import PlacedExperts, check_agreement, placed_banks
+from moekit.distributed.placement import ExpertPlacement
+from moekit.distributed.slots import Slots
+
+_PREPARED: "WeakSet[Optimizer]" = WeakSet()
+
+
+def rebalance_(model: nn.Module, optimizer: Optimizer | None, placement: Placement) -> None:
+    """Moves experts to the ranks of another placement: weights, gradients and the states of the optimizer, in place.
+
+    Values are copied, so training goes on as it would have. Replicas take what the first one has. All ranks must call
+    it, between steps, with placements of the same loads; under FSDP2 too. Rows that stay on their rank do not travel.
+
+    Args:
+        model: A model after :func:`~moekit.distributed.expert_parallel_` with ``placement``.
+        optimizer: Its optimizer, whose states have the rows of their parameter, or none, as those of Adam do; None
+            without one.
+        placement: With as many slots as before; one for all layers that have one, or for some by the name that they
+            had in :func:`~moekit.distributed.expert_parallel_`.
+
+    Raises:
+        ValueError: If a layer has no placement yet, a placement has another number of experts, ranks or slots or is not
+            the same on all ranks, or the optimizer has states of other shapes. Nothing is changed then.
+    """
+    placed = placed_banks(model)
+    banks = {bank.layer_name: bank for bank in placed}
+    if not banks:
+        raise ValueError("model must have been given a placement by expert_parallel_.")
+    if len(banks) < len(placed):
+        raise ValueError("model must have been divided in one call of expert_parallel_: give rebalance_ its parts.")
+    placements = placements_of(placement, list(banks))
+    moves: list[tuple[PlacedExperts, ExpertPlacement, list[_Rows]]] = []
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    for name, after in placements.items():
+        bank = banks[name]
+        _check_sizes(name, bank.placement, after)
+        parameters = [each for each in cast(nn.Module, bank).parameters() if isinstance(each, DTensor)]
+        moves.append((bank, after, [_rows_of(name, each, optimizer) for each in parameters]))
+        check_agreement(after, bank.group)
+        for parameter in parameters[:1]:
+            grid, _ = bank.layout(parameter)
+            if grid.data is not None:
+                check_agreement(after, grid.data)
+    for bank, after, parameters in moves:
+        for rows in parameters:
+            bank.place_(rows.tensors, rows.parameter, after)
+        bank.slots = Slots(after, bank.slots.rank, bank.slots.ranks_of_node)
+
+
+def prepare_optimizer_(model: nn.Module, optimizer: Optimizer) -> None:
+    """Prepares an optimizer for experts with a placement; once more does nothing.
+
+    Its state dicts get one row for each expert, in their order, as those of the model have; making or loading one is a
+    collective. Where more than two ranks hold the same experts, whose gradients are averaged in an order that may
+    differ from replica to replica, its steps give all replicas the gradient of the first, so that they stay the same to
+    the bit. :class:`~moekit.distributed.Checkpoints` calls it.
+
+    Args:
+        model: A model after :func:`~moekit.distributed.expert_parallel_` and ``fully_shard``.
+        optimizer: Its optimizer.
+    """
+    if optimizer in _PREPARED or not placed_banks(model):
+        return
+    _PREPARED.add(optimizer)
+
+    def saved(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return _converted(model, optimizer, state, to_logical=True)
+
+    def loaded(_: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return _converted(model, optimizer, state, to_logical=False)
+
+    def before_step(*_: Any) -> None:
+        for bank in placed_banks(model):
+            if max(bank.placement.replicas) > 1 and dist.get_world_size() > 2 * bank.placement.num_ranks:
+                for parameter in cast(nn.Module, bank).parameters():
+                    if parameter.grad is not None:
+                        bank.unify_(parameter.grad)
+
+    optimizer.register_state_dict_post_hook(saved)
+    optimizer.register_load_state_dict_pre_hook(loaded)
+    optimizer.register_step_pre_hook(before_step)
+
+
+class _Rows(NamedTuple):
+    """A parameter, and all tensors that have its rows."""
+
+    parameter: DTensor
+    tensors: list[Tensor]
+
+
+def _check_sizes(name: str, before: ExpertPlacement, after: ExpertPlacement) -> None:
+    wanted, got = ((each.num_experts, each.num_ranks, each.slots_per_rank) for each in (before, after))
+    if wanted != got:
+        raise ValueError(
+            f"placement of {name!r} must be of {wanted[0]} experts in {wanted[2]} slots on each of {wanted[1]} ranks, "
+            f"as before, got {got[0]} in {got[2]} on {got[1]}."
+        )
+
+
+def _rows_of(name: str, parameter: DTensor, optimizer: Optimizer | None) -> _Rows:
+    tensors: list[Tensor] = [parameter] if parameter.grad is None else [parameter, parameter.grad]
+    states: dict[str, Any] = {} if optimizer is None else optimizer.state.get(cast(Tensor, parameter), {})
+    for key, value in states.items():
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            continue
+        if not _has_rows(value, parameter):
+            raise ValueError(
+                f"optimizer must have states with the rows of their parameter, got {key!r} of shape "
+                f"{tuple(value.shape)} in {name!r}, where the parameter has {tuple(parameter.shape)}."
+            )
+        tensors.append(value)
+    return _Rows(parameter, tensors)
+
+
+def _has_rows(value: Tensor, parameter: DTensor) -> bool:
+    if isinstance(value, DTensor):
+        return value.placements == parameter.placements and value.shape[0] == parameter.shape[0]
+    return value.shape[0] == parameter.to_local().shape[0]
+
+
+def _converted(model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, to_logical: bool) -> dict[str, Any]:
+    """Returns a state dict with the rows of experts in place of those of slots, or the other way round."""
+    bank_of_parameter = {
+        id(parameter): bank for bank in placed_banks(model) for parameter in cast(nn.Module, bank).parameters()
+    }
+    states: dict[Any, Any] = dict(state["state"])
+    pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    keys: Iterable[tuple[Tensor, Any]] = (
+        pair for own, saved in pairs for pair in zip(own["params"], saved["params"], strict=True)
+    )
+    for parameter, key in keys:
+        bank = bank_of_parameter.get(id(parameter))
+        if bank is not None and key in states:
+            convert = bank.to_logical if to_logical else bank.to_slots
+            states[key] = {
+                name: convert(value) if isinstance(value, DTensor) and value.ndim else value
+                for name, value in states[key].items()
+            }
+    return {**state, "state": states}
