@@ -61,7 +61,8 @@ def simulate(loads: Tensor, mesh: Sequence[int], scheme: Scheme, *, history: int
     for window in range(1, len(loads)):
         before = placement
         if (window - 1) % every == 0:
-            placement = _placed(loads[max(0, window - history) : window].sum(0), mesh, ranks, scheme)
+            past = loads[max(0, window - history) : window].sum(0)
+            placement = _placed(past, mesh, ranks, scheme, before)
         outcome.moved.append(0.0 if window == 1 else moved_share(before, placement))
         outcome.ratios.append(_ratio(placement, loads[window]))
         outcome.known.append(_ratio(_placed(loads[window], mesh, ranks, scheme), loads[window]))
@@ -74,10 +75,12 @@ def moved_share(before: ExpertPlacement, after: ExpertPlacement) -> float:
     return sum(len(set(new) - set(old)) for old, new in pairs) / after.num_slots
 
 
-def _placed(loads: Tensor, mesh: Sequence[int], ranks: int, scheme: Scheme) -> ExpertPlacement:
+def _placed(
+    loads: Tensor, mesh: Sequence[int], ranks: int, scheme: Scheme, before: ExpertPlacement | None = None
+) -> ExpertPlacement:
     if scheme.replicas is None:
         return ExpertPlacement.contiguous(len(loads), ranks)
-    return expert_placement(loads, mesh, replicas=scheme.replicas)
+    return expert_placement(loads, mesh, replicas=scheme.replicas, before=before)
 
 
 def _ratio(placement: ExpertPlacement, loads: Tensor) -> float:

@@ -86,6 +86,19 @@ def bounded(bound: int, ranks: int, experts_per_rank: int, row_bytes: int, *, ba
     return forward + _gradients(there, back) if backward else forward
 
 
+def replica_gradients(experts_of_rank: Sequence[Sequence[int]], rank: int, expert_bytes: int) -> Transfer:
+    """Returns the transfer, once in a backward pass, of the gradients of experts with replicas.
+
+    Args:
+        experts_of_rank: The experts of each rank.
+        rank: The one that sends: to each other rank the gradients of the experts that both hold.
+        expert_bytes: Of the weights of one expert.
+    """
+    own = set(experts_of_rank[rank])
+    shared = [len(own & set(experts)) if place != rank else 0 for place, experts in enumerate(experts_of_rank)]
+    return Transfer("gradients of replicas", shared, expert_bytes)
+
+
 def uniform_rows(tokens: int, top_k: int, num_experts: int, ranks: int) -> Rows:
     """Returns the expected rows where every set of ``K`` experts is as likely as another.
 

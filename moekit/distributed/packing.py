@@ -42,8 +42,9 @@ def deal(items: Sequence[int], weights: Sequence[float], limits: Mapping[int, in
 def exchange_until_even(bins: list[list[int]], weights: Sequence[float], limits: Mapping[int, int]) -> None:
     """Exchanges items of the heaviest bin with lighter ones of other bins, in place, until none makes both lighter.
 
-    Then the heaviest and the lightest bin differ by at most the weight of one item: of two bins with as many items,
-    some item of the heavier outweighs its partner in the lighter by no more than the first of them weighs.
+    Then the heaviest and the lightest bin differ by at most the weight of one item. They have as many items. In any
+    pairing of those that they do not share, some item of the heavier outweighs its partner; as no exchange helps, it
+    does so by the whole difference of the bins, or more, and it cannot by more than it weighs itself.
 
     Args:
         bins: The items of each bin.
@@ -66,6 +67,18 @@ def exchange_until_even(bins: list[list[int]], weights: Sequence[float], limits:
             counts[here].subtract({out: 1})
             counts[here][into] += 1
             loads[here] = math.fsum(weights[item] for item in bins[here])
+
+
+def likest(new: Sequence[Counter[int]], old: Sequence[Counter[int]]) -> list[int]:
+    """Returns for each of the old bins a new one, each once: those with the most items in common first."""
+    common = [
+        (-(theirs & own).total(), place, index) for place, theirs in enumerate(old) for index, own in enumerate(new)
+    ]
+    chosen = [-1] * len(old)
+    for _, place, index in sorted(common):
+        if chosen[place] < 0 and index not in chosen:
+            chosen[place] = index
+    return chosen
 
 
 def _best_exchange(

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from moekit.distributed.bank import ExpertParallel
@@ -165,6 +166,15 @@ class PlacedExperts(ExpertParallel):
 def placed_banks(model: nn.Module) -> list[PlacedExperts]:
     """Returns the banks of a model that have a placement."""
     return [each for each in model.modules() if isinstance(each, PlacedExperts)]
+
+
+def parameters_of_placed(model: nn.Module) -> list[tuple[DTensor, PlacedExperts]]:
+    """Returns the parameters of placed experts, each with its bank, as optimizers know them: sharded by FSDP."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    pairs = ((each, bank) for bank in placed_banks(model) for each in cast(nn.Module, bank).parameters())
+    return [(each, bank) for each, bank in pairs if isinstance(each, DTensor)]
 
 
 def check_agreement(placement: ExpertPlacement, group: dist.ProcessGroup) -> None:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from moekit.checks import check_not_negative, check_positive
-from moekit.distributed.packing import deal, exchange_until_even, heaviest
+from moekit.distributed.packing import deal, exchange_until_even, heaviest, likest
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,11 @@ class ExpertPlacement:
 
 
 def expert_placement(
-    loads: Float[Tensor, "E"], mesh: DeviceMesh | Sequence[int], *, replicas: int = 0
+    loads: Float[Tensor, "E"],
+    mesh: DeviceMesh | Sequence[int],
+    *,
+    replicas: int = 0,
+    before: ExpertPlacement | None = None,
 ) -> ExpertPlacement:
     """Places experts on ranks so that the most loaded rank has as little as a greedy search finds.
 
@@ -121,13 +126,15 @@ def expert_placement(
         mesh: Ranks that divide the experts, such as ``mesh["ep"]``, or their sizes: ``(R,)``, or ``(N, R / N)`` for
             nodes and the ranks of a node.
         replicas: Slots beyond one for each expert: ``P = E + replicas``, a multiple of ``R``, at most ``E R``.
+        before: The placement that it will replace. Which rank gets which of the sets of experts makes no difference to
+            the loads; given this, each goes, one by one, where most of it is already, so that fewer experts move.
 
     Returns:
         The placement.
 
     Raises:
-        ValueError: If a load is negative or not finite, ``mesh`` has another number of dimensions, or ``replicas`` does
-            not fit.
+        ValueError: If a load is negative or not finite, ``mesh`` has another number of dimensions, ``replicas`` does
+            not fit, or ``before`` is of other ranks.
 
     Reference:
         The two steps are those of DeepSeek's expert-parallel load balancer,
@@ -142,6 +149,8 @@ def expert_placement(
     sizes = tuple(cast(Sequence[int], mesh.mesh.shape if isinstance(mesh, DeviceMesh) else mesh))
     values = _checked_loads(loads)
     ranks = _checked_ranks(sizes, len(values), replicas)
+    if before is not None and before.num_ranks != ranks:
+        raise ValueError(f"before must be a placement on {ranks} ranks, got one on {before.num_ranks}.")
     counts = _replicate(values, replicas, ranks)
     weights = [load / count for load, count in zip(values, counts, strict=True)]
     slots = [expert for expert in heaviest(weights) for _ in range(counts[expert])]
@@ -155,7 +164,10 @@ def expert_placement(
         exchanged = [list(each) for each in ExpertPlacement.contiguous(len(values), ranks).experts_of_rank]
         exchange_until_even(exchanged, weights, dict.fromkeys(range(len(values)), 1))
         placement = min(placement, _placement(exchanged), key=lambda each: max(_loads(each, weights)))
-    return placement
+    if before is None:
+        return placement
+    nodes = sizes[0] if len(sizes) == 2 and replicas else 1
+    return _placement(_renumbered(placement.experts_of_rank, before.experts_of_rank, nodes))
 
 
 def _checked_loads(loads: Tensor) -> list[float]:
@@ -212,6 +224,18 @@ def _even(slots: Sequence[int], weights: Sequence[float], bins: int) -> list[lis
 def _in_order(slots: Sequence[int], weights: Sequence[float]) -> list[int]:
     place = {expert: place for place, expert in enumerate(heaviest(weights))}
     return sorted(slots, key=place.__getitem__)
+
+
+def _renumbered(after: Sequence[Sequence[int]], before: Sequence[Sequence[int]], nodes: int) -> list[Sequence[int]]:
+    """Returns the ranks of a placement in an order in which they have much of what they had before, by node."""
+    size = len(after) // nodes
+    new, old = ([each[node * size : (node + 1) * size] for node in range(nodes)] for each in (after, before))
+    chosen = likest([Counter(chain(*ranks)) for ranks in new], [Counter(chain(*ranks)) for ranks in old])
+    renumbered: list[Sequence[int]] = []
+    for place, node in enumerate(chosen):
+        ranks = likest([Counter(rank) for rank in new[node]], [Counter(rank) for rank in old[place]])
+        renumbered += [new[node][rank] for rank in ranks]
+    return renumbered
 
 
 def _placement(placed: Sequence[Sequence[int]]) -> ExpertPlacement:

@@ -1,17 +1,16 @@
 """Experts that move between ranks while a model trains, and what its optimizer needs for it."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from moekit.distributed.expert_parallel import Placement, placements_of
-from moekit.distributed.placed import PlacedExperts, check_agreement, placed_banks
+from moekit.distributed.placed import check_agreement, parameters_of_placed, placed_banks
 from moekit.distributed.placement import ExpertPlacement
 from moekit.distributed.slots import Slots
 
@@ -26,8 +25,8 @@ def rebalance_(model: nn.Module, optimizer: Optimizer | None, placement: Placeme
 
     Args:
         model: A model after :func:`~moekit.distributed.expert_parallel_` with ``placement``.
-        optimizer: Its optimizer, whose states have the rows of their parameter, or none, as those of Adam do; None
-            without one.
+        optimizer: Its optimizer, whose states are divided as their parameter is or are single numbers, as those of
+            Adam; None without one.
         placement: With as many slots as before; one for all layers that have one, or for some by the name that they
             had in :func:`~moekit.distributed.expert_parallel_`.
 
@@ -42,23 +41,27 @@ def rebalance_(model: nn.Module, optimizer: Optimizer | None, placement: Placeme
     if len(banks) < len(placed):
         raise ValueError("model must have been divided in one call of expert_parallel_: give rebalance_ its parts.")
     placements = placements_of(placement, list(banks))
-    moves: list[tuple[PlacedExperts, ExpertPlacement, list[_Rows]]] = []
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    parameters: dict[str, list[DTensor]] = {name: [] for name in placements}
+    for parameter, bank in parameters_of_placed(model):
+        if bank.layer_name in placements:
+            parameters[bank.layer_name].append(parameter)
+    for name, after in placements.items():
+        _check_sizes(name, banks[name].placement, after)
+        for parameter in parameters[name]:
+            _check_states(name, parameter, _states(parameter, optimizer))
+    for name, after in placements.items():
+        check_agreement(after, banks[name].group)
+        grid, _ = banks[name].layout(parameters[name][0])
+        if grid.data is not None:
+            check_agreement(after, grid.data)
     for name, after in placements.items():
         bank = banks[name]
-        _check_sizes(name, bank.placement, after)
-        parameters = [each for each in cast(nn.Module, bank).parameters() if isinstance(each, DTensor)]
-        moves.append((bank, after, [_rows_of(name, each, optimizer) for each in parameters]))
-        check_agreement(after, bank.group)
-        for parameter in parameters[:1]:
-            grid, _ = bank.layout(parameter)
-            if grid.data is not None:
-                check_agreement(after, grid.data)
-    for bank, after, parameters in moves:
-        for rows in parameters:
-            bank.place_(rows.tensors, rows.parameter, after)
+        for parameter in parameters[name]:
+            states = [
+                each for each in _states(parameter, optimizer).values() if isinstance(each, DTensor) and each.ndim
+            ]
+            grads = [] if parameter.grad is None else [cast(DTensor, parameter.grad)]
+            bank.place_([parameter, *grads, *states], parameter, after)
         bank.slots = Slots(after, bank.slots.rank, bank.slots.ranks_of_node)
 
 
@@ -85,22 +88,14 @@ def prepare_optimizer_(model: nn.Module, optimizer: Optimizer) -> None:
         return _converted(model, optimizer, state, to_logical=False)
 
     def before_step(*_: Any) -> None:
-        for bank in placed_banks(model):
-            if max(bank.placement.replicas) > 1 and dist.get_world_size() > 2 * bank.placement.num_ranks:
-                for parameter in cast(nn.Module, bank).parameters():
-                    if parameter.grad is not None:
-                        bank.unify_(parameter.grad)
+        for parameter, bank in parameters_of_placed(model):
+            beside = dist.get_world_size() // bank.placement.num_ranks
+            if parameter.grad is not None and max(bank.placement.replicas) > 1 and beside > 2:
+                bank.unify_(parameter.grad)
 
     optimizer.register_state_dict_post_hook(saved)
     optimizer.register_load_state_dict_pre_hook(loaded)
     optimizer.register_step_pre_hook(before_step)
-
-
-class _Rows(NamedTuple):
-    """A parameter, and all tensors that have its rows."""
-
-    parameter: DTensor
-    tensors: list[Tensor]
 
 
 def _check_sizes(name: str, before: ExpertPlacement, after: ExpertPlacement) -> None:
@@ -112,40 +107,35 @@ def _check_sizes(name: str, before: ExpertPlacement, after: ExpertPlacement) -> 
         )
 
 
-def _rows_of(name: str, parameter: DTensor, optimizer: Optimizer | None) -> _Rows:
-    tensors: list[Tensor] = [parameter] if parameter.grad is None else [parameter, parameter.grad]
-    states: dict[str, Any] = {} if optimizer is None else optimizer.state.get(cast(Tensor, parameter), {})
+def _states(parameter: DTensor, optimizer: Optimizer | None) -> dict[str, Any]:
+    return {} if optimizer is None else optimizer.state.get(cast(Tensor, parameter), {})
+
+
+def _check_states(name: str, parameter: DTensor, states: dict[str, Any]) -> None:
     for key, value in states.items():
         if not isinstance(value, Tensor) or value.ndim == 0:
             continue
-        if not _has_rows(value, parameter):
+        shape, divided = tuple(value.shape), getattr(value, "placements", None)
+        if divided != parameter.placements or shape[0] != parameter.shape[0]:
             raise ValueError(
-                f"optimizer must have states with the rows of their parameter, got {key!r} of shape "
-                f"{tuple(value.shape)} in {name!r}, where the parameter has {tuple(parameter.shape)}."
+                f"optimizer must have states with the rows of their parameter, got {key!r} of shape {shape} in "
+                f"{name!r}, where the parameter has {tuple(parameter.shape)}."
             )
-        tensors.append(value)
-    return _Rows(parameter, tensors)
-
-
-def _has_rows(value: Tensor, parameter: DTensor) -> bool:
-    if isinstance(value, DTensor):
-        return value.placements == parameter.placements and value.shape[0] == parameter.shape[0]
-    return value.shape[0] == parameter.to_local().shape[0]
 
 
 def _converted(model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, to_logical: bool) -> dict[str, Any]:
     """Returns a state dict with the rows of experts in place of those of slots, or the other way round."""
-    bank_of_parameter = {
-        id(parameter): bank for bank in placed_banks(model) for parameter in cast(nn.Module, bank).parameters()
-    }
+    placed = {id(parameter): (parameter, bank) for parameter, bank in parameters_of_placed(model)}
     states: dict[Any, Any] = dict(state["state"])
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
     keys: Iterable[tuple[Tensor, Any]] = (
         pair for own, saved in pairs for pair in zip(own["params"], saved["params"], strict=True)
     )
-    for parameter, key in keys:
-        bank = bank_of_parameter.get(id(parameter))
-        if bank is not None and key in states:
+    for each, key in keys:
+        if id(each) in placed and key in states:
+            parameter, bank = placed[id(each)]
+            if to_logical:
+                _check_states(bank.layer_name, parameter, states[key])
             convert = bank.to_logical if to_logical else bank.to_slots
             states[key] = {
                 name: convert(value) if isinstance(value, DTensor) and value.ndim else value

@@ -4,7 +4,7 @@ Letters: E experts, P slots of all ranks, S of one, R ranks, N rows of a plan, M
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,24 @@ from torch import Tensor
 from moekit.distributed.placement import ExpertPlacement
 from moekit.distributed.routes import DirectRoute, Route
 from moekit.plan import DispatchPlan
+
+
+class _Indices(NamedTuple):
+    """What a rank looks up, on one device.
+
+    Attributes:
+        turns: ``(E, M)``, slots among which this rank's rows of each expert take turns.
+        counts: ``(E,)``, replicas of each expert.
+        shared: Places whose gradients go to other ranks, in the order of these.
+        replicated: Places that have replicas elsewhere.
+        summands: For each of those the rows that are added up: of the received ones, then of this rank's own, then -1.
+    """
+
+    turns: Tensor
+    counts: Tensor
+    shared: Tensor
+    replicated: Tensor
+    summands: Tensor
 
 
 class Slots:
@@ -31,19 +49,29 @@ class Slots:
         placement: The placement.
         rank: This rank.
         ranks_of_node: See above.
-        turns: ``(E, M)``, slots among which this rank's rows of each expert take turns.
+        sent: Places of replicas that each rank shares with this one.
     """
 
     def __init__(self, placement: ExpertPlacement, rank: int, ranks_of_node: int) -> None:
         self.placement, self.rank, self.ranks_of_node = placement, rank, ranks_of_node
-        self._counts = torch.tensor(placement.replicas)
         most = max(placement.replicas)
         rows = [_turns(held, placement.num_ranks, ranks_of_node)[rank] for held in _slots_of_expert(placement)]
-        self.turns = torch.tensor([row + row[:1] * (most - len(row)) for row in rows])
         peers = [_common(placement, rank, other) if other != rank else [] for other in range(placement.num_ranks)]
-        self._sent = [len(slots) for slots in peers]
-        self._shared = torch.tensor([slot for slots in peers for slot in slots], dtype=torch.int64)
-        self._summands = _summands(peers, rank)
+        self.sent = [len(places) for places in peers]
+        host = _Indices(
+            torch.tensor([row + row[:1] * (most - len(row)) for row in rows]),
+            torch.tensor(placement.replicas),
+            torch.tensor([place for places in peers for place in places], dtype=torch.int64),
+            *_summands(peers, rank),
+        )
+        self._indices = {host.turns.device: host}
+
+    def indices(self, device: torch.device) -> _Indices:
+        """Returns what a rank looks up, copied to a device once."""
+        if device not in self._indices:
+            host = next(iter(self._indices.values()))
+            self._indices[device] = _Indices(*(each.to(device) for each in host))
+        return self._indices[device]
 
     def placed(self, plan: DispatchPlan) -> DispatchPlan:
         """Returns a plan of the ``P`` slots from one of the ``E`` experts, of the same rows in another order.
@@ -51,7 +79,7 @@ class Slots:
         Reads nothing on the host. Rows of a slot keep their order.
         """
         ends, slots = plan.offsets[1:], self.placement.num_slots
-        turns_EM, counts_E = self.turns.to(ends.device), self._counts.to(ends.device)
+        turns_EM, counts_E, *_ = self.indices(ends.device)
         row_N = torch.arange(plan.token_of_row.shape[0], device=ends.device)
         expert_N = torch.searchsorted(ends, row_N, right=True)  # E for unassigned rows
         known_N = expert_N.clamp(max=len(ends) - 1)
@@ -80,18 +108,18 @@ class Slots:
         """
         if max(self.placement.replicas) == 1:
             return tuple(weights)
-        route = DirectRoute(group, self._sent, self._sent)
+        route = DirectRoute(group, self.sent, self.sent)
         return _SumOfReplicas.apply(self, route, *weights)  # pyright: ignore[reportReturnType]
 
     def summed(self, rows: Tensor, route: Route) -> Tensor:
         """Returns rows ``(S, ...)``, those of replicas added up over the ranks, in the order of these."""
-        shared, (slots, summands) = self._shared.to(rows.device), self._summands
+        *_, shared, replicated, summands = self.indices(rows.device)
         received = route.there(rows[shared])
         every = torch.cat([received, rows, rows.new_zeros(1, *rows.shape[1:])]).to(_wide(rows.dtype))
-        total = every[summands[:, 0].to(rows.device)]
+        total = every[summands[:, 0]]
         for column in summands.T[1:]:
-            total = total + every[column.to(rows.device)]
-        return rows.index_copy(0, slots.to(rows.device), total.to(rows.dtype))
+            total = total + every[column]
+        return rows.index_copy(0, replicated, total.to(rows.dtype))
 
 
 class _SumOfReplicas(torch.autograd.Function):

@@ -11,7 +11,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from moekit.distributed.bank import ExpertParallel, HeldModules
+from moekit.distributed.placed import PlacedExperts
 
+_DIVISION = {*ExpertParallel.__annotations__, *PlacedExperts.__annotations__}
 _HOOKS = [name for name, value in vars(nn.Module()).items() if isinstance(value, OrderedDict)]
 
 
@@ -49,12 +51,12 @@ class _Copier:
         kind = _own_class(type(module))
         copy = kind.__new__(kind)
         self._copies[id(module)] = copy
-        own: dict[str, Any] = {
-            name: value for name, value in vars(module).items() if name not in ExpertParallel.__annotations__
-        }
+        own: dict[str, Any] = {name: value for name, value in vars(module).items() if name not in _DIVISION}
         own |= {name: OrderedDict[str, Any]() for name in _HOOKS if name in own}
         for tensors in ("_parameters", "_buffers"):
             own[tensors] = {name: self._tensor(each) for name, each in vars(module)[tensors].items()}
+        if isinstance(module, PlacedExperts):
+            own["_parameters"] = {name: self._of_experts(module, each) for name, each in own["_parameters"].items()}
         children: dict[str, nn.Module | None] = vars(module)["_modules"]
         own["_modules"] = {name: None if each is None else self.module(each) for name, each in children.items()}
         for name, each in children.items():
@@ -71,6 +73,13 @@ class _Copier:
             is_parameter = isinstance(tensor, nn.Parameter)
             self._copies[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
         return self._copies[id(tensor)]
+
+    def _of_experts(self, bank: PlacedExperts, slots: Tensor | None) -> Tensor | None:
+        """Returns a parameter with a row for each expert from one with a row for each slot."""
+        if slots is None:
+            return None
+        rows = slots.new_empty(bank.placement.num_experts, *slots.shape[1:])
+        return nn.Parameter(rows, slots.requires_grad)
 
 
 def _whole_list(bank: ExpertParallel, held: nn.ModuleList) -> nn.ModuleList:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from moekit.distributed.placed import placed_banks
 from moekit.distributed.undivided import is_divided, undivided
 from moekit.interop.hub.chunks import Chunk, Reader, chunks_of, together, write_together
 from moekit.interop.hub.description import FILE, Description, describe, write_description
@@ -114,7 +115,10 @@ def give_memory(model: nn.Module, tied: Mapping[str, str], device: torch.device)
 @torch.no_grad()
 def fill(model: nn.Module, read: Callable[[str, Chunk], Tensor]) -> None:
     """Copies into each tensor of a divided model the rows that this rank holds."""
-    for name, tensor in cast(dict[str, Tensor], model.state_dict()).items():
+    state = cast(dict[str, Tensor], model.state_dict())
+    for name, tensor in state.items():
         for chunk in chunks_of({name: tensor}):
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             local.copy_(read(name, chunk))
+    if placed_banks(model):
+        model.load_state_dict(state)  # theirs is a copy, in another order

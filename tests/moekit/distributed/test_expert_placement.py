@@ -66,6 +66,10 @@ def test_replicas_go_where_they_help_most(case) -> None:
 def test_replicas_are_spread_over_nodes(case) -> None:
     loads, sizes, replicas = case
     placement = expert_placement(loads, sizes, replicas=replicas)
+    assert_spread(placement, sizes, replicas)
+
+
+def assert_spread(placement: ExpertPlacement, sizes: tuple[int, ...], replicas: int) -> None:
     if len(sizes) == 2 and replicas:
         nodes, places = sizes
         for expert, count in enumerate(placement.replicas):
@@ -82,6 +86,23 @@ def test_no_rank_has_more_than_with_contiguous_experts(ranks, slots, data) -> No
     naive = ExpertPlacement.contiguous(len(loads), ranks)
     placed = expert_placement(loads, (ranks,))
     assert placed.rank_loads(loads).max() <= naive.rank_loads(loads).max() * (1 + 1e-12)
+
+
+@given(drawn(), st.randoms())
+def test_renumbered_ranks_hold_the_same_sets(case, random) -> None:
+    loads, sizes, replicas = case
+    placement = expert_placement(loads, sizes, replicas=replicas)
+    assert expert_placement(loads, sizes, replicas=replicas, before=placement) == placement
+    other = expert_placement(loads.flip(0), sizes, replicas=replicas)
+    renumbered = expert_placement(loads, sizes, replicas=replicas, before=other)
+    assert sorted(renumbered.experts_of_rank) == sorted(placement.experts_of_rank)
+    if len(sizes) == 1:
+        shuffled = list(placement.experts_of_rank)
+        random.shuffle(shuffled)
+        before = ExpertPlacement(tuple(shuffled))
+        assert expert_placement(loads, sizes, replicas=replicas, before=before) == before
+    else:
+        assert_spread(renumbered, sizes, replicas)
 
 
 def test_replicas_may_cost_where_contiguous_experts_are_even_by_chance() -> None:
@@ -146,6 +167,11 @@ def test_errors(loads, sizes, replicas, message) -> None:
 def test_errors_of_placements(experts, message) -> None:
     with pytest.raises(ValueError, match=message):
         ExpertPlacement(experts)
+
+
+def test_ranks_before_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="before must be a placement on 2 ranks, got one on 4"):
+        expert_placement(torch.ones(4), (2,), before=ExpertPlacement.contiguous(4, 4))
 
 
 def test_contiguous_errors() -> None:

@@ -8,6 +8,8 @@ from moekit.distributed import ExpertPlacement
 from moekit.distributed.slots import Slots
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch
 
+CPU = torch.device("cpu")
+
 
 @st.composite
 def placements(draw: st.DrawFn, ranks: int, experts: int) -> ExpertPlacement:
@@ -56,7 +58,7 @@ def test_a_plan_of_slots_is_that_of_experts_in_another_order(case) -> None:
 def test_ranks_with_equal_rows_give_replicas_equal_shares(case) -> None:
     placement, node, _ = case
     replicas, ranks = placement.replicas, placement.num_ranks
-    turns = [Slots(placement, rank, node).turns for rank in range(ranks)]
+    turns = [Slots(placement, rank, node).indices(CPU).turns for rank in range(ranks)]
     slot_of = [
         {expert: rank * placement.slots_per_rank + place for place, expert in enumerate(experts)}
         for rank, experts in enumerate(placement.experts_of_rank)
@@ -74,8 +76,8 @@ def test_ranks_with_equal_rows_give_replicas_equal_shares(case) -> None:
 def test_replicas_of_the_node_come_first() -> None:
     placement = ExpertPlacement(((0, 1), (2, 3), (0, 4), (5, 6)))
     for rank, slot in enumerate((0, 0, 4, 4)):
-        assert Slots(placement, rank, 2).turns[0].tolist() == [slot, slot]
-    assert Slots(placement, 1, 4).turns[0].tolist() == [0, 4]  # no nodes: both in turn
+        assert Slots(placement, rank, 2).indices(CPU).turns[0].tolist() == [slot, slot]
+    assert Slots(placement, 1, 4).indices(CPU).turns[0].tolist() == [0, 4]  # no nodes: both in turn
 
 
 def test_ranks_begin_at_different_replicas() -> None:

@@ -8,21 +8,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.scale.traffic import Rows, Transfer, bounded, deduplicated, exact, uniform_rows
+from benchmarks.scale.traffic import Rows, Transfer, bounded, deduplicated, exact, replica_gradients, uniform_rows
 from moekit import FFNExperts, SparseMoE, TopKRouter
-from moekit.distributed import expert_parallel_
+from moekit.distributed import ExpertPlacement, expert_parallel_
+from moekit.distributed.slots import Slots
 from tests.moekit.distributed.ranks import Ranks, division
 
-EXPERTS, TOP_K, DIM, TOKENS = 8, 3, 6, 12
+EXPERTS, TOP_K, DIM, HIDDEN, TOKENS = 8, 3, 6, 5, 12
+PLACED = ExpertPlacement(((0, 1, 2), (3, 0, 4), (5, 1, 6), (0, 7, 5)))
 
 
 def counted_step(experts: int, options: dict[str, Any]) -> tuple[list[list[int]], int, int]:
     """Slots and copies that go to each rank, bytes and messages to others in a step of this rank."""
     torch.manual_seed(0)
-    layer = SparseMoE(TopKRouter(DIM, EXPERTS, TOP_K), FFNExperts(DIM, 5, EXPERTS, init_scale=1.0))
+    layer = SparseMoE(TopKRouter(DIM, EXPERTS, TOP_K), FFNExperts(DIM, HIDDEN, EXPERTS, init_scale=1.0))
     torch.nn.init.normal_(layer.router.gate.layers[0].weight)
     x = torch.randn(TOKENS, DIM, generator=torch.Generator().manual_seed(dist.get_rank()), requires_grad=True)
     rank_of_slot = layer.route(x).expert_ids // (EXPERTS // experts)
+    if "placement" in options:
+        plan = Slots(PLACED, dist.get_rank(), experts).placed(layer.plan(layer.route(x)))
+        rank_of_row = torch.searchsorted(plan.offsets[3::3], torch.arange(TOKENS * TOP_K), right=True)
+        rank_of_slot = plan.order.by_slot(rank_of_row)
     slots = torch.bincount(rank_of_slot.flatten(), minlength=experts).tolist()
     copies = [int((rank_of_slot == rank).any(1).sum()) for rank in range(experts)]
     divided = division(4 // experts, experts)
@@ -69,6 +75,18 @@ def test_collectives_of_a_step_are_those_of_the_formula(ranks: Ranks, scheme: st
         expected = transfers(scheme, rows, ranks_of_experts)
         assert sent == sum(transfer.sent(own) for transfer in expected)
         assert messages == sum(transfer.messages(own) for transfer in expected)
+
+
+@pytest.mark.slow
+def test_gradients_of_replicas_are_counted(ranks: Ranks) -> None:
+    results = ranks.run(counted_step, 4, {"placement": PLACED})
+    for rank, ((slots, copies), sent, messages) in enumerate(results):
+        received = [each[0][0][rank] for each in results]
+        expected = exact(Rows(slots, received, copies, copies), PLACED.slots_per_rank, 4 * DIM)
+        expected.append(replica_gradients(PLACED.experts_of_rank, rank, 4 * 3 * DIM * HIDDEN))
+        assert sent == sum(transfer.sent(rank) for transfer in expected)
+        assert messages == sum(transfer.messages(rank) for transfer in expected)
+    assert replica_gradients(PLACED.experts_of_rank, 0, 1).rows == [0, 1, 1, 1]
 
 
 def test_expected_rows_are_the_mean_of_random_choices() -> None:

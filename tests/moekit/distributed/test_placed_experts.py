@@ -70,7 +70,14 @@ class Trained:
     """A model with a placement in its first layer, its optimizer, and steps on all batches."""
 
     def __init__(
-        self, data: int, experts: int, *, sharded: bool = False, wrapped: bool = False, placed: bool = True
+        self,
+        data: int,
+        experts: int,
+        *,
+        sharded: bool = False,
+        wrapped: bool = False,
+        compiled: bool = False,
+        placed: bool = True,
     ) -> None:
         warnings.simplefilter("ignore")  # torch's own, of views that hooks of FSDP return
         self.divided = division(data, experts)
@@ -86,12 +93,13 @@ class Trained:
             fully_shard(self.bank, mesh=self.divided.mesh["dp"])
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01, foreach=False)
         prepare_optimizer_(self.model, self.optimizer)
+        self.run = torch.compile(self.model, backend="aot_eager") if compiled else self.model
 
     def step(self) -> float:
         group, mesh = self.divided.group, self.divided.mesh
         own = batches()[group.rank() % 4 :: group.size()]
         self.optimizer.zero_grad()
-        loss = torch.stack([self.model(x).sin().mean() for x in own]).mean()
+        loss = torch.stack([self.run(x).sin().mean() for x in own]).mean()
         loss.backward()
         if self.sharded:
             held = [each for each in self.model.parameters() if each.grad is not None]
@@ -122,6 +130,9 @@ class Trained:
 
 def trained(rebalanced: bool, data: int, experts: int, options: dict[str, bool]) -> list[float]:
     own = Trained(data, experts, **options)
+    if rebalanced:  # before the first step, with nothing but weights, and back
+        for place in (1, 0):
+            rebalance_(own.model, own.optimizer, PLACEMENTS[experts][place])
     losses = [own.step() for _ in range(3)]
     if rebalanced:
         before = {name: value.full_tensor().clone() for name, value in own.bank.state_dict().items()}
@@ -155,6 +166,7 @@ WAYS: dict[str, tuple[int, int, dict[str, bool]]] = {
     "two of data": (2, 2, {}),
     "sharded": (2, 2, {"sharded": True}),
     "checkpointed": (1, 4, {"wrapped": True}),
+    "compiled": (1, 4, {"compiled": True}),
 }
 
 
