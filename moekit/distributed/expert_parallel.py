@@ -1,6 +1,5 @@
 """Experts over ranks: each rank holds a share of every layer's experts, and tokens go where their experts are."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -13,7 +12,7 @@ from moekit.changed_class import ChangedClass
 from moekit.checks import check_choice
 from moekit.distributed.bank import ExpertParallel, HeldModules, share_bank
 from moekit.distributed.exchange import BoundedExchange, DeduplicatedExchange, ExactExchange, Exchange, Share
-from moekit.distributed.placed import PlacedExperts, check_agreement
+from moekit.distributed.placed import PlacedExperts, Placements, check_agreement, check_placement, placements_of
 from moekit.distributed.placement import ExpertPlacement
 from moekit.distributed.routes import Direct, Transport, TwoStage
 from moekit.distributed.slots import Slots
@@ -28,7 +27,6 @@ from moekit.parts import named_modules
 Model = TypeVar("Model", bound=nn.Module)
 Gradients = Literal["average", "sum"]
 GRADIENTS: tuple[Gradients, ...] = ("average", "sum")
-Placement = ExpertPlacement | Mapping[str, ExpertPlacement]
 
 
 def expert_parallel_(
@@ -40,7 +38,7 @@ def expert_parallel_(
     max_slots_factor: float | None = None,
     wire_dtype: torch.dtype | None = None,
     gradients: Gradients = "average",
-    placement: Placement | None = None,
+    placement: Placements | None = None,
 ) -> Model:
     """Divides the experts of every :class:`~moekit.SparseMoE` of a model among the ranks of a mesh, in place.
 
@@ -110,7 +108,7 @@ def expert_parallel_(
         raise ValueError("layers of the model must have experts of their own, got some that two layers share.")
     placements = placements_of(placement, list(layers))
     for name, placed in placements.items():
-        _check_placement(name, banks[name], placed, transport)
+        check_placement(name, banks[name], placed, transport.size)
         check_agreement(placed, mesh.get_group())
     shares = {name: _share(name, bank, transport, placements.get(name)) for name, bank in banks.items()}
     factor = 1 / transport.size if gradients == "average" else 1.0
@@ -192,33 +190,6 @@ def _bank(name: str, layer: SparseMoE) -> Experts:
             f"wrapper, got {type(bank).__name__}: divide the experts first."
         )
     return bank
-
-
-def placements_of(placement: Placement | None, layers: Sequence[str]) -> dict[str, ExpertPlacement]:
-    """Returns the placement of each layer that has one.
-
-    Raises:
-        ValueError: If one is for no layer.
-    """
-    if placement is None:
-        return {}
-    if isinstance(placement, ExpertPlacement):
-        return dict.fromkeys(layers, placement)
-    unknown = sorted(set(placement) - set(layers))
-    if unknown:
-        raise ValueError(f"placement must be of layers of the model, {list(layers)}, got {unknown}.")
-    return dict(placement)
-
-
-def _check_placement(name: str, bank: Experts, placement: ExpertPlacement, transport: Transport) -> None:
-    if not isinstance(bank, FFNExperts):
-        raise ValueError(f"placement needs FFNExperts, got {type(bank).__name__} in {name!r}: leave that layer out.")
-    wanted, got = (bank.num_experts, transport.size), (placement.num_experts, placement.num_ranks)
-    if wanted != got:
-        raise ValueError(
-            f"placement of {name!r} must be of {wanted[0]} experts on {wanted[1]} ranks, got one of {got[0]} on "
-            f"{got[1]}."
-        )
 
 
 def _share(name: str, bank: Experts, transport: Transport, placement: ExpertPlacement | None) -> Share:

@@ -4,7 +4,7 @@ Parameters have one row for each slot. State dicts have one for each expert, in 
 division: who writes or reads one sees no placement.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,8 +17,13 @@ from moekit.distributed.bank import ExpertParallel
 from moekit.distributed.placement import ExpertPlacement
 from moekit.distributed.rows import Grid, Layout, first_rows, grid_of, logical_layout, move_rows, placed_layout
 from moekit.distributed.slots import Slots
+from moekit.experts.base import Experts
+from moekit.experts.ffn import FFNExperts
 from moekit.plan import DispatchPlan
 from moekit_kernels.moe_ffn import ExpertWeights
+
+Placements = ExpertPlacement | Mapping[str, ExpertPlacement]
+"""One for all layers, or one for each by its name."""
 
 
 class PlacedExperts(ExpertParallel):
@@ -175,6 +180,34 @@ def parameters_of_placed(model: nn.Module) -> list[tuple[DTensor, PlacedExperts]
             module.reshard()
     pairs = ((each, bank) for bank in placed_banks(model) for each in cast(nn.Module, bank).parameters())
     return [(each, bank) for each, bank in pairs if isinstance(each, DTensor)]
+
+
+def placements_of(placement: Placements | None, layers: Sequence[str]) -> dict[str, ExpertPlacement]:
+    """Returns the placement of each layer that has one.
+
+    Raises:
+        ValueError: If one is for no layer.
+    """
+    if placement is None:
+        return {}
+    if isinstance(placement, ExpertPlacement):
+        return dict.fromkeys(layers, placement)
+    unknown = sorted(set(placement) - set(layers))
+    if unknown:
+        raise ValueError(f"placement must be of layers of the model, {list(layers)}, got {unknown}.")
+    return dict(placement)
+
+
+def check_placement(name: str, bank: Experts, placement: ExpertPlacement, ranks: int) -> None:
+    """Raises ``ValueError`` unless a placement is of the experts of a bank that can have one, on so many ranks."""
+    if not isinstance(bank, FFNExperts):
+        raise ValueError(f"placement needs FFNExperts, got {type(bank).__name__} in {name!r}: leave that layer out.")
+    wanted, got = (bank.num_experts, ranks), (placement.num_experts, placement.num_ranks)
+    if wanted != got:
+        raise ValueError(
+            f"placement of {name!r} must be of {wanted[0]} experts on {wanted[1]} ranks, got one of {got[0]} on "
+            f"{got[1]}."
+        )
 
 
 def check_agreement(placement: ExpertPlacement, group: dist.ProcessGroup) -> None:

@@ -97,8 +97,8 @@ class ExpertPlacement:
         Args:
             loads: ``(E,)``, tokens of each expert.
         """
-        each = loads.double().cpu() / torch.tensor(self.replicas, dtype=torch.float64)
-        return each[torch.tensor(self.experts_of_rank)].sum(1)
+        each = loads.double().cpu() / torch.tensor(self.replicas, dtype=torch.float64, device="cpu")
+        return each[torch.tensor(self.experts_of_rank, device="cpu")].sum(1)
 
 
 def expert_placement(

@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from moekit.distributed.expert_parallel import Placement, placements_of
-from moekit.distributed.placed import check_agreement, parameters_of_placed, placed_banks
+from moekit.distributed.placed import Placements, check_agreement, parameters_of_placed, placed_banks, placements_of
 from moekit.distributed.placement import ExpertPlacement
 from moekit.distributed.slots import Slots
 
 _PREPARED: "WeakSet[Optimizer]" = WeakSet()
 
 
-def rebalance_(model: nn.Module, optimizer: Optimizer | None, placement: Placement) -> None:
+def rebalance_(model: nn.Module, optimizer: Optimizer | None, placement: Placements) -> None:
     """Moves experts to the ranks of another placement: weights, gradients and the states of the optimizer, in place.
 
     Values are copied, so training goes on as it would have. Replicas take what the first one has. All ranks must call

@@ -59,9 +59,9 @@ class Slots:
         peers = [_common(placement, rank, other) if other != rank else [] for other in range(placement.num_ranks)]
         self.sent = [len(places) for places in peers]
         host = _Indices(
-            torch.tensor([row + row[:1] * (most - len(row)) for row in rows]),
-            torch.tensor(placement.replicas),
-            torch.tensor([place for places in peers for place in places], dtype=torch.int64),
+            _numbers([row + row[:1] * (most - len(row)) for row in rows]),
+            _numbers(placement.replicas),
+            _numbers([place for places in peers for place in places]),
             *_summands(peers, rank),
         )
         self._indices = {host.turns.device: host}
@@ -156,6 +156,8 @@ def _turns(held: Sequence[tuple[int, int]], ranks: int, ranks_of_node: int) -> l
     equal numbers of rows.
     """
     count = len(held)
+    if count == 1:
+        return [[held[0][1]]] * ranks
     left = {slot: ranks for _, slot in held}
     turns: list[list[int]] = [[] for _ in range(ranks)]
     for rank, slot in held:
@@ -199,7 +201,11 @@ def _summands(peers: Sequence[Sequence[int]], rank: int) -> tuple[Tensor, Tensor
         start += len(slots)
     most = max((len(each) for each in rows.values()), default=1)
     padded = [rows[place] + [-1] * (most - len(rows[place])) for place in replicated]
-    return torch.tensor(replicated, dtype=torch.int64), torch.tensor(padded, dtype=torch.int64).view(-1, most)
+    return _numbers(replicated), _numbers(padded).view(-1, most)
+
+
+def _numbers(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")  # also where another device is the default
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -160,8 +160,7 @@ def test_files_are_those_of_the_whole_model(ranks: Ranks, tmp_path: Path) -> Non
 def from_meta() -> tuple[bool, tuple[int, ...]]:
     """Weights that are drawn after the division: replicas have the same."""
     with torch.device("meta"):
-        model = layers()
-    expert_parallel_(model, division(1, 4).mesh["ep"], placement=FOUR)
+        model = expert_parallel_(layers(), division(1, 4).mesh["ep"], placement=FOUR)
     shape = tuple(model.state_dict()["0.experts.up_proj"].shape)
     model.to_empty(device="cpu")
     banks = placed_banks(model)
