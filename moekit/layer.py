@@ -1,6 +1,6 @@
 """The sparse layer: router, plan, experts and combine, composed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from moekit.experts.ffn import FFNExperts
 from moekit.layer_parts import (
     EXPERT_CHOICE_CAPACITY,
     GATES_ON,
+    Deferred,
     GatesOn,
     check_routing,
     experts_on_gated_inputs,
@@ -31,6 +32,7 @@ from moekit.layer_parts import (
     repeat_decisions,
     rows_and_tokens,
     shared_output,
+    waits_for_others,
 )
 from moekit.observers import observed
 from moekit.parts import ExpertsPart, RouterPart, check_module, check_part_impl, experts_part, router_part
@@ -252,11 +254,15 @@ class SparseMoE(SettingsModule):
         tokens = inputs if flat else [each.reshape(-1, *each.shape[len(lead) :]) for each in inputs]
         gates = masked_gates(routing, mask_T)
         rows = tokens if self._experts_part.takes_pyramid else tokens[0]
-        compute = self.experts if self.gates_on == "outputs" else partial(experts_on_gated_inputs, self.experts)
+        shared = None if self.shared is None else Deferred(partial(shared_output, self.shared, x, mask))
+        experts: Callable[..., Tensor] = self.experts
+        if shared is not None and waits_for_others(self.experts):
+            experts = partial(experts, meanwhile=shared)
+        compute = experts if self.gates_on == "outputs" else partial(experts_on_gated_inputs, experts)
         y: Tensor = compute(rows, plan, gates)
         y = y if flat else y.reshape(*lead, *y.shape[1:])
-        if self.shared is not None:
-            y = y + shared_output(self.shared, x, mask)
+        if shared is not None:
+            y = y + shared()
         if routing.token_ids is not None:
             routing = routing._replace(gates=gates)  # a replayed routing may have been made under another mask
         if not stats:

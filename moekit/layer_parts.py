@@ -103,6 +103,32 @@ def shared_output(shared: nn.Module, x: Tensor | Sequence[Tensor], mask: Tensor 
     return hide_masked(shared(hidden), mask)
 
 
+class Deferred:
+    """Something that is computed when it is first called for, and no second time.
+
+    Args:
+        compute: Computes it.
+    """
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute, self._result = compute, None
+
+    def __call__(self) -> Tensor:
+        """Returns it."""
+        if self._result is None:
+            self._result = self._compute()
+        return self._result
+
+
+def waits_for_others(experts: nn.Module) -> bool:
+    """Returns whether a bank waits for other ranks, and takes what to compute ``meanwhile``.
+
+    A wrapper around it does not say so: checkpointing of the bank alone would compute it twice. In compiled code what
+    is computed meanwhile would not be compiled.
+    """
+    return getattr(type(experts), "is_divided", False) and not torch.compiler.is_dynamo_compiling()
+
+
 def masked_gates(routing: Routing, mask: Tensor | None) -> Tensor:
     """Returns the gates of a routing, zero for masked tokens."""
     if mask is None:

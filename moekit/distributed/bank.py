@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from moekit.changed_class import ChangedClass, changed_class
 from moekit.distributed.errors import exchange_errors
-from moekit.distributed.exchange import Exchange, LocalExperts, Share
+from moekit.distributed.exchange import Exchange, LocalExperts, Meanwhile, Share
 from moekit.experts.base import Experts, check_plan_experts
 from moekit.experts.ffn import FFNExperts
 from moekit.plan import DispatchPlan, check_gates, check_tokens
@@ -43,11 +43,12 @@ class ExpertParallel(ChangedClass):
         """The experts that this rank holds."""
         return self.share.local
 
-    def forward(self, x: Any, /, plan: DispatchPlan, gates: Tensor) -> Tensor:
+    def forward(self, x: Any, /, plan: DispatchPlan, gates: Tensor, meanwhile: Meanwhile = None) -> Tensor:
         """Computes what the bank did, each expert on the rank that holds it.
 
         All ranks of the experts must call it together, and run backward through its result together. Inputs and
-        parameters must have gradients on all of them, or on none.
+        parameters must have gradients on all of them, or on none. ``meanwhile`` is called once, while rows are on their
+        way to their experts.
         """
         bank = cast(Experts, self)
         tokens = [x] if isinstance(x, Tensor) else list(x)
@@ -63,7 +64,7 @@ class ExpertParallel(ChangedClass):
         )
         # Dynamo breaks its graph here: what an exchange brings is not known before.
         run: Callable[..., Tensor] = cast(Any, _run)
-        return run(self, experts, tokens, plan, gates)
+        return run(self, experts, tokens, plan, gates, meanwhile)
 
     def _compute(self, x: Any, plan: DispatchPlan, gates: Tensor) -> Tensor:
         """Computes what arrived; its dtype is that of all ranks together, which send it to each other."""
@@ -118,9 +119,14 @@ class HeldModules(nn.ModuleList):
 
 @torch.compiler.disable
 def _run(
-    bank: ExpertParallel, experts: LocalExperts, tokens: list[Tensor], plan: DispatchPlan, gates: Tensor
+    bank: ExpertParallel,
+    experts: LocalExperts,
+    tokens: list[Tensor],
+    plan: DispatchPlan,
+    gates: Tensor,
+    meanwhile: Meanwhile,
 ) -> Tensor:
-    return bank.exchange.run(experts, tokens, bank.placed_plan(plan), gates)
+    return bank.exchange.run(experts, tokens, bank.placed_plan(plan), gates, meanwhile)
 
 
 def share_bank(

@@ -5,14 +5,16 @@ Letters: T tokens, E experts, N slots and rows of this rank's plan, R ranks, C m
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from moekit.distributed.move import Parcel, connected, move, scaled_gradient
+from moekit.distributed.move import Departed, Parcel, connected, move, scaled_gradient
 from moekit.distributed.routes import Transport
 from moekit.plan import DispatchPlan, combine, dispatch, plan_dispatch
+
+Meanwhile = Callable[[], object] | None
 
 
 class LocalExperts(NamedTuple):
@@ -77,7 +79,9 @@ class Share(NamedTuple):
 class Exchange(Protocol):
     """One way of having the experts of other ranks compute."""
 
-    def run(self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor) -> Tensor:
+    def run(
+        self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor, meanwhile: Meanwhile = None
+    ) -> Tensor:
         """Computes what a bank of all experts would.
 
         Args:
@@ -85,6 +89,7 @@ class Exchange(Protocol):
             x: Tokens ``(T, ...)``; the maps of a pyramid.
             plan: Of all experts.
             gates: Whose flat index is the slot.
+            meanwhile: Is called once, while rows are on their way to the experts.
         """
         ...
 
@@ -94,21 +99,45 @@ class ExactExchange:
 
     Numbers of rows are read on the host, once for each call. Within an expert rows are in the order of the ranks and
     then of their slots, as one process with the tokens of all ranks has them.
+
+    With several micro-batches each expert's rows are dealt out among them. The rows of the next one travel while the
+    experts compute one, and its results travel while they compute the next. Slots are added up in the same order as
+    without; gradients of weights are sums over the micro-batches.
     """
 
-    def __init__(self, transport: Transport, share: Share, wire: torch.dtype | None) -> None:
-        self.transport, self.share, self.wire = transport, share, wire
+    def __init__(self, transport: Transport, share: Share, wire: torch.dtype | None, micro_batches: int = 1) -> None:
+        self.transport, self.share, self.wire, self.micro_batches = transport, share, wire, micro_batches
 
-    def run(self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor) -> Tensor:
+    def run(
+        self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor, meanwhile: Meanwhile = None
+    ) -> Tensor:
         """See :class:`Exchange`."""
-        [(arriving, route)] = self.transport.routes([self.share.by_rank(plan.offsets.diff())])
-        rows = [_first(dispatch(each, plan), route.num_sent) for each in x]
-        inputs = move(*(Parcel(route, each, self.wire) for each in rows))
-        ids = _expert_of_row(arriving, route.num_received)
-        local = plan_dispatch(ids.unsqueeze(1), len(self.share.local), impl=plan.impl)
-        y = experts(inputs, local, gates.new_ones(route.num_received, 1))
-        (home,) = move(Parcel(route, y, self.wire), back=True)
-        return combine(_padded(home, plan.token_of_row.shape[0]), plan, gates)
+        parts, slots = self.micro_batches, plan.token_of_row.shape[0]
+        # Row r is of micro-batch r % parts: before the first row of an expert are so many of it.
+        firsts = [(plan.offsets + (parts - 1 - part)).div(parts, rounding_mode="floor") for part in range(parts)]
+        routes = self.transport.routes([self.share.by_rank(first.diff()) for first in firsts])
+        rows = [_dealt(dispatch(each, plan), parts) for each in x]
+
+        def depart(part: int) -> Departed:
+            route = routes[part][1]
+            return Departed(*(Parcel(route, _first(each[part], route.num_sent), self.wire) for each in rows))
+
+        departed = depart(0)
+        if meanwhile is not None:
+            meanwhile()
+        homes: list[Departed] = []
+        for part, (arriving, route) in enumerate(routes):
+            following = depart(part + 1) if part + 1 < parts else None
+            inputs = departed.land()
+            ids = _expert_of_row(arriving, route.num_received)
+            local = plan_dispatch(ids.unsqueeze(1), len(self.share.local), impl=plan.impl)
+            y = experts(inputs, local, gates.new_ones(route.num_received, 1))
+            homes.append(Departed(Parcel(route, y, self.wire), back=True))
+            departed = following or departed
+        most = -(-slots // parts)
+        back = [_padded(home.land()[0], most) for home in homes]
+        home = back[0] if parts == 1 else torch.stack(back, dim=1).flatten(0, 1)[:slots]
+        return combine(home, plan, gates)
 
 
 class DeduplicatedExchange:
@@ -121,7 +150,9 @@ class DeduplicatedExchange:
     def __init__(self, transport: Transport, share: Share, wire: torch.dtype | None) -> None:
         self.transport, self.share, self.wire = transport, share, wire
 
-    def run(self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor) -> Tensor:
+    def run(
+        self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor, meanwhile: Meanwhile = None
+    ) -> Tensor:
         """See :class:`Exchange`."""
         counts, tokens, ranks = self.share.by_rank(plan.offsets.diff()), plan.num_tokens, self.share.ranks
         row_N = torch.arange(plan.token_of_row.shape[0], device=counts.device)
@@ -133,8 +164,8 @@ class DeduplicatedExchange:
         token_of_copy = goes_RT.nonzero()[:, 1]
         sent_gates = gates.take(plan.slot_of_row[: slots.num_sent]).unsqueeze(1)
         parcels = [Parcel(copied, each.index_select(0, token_of_copy), self.wire) for each in x]
-        *inputs, own_gates = move(*parcels, Parcel(slots, sent_gates))
         place = slots.there(place_RT.flatten()[pair_N[: slots.num_sent]])
+        *inputs, own_gates = move(*parcels, Parcel(slots, sent_gates), meanwhile=meanwhile)
         first_copy = (copies.cumsum(0) - copies).flatten()
         token = place + first_copy.repeat_interleave(arriving.sum(1), output_size=slots.num_received)
         ids = _expert_of_row(arriving, slots.num_received)
@@ -164,7 +195,9 @@ class BoundedExchange:
         self.transport, self.share, self.wire, self.factor = transport, share, wire, factor
         self.dropped = torch.zeros((), dtype=torch.int64)
 
-    def run(self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor) -> Tensor:
+    def run(
+        self, experts: LocalExperts, x: Sequence[Tensor], plan: DispatchPlan, gates: Tensor, meanwhile: Meanwhile = None
+    ) -> Tensor:
         """See :class:`Exchange`."""
         ranks, slots = self.share.ranks, plan.token_of_row.shape[0]
         bound = math.ceil(self.factor * slots / ranks)
@@ -179,7 +212,7 @@ class BoundedExchange:
         token = plan.token_of_row[row.flatten()]
         is_row = (place < total.unsqueeze(1)).flatten()
         rows = [torch.where(_column(is_row, each), each.index_select(0, token), 0) for each in x]
-        inputs = move(*(Parcel(route, each, self.wire) for each in rows))
+        inputs = move(*(Parcel(route, each, self.wire) for each in rows), meanwhile=meanwhile)
         ids = torch.searchsorted(arriving.cumsum(1), place.expand(ranks, bound).contiguous(), right=True).view(-1, 1)
         local_experts = len(self.share.local)
         local = plan_dispatch(
@@ -225,6 +258,15 @@ def _rank_of_row(rows_of_rank: Tensor, row: Tensor) -> Tensor:
 
 def _first(rows: Tensor, number: int) -> Tensor:
     return rows if number == rows.shape[0] else rows[:number]
+
+
+def _dealt(rows: Tensor, parts: int) -> Sequence[Tensor]:
+    """Returns every row ``r`` in part ``r % parts``, all padded to the length of the first."""
+    if parts == 1:
+        return [rows]
+    most = -(-rows.shape[0] // parts)
+    # torch has no types for it.
+    return cast(Sequence[Tensor], _padded(rows, most * parts).view(most, parts, *rows.shape[1:]).unbind(1))
 
 
 def _padded(rows: Tensor, number: int) -> Tensor:

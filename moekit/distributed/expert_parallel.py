@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from moekit.changed_class import ChangedClass
-from moekit.checks import check_choice
+from moekit.checks import check_choice, check_positive
 from moekit.distributed.bank import ExpertParallel, HeldModules, share_bank
 from moekit.distributed.exchange import BoundedExchange, DeduplicatedExchange, ExactExchange, Exchange, Share
 from moekit.distributed.placed import PlacedExperts, Placements, check_agreement, check_placement, placements_of
@@ -37,6 +37,7 @@ def expert_parallel_(
     deduplicate: bool = False,
     max_slots_factor: float | None = None,
     wire_dtype: torch.dtype | None = None,
+    micro_batches: int = 1,
     gradients: Gradients = "average",
     placement: Placements | None = None,
 ) -> Model:
@@ -64,6 +65,8 @@ def expert_parallel_(
             enough. Needs the same number of tokens on every rank. Exact by default.
         wire_dtype: Dtype of rows and their gradients on the way, such as ``torch.bfloat16``; gates multiply and slots
             add up in the dtype of the experts' output.
+        micro_batches: In how many parts a layer's rows travel and are computed, so that one part travels while another
+            is computed. Not with ``deduplicate`` or ``max_slots_factor``.
         gradients: ``"average"``, for losses that are means of each rank's tokens, as with data parallelism: gradients
             of the experts are those of the average of all ranks' losses. ``"sum"``: of their sum.
         placement: Which experts each rank holds, some perhaps several ranks
@@ -95,6 +98,11 @@ def expert_parallel_(
         raise ValueError("deduplicate and max_slots_factor exclude each other: give one of them.")
     if max_slots_factor is not None and not max_slots_factor > 0:
         raise ValueError(f"max_slots_factor must be positive, got {max_slots_factor}.")
+    check_positive("micro_batches", micro_batches)
+    if micro_batches > 1 and (deduplicate or max_slots_factor is not None):
+        raise ValueError(
+            f"micro_batches goes with neither deduplicate nor max_slots_factor, got {micro_batches}: leave it at 1."
+        )
     if wire_dtype is not None and not wire_dtype.is_floating_point:
         raise ValueError(f"wire_dtype must be a floating dtype, got {wire_dtype}.")
     if mesh.ndim != 1:
@@ -123,7 +131,7 @@ def expert_parallel_(
         elif deduplicate:
             exchange = DeduplicatedExchange(transport, share, wire_dtype)
         else:
-            exchange = ExactExchange(transport, share, wire_dtype)
+            exchange = ExactExchange(transport, share, wire_dtype, micro_batches)
         kind = ExpertParallel if placed is None else PlacedExperts
         share_bank(bank, share, exchange, mesh.get_group(), factor, kind=kind)
         if placed is not None:

@@ -3,7 +3,8 @@
 Letters: R ranks; of two stages, N nodes of L ranks each, R = N L; C columns of counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -30,6 +31,10 @@ class Route(Protocol):
 
     def back(self, rows: Tensor) -> Tensor:
         """Takes ``(num_received, ...)`` to where :meth:`there` had them from: ``(num_sent, ...)``."""
+        ...
+
+    def start(self, rows: Tensor, *, back: bool) -> Callable[[], Tensor]:
+        """Begins :meth:`there` or :meth:`back`, and returns what waits for it, to be called once."""
         ...
 
 
@@ -76,6 +81,11 @@ class DirectRoute:
     def back(self, rows: Tensor) -> Tensor:
         """See :class:`Route`."""
         return _exchange(rows, self.received, self.sent, self.group)
+
+    def start(self, rows: Tensor, *, back: bool) -> Callable[[], Tensor]:
+        """See :class:`Route`."""
+        sent, received = (self.received, self.sent) if back else (self.sent, self.received)
+        return _started(rows, sent, received, self.group)
 
 
 class Direct:
@@ -126,13 +136,23 @@ class TwoStageRoute:
 
     def there(self, rows: Tensor) -> Tensor:
         """See :class:`Route`."""
-        passing = self.first.there(rows)[self._to_local.to(rows.device)]
-        return self.second.there(passing)[self._to_ranks.to(rows.device)]
+        return self._within(self.first.there(rows))
 
     def back(self, rows: Tensor) -> Tensor:
         """See :class:`Route`."""
         passing = self.second.back(_inverse(rows, self._to_ranks))
         return self.first.back(_inverse(passing, self._to_local))
+
+    def start(self, rows: Tensor, *, back: bool) -> Callable[[], Tensor]:
+        """See :class:`Route`. The second exchange begins when the first one was waited for."""
+        if back:
+            returning = self.second.start(_inverse(rows, self._to_ranks), back=True)
+            return lambda: self.first.back(_inverse(returning(), self._to_local))
+        passing = self.first.start(rows, back=False)
+        return lambda: self._within(passing())
+
+    def _within(self, passing: Tensor) -> Tensor:
+        return self.second.there(passing[self._to_local.to(passing.device)])[self._to_ranks.to(passing.device)]
 
 
 class TwoStage:
@@ -168,6 +188,20 @@ def _exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.Pr
     arrived = rows.new_empty(sum(received), *rows.shape[1:])
     with exchange_errors(group):
         dist.all_to_all_single(arrived, rows.contiguous(), received, sent, group=group)
+    return arrived
+
+
+def _started(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Callable[[], Tensor]:
+    arrived, leaving = rows.new_empty(sum(received), *rows.shape[1:]), rows.contiguous()
+    with exchange_errors(group):
+        work = dist.all_to_all_single(arrived, leaving, received, sent, group=group, async_op=True)
+    return partial(_landed, cast(dist.Work, work), arrived, leaving, group)
+
+
+def _landed(work: dist.Work, arrived: Tensor, leaving: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Waits for an exchange, until which ``leaving`` must stay; on a GPU the caller's stream does, not the host."""
+    with exchange_errors(group):
+        work.wait()
     return arrived
 
 

@@ -21,6 +21,8 @@ EXCHANGES: dict[str, dict[str, Any]] = {
     "two stages": {"two_stage": True},
     "deduplicated": {"deduplicate": True},
     "deduplicated in two stages": {"deduplicate": True, "two_stage": True},
+    "three micro-batches": {"micro_batches": 3},
+    "two micro-batches in two stages": {"micro_batches": 2, "two_stage": True},
 }
 
 

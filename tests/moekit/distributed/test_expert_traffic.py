@@ -8,7 +8,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.scale.traffic import Rows, Transfer, bounded, deduplicated, exact, replica_gradients, uniform_rows
+from benchmarks.scale.traffic import (
+    COUNT_BYTES,
+    Rows,
+    Transfer,
+    bounded,
+    deduplicated,
+    exact,
+    replica_gradients,
+    uniform_rows,
+)
 from moekit import FFNExperts, SparseMoE, TopKRouter
 from moekit.distributed import ExpertPlacement, expert_parallel_
 from moekit.distributed.slots import Slots
@@ -58,6 +67,18 @@ def transfers(scheme: str, rows: Rows, ranks: int) -> list[Transfer]:
     if scheme == "deduplicated":
         return deduplicated(rows, held, row, gate_bytes=4)
     return bounded(math.ceil(1.5 * TOKENS * TOP_K / ranks), ranks, held, row)
+
+
+def counted_bytes(micro_batches: int) -> int:
+    return counted_step(4, {"micro_batches": micro_batches})[1]
+
+
+@pytest.mark.slow
+def test_micro_batches_send_no_rows_more(ranks: Ranks) -> None:
+    """What is more are the counts of each expert, of each micro-batch, to three other ranks."""
+    counts = COUNT_BYTES * EXPERTS // 4 * 3
+    for one, three in zip(ranks.run(counted_bytes, 1), ranks.run(counted_bytes, 3), strict=True):
+        assert three - one == 2 * counts
 
 
 SCHEMES = {"exact": {}, "deduplicated": {"deduplicate": True}, "bounded": {"max_slots_factor": 1.5}}
