@@ -22,7 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loads", default="zipf", help="zipf, a routing record, or runs.jsonl of benchmarks balance")
     parser.add_argument("--ranks", type=int, default=8, help="that divide the experts")
     parser.add_argument("--nodes", type=int, default=1, help="of equal numbers of ranks, over which replicas spread")
-    parser.add_argument("--replicas", type=int, nargs="+", help="slots beyond one for each expert; one and two a rank")
+    parser.add_argument(
+        "--replica-count", type=int, nargs="+", help="slots beyond one for each expert; one and two a rank"
+    )
     parser.add_argument("--history", type=int, default=1, help="windows that a placement is made from")
     parser.add_argument("--every", type=int, default=1, help="windows from one placement to the next")
     recorded = parser.add_argument_group("of a file")
@@ -58,13 +60,13 @@ def main(options: argparse.Namespace) -> int:
     else:
         layer, loads = recorded_loads(Path(options.loads), options.layer, options.line)
         about = f"{loads.shape[1]} experts of {layer} in {options.loads}, line {options.line}"
-    replicas = [options.ranks, 2 * options.ranks] if options.replicas is None else options.replicas
+    replicas = [options.ranks, 2 * options.ranks] if options.replica_count is None else options.replica_count
     schemes = [Scheme("contiguous", None), Scheme("placed", 0)]
     schemes += [Scheme(f"{count} replicas", count) for count in replicas]
     try:
         outcomes = [simulate(loads, mesh, scheme, history=options.history, every=options.every) for scheme in schemes]
     except ValueError as error:
-        raise OptionError(f"--ranks, --replicas and the loads do not fit: {error}") from error
+        raise OptionError(f"--ranks, --replica-count and the loads do not fit: {error}") from error
     where = f" on {options.nodes} nodes" if options.nodes > 1 else ""
     heading = (
         f"{about}; {options.ranks} ranks{where}, {len(loads)} windows. Placed every {options.every} from the last "

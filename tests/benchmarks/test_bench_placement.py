@@ -68,7 +68,7 @@ def test_moved_share() -> None:
 
 def test_the_command_prints_and_writes_the_table(tmp_path, capsys) -> None:
     page = tmp_path / "made" / "page.md"
-    arguments = "placement --experts 16 --windows 6 --ranks 4 --nodes 2 --replicas 4 8 --slots 1000"
+    arguments = "placement --experts 16 --windows 6 --ranks 4 --nodes 2 --replica-count 4 8 --slots 1000"
     assert main([*arguments.split(), "--out", str(page)]) == 0
     output = capsys.readouterr().out
     rows = [line for line in output.splitlines() if line.startswith("| ")]
@@ -110,8 +110,11 @@ def test_loads_of_a_record_and_of_lines(tmp_path, capsys) -> None:
         ("--windows 1", "--windows must be at least 2, got 1"),
         ("--every 0", "--every must be at least 1"),
         ("--nodes 3", "--nodes must divide the 8 ranks, got 3"),
-        ("--experts 12", "--ranks, --replicas and the loads do not fit: num_experts must be a multiple of the 8 ranks"),
-        ("--replicas 3 --windows 2 --slots 9", "Use 8 replicas"),
+        (
+            "--experts 12",
+            "--ranks, --replica-count and the loads do not fit: num_experts must be a multiple of the 8 ranks",
+        ),
+        ("--replica-count 3 --windows 2 --slots 9", "Use 8 replicas"),
         ("--loads {lines} --line 1 --ranks 1", "two windows or more, got 1"),
     ],
 )
