@@ -28,12 +28,12 @@ class Regions(NamedTuple):
     views: dict[Chunk, Tensor]
 
 
-def regions_of(model: nn.Module, whole: nn.Module, like: Any) -> Regions:
+def regions_of(own: Mapping[str, Tensor], whole: nn.Module, like: Any) -> Regions:
     """Returns the files of a model.
 
     Args:
-        model: The model, divided or not.
-        whole: The same before it was divided, on the meta device.
+        own: State of the model, divided or not.
+        whole: The model before it was divided, on the meta device.
         like: The model of ``transformers`` that it was made of.
 
     Raises:
@@ -65,7 +65,6 @@ def regions_of(model: nn.Module, whole: nn.Module, like: Any) -> Regions:
         if name not in tied
     }
     tensors = in_files(like, blank)
-    own = cast(dict[str, Tensor], model.state_dict())
     views = dict[Chunk, Tensor]()
     key_of = {id(each): key for key, each in tensors.items()}
     for name, chunk, view in _renamed(own, blocks, tied, expected):

@@ -11,7 +11,7 @@ import transformers
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from moekit.distributed import expert_parallel_
+from moekit.distributed import ExpertPlacement, expert_parallel_
 from moekit.interop import load_transformers_, save_transformers
 from moekit.interop.hub.chunks import Chunk, Reader
 from tests.moekit.distributed.ranks import Ranks, division
@@ -87,3 +87,23 @@ def test_each_rank_reads_and_writes_its_part(ranks: Ranks, tmp_path: Path, famil
         assert written <= total / 4 * 1.3
         assert gathered == 0
     assert sum(written for _, written, _ in counts) == total
+
+
+def placed(theirs: str, mine: str, kind: type) -> None:
+    config = transformers.AutoConfig.from_pretrained(theirs)
+    placement = ExpertPlacement(((0, 1), (2, 0), (3, 1), (1, 2)))
+    model = expert_parallel_(with_layers(kind(config)), division(1, 4).mesh["ep"], placement=placement)
+    like = without_weights(kind(config))
+    load_transformers_(model, like, theirs)
+    save_transformers(model, like, mine)
+
+
+def test_placed_experts(ranks: Ranks, tmp_path: Path) -> None:
+    """In files they are in their own order, each once."""
+    model: Any = model_of("mixtral")
+    model.save_pretrained(tmp_path / "theirs")
+    ranks.run(placed, str(tmp_path / "theirs"), str(tmp_path / "mine"), type(model))
+    theirs, mine = tensors_in(tmp_path / "theirs"), tensors_in(tmp_path / "mine")
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(mine[name], tensor), name
