@@ -55,6 +55,9 @@ COMMANDS = {
         "benchmarks.train_step.command", "a training step of MedVLMoE at the paper's size: time, memory, the MoE layer"
     ),
     "scale": Command("benchmarks.scale.command", "compute what dividing experts among up to 10,000 GPUs would cost"),
+    "scale-steps": Command(
+        "benchmarks.scale.steps", "time steps of the language model of the examples on 1, 2 and 4 processes"
+    ),
     "placement": Command(
         "benchmarks.placement.command", "how even ranks would be with experts placed by their past loads, simulated"
     ),

@@ -97,7 +97,7 @@ def divide(model: LanguageModel, mesh: DeviceMesh) -> None:
 
 
 def train(options: argparse.Namespace, report: Callable[[str], None]) -> dict[str, list[float]]:
-    """Trains, and returns the loss and the largest load of an expert, in multiples of an even one, of each step."""
+    """Trains; returns each step's loss, largest load of an expert in multiples of an even one, and seconds."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks % options.experts_over or options.batch % ranks:
@@ -109,8 +109,13 @@ def train(options: argparse.Namespace, report: Callable[[str], None]) -> dict[st
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.1, foreach=False)
     checkpoints = Checkpoints(options.checkpoints) if options.checkpoints else None
     first = (checkpoints.load(model, optimizer) or 0) if checkpoints else 0
-    text, history, started = read_text(options.text), {"loss": [], "largest load": []}, time.perf_counter()
+    text, history, started = (
+        read_text(options.text),
+        {"loss": [], "largest load": [], "seconds": []},
+        time.perf_counter(),
+    )
     for step in range(first, options.steps):
+        began = time.perf_counter()
         ids = batch(text, step, rank, ranks, options).to(device)
         logits, stats = model(ids[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -127,6 +132,7 @@ def train(options: argparse.Namespace, report: Callable[[str], None]) -> dict[st
         dist.all_reduce(total)
         history["loss"].append(total.item() / ranks)
         history["largest load"].append(max((count.max() / count.float().mean()).item() for count in counts))
+        history["seconds"].append(time.perf_counter() - began)
         if (step + 1) % options.report_every == 0 or step + 1 == options.steps:
             rate = (step + 1 - first) * options.batch * options.length / (time.perf_counter() - started)
             report(

@@ -22,7 +22,7 @@ OPTIONS = (
 FROZEN = "--text-tuning frozen"
 CURVES = ("train_loss", "task_loss", "balance_loss", "z_loss", "router_entropy", "val_loss", "val_macro_auroc")
 ADAPTED = "--epochs 1 --precision bf16-mixed --image-tuning lora --text-tuning lora"
-ALL_AT_ONCE = f"{ADAPTED} --strategy fsdp2 --activation-checkpointing"
+ALL_AT_ONCE = f"{ADAPTED} --strategy fsdp2 --expert-parallel 2 --activation-checkpointing"
 RUNS = {
     "ddp": ("--strategy ddp", "--strategy fsdp2"),
     "fsdp2": ("--strategy fsdp2", "--strategy ddp"),
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one_stopped_and_resumed_in_another_way(one_proce
 
 
 @pytest.mark.slow
-def test_sharding_goes_with_bf16_checkpointing_and_adapters_at_once(two_processes, tmp_path):
+def test_sharding_goes_with_bf16_divided_experts_checkpointing_and_adapters_at_once(two_processes, tmp_path):
     run = two_processes / "all"
     (record,), (alone,) = read_history(run), read_history(train_alone(ADAPTED, tmp_path))
     assert record["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-2)  # bf16 has 8 bits
