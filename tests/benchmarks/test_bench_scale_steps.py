@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 def record(processes: int, over: int, *seconds: float, device: str = "cpu") -> dict:
     about = {"device": "a machine", "command": "c", "commit": "a", "date": "d", "versions": {"torch": "2.14"}}
     common = {"device": device, "processors": 2, "load": [0.5, 2.25], "batch": 16, "length": 128, "environment": about}
-    return {"processes": processes, "experts_over": over, "seconds": seconds, **common}
+    times = {"seconds": seconds, "processor": [processes * each for each in seconds]}
+    return {"processes": processes, "experts_over": over, **times, **common}
 
 
 def test_experts_are_divided_in_every_way_that_fits() -> None:
@@ -24,8 +25,8 @@ def test_experts_are_divided_in_every_way_that_fits() -> None:
 def test_the_page_compares_with_the_first_row() -> None:
     records = [record(1, 1, 0.1), record(4, 2, 0.1, 0.2, 0.3, 0.4, 0.5)]
     assert rows(records)[2:] == [
-        "| 1 | 1 | 2048 | 100 (100 to 100) | 1.00 |",
-        "| 4 | 2 | 512 | 300 (120 to 480) | 3.00 |",
+        "| 1 | 1 | 2048 | 100 (100 to 100) | 100 | 1.00 |",
+        "| 4 | 2 | 512 | 300 (120 to 480) | 1200 | 12.00 |",
     ]
     text = page(records)
     assert "a machine,\n2 processors" in text
@@ -46,12 +47,13 @@ def test_steps_are_measured(tmp_path: Path) -> None:
     assert cli.main(["scale-steps", *options, "--length", "8", "--out", str(tmp_path)]) == 0
     (written,) = (json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines())
     assert (written["processes"], written["experts_over"], len(written["seconds"])) == (1, 1, 4)
-    assert all(seconds > 0 for seconds in written["seconds"])
+    assert len(written["processor"]) == 2  # the last step of a start has no end
+    assert all(seconds > 0 for seconds in written["seconds"] + written["processor"])
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("--steps 0", "--steps must be at least 1, got 0"), ("--starts 0", "--starts"), ("--warm-up -1", "--warm-up must"),
+    [("--steps 1", "--steps must be at least 2, got 1"), ("--starts 0", "--starts"), ("--warm-up -1", "--warm-up must"),
      ("--batch 6", "--batch must be a multiple of every --process-count, got 6")],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(
