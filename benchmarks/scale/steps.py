@@ -2,8 +2,9 @@
 
 All divisions take the same batches in the same order, each rank its part. Every process has one thread. On processors
 that processes share this shows what dividing costs, not what it gains; on a machine with several GPUs each process has
-one. Each division is started several times, in turn with the others. Beside the clock's time the processor's is counted,
-of all processes together, which other work on the machine changes little. Writes ``records.jsonl`` and a page beside it.
+one. Each division is started several times, in turn with the others. Beside the clock's time that of the processor is
+counted, of all processes together, which other work on the machine changes little. Writes ``records.jsonl`` and a page
+beside it.
 """
 
 import argparse
