@@ -5,7 +5,8 @@ the other ranks around what the bank computed before.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -76,9 +77,10 @@ class ExpertParallel(ChangedClass):
         """Shows the settings, and this rank's experts."""
         return ", ".join(part for part in (cast(Any, super()).extra_repr(), self._held()) if part)
 
-    def placed_plan(self, plan: DispatchPlan) -> DispatchPlan:
-        """Returns the plan of what ranks hold, in their order, from one of all experts."""
-        return plan
+    @contextmanager
+    def placed(self, plan: DispatchPlan) -> Generator[DispatchPlan]:
+        """Gives, for one call, the plan of what ranks hold, in their order, from one of all experts."""
+        yield plan
 
     def _held(self) -> str:
         local = self.share.local
@@ -126,7 +128,8 @@ def _run(
     gates: Tensor,
     meanwhile: Meanwhile,
 ) -> Tensor:
-    return bank.exchange.run(experts, tokens, bank.placed_plan(plan), gates, meanwhile)
+    with bank.placed(plan) as placed:
+        return bank.exchange.run(experts, tokens, placed, gates, meanwhile)
 
 
 def share_bank(

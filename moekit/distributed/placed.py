@@ -4,7 +4,8 @@ Parameters have one row for each slot. State dicts have one for each expert, in 
 division: who writes or reads one sees no placement.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,7 @@ class PlacedExperts(ExpertParallel):
 
     slots: Slots
     layer_name: str
+    _shared_weights: list[ExpertWeights] | None = None
 
     @property
     def placement(self) -> ExpertPlacement:
@@ -53,9 +55,17 @@ class PlacedExperts(ExpertParallel):
         for parameter in self.parameters():
             self.unify_(parameter)
 
-    def placed_plan(self, plan: DispatchPlan) -> DispatchPlan:
-        """Returns the plan of slots from one of experts."""
-        return self.slots.placed(plan)
+    @contextmanager
+    def placed(self, plan: DispatchPlan) -> Generator[DispatchPlan]:
+        """Gives, for one call, the plan of slots from one of experts.
+
+        All micro-batches of the call share their weights, so that gradients of replicas are exchanged once.
+        """
+        self._shared_weights = []
+        try:
+            yield self.slots.placed(plan)
+        finally:
+            self._shared_weights = None
 
     def layout(self, tensor: DTensor) -> tuple[Grid, Layout]:
         """Returns the ranks that divide the rows of a parameter, or of what has its shape, and which expert each is."""
@@ -106,10 +116,15 @@ class PlacedExperts(ExpertParallel):
         return f"experts {', '.join(map(str, self.local_experts))} of {self._num_experts} on this rank"
 
     def _weights(self) -> ExpertWeights:
+        if self._shared_weights:
+            return self._shared_weights[0]
         weights = super()._weights()
         given = [each for each in weights if each is not None]
         summed = iter(self.slots.with_summed_gradients(given, self.group))
-        return ExpertWeights(*cast(Any, [None if each is None else next(summed) for each in weights]))
+        weights = ExpertWeights(*cast(Any, [None if each is None else next(summed) for each in weights]))
+        if self._shared_weights is not None:
+            self._shared_weights.append(weights)
+        return weights
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         cast(Any, super())._save_to_state_dict(destination, prefix, keep_vars)

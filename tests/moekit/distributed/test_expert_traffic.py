@@ -99,14 +99,17 @@ def test_collectives_of_a_step_are_those_of_the_formula(ranks: Ranks, scheme: st
 
 
 @pytest.mark.slow
-def test_gradients_of_replicas_are_counted(ranks: Ranks) -> None:
-    results = ranks.run(counted_step, 4, {"placement": PLACED})
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradients_of_replicas_are_counted(ranks: Ranks, micro_batches: int) -> None:
+    """Once, whatever the number of micro-batches, which have counts of their own."""
+    counts = COUNT_BYTES * PLACED.slots_per_rank * 3
+    results = ranks.run(counted_step, 4, {"placement": PLACED, "micro_batches": micro_batches})
     for rank, ((slots, copies), sent, messages) in enumerate(results):
         received = [each[0][0][rank] for each in results]
         expected = exact(Rows(slots, received, copies, copies), PLACED.slots_per_rank, 4 * DIM)
         expected.append(replica_gradients(PLACED.experts_of_rank, rank, 4 * 3 * DIM * HIDDEN))
-        assert sent == sum(transfer.sent(rank) for transfer in expected)
-        assert messages == sum(transfer.messages(rank) for transfer in expected)
+        assert sent == sum(transfer.sent(rank) for transfer in expected) + (micro_batches - 1) * counts
+        assert micro_batches > 1 or messages == sum(transfer.messages(rank) for transfer in expected)
     assert replica_gradients(PLACED.experts_of_rank, 0, 1).rows == [0, 1, 1, 1]
 
 
