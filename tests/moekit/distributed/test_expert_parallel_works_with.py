@@ -73,6 +73,8 @@ def on_ranks(how: str, data: int, experts: int) -> list[float]:
         whole = divided.mesh["dp", "ep"]._flatten("all_ranks")
         for layer in model.layers:
             fully_shard(layer.experts, mesh=divided.mesh["dp"])
+            if "shared apart" in how:  # which runs its hooks while the experts wait for rows
+                fully_shard(layer.shared, mesh=whole)
             fully_shard(layer, mesh=whole)
         fully_shard(model, mesh=whole)
     run = torch.compile(model, backend="aot_eager") if "compiled" in how else model
@@ -89,7 +91,9 @@ def on_ranks(how: str, data: int, experts: int) -> list[float]:
     return losses_of(step, torch.optim.AdamW(model.parameters(), lr=0.01, foreach=False))
 
 
-@pytest.mark.parametrize("how", ["plain", "checkpointed", "sharded", "sharded and checkpointed", "compiled"])
+@pytest.mark.parametrize(
+    "how", ["plain", "checkpointed", "sharded", "sharded, shared apart", "sharded and checkpointed", "compiled"]
+)
 def test_training_is_that_of_one_process(ranks: Ranks, how: str) -> None:
     for losses in ranks.run(on_ranks, how, 2, 2):
         assert losses == pytest.approx(expected(), rel=1e-10)
