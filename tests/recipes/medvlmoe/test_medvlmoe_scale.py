@@ -13,6 +13,7 @@ from recipes.medvlmoe import evaluate, train
 from recipes.medvlmoe.__main__ import parse_train
 from recipes.shared.runs import read_json
 from tests.recipes.medvlmoe.test_medvlmoe_train import history as read_history
+from tests.recipes.medvlmoe.trainings import without_dropout
 
 OPTIONS = (
     "--preset tiny --accelerator cpu --epochs 2 --image-encoder test_vit --image-size 64 --image-stride None "
@@ -88,10 +89,13 @@ def test_two_processes_train_as_one_stopped_and_resumed_in_another_way(one_proce
 
 
 @pytest.mark.slow
-def test_sharding_goes_with_bf16_divided_experts_checkpointing_and_adapters_at_once(two_processes, tmp_path):
+def test_sharding_goes_with_bf16_divided_experts_checkpointing_and_adapters_at_once(
+    two_processes, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "new_model", without_dropout(train.new_model))
     run = two_processes / "all"
     (record,), (alone,) = read_history(run), read_history(train_alone(ADAPTED, tmp_path))
-    assert record["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-2)  # bf16 has 8 bits
+    assert record["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-3)  # bf16 has 8 bits
     assert math.isfinite(record["val_loss"])
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["model"]
     adapters = {name: value for name, value in weights.items() if ".lora_B." in name}

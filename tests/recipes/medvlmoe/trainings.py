@@ -30,6 +30,20 @@ def train_until(arguments, stop_at):
         train.train_epoch = one_epoch
 
 
+def without_dropout(new_model):
+    """Returns ``new_model`` for models whose text encoder has no dropout, which every process draws for itself."""
+
+    def make(*arguments):
+        model = new_model(*arguments)
+        for module in model.modules():
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0
+        return model
+
+    return make
+
+
 if __name__ == "__main__":
+    train.new_model = without_dropout(train.new_model)
     for arguments, stop_at in json.loads(Path(sys.argv[1]).read_text()):
         train_until(arguments, stop_at)
