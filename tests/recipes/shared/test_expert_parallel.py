@@ -74,7 +74,7 @@ def train(run, folder, ranks, steps, resume):
     losses = []
 
     def loss_of(x, shares):
-        loss = shares[0] * wrapped(x).sin().mean()
+        loss = shares[0] * wrapped(x).square().mean()  # not a sum that cancels
         losses.append(loss.detach() / ranks)
         return loss
 
