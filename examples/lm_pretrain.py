@@ -109,11 +109,8 @@ def train(options: argparse.Namespace, report: Callable[[str], None]) -> dict[st
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.1, foreach=False)
     checkpoints = Checkpoints(options.checkpoints) if options.checkpoints else None
     first = (checkpoints.load(model, optimizer) or 0) if checkpoints else 0
-    text, history, started = (
-        read_text(options.text),
-        {"loss": [], "largest load": [], "seconds": []},
-        time.perf_counter(),
-    )
+    history = {"loss": [], "largest load": [], "seconds": []}
+    text, started = read_text(options.text), time.perf_counter()
     for step in range(first, options.steps):
         began = time.perf_counter()
         ids = batch(text, step, rank, ranks, options).to(device)

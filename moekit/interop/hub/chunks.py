@@ -6,8 +6,8 @@ A rank writes its rows at their place in the file of the whole tensor, so nothin
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -163,23 +163,27 @@ def write_together(
             (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
-class together:  # noqa: N801  (a context manager)
+@contextmanager
+def together(group: dist.ProcessGroup | None) -> Generator[bool]:
     """Raises an error of one rank on all, and has all wait for the last one.
 
     Args:
         group: The ranks, all of which must enter it. Without any process group this process is alone.
+
+    Yields:
+        Whether this is the first rank.
+
+    Raises:
+        OSError: On the ranks without an error, if another rank has one.
     """
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self.group = group
-
-    def __enter__(self) -> bool:
-        """Returns whether this is the first rank."""
-        return _rank(self.group) == 0
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Raises ``OSError`` on the ranks without an error, if another rank has one."""
-        errors = _gathered(None if error is None else f"{type(error).__name__}: {error}", self.group)
+    error: BaseException | None = None
+    try:
+        yield _rank(group) == 0
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        errors = _gathered(None if error is None else f"{type(error).__name__}: {error}", group)
         if error is None and any(errors):
             rank, message = next((rank, each) for rank, each in enumerate(errors) if each)
             raise OSError(f"rank {rank} could not write its part: {message}")

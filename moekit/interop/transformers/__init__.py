@@ -275,7 +275,8 @@ def load_transformers_(
 
     Raises:
         ValueError: As :func:`save_transformers`, or if the folder has other tensors than ``like`` would save, or the
-            model has a buffer without values that no file holds. No weight is changed then.
+            model has a buffer without values that no file holds. Weights with values keep them then; those on the meta
+            device may have got memory, without values.
     """
     from moekit.interop.transformers._files import load
 

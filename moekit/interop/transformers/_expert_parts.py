@@ -147,8 +147,8 @@ def _affine(key: str, ids: Tensor) -> tuple[tuple[int, ...], int, tuple[int, ...
 def _numbered(key: str, shape: tuple[int, ...], experts: int, tensors: Mapping[str, Tensor]) -> str:
     """Returns the key of the first expert with ``*`` in the place of its number; as it is for stacked experts."""
     whole = tensors.get(key)
-    for found in reversed(list(re.finditer(r"(?<=\.)0(?=\.)", key))):
-        pattern = f"{key[: found.start()]}*{key[found.end() :]}"
+    for zero in reversed(list(re.finditer(r"(?<=\.)0(?=\.)", key))):
+        pattern = f"{key[: zero.start()]}*{key[zero.end() :]}"
         keys = [pattern.replace("*", str(expert)) for expert in range(experts)]
         if all(each in tensors and tuple(tensors[each].shape) == shape for each in keys):
             return pattern

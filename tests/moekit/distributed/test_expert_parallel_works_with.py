@@ -1,6 +1,7 @@
 """Divided experts under FSDP2, mixed precision, activation checkpointing and ``torch.compile``."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -99,38 +100,31 @@ def test_training_is_that_of_one_process(ranks: Ranks, how: str) -> None:
         assert losses == pytest.approx(expected(), rel=1e-10)
 
 
-def autocast_step(experts: int) -> tuple[Tensor, Tensor]:
-    model = Model(torch.float32)
-    x = batches(torch.float32)[dist.get_rank()].requires_grad_()
+def model_and_batch() -> tuple[nn.Module, Tensor]:
+    return Model(torch.float32), batches(torch.float32)[dist.get_rank()]
+
+
+def modules_and_one_token() -> tuple[nn.Module, Tensor]:
+    """The same token on every rank, so that all but one of them have no row: their modules are not called."""
+    torch.manual_seed(0)
+    return SparseMoE(TopKRouter(6, 4, 1), ModuleExperts([nn.Linear(6, 6) for _ in range(4)])), torch.ones(1, 6)
+
+
+def autocast_step(make: Callable[[], tuple[nn.Module, Tensor]], experts: int) -> tuple[Tensor, Tensor]:
+    model, x = make()
+    x.requires_grad_()
     if experts:
         expert_parallel_(model, division(1, experts).mesh["ep"])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(x)
-    output.float().sin().sum().backward()
-    return output.detach(), x.grad
+    y = output if isinstance(output, Tensor) else output.output
+    y.float().sin().sum().backward()
+    return y.detach(), x.grad
 
 
-def test_autocast(ranks: Ranks) -> None:
-    divided, alone = ranks.run(autocast_step, 4), ranks.run(autocast_step, 0)
-    for mine, theirs in zip(divided, alone, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
-
-
-def autocast_modules(experts: int) -> tuple[Tensor, Tensor]:
-    """The same token on every rank, so that all but one of them have no row: their modules are not called."""
-    torch.manual_seed(0)
-    model = SparseMoE(TopKRouter(6, 4, 1), ModuleExperts([nn.Linear(6, 6) for _ in range(4)]))
-    x = torch.ones(1, 6, requires_grad=True)
-    if experts:
-        expert_parallel_(model, division(1, experts).mesh["ep"])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(x).output
-    output.float().sin().sum().backward()
-    return output.detach(), x.grad
-
-
-def test_modules_of_which_a_rank_calls_none_under_autocast(ranks: Ranks) -> None:
-    divided, alone = ranks.run(autocast_modules, 4), ranks.run(autocast_modules, 0)
+@pytest.mark.parametrize("make", [model_and_batch, modules_and_one_token])
+def test_autocast(ranks: Ranks, make: Callable[[], tuple[nn.Module, Tensor]]) -> None:
+    divided, alone = ranks.run(autocast_step, make, 4), ranks.run(autocast_step, make, 0)
     for mine, theirs in zip(divided, alone, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0.02, atol=0.02)
 
