@@ -5,6 +5,9 @@ from typing import Literal
 Scoring = Literal["combined", "mean", "max", "pairs", "gloria"]
 """How zero-shot scores are computed, see `recipes.medmoe.zero_shot.scoring`."""
 
+LOCAL_SCORINGS = ("combined", "gloria")
+"""Scorings that compare words with regions, which depend on the expert."""
+
 Features = Literal["global", "local", "both"]
 """What a linear probe reads: the encoder's pooled output, the mean over the chosen expert's regions, or both."""
 

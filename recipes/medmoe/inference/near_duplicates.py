@@ -25,6 +25,7 @@ from recipes.medmoe.data.sources import build_source
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.inference.session import ModelSession
 from recipes.shared.fingerprint import FILE as DATA_FILE
+from recipes.shared.kept_arrays import keep, read_kept
 from recipes.shared.runs import read_object
 from recipes.shared.settings import read_settings
 
@@ -151,21 +152,16 @@ def _kept(
     else:
         made = _Known(list(split.ids), read_prints(split, workers=workers, title=title))
     if key is not None:
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez_compressed(part, key=np.array(_text(key)), ids=np.array(made.ids), **made.prints._asdict())
-        part.replace(path)
+        keep(path, _text(key), {"ids": np.array(made.ids), **made.prints._asdict()})
     return made
 
 
 def _read(path: Path, key: Mapping[str, Any]) -> _Known | None:
     """Returns what a file holds, ``None`` if there is none or it is of other images."""
-    if not path.is_file():
+    kept = read_kept(path, _text(key))
+    if kept is None:
         return None
-    with np.load(path) as file:
-        if str(file["key"]) != _text(key):
-            return None
-        return _Known([str(name) for name in file["ids"]], Prints(file["digests"], file["thumbnails"]))
+    return _Known([str(name) for name in kept["ids"]], Prints(kept["digests"], kept["thumbnails"]))
 
 
 def _checksum(ids: Sequence[str]) -> str:

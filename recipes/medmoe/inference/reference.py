@@ -6,7 +6,6 @@ alone, so a score that is brought to scale by them does not depend on the other 
 
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from recipes.medmoe.features import LocalFeatures, TextFeatures
 from recipes.medmoe.inference.local_scoring import experts_used, modality_labels
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.zero_shot.scale import FEWEST
+from recipes.shared.kept_arrays import keep, read_kept
 
 MOST = 256
 """Images that are kept at most."""
@@ -63,13 +63,10 @@ def load_reference(session: Session, checkpoint: str) -> Reference:
             "--scoring."
         )
     path, key = session.run / "reference" / f"{checkpoint}.npz", session.weights_checksum(checkpoint)
-    kept = _read(path, key)
+    kept = read_kept(path, key)
     if kept is None:
         kept = _compute(session)
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part.npz")
-        np.savez_compressed(part, key=np.array(key), **kept)
-        part.replace(path)
+        keep(path, key, kept)
     return _reference(session, kept)
 
 
@@ -77,13 +74,6 @@ def load_reference(session: Session, checkpoint: str) -> Reference:
 def reference_scores(session: Session, reference: Reference, text: TextFeatures) -> NDArray[np.float64]:
     """Returns the local scores of the reference images against texts, ``(n, T)``."""
     return session.word_region_scores(reference.local, text).double().cpu().numpy()
-
-
-def _read(path: Path, key: str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files if name != "key"} if str(file["key"]) == key else None
 
 
 @torch.no_grad()

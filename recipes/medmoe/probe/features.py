@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from recipes.data.evaluation.types import EvaluationSet
 from recipes.data.studies import StudySplit
 from recipes.medmoe.inference.local_scoring import experts_used, mean_regions, modality_labels
 from recipes.medmoe.inference.session import ModelSession
+from recipes.shared.kept_arrays import keep, read_kept
 
 
 class Features(NamedTuple):
@@ -65,15 +65,11 @@ def set_features(
     labels = _labels(session, studies, kind) if local else None
     key = _key(session, studies, checkpoint, None if labels is None else labels.tolist(), local=local)
     path = session.run / "features" / f"{one.name}-{split}.npz"
-    kept = _read(path, key)
+    kept = read_kept(path, key)
     if kept is not None:
-        return kept
+        return Features(kept["pooled"], kept.get("regions"), kept.get("experts"))
     features = _compute(session, studies, labels, local=local, title=f"{one.name} {split}")
-    arrays: dict[str, Any] = {name: value for name, value in features._asdict().items() if value is not None}
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, key=np.array(key), **arrays)
-    part.replace(path)
+    keep(path, key, {name: value for name, value in features._asdict().items() if value is not None})
     return features
 
 
@@ -124,13 +120,3 @@ def _key(session: ModelSession, studies: StudySplit, checkpoint: str, labels: li
         "local": local,
     }
     return json.dumps(origin, sort_keys=True)
-
-
-def _read(path: Path, key: str) -> Features | None:
-    """Reads the features that are kept, or returns ``None`` if there are none or others."""
-    if not path.is_file():
-        return None
-    with np.load(path) as kept:
-        if str(kept["key"]) != key:
-            return None
-        return Features(kept["pooled"], kept.get("regions"), kept.get("experts"))

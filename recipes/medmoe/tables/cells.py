@@ -114,6 +114,7 @@ def open_cell(settings: Mapping[str, Any], run: Path) -> ModelSession:
 
 
 def _pretrain(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
+    from recipes.medmoe.inference.near_duplicates import keep_prints
     from recipes.medmoe.pretrain import stage
     from recipes.medmoe.pretrain.summary import summarise
     from recipes.shared.runs import read_metrics
@@ -121,6 +122,7 @@ def _pretrain(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     config = replace(settings_from_json(Config, settings["config"]), out=run, resume=True)
     go_on_or_begin(run, lambda: stage.main(config))
     print(summarise(run))
+    keep_prints(run)
     metrics = read_metrics(run)
     about, training, routing = metrics["run"], metrics["training"], metrics["routing"]
     return {

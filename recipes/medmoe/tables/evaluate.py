@@ -20,6 +20,7 @@ from recipes.medmoe.explain.from_training import learn_boxes
 from recipes.medmoe.explain.game import play
 from recipes.medmoe.explain.seen import explanation, look
 from recipes.medmoe.hints import DRAWN
+from recipes.medmoe.inference.near_duplicates import set_without_near_duplicates
 from recipes.medmoe.inference.released import ReleasedSession
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.inference.session import ModelSession
@@ -34,8 +35,8 @@ from recipes.shared.runs import write_json
 
 ZERO_SHOT = (
     "set", "model", "task", "split", "modality", "scoring", "route_on", "chance", "accuracy", "accuracy_ci95",
-    "majority_share", "balanced_accuracy", "macro_auroc", "macro_auroc_ci95", "undefined_classes", "studies", "groups",
-    "classes", "notes",
+    "majority_share", "balanced_accuracy", "macro_auroc", "macro_auroc_ci95", "prompt_spread", "undefined_classes",
+    "studies", "groups", "classes", "notes",
 )  # fmt: skip
 """What tables keep of a set's result."""
 EXAMPLES = 8
@@ -51,13 +52,15 @@ def zero_shot(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
         run: Its folder.
 
     Returns:
-        :data:`ZERO_SHOT` and ``prompts``: the file's name, a checksum of the texts, and their number.
+        :data:`ZERO_SHOT`, ``prompts`` (the file's name, a checksum of the texts, and their number),
+        ``near_duplicates`` (as in the stage's result) and ``unknown_words`` (their share).
     """
     session = open_cell(settings, run)
     one, own = _open_set(session, settings["set"])
     about = settings["set"]
     chosen = choose_prompts(prompts_of(one, own, about["prompts"], templates=about["templates"]), one.classes)
     split = about["split"]
+    one, overlap = set_without_near_duplicates(session, one, split, about["near_duplicates"])
     result, scores = evaluate_scores(
         session,
         one,
@@ -74,6 +77,7 @@ def zero_shot(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
     return {
         **{name: result.get(name) for name in ZERO_SHOT},
         "prompts": _about_prompts(chosen),
+        "near_duplicates": overlap,
         "unknown_words": None if unknown is None else unknown["share"],
     }
 
@@ -86,12 +90,15 @@ def probe(settings: Mapping[str, Any], run: Path) -> Mapping[str, Any]:
         run: Its folder. Features are kept in that of the pretraining, where other cells find them.
 
     Returns:
-        What :func:`~recipes.medmoe.probe.evaluation.probe_set` returns.
+        What :func:`~recipes.medmoe.probe.evaluation.probe_set` returns, and ``near_duplicates`` (as in the stage's
+        result).
     """
     session = open_cell(settings, run)
     one, _ = _open_set(session, settings["set"])
+    one, overlap = set_without_near_duplicates(session, one, "test", settings["set"]["near_duplicates"])
     options = {name: settings[name] for name in ("fractions", "subsets", "refit", "select")}
     result = probe_set(session, one, kind=settings["features"], modality=settings["set"]["modality"], **options)
+    result |= {"near_duplicates": overlap}
     write_fingerprint(run, one.splits.items())
     write_json(run / RESULT, result)
     return result

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recipes.medmoe.tables.models import trained_models
 from recipes.medmoe.tables.pointing import finding_table, pointing_csv, pointing_table
 from recipes.medmoe.tables.printed import COLUMN, NOTES_3, OURS
-from recipes.medmoe.tables.rows import results_of
+from recipes.medmoe.tables.results import results_of
 from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, Swept, run_sweep_of
 from recipes.shared.report.files import read_examples
 from recipes.shared.report.images import attention_overlay

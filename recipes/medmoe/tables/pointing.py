@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.medmoe.tables.rows import cell_problem, results_of
+from recipes.medmoe.tables.results import cell_problem, results_of
 from recipes.medmoe.tables.sweep import MAPS, Swept
 from recipes.shared.report.formats import DASH, decimals, interval_text, signed_interval
 from recipes.shared.sweeps.tables import markdown_table

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from recipes.medmoe.tables.models import TableModel
 from recipes.medmoe.tables.printed import COLUMN, OURS, percent_text
+from recipes.medmoe.tables.results import cell_problem, results_of
 from recipes.medmoe.tables.sweep import Swept
 from recipes.shared.compare import TestPredictions, read_test_predictions
 from recipes.shared.report.formats import decimals, interval_text, p_text, signed, signed_interval
 from recipes.shared.scores.mean_difference import Mean, mean_over_groups
 from recipes.shared.scores.paired import holm
 from recipes.shared.scores.seeds import summary_over_seeds
-from recipes.shared.sweeps.cells import Record
 
 Hits = dict[int, tuple[NDArray[np.float64], tuple[str, ...]]]
 """By seed: 1 where a study's class has the highest score, else 0, NaN where it is unlabelled; and its patient."""
 TITLES = ("accuracy", "sd over seeds", "95% over patients", "difference", "95% over patients of it",
-          "over seeds, 95%", "p", "p (Holm)", "macro AUROC")  # fmt: skip
+          "over seeds, 95%", "p", "p (Holm)", "balanced accuracy", "macro AUROC", "sd over prompts")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Row:
         over_seeds: The difference's t-interval over seeds, from two on.
         p_holm: Of the difference, adjusted over the table.
         auroc: Macro AUROC, mean over seeds.
+        balanced: Balanced accuracy, mean over seeds.
+        prompt_sd: Standard deviation of the accuracy over halves of the prompts, mean over seeds.
         paper: What the paper prints, in percent.
         notes: What a reader must know.
         hits: What the accuracies are means of.
@@ -49,6 +51,8 @@ class Row:
     over_seeds: Sequence[float] | None = None
     p_holm: float | None = None
     auroc: float | None = None
+    balanced: float | None = None
+    prompt_sd: float | None = None
     paper: float | None = None
     notes: tuple[str, ...] = ()
     hits: Hits = field(default_factory=dict)
@@ -104,7 +108,9 @@ def row_cells(row: Row) -> list[str]:
         signed_interval(row.over_seeds),
         p_text(difference.p if difference else None),
         p_text(row.p_holm),
+        decimals(row.balanced),
         decimals(row.auroc),
+        decimals(row.prompt_sd),
     ]
 
 
@@ -123,7 +129,9 @@ def csv_row(row: Row) -> dict[str, Any]:
         **_ends("difference_over_seeds", row.over_seeds),
         "p": difference.p,
         "p_holm": row.p_holm,
+        "balanced_accuracy": row.balanced,
         "macro_auroc": row.auroc,
+        "sd_over_prompts": row.prompt_sd,
         COLUMN: percent_text(row.paper),
         "accuracy_less_paper": None if row.paper is None or row.mean is None else row.mean.value - row.paper / 100,
         "notes": "; ".join(row.notes),
@@ -137,33 +145,6 @@ def seed_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for row in rows
         for seed, value in row.seeds.items()
     ]
-
-
-def cell_problem(swept: Swept, column: str, model: str, seed: int) -> str:
-    """Says why a cell has no result; empty if it has one.
-
-    Args:
-        swept: The cells.
-        column: Of the cell.
-        model: Its row.
-        seed: Its seed.
-    """
-    cell = swept.evaluated.cells.get((column, model, seed))
-    if cell is None:
-        return "no such cell"
-    record = swept.evaluated.records.get(cell.name)
-    if record is None:
-        training = swept.pretrained.records.get(str(cell.settings.get("pretrained")))
-        if training is not None and training.state == "failed":
-            return f"pretraining failed: {training.error}"
-        return "not run"
-    return f"failed: {record.error}" if record.state == "failed" else ""
-
-
-def results_of(swept: Swept, column: str, model: str) -> dict[int, Mapping[str, Any]]:
-    """Returns what the finished cells of a row returned, by seed."""
-    records: dict[int, Record] = swept.evaluated.records_of(column, model)
-    return {seed: record.result for seed, record in records.items() if record.state == "finished"}
 
 
 def _rows_of(swept: Swept, column: str, paper: Mapping[tuple[str, str], float | None]) -> list[TableModel]:
@@ -191,13 +172,15 @@ def _read(swept: Swept, column: str, model: str, absent: str | None, bootstrap: 
     if results and not hits:
         notes.append("several labels may hold at once: no accuracy")
     seeds = {seed: float(np.nanmean(hits[seed][0])) if seed in hits else None for seed in runs}
-    aurocs = [one["macro_auroc"] for one in results.values() if one["macro_auroc"] is not None]
+    spreads = [(one["prompt_spread"] or {}).get("accuracy") for one in results.values()]
     return Row(
         column,
         model,
         seeds,
         mean=_over_patients([hits], bootstrap),
-        auroc=float(np.mean(aurocs)) if aurocs else None,
+        auroc=_mean_of([one["macro_auroc"] for one in results.values()]),
+        balanced=_mean_of([one["balanced_accuracy"] for one in results.values()]),
+        prompt_sd=_mean_of([spread and spread["sd"] for spread in spreads]),
         notes=tuple(notes),
         hits=hits,
     )
@@ -219,14 +202,14 @@ def _mean_row(name: str, rows: Sequence[Row], bootstrap: int) -> Row:
     if not seeds:
         return Row(name, rows[0].model, {}, notes=("a set is missing",))
     values = {seed: float(np.mean([row.seeds[seed] for row in rows])) for seed in seeds}
-    aurocs = [row.auroc for row in rows if row.auroc is not None]
     hits = [{seed: row.hits[seed] for seed in seeds} for row in rows]
     return Row(
         name,
         rows[0].model,
         values,
         mean=_over_patients(hits, bootstrap),
-        auroc=float(np.mean(aurocs)) if len(aurocs) == len(rows) else None,
+        auroc=_mean_of([row.auroc for row in rows], all_of_them=True),
+        balanced=_mean_of([row.balanced for row in rows], all_of_them=True),
     )
 
 
@@ -268,6 +251,12 @@ def _over_patients(sets: Sequence[Hits], bootstrap: int) -> Mean | None:
         values = np.array([own for own, _ in hits.values()]).mean(axis=0)
         parts.append((values, next(iter(hits.values()))[1]))
     return mean_over_groups(parts, bootstrap=bootstrap)
+
+
+def _mean_of(values: Sequence[float | None], *, all_of_them: bool = False) -> float | None:
+    """Returns the mean of the values that are known; with ``all_of_them`` only if every one is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and (len(known) == len(values) or not all_of_them) else None
 
 
 def _ends(name: str, interval: Sequence[float] | None) -> dict[str, float | None]:

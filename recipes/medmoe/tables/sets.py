@@ -9,7 +9,7 @@ import tyro
 
 from recipes.data.evaluation.sets import SETS
 from recipes.data.phantom.modalities.findings import MODALITIES
-from recipes.medmoe.choices import Split
+from recipes.medmoe.choices import NearDuplicates, Split
 from recipes.medmoe.data.labelled_sets import PHANTOM
 from recipes.medmoe.hints import DRAWN
 from recipes.shared.sweeps.named_options import named_options
@@ -37,6 +37,8 @@ class SetOptions:
     """Kind of the images, where the set does not say it."""
     split: Split = "test"
     """Which studies; of a linear probe always the test split."""
+    near_duplicates: NearDuplicates = "count"
+    """Count images that are equal or nearly equal to pretraining images, leave them out, or do not look for them."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the options as plain types."""

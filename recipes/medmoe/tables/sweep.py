@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from recipes.medmoe.baselines.checks import check_read, without_unread
+from recipes.medmoe.choices import LOCAL_SCORINGS
 from recipes.medmoe.config import Config
 from recipes.medmoe.hints import DRAWN
 from recipes.medmoe.tables.cells import EVALUATED, WEIGHTS, evaluation_cell, pretrain_cell, run_cell
@@ -18,8 +19,6 @@ from recipes.shared.sweeps.grid import Grid
 from recipes.shared.sweeps.options import DECIDED, SweepOptions, check_sweep, refuse_decided, refuse_unread
 
 ParsePretrain = Callable[[list[str]], Config]
-LOCAL = ("combined", "gloria")
-"""Scorings that compare words with regions; `combined` needs training images too."""
 MAPS = "maps"
 """The column of the pointing game."""
 
@@ -138,7 +137,7 @@ def _model_settings(
     if model.preset is not None:
         training = trainings[model.name, seed]
         without = training.settings["config"]["model"]["local_branch"] == "none"
-        return None if without and one.settings.get("scoring") in LOCAL else {"pretrained": training.name}
+        return None if without and one.settings.get("scoring") in LOCAL_SCORINGS else {"pretrained": training.name}
     if model.choice is None or model.absent is not None or one.settings.get("scoring") == "combined":
         return None
     settings: dict[str, Any] = {"released": model.choice.to_json()}

@@ -9,7 +9,8 @@ from recipes.medmoe.choices import Scoring
 from recipes.medmoe.tables.models import released_models, trained_models
 from recipes.medmoe.tables.pointing import pointing_csv, pointing_table
 from recipes.medmoe.tables.printed import AVERAGES_1, COLUMN, SETS, TABLE_1, notes_1, percent_text, table_1
-from recipes.medmoe.tables.rows import TITLES, Row, csv_row, read_rows, results_of, row_cells, seed_rows
+from recipes.medmoe.tables.results import near_duplicates_of, results_of
+from recipes.medmoe.tables.rows import TITLES, Row, csv_row, read_rows, row_cells, seed_rows
 from recipes.medmoe.tables.sets import TableSet, is_drawn, parse_sets
 from recipes.medmoe.tables.sweep import MAPS, Evaluation, ParsePretrain, Swept, run_sweep_of
 from recipes.shared.report.formats import DASH, decimals, interval_text
@@ -23,7 +24,8 @@ SETTINGS = (
     "Accuracy is that of the test split, classes told apart by prompts alone, mean over the seeds of the pretraining. "
     "The interval over patients is a bootstrap for the models as they are trained; the standard deviation and the "
     "t-interval over seeds are another uncertainty, and neither includes the other. Differences are to MedMoE, paired "
-    "by study and seed; p-values are over patients, adjusted by Holm's method over the whole table."
+    "by study and seed; p-values are over patients, adjusted by Holm's method over the whole table. The standard "
+    "deviation over prompts is that of the accuracies by 20 random halves of the prompts, mean over the seeds."
 )
 SCORINGS = (
     "`mean` is the cosine of the whole image with the prompts of a class: no expert and no region takes part in it. "
@@ -218,7 +220,8 @@ def _sets(swept: Swept, rows: Sequence[Row]) -> str:
             continue
         results = [one for m in swept.models for one in results_of(swept, column, m.name).values()]
         lines.append([column, *_about_set(results)])
-    titles = ["set", "task", "studies", "patients", "classes", "chance", "most frequent class", "prompts"]
+    titles = ["set", "task", "studies", "patients", "classes", "chance", "most frequent class", "prompts",
+              "near-duplicates of pretraining images"]  # fmt: skip
     return markdown_table(titles, lines) if lines else "None is here."
 
 
@@ -240,7 +243,7 @@ def _printed() -> str:
 
 def _about_set(results: Sequence[Mapping[str, Any]]) -> list[str]:
     if not results:
-        return ["no cell is finished", *[DASH] * 6]
+        return ["no cell is finished", *[DASH] * 7]
     one = results[0]
     prompts = one["prompts"]
     return [
@@ -251,6 +254,7 @@ def _about_set(results: Sequence[Mapping[str, Any]]) -> list[str]:
         decimals(one["chance"]),
         decimals(one["majority_share"]),
         f"{prompts['texts']} texts of {prompts['file']}, checksum {prompts['checksum']}",
+        near_duplicates_of(results),
     ]
 
 

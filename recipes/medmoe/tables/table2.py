@@ -10,7 +10,7 @@ import numpy as np
 from recipes.medmoe.choices import Features, Refit, Select
 from recipes.medmoe.tables.models import released_models, trained_models
 from recipes.medmoe.tables.printed import COLUMN, FRACTIONS, OURS, SETS_2, TABLE_2, notes_2, percent_text, table_2
-from recipes.medmoe.tables.rows import cell_problem, results_of
+from recipes.medmoe.tables.results import cell_problem, near_duplicates_of, results_of
 from recipes.medmoe.tables.sets import TableSet, parse_sets
 from recipes.medmoe.tables.sweep import Evaluation, ParsePretrain, Swept, run_sweep_of
 from recipes.shared.report.formats import DASH, decimals, signed, signed_interval
@@ -263,7 +263,8 @@ def _protocols(swept: Swept) -> str:
             else f"; chance {one['chance']:.3f}, most frequent class {one['majority_share']:.3f}"
         )
         lines.append(
-            f"{column}: {one['studies']['test']} test studies, features {one['features']}; {one['protocol']}{chance}."
+            f"{column}: {one['studies']['test']} test studies, features {one['features']}; {one['protocol']}{chance}; "
+            f"near-duplicates: {near_duplicates_of(results)}."
         )
     return markdown_list(lines) if lines else "No cell is finished."
 

@@ -65,7 +65,7 @@ def main(
     # Imported here, so that --help does not wait for torch.
     from recipes.medmoe.inference.opening import open_session
     from recipes.medmoe.inference.vocabulary import words_unknown_to
-    from recipes.medmoe.zero_shot.evaluation import score_prompts
+    from recipes.medmoe.zero_shot.prompt_scores import score_prompts
 
     session = open_session(run, checkpoint, baseline, writes=())
     unknown = words_unknown_to(session, [text for texts in chosen.classes.values() for text in texts])
@@ -80,9 +80,9 @@ def main(
         print(unknown.in_words("prompts"))
     files = images.open(force_dicom=session.force_dicom)
     task = "multi-label" if several else "multi-class"
-    scores, _ = score_prompts(
+    scores = score_prompts(
         session, files, chosen, task=task, scoring=scoring, kind=modality, title="classify", checkpoint=checkpoint
-    )
+    ).scores
     names = list(chosen.classes)
     table = pd.DataFrame({"image": list(files.paths)})
     table["prediction"] = [_prediction(row, names, several=several) for row in scores.probs]

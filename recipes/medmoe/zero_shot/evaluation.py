@@ -2,27 +2,21 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from recipes.data.evaluation.types import EvaluationSet
-from recipes.data.studies import StudySplit, Task
-from recipes.medmoe.choices import Scoring
-from recipes.medmoe.inference.embedding import Embedded, as_array, embed
-from recipes.medmoe.inference.local_scoring import as_run, describe_routing
-from recipes.medmoe.inference.reference import load_reference, reference_scores
+from recipes.data.studies import StudySplit
+from recipes.medmoe.choices import LOCAL_SCORINGS, Scoring
+from recipes.medmoe.inference.local_scoring import describe_routing
 from recipes.medmoe.inference.session import ModelSession
 from recipes.medmoe.inference.vocabulary import words_unknown_to
 from recipes.medmoe.zero_shot.prompt_files import Prompts, choose_prompts
+from recipes.medmoe.zero_shot.prompt_scores import score_prompts
 from recipes.medmoe.zero_shot.prompt_spread import prompt_spread
-from recipes.medmoe.zero_shot.scoring import ClassScores, Parts, combined_scores, score_classes
+from recipes.medmoe.zero_shot.scoring import ClassScores
 from recipes.shared.scores.confusion import confusion_matrix
 from recipes.shared.scores.metrics import evaluate_predictions
 from recipes.shared.scores.single_label import single_label_scores
-
-LOCAL = ("combined", "gloria")
-"""Scorings that read local scores, which depend on the expert."""
 
 
 def evaluate_set(session: ModelSession, one: EvaluationSet, prompts: Prompts, **options: Any) -> dict[str, Any]:
@@ -67,9 +61,10 @@ def evaluate_scores(
     _check_fit(one, prompts, scoring, split)
     studies = one.splits[split]
     own = choose_prompts(prompts, one.classes)  # in the set's order, under its names
-    scores, embedded = score_prompts(
+    scored = score_prompts(
         session, studies, own, task=one.task, scoring=scoring, kind=kind, title=one.name, checkpoint=checkpoint
     )
+    scores, experts = scored.scores, scored.embedded.experts
     measured = evaluate_predictions(
         scores.probs, studies.labels, studies.groups, one.classes, task=one.task, bootstrap=bootstrap, seed=seed
     )
@@ -86,8 +81,8 @@ def evaluate_scores(
         "scale": session.scale,
         "seed": seed,
         "route_on": by,
-        "routing_matters": scoring in LOCAL and by != "none",
-        "routing": None if embedded.experts is None else describe_routing(session, embedded.experts, of, kind),
+        "routing_matters": scoring in LOCAL_SCORINGS and by != "none",
+        "routing": None if experts is None else describe_routing(session, experts, of, kind),
         "chance": 1 / len(one.classes) if single else None,
         "accuracy": None,
         "accuracy_ci95": None,
@@ -95,16 +90,7 @@ def evaluate_scores(
         "confusion": None,
         "prompts": {"file": prompts.name} | prompts.to_json(),
         "unknown_words": _unknown_words(session, one, prompts),
-        "prompt_spread": prompt_spread(
-            embedded,
-            [len(own.classes[name]) for name in one.classes],
-            studies,
-            one.classes,
-            task=one.task,
-            scoring=scoring,
-            scale=session.scale,
-            seed=seed,
-        ),
+        "prompt_spread": prompt_spread(scored, studies, one.classes, task=one.task, seed=seed),
         "classes": list(one.classes),
         "notes": [*one.notes, *session.notes],
     } | measured
@@ -146,68 +132,3 @@ def _add_confusion(result: dict[str, Any], scores: ClassScores, studies: StudySp
     for name, recall in confusion.pop("recall").items():
         result["per_class"][name]["recall"] = recall
     result["confusion"] = confusion
-
-
-def _combined(
-    session: ModelSession, embedded: Embedded, texts: list[str], sizes: NDArray[np.int64], task: Task, checkpoint: str
-) -> ClassScores:
-    """Scores by cosine and local score, on the scale of the run's reference images."""
-    run = as_run(session)
-    routed = run.route_on != "none"
-    reference = load_reference(run, checkpoint)
-    local = reference_scores(run, reference, run.texts(texts))
-    assert embedded.local is not None
-    experts = embedded.experts if routed else [0] * len(embedded.images)
-    assert experts is not None
-    prompts = np.split(embedded.prompts, sizes)
-    images = Parts.of(embedded.images, prompts, np.split(embedded.local, sizes, axis=1), experts)
-    known = Parts.of(as_array(reference.embeddings), prompts, np.split(local, sizes, axis=1), reference.experts)
-    return combined_scores(images, known, num_experts=run.model.config.num_experts if routed else 1, task=task)
-
-
-@torch.no_grad()
-def score_prompts(
-    session: ModelSession,
-    studies: StudySplit,
-    prompts: Prompts,
-    *,
-    task: Task,
-    scoring: Scoring,
-    kind: str | None,
-    title: str,
-    checkpoint: str = "best",
-) -> tuple[ClassScores, Embedded]:
-    """Scores images for the classes of prompts, in their order.
-
-    Args:
-        session: The run.
-        studies: The images; labels are not read.
-        prompts: The texts of each class.
-        task: Whether the classes exclude one another.
-        scoring: See :mod:`recipes.medmoe.zero_shot.scoring`.
-        kind: Kind of all images, where it is known.
-        title: Of the progress bar.
-        checkpoint: Which weights the session has.
-
-    Raises:
-        ValueError: If the kind of the images is needed and not known, or a scoring needs experts that there are not.
-    """
-    names = list(prompts.classes)
-    texts = [text for name in names for text in prompts.classes[name]]
-    embedded = embed(session, studies, texts, local=scoring in LOCAL, kind=kind, title=title)
-    sizes = np.cumsum([len(prompts.classes[name]) for name in names])[:-1]
-    if scoring == "combined":
-        return _combined(session, embedded, texts, sizes, task, checkpoint), embedded
-    absent = None
-    if scoring == "pairs":
-        absent = [as_array(session.texts(prompts.absent[name]).embedding) for name in names]
-    scores = score_classes(
-        embedded.images,
-        np.split(embedded.prompts, sizes),
-        scoring=scoring,
-        task=task,
-        scale=session.scale,
-        absent=absent,
-        local=None if embedded.local is None else np.split(embedded.local, sizes, axis=1),
-    )
-    return scores, embedded

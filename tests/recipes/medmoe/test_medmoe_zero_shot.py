@@ -16,8 +16,9 @@ from recipes.medmoe.inference.local_scoring import mean_regions, modality_labels
 from recipes.medmoe.inference.reference import load_reference
 from recipes.medmoe.inference.run import Session
 from recipes.medmoe.zero_shot import stage as zero_shot
-from recipes.medmoe.zero_shot.evaluation import evaluate_set, score_prompts
+from recipes.medmoe.zero_shot.evaluation import evaluate_set
 from recipes.medmoe.zero_shot.prompt_files import choose_prompts, parse_prompts
+from recipes.medmoe.zero_shot.prompt_scores import score_prompts
 from recipes.medmoe.zero_shot.scale import FEWEST
 from recipes.medmoe.zero_shot.scoring import LOCAL_WEIGHT
 from recipes.shared.runs import read_json
@@ -315,14 +316,14 @@ def test_a_combined_score_depends_on_no_other_image(run):
     session = Session.open(run)
     split = picture_set().splits["test"]
     arguments = {"task": "multi-class", "scoring": "combined", "kind": "ct", "title": None}
-    every, _ = score_prompts(session, split, PROMPTS, **arguments)
-    alone, _ = score_prompts(session, Pictures(split.images[:1], split.labels[:1], ("ct",)), PROMPTS, **arguments)
+    every = score_prompts(session, split, PROMPTS, **arguments).scores
+    alone = score_prompts(session, Pictures(split.images[:1], split.labels[:1], ("ct",)), PROMPTS, **arguments).scores
     assert alone.scores == pytest.approx(every.scores[:1], abs=1e-4)
 
 
 def test_a_combined_score_is_the_formula(run):
     session, split = Session.open(run), picture_set(count=4).splits["test"]
-    scores, embedded = score_prompts(
+    scores, embedded, *_ = score_prompts(
         session, split, PROMPTS, task="multi-class", scoring="combined", kind="ct", title=None
     )
     reference = load_reference(session, "best")
@@ -384,3 +385,16 @@ def test_the_spread_over_halves_of_the_prompts(pretrained_run):
     assert spread["accuracy"]["max"] <= max(half["accuracy"] for half in halves) + 1e-9
     single = parse_prompts({"classes": {"dark": ["dark"], "bright": ["bright"]}}, "single")
     assert evaluate_set(session, one, single, bootstrap=0)["prompt_spread"] is None
+
+
+def test_a_combined_score_by_some_prompts_is_that_of_these_prompts_alone(run):
+    session, split = Session.open(run), picture_set(count=4).splits["test"]
+    arguments = {"task": "multi-class", "scoring": "combined", "kind": "ct", "title": None}
+    many = parse_prompts({"classes": {"dark": ["a", "dark image", "clear"], "bright": ["bright", "nothing"]}}, "many")
+    few = parse_prompts({"classes": {"dark": ["dark image", "clear"], "bright": ["bright"]}}, "few")
+    scored = score_prompts(session, split, many, **arguments)
+    assert [own.tolist() for own in scored.rows] == [[0, 1, 2], [3, 4]]
+    by_some = scored.by_rows([np.array([1, 2]), np.array([3])])
+    assert by_some.scores == pytest.approx(score_prompts(session, split, few, **arguments).scores.scores, abs=1e-4)
+    assert abs(by_some.scores - scored.scores.scores).max() > 1e-3
+    assert evaluate_set(session, picture_set(), many, scoring="combined", bootstrap=0)["prompt_spread"]["subsets"] == 20

@@ -97,6 +97,9 @@ def _zero_shot(run, share, seed, cell):
         "classes": list(CLASSES),
         "chance": 1 / 3,
         "majority_share": 0.4,
+        "balanced_accuracy": share,
+        "prompt_spread": {"subsets": 20, "accuracy": {"mean": share, "sd": 0.01 * seed, "min": 0.0, "max": 1.0}},
+        "near_duplicates": {"mode": "count", "in_words": "1 of 60 images"},
     }
     return result | {"prompts": {"file": "mine", "checksum": "0123", "texts": 6}}
 
@@ -119,7 +122,7 @@ def _probe(run, share, seed, cell):
     ]
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "result.json", {})
-    about = {"protocol": "fitted on nothing", "features": "global", "studies": {"test": 40}}
+    about = {"protocol": "fitted on nothing", "features": "global", "studies": {"test": 40}, "near_duplicates": None}
     return about | {"fractions": rows, "chance": 0.25, "majority_share": 0.3}
 
 

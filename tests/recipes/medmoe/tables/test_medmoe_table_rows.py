@@ -52,6 +52,11 @@ def test_a_better_model_is_ahead_beyond_its_interval_and_an_equal_one_is_not(swe
     assert len(by_seed) == 3
     assert float(table["a", "gloria"]["accuracy"]) == pytest.approx(np.mean(by_seed))
     assert float(table["a", "gloria"]["sd_over_seeds"]) == pytest.approx(np.std(by_seed, ddof=1))
+    assert float(table["a", "gloria"]["balanced_accuracy"]) == pytest.approx(SHARES["gloria"])
+    assert float(mean["balanced_accuracy"]) == pytest.approx(SHARES["gloria"])
+    assert float(table["a", "gloria"]["sd_over_prompts"]) == pytest.approx(0.01)  # mean of 0, 0.01 and 0.02
+    assert mean["sd_over_prompts"] == ""
+    assert "| 1 of 60 images |" in (folder / "table1.md").read_text()
     equal = table["mean of the drawn sets", "clip"]  # drawn with the same numbers as MedMoE
     assert float(equal["difference"]) == 0
     assert float(equal["p"]) == 1

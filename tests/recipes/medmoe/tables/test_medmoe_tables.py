@@ -12,7 +12,8 @@ from recipes.medmoe.tables.printed import COLUMN
 
 SMALL = ["--train-studies", "48", "--val-studies", "24", "--test-studies", "40", "--image-size", "64", "--dim", "32"]
 SMALL += ["--epochs", "1", "--batch-size", "16", "--accelerator", "cpu", "--num-experts", "6"]
-SETS = ["--sets", "ct=--set phantom-ct", "mri=--set phantom-mri", "mine=--csv nowhere.csv"]
+SETS = ["--sets", "ct=--set phantom-ct", "mri=--set phantom-mri --near-duplicates leave-out", "mine=--csv nowhere.csv"]
+CLASSES = ("liver mass", "kidney cyst", "kidney stone", "normal")
 OPTIONS = ["--models", "medmoe", "gloria", "clip", "--seeds", "0", "--bootstrap", "100"]
 
 pytestmark = pytest.mark.slow  # three pretrainings and their evaluations: a minute
@@ -54,12 +55,19 @@ def test_means_and_differences_are_computed_from_the_predictions(folder):
         run = folder / "runs" / "zero-shot" / "ct" / model / "seed-0"
         predictions = rows(run / "predictions.csv")
         right = [
-            max(("liver mass", "kidney cyst", "kidney stone", "normal"), key=lambda name: float(one[f"prob:{name}"]))
+            max(CLASSES, key=lambda name: float(one[f"prob:{name}"]))
             == next(name.removeprefix("label:") for name in one if name.startswith("label:") and one[name] == "1.0")
             for one in predictions
         ]
         assert value["ct", model] == pytest.approx(sum(right) / len(right))
         assert json.loads((run / "result.json").read_text())["accuracy"] == pytest.approx(value["ct", model])
+        by_class = {name: [] for name in CLASSES}
+        for one, hit in zip(predictions, right, strict=True):
+            by_class[next(name for name in CLASSES if one[f"label:{name}"] == "1.0")].append(hit)
+        recalls = [sum(hits) / len(hits) for hits in by_class.values() if hits]
+        assert float(table["ct", model]["balanced_accuracy"]) == pytest.approx(sum(recalls) / len(recalls))
+        spread = json.loads((run / "result.json").read_text())["prompt_spread"]["accuracy"]
+        assert float(table["ct", model]["sd_over_prompts"]) == pytest.approx(spread["sd"])
     difference = float(table["mri", "clip"]["difference"])
     assert difference == pytest.approx(value["mri", "clip"] - value["mri", "medmoe"])
     assert table["mri", "medmoe"]["difference"] == ""
@@ -75,6 +83,13 @@ def test_the_text_of_table_1_says_where_figures_come_from(folder):
     assert cells["zero-shot/ct/medmoe/seed-0"]["data"] != cells["zero-shot/mri/medmoe/seed-0"]["data"]
     assert all(row["commit"] for row in cells.values())
     assert "phantom-ct, checksum" in text
+    assert "equal or nearly equal to one of the 48 pretraining images" in text
+    overlap = [
+        json.loads((folder / f"cells/zero-shot/{name}/clip/seed-0/record.json").read_text())["result"]
+        for name in ("ct", "mri")
+    ]
+    assert [one["near_duplicates"]["mode"] for one in overlap] == ["count", "leave-out"]
+    assert all(one["near_duplicates"]["pretraining_images"] == 48 for one in overlap)
     assert (folder / "table1.png").stat().st_size > 5000
     maps = rows(folder / "table1-maps.csv")
     assert {row["model"] for row in maps} == {"medmoe", "gloria", "clip"}
@@ -119,6 +134,7 @@ def test_table_2_and_figure_3_take_the_pretrainings_of_table_1(folder):
     assert float(by_key["clip", "1.0"]["difference"]) == pytest.approx(gain)
     text = (folder / "table2.md").read_text()
     assert "fitted on the share of training alone" in text
+    assert "near-duplicates: " in text
     assert "unimed-clip has 89.61" in text
     figure = (folder / "figure3.md").read_text()
     assert "Word maps of medmoe, gloria, clip on the same studies" in figure
